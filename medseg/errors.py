@@ -1,0 +1,72 @@
+"""The exceptions a user may see; each builds its own sentence: where, what is wrong, what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class MedsegError(Exception):
+    """Any failure that medseg explains to its user; the command line prints it as one line."""
+
+    exit_status = 1
+
+
+class DataError(MedsegError):
+    """A file or folder on disk is at fault.
+
+    Args:
+        path: The file or folder.
+        problem: What is wrong with it, as the end of a sentence ("has 3 axes, expected 4").
+        remedy: What the user can do, as an imperative ("Re-export the case").
+
+    Example:
+        >>> print(DataError(Path("a.nii.gz"), "is truncated", "Download it again"))
+        a.nii.gz is truncated. Download it again.
+    """
+
+    def __init__(self, path: str | Path, problem: str, remedy: str) -> None:
+        self.path = Path(path)
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{path} {problem}. {remedy}.")
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[Path, str, str]]:
+        """Survive the trip back from a worker process."""
+        return type(self), (self.path, self.problem, self.remedy)
+
+
+class CheckpointError(DataError):
+    """A checkpoint is missing, foreign, unsafe or does not fit the data."""
+
+
+class UsageError(MedsegError):
+    """The command or the config is at fault, not the data.
+
+    Example:
+        >>> print(UsageError("--folds must be at least 2, got 1", "Choose 2 or more"))
+        --folds must be at least 2, got 1. Choose 2 or more.
+    """
+
+    exit_status = 2
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{problem}. {remedy}.")
+
+    def __reduce__(self) -> tuple[type[UsageError], tuple[str, str]]:
+        """Survive the trip back from a worker process."""
+        return type(self), (self.problem, self.remedy)
+
+
+def nearest(word: str, legal: list[str]) -> str:
+    """Name the legal word a misspelt one was most likely meant to be, or an empty string.
+
+    Example:
+        >>> nearest("dcie", ["dice", "focal"])
+        'dice'
+    """
+    import difflib
+
+    found = difflib.get_close_matches(word, legal, n=1, cutoff=0.5)
+    return found[0] if found else ""
