@@ -1,0 +1,1 @@
+"""Millimetres and voxels: volumes, files, patches, distances. Knows no dataset and no network."""

@@ -1,0 +1,186 @@
+"""NIfTI files in and out; every failure names the file and what to do with it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from medseg.errors import DataError
+from medseg.space.volume import Affine, Shape, Spacing, Volume, orientation_of, spacing_of
+
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What a file says of itself before its voxels are read."""
+
+    shape: Shape
+    channels: int
+    affine: Affine
+
+    @property
+    def spacing_mm(self) -> Spacing:
+        """Edge lengths of a voxel."""
+        return spacing_of(self.affine)
+
+    @property
+    def orientation(self) -> str:
+        """Axis codes, such as ``"RAS"``."""
+        return orientation_of(self.affine)
+
+
+def case_name(path: Path) -> str:
+    """The file name without its NIfTI ending.
+
+    Example:
+        >>> case_name(Path("imagesTr/spleen_2.nii.gz"))
+        'spleen_2'
+    """
+    for ending in NIFTI_ENDINGS:
+        if path.name.endswith(ending):
+            return path.name[: -len(ending)]
+    return path.stem
+
+
+def read_header(path: Path) -> Header:
+    """Read shape, channels and affine without touching the voxels.
+
+    Raises:
+        DataError: The file is missing, not NIfTI, not three- or four-dimensional, or has a singular affine.
+    """
+    return _header_of(path, _open(path))
+
+
+def read_volume(path: Path) -> Volume:
+    """Read an image as float32, scaling (``scl_slope``) applied, channels first.
+
+    Raises:
+        DataError: As `read_header`, or the voxel data are truncated or corrupt.
+    """
+    image = _open(path)
+    header = _header_of(path, image)
+    return Volume(_channels_first(_voxels(path, image), header), header.affine)
+
+
+def read_labels(path: Path) -> Volume:
+    """Read a label volume as int32 with one channel; float-typed files must hold whole numbers.
+
+    Raises:
+        DataError: As `read_volume`, or the file has several channels, NaN or fractional values.
+    """
+    volume = read_volume(path)
+    if volume.array.shape[0] != 1:
+        raise DataError(
+            path, f"has {volume.array.shape[0]} channels, expected a label volume with one", "Merge them into one map"
+        )
+    whole = np.rint(volume.array)
+    if not np.array_equal(whole, volume.array):
+        raise DataError(path, "holds values that are not whole numbers", "Resample labels with nearest neighbour")
+    return Volume(whole.astype(np.int32), volume.affine)
+
+
+def require_finite(path: Path, volume: Volume) -> None:
+    """Refuse NaN and infinite voxels.
+
+    Raises:
+        DataError: With the number of such voxels.
+    """
+    if not np.isfinite(volume.array.sum(dtype=np.float64)):
+        count = int(np.count_nonzero(~np.isfinite(volume.array)))
+        raise DataError(path, f"holds {count} voxels that are NaN or infinite", "Replace them, for CT by -1024")
+
+
+def write_labels(path: Path, labels: NDArray[Any], *, like: Path) -> None:
+    """Write integer labels on exactly the grid of the image ``like``: affine, qform, sform, units, NIfTI version.
+
+    The file appears whole or not at all: it is written under a temporary name and renamed.
+
+    Args:
+        path: Target, ending in ``.nii.gz`` or ``.nii``.
+        labels: ``(i, j, k)`` with the spatial shape of ``like``.
+        like: The image that was segmented.
+    """
+    source = _open(like)
+    if tuple(labels.shape) != tuple(source.shape[:3]):
+        raise ValueError(f"labels have shape {labels.shape}, the image {like} has {source.shape[:3]}")
+    _write(path, source, labels.astype(np.min_scalar_type(int(labels.max(initial=0)))))
+
+
+def write_channels(path: Path, channels: NDArray[Any], *, like: Path) -> None:
+    """Write ``(c, i, j, k)`` maps, such as probabilities, as a 4D file on the grid of the image ``like``."""
+    _write(path, _open(like), np.moveaxis(channels, 0, -1))
+
+
+def save_atomically(image: Any, path: Path) -> None:
+    """Save a nibabel image under a temporary name beside its target, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ending = ".nii.gz" if path.name.endswith(".gz") else ".nii"
+    handle, temporary = tempfile.mkstemp(prefix=".partial-", suffix=ending, dir=path.parent)
+    os.close(handle)
+    try:
+        nib.save(image, temporary)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a prediction is to be shared
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _write(path: Path, source: Any, voxels: NDArray[Any]) -> None:
+    header = source.header.copy()
+    header.set_data_dtype(np.float32 if voxels.dtype == np.float16 else voxels.dtype)
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["cal_max"], header["cal_min"] = 0, 0
+    header["intent_code"], header["descrip"] = 0, b""
+    header.extensions.clear()  # the image's own remarks are not true of its segmentation
+    image = type(source)(voxels, None, header)
+    image.header["qform_code"], image.header["sform_code"] = source.header["qform_code"], source.header["sform_code"]
+    save_atomically(image, path)
+
+
+def _open(path: Path) -> Any:
+    try:
+        image = nib.load(path)
+    except FileNotFoundError:
+        raise DataError(path, "does not exist", "Check the path, or the entry of dataset.json that names it") from None
+    except (ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(path, f"is not a readable NIfTI file ({error})", "Re-export or download it again") from None
+    if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)):
+        raise DataError(path, f"is {type(image).__name__}, not NIfTI", "Convert it to .nii.gz")
+    return image
+
+
+def _header_of(path: Path, image: Any) -> Header:
+    shape = tuple(int(n) for n in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) == 5 and shape[3] == 1:  # NIfTI vectors keep their time axis empty
+        shape = (*shape[:3], shape[4])
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise DataError(path, f"has shape {tuple(image.shape)}, expected three axes or four", "Export a 3D volume")
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise DataError(path, "has a singular affine: its voxels have no volume", "Repair the sform or qform")
+    return Header((shape[0], shape[1], shape[2]), shape[3] if len(shape) == 4 else 1, affine)
+
+
+def _voxels(path: Path, image: Any) -> NDArray[np.float32]:
+    try:
+        voxels: NDArray[np.float32] = np.asarray(image.dataobj, dtype=np.float32)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(path, f"is truncated or corrupt ({error})", "Re-export or download it again") from None
+    return voxels
+
+
+def _channels_first(voxels: NDArray[np.float32], header: Header) -> NDArray[np.float32]:
+    stacked = voxels.reshape(*header.shape, header.channels)
+    return np.ascontiguousarray(np.moveaxis(stacked, -1, 0))

@@ -1,0 +1,94 @@
+"""A volume: voxels with the affine that places them in the scanner's millimetres."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+Affine = NDArray[np.float64]
+Spacing = tuple[float, float, float]
+Shape = tuple[int, int, int]
+
+
+def spacing_of(affine: Affine) -> Spacing:
+    """Edge lengths of a voxel in mm: the column norms of the affine, exact for oblique grids too."""
+    i, j, k = (float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
+    return i, j, k
+
+
+def orientation_of(affine: Affine) -> str:
+    """The anatomical direction each array axis grows towards, such as ``"RAS"`` or ``"LPS"``.
+
+    Example:
+        >>> orientation_of(np.diag([-1.0, -1.0, 1.0, 1.0]))
+        'LPS'
+    """
+    return "".join(str(code) for code in nib.aff2axcodes(affine))
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """Voxels and their place in space.
+
+    Attributes:
+        array: ``(c, i, j, k)``, a channel per modality; label volumes have one channel.
+        affine: ``(4, 4)``, voxel indices to mm in RAS+ world coordinates, as NIfTI defines it.
+    """
+
+    array: NDArray[Any]
+    affine: Affine
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 4 or self.affine.shape != (4, 4):
+            raise ValueError(
+                f"expected an array (c, i, j, k) and an affine (4, 4), got {self.array.shape} and {self.affine.shape}"
+            )
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels along i, j and k."""
+        i, j, k = self.array.shape[1:]
+        return i, j, k
+
+    @property
+    def spacing_mm(self) -> Spacing:
+        """Edge lengths of a voxel."""
+        return spacing_of(self.affine)
+
+    @property
+    def orientation(self) -> str:
+        """Axis codes, such as ``"RAS"``."""
+        return orientation_of(self.affine)
+
+    def reoriented(self, codes: str) -> Volume:
+        """The same voxels with axes permuted and flipped to point towards ``codes``; nothing is interpolated.
+
+        Example:
+            >>> lps = Volume(np.arange(8.0).reshape(1, 2, 2, 2), np.diag([-1.0, -1.0, 1.0, 1.0]))
+            >>> lps.reoriented("RAS").reoriented("LPS").array.tolist() == lps.array.tolist()
+            True
+        """
+        if codes == self.orientation:
+            return self
+        transform = nib.orientations.ornt_transform(
+            nib.io_orientation(self.affine), nib.orientations.axcodes2ornt(tuple(codes))
+        )
+        channels = [nib.orientations.apply_orientation(channel, transform) for channel in self.array]
+        affine = self.affine @ nib.orientations.inv_ornt_aff(transform, self.shape)
+        return Volume(np.stack(channels), affine)
+
+
+def same_place(a: Affine, b: Affine, shape: Shape, tolerance: float = 0.05) -> bool:
+    """Whether two affines put every corner of a grid at the same spot, within a fraction of a voxel.
+
+    Comparing corners rather than matrix entries makes the tolerance mean the same for every spacing:
+    the rounding of a float32 header never fails it, a flipped or shifted axis always does.
+    """
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1)
+    homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
+    displacement_mm = np.abs((a - b) @ homogeneous)[:3].max()
+    return bool(displacement_mm <= tolerance * min(spacing_of(a)))
