@@ -1,0 +1,36 @@
+"""Scores of a segmentation against its reference: functions that compute, and torchmetrics shells that remember."""
+
+from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, OrganScores, score_case
+from medseg.metrics.detection import Lesions, lesion_f1, match_lesions, volume_ml
+from medseg.metrics.empty import Outcome, image_diagonal_mm, outcome
+from medseg.metrics.overlap import Counts, Organs, count_labels, count_masks, dice, iou, precision, recall
+from medseg.metrics.per_organ import PerOrganDice, PerOrganScores
+from medseg.metrics.surface import Surfaces, average_distance_mm, hausdorff_mm, surface_dice, surface_distances
+
+__all__ = [
+    "DEFAULT_TOLERANCE_MM",
+    "Counts",
+    "Lesions",
+    "OrganScores",
+    "Organs",
+    "Outcome",
+    "PerOrganDice",
+    "PerOrganScores",
+    "Surfaces",
+    "average_distance_mm",
+    "count_labels",
+    "count_masks",
+    "dice",
+    "hausdorff_mm",
+    "image_diagonal_mm",
+    "iou",
+    "lesion_f1",
+    "match_lesions",
+    "outcome",
+    "precision",
+    "recall",
+    "score_case",
+    "surface_dice",
+    "surface_distances",
+    "volume_ml",
+]

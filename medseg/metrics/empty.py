@@ -1,0 +1,83 @@
+"""The hard cases, decided once: an organ that is missed, invented, or rightly left out.
+
+========== ============ ============ ========================================= =======================
+outcome    reference    prediction   overlap (Dice, IoU, precision, recall,    distances (HD, HD95,
+                                     NSD, lesion F1)                           ASSD) in mm
+========== ============ ============ ========================================= =======================
+found      has it       has it       as computed; 0/0 cannot happen            as computed
+missed     has it       lacks it     0                                         diagonal of the image
+false      lacks it     has it       0                                         diagonal of the image
+absent     lacks it     lacks it     1, it agrees                              0, it agrees
+========== ============ ============ ========================================= =======================
+
+No score is ever ``nan``, infinite or left out of a mean, so a model cannot gain by missing an organ. The diagonal of
+the image is longer than any distance between two of its voxels: a missed organ ranks behind every found one. Reports
+show how often each outcome occurred, and the mean over the cases whose reference has the organ beside the mean over
+all cases, for organs that are mostly absent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import Enum
+
+
+class Outcome(str, Enum):
+    """What became of one organ in one case."""
+
+    FOUND = "found"
+    MISSED = "missed"
+    FALSE = "false"
+    ABSENT = "absent"
+
+
+def outcome(predicted_voxels: int, reference_voxels: int) -> Outcome:
+    """Name what became of an organ from the sizes of its prediction and its reference.
+
+    Example:
+        >>> outcome(0, 812)
+        <Outcome.MISSED: 'missed'>
+    """
+    if reference_voxels:
+        return Outcome.FOUND if predicted_voxels else Outcome.MISSED
+    return Outcome.FALSE if predicted_voxels else Outcome.ABSENT
+
+
+def overlap_score(numerator: int, denominator: int, case: Outcome) -> float:
+    """Divide, except where one side is empty: then the table above decides.
+
+    Example:
+        >>> overlap_score(2, 4, Outcome.FOUND), overlap_score(0, 0, Outcome.MISSED), overlap_score(0, 0, Outcome.ABSENT)
+        (0.5, 0.0, 1.0)
+    """
+    if case is Outcome.ABSENT:
+        return 1.0
+    if case is not Outcome.FOUND:
+        return 0.0
+    return numerator / denominator
+
+
+def distance_without_surfaces_mm(case: Outcome, worst_mm: float) -> float:
+    """Return the distance of an organ that lacks one surface or both.
+
+    Args:
+        case: Any outcome but ``FOUND``, whose distances are computed from its two surfaces.
+        worst_mm: What a missed or invented organ scores, see `image_diagonal_mm`.
+
+    Raises:
+        ValueError: The organ was found.
+    """
+    if case is Outcome.FOUND:
+        raise ValueError("expected an organ with an empty side, got a found one; compute its distances instead")
+    return 0.0 if case is Outcome.ABSENT else worst_mm
+
+
+def image_diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
+    r"""Measure the diagonal of the image, $\sqrt{\sum_i (n_i s_i)^2}$, outer edges of the voxels included.
+
+    Example:
+        >>> image_diagonal_mm((3, 4, 1), (1.0, 1.0, 12.0))
+        13.0
+    """
+    return math.hypot(*(count * step for count, step in zip(shape, spacing_mm, strict=True)))

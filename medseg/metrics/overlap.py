@@ -1,0 +1,204 @@
+"""Overlap of two masks from three counted numbers: Dice, IoU, precision, recall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int64, Integer
+from torch import Tensor
+
+from medseg.metrics.empty import Outcome, outcome, overlap_score
+
+Organs = Mapping[str, int | tuple[int, ...]]
+"""Organ name -> its label value, or the values whose union it is (overlapping regions)."""
+
+_CHUNK_VOXELS = 1 << 22  # bounds the int64 copies that bincount needs to 32 MiB, whatever the volume
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Hard counts of one organ in one case.
+
+    Attributes:
+        tp: Voxels that prediction and reference both give to the organ.
+        fp: Voxels that only the prediction gives to it.
+        fn: Voxels that only the reference gives to it.
+    """
+
+    tp: int
+    fp: int
+    fn: int
+
+    @property
+    def predicted(self) -> int:
+        """Voxels of the prediction."""
+        return self.tp + self.fp
+
+    @property
+    def reference(self) -> int:
+        """Voxels of the reference."""
+        return self.tp + self.fn
+
+    @property
+    def outcome(self) -> Outcome:
+        """Found, missed, false or absent."""
+        return outcome(self.predicted, self.reference)
+
+
+def dice(counts: Counts) -> float:
+    r"""Twice the overlap over the sum of sizes: $2 TP / (2 TP + FP + FN)$.
+
+    An organ missing on one side scores 0, on both sides 1 (see `medseg.metrics.empty`).
+
+    Example:
+        >>> dice(Counts(tp=3, fp=1, fn=1))
+        0.75
+
+    References:
+        Dice, "Measures of the amount of ecologic association between species", Ecology 1945.
+    """
+    return overlap_score(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn, counts.outcome)
+
+
+def iou(counts: Counts) -> float:
+    r"""Overlap over union (Jaccard index): $TP / (TP + FP + FN)$; empty sides as for `dice`.
+
+    Example:
+        >>> iou(Counts(tp=3, fp=1, fn=1))
+        0.6
+    """
+    return overlap_score(counts.tp, counts.tp + counts.fp + counts.fn, counts.outcome)
+
+
+def precision(counts: Counts) -> float:
+    r"""Share of the prediction that is right: $TP / (TP + FP)$; empty sides as for `dice`.
+
+    Example:
+        >>> precision(Counts(tp=3, fp=1, fn=9))
+        0.75
+    """
+    return overlap_score(counts.tp, counts.predicted, counts.outcome)
+
+
+def recall(counts: Counts) -> float:
+    r"""Share of the reference that is found: $TP / (TP + FN)$; empty sides as for `dice`.
+
+    Example:
+        >>> recall(Counts(tp=3, fp=9, fn=1))
+        0.75
+    """
+    return overlap_score(counts.tp, counts.reference, counts.outcome)
+
+
+def values_of(organ: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Give the label values of an organ, one or several, as a tuple."""
+    return (organ,) if isinstance(organ, int) else tuple(organ)
+
+
+def count_labels(
+    prediction: Integer[Tensor, "*space"],
+    reference: Integer[Tensor, "*space"],
+    organs: Organs,
+    *,
+    ignore: int | None = None,
+) -> dict[str, Counts]:
+    """Count every organ of two label maps in one pass, on their device.
+
+    The joint histogram of (prediction, reference) values is summed in chunks, so that regions which share values cost
+    nothing extra and the memory does not grow with the organs.
+
+    Args:
+        prediction: Label values, not negative, in the same vocabulary as the reference.
+        reference: Label values, not negative except for ``ignore``.
+        organs: Organ name -> value or values.
+        ignore: Reference value of voxels that count for nothing.
+
+    Raises:
+        ValueError: The shapes differ or a value is negative.
+
+    Example:
+        >>> count_labels(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 2]), {"one": 1, "both": (1, 2)})
+        {'one': Counts(tp=1, fp=0, fn=1), 'both': Counts(tp=3, fp=0, fn=0)}
+    """
+    _require_same_shape(tuple(prediction.shape), tuple(reference.shape))
+    joint = _joint_histogram(prediction, reference, ignore)
+    return {name: _counts_of(joint, values_of(values)) for name, values in organs.items()}
+
+
+def count_masks(
+    prediction: Bool[Tensor, "c *space"],
+    reference: Integer[Tensor, "*space"],
+    organs: Organs,
+    *,
+    ignore: int | None = None,
+) -> dict[str, Counts]:
+    """Count every organ of a stack of masks, which may overlap, against a label map.
+
+    Args:
+        prediction: One mask per organ, in the order of ``organs``.
+        reference: Label values.
+        organs: Organ name -> value or values.
+        ignore: Reference value of voxels that count for nothing.
+
+    Raises:
+        ValueError: The number of masks or the shape does not fit.
+
+    Example:
+        >>> count_masks(torch.tensor([[True, True, False]]), torch.tensor([1, 0, 2]), {"either": (1, 2)})
+        {'either': Counts(tp=1, fp=1, fn=1)}
+    """
+    if len(prediction) != len(organs):
+        raise ValueError(
+            f"expected {len(organs)} masks ({', '.join(organs)}), got {len(prediction)}; give one per organ"
+        )
+    _require_same_shape(tuple(prediction.shape[1:]), tuple(reference.shape))
+    counts = {}
+    for mask, (name, values) in zip(prediction, organs.items(), strict=True):
+        truth = torch.isin(reference, torch.tensor(values_of(values), device=reference.device))
+        if ignore is not None:
+            mask = mask & (reference != ignore)
+        tp = int((mask & truth).sum())
+        counts[name] = Counts(tp, int(mask.sum()) - tp, int(truth.sum()) - tp)
+    return counts
+
+
+def _require_same_shape(prediction: tuple[int, ...], reference: tuple[int, ...]) -> None:
+    if prediction != reference:
+        raise ValueError(
+            f"expected a prediction of shape {reference} like the reference, got {prediction}; resample it first"
+        )
+
+
+def _chunks(prediction: Tensor, reference: Tensor, ignore: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    flat_prediction, flat_reference = prediction.reshape(-1), reference.reshape(-1)
+    for start in range(0, flat_reference.numel(), _CHUNK_VOXELS):
+        part_prediction = flat_prediction[start : start + _CHUNK_VOXELS].long()
+        part_reference = flat_reference[start : start + _CHUNK_VOXELS].long()
+        if ignore is not None:
+            counted = part_reference != ignore
+            part_prediction, part_reference = part_prediction[counted], part_reference[counted]
+        if part_reference.numel():
+            yield part_prediction, part_reference
+
+
+def _joint_histogram(prediction: Tensor, reference: Tensor, ignore: int | None) -> Int64[Tensor, "p r"]:
+    joint = torch.zeros(1, 1, dtype=torch.int64)
+    for part_prediction, part_reference in _chunks(prediction, reference, ignore):
+        if min(int(part_prediction.min()), int(part_reference.min())) < 0:
+            raise ValueError("expected label values of 0 or more, got a negative one; name it with ignore= or remap it")
+        rows, columns = int(part_prediction.max()) + 1, int(part_reference.max()) + 1
+        pairs = torch.bincount(part_prediction * columns + part_reference, minlength=rows * columns)
+        grown = torch.zeros(max(rows, joint.shape[0]), max(columns, joint.shape[1]), dtype=torch.int64)
+        grown[: joint.shape[0], : joint.shape[1]] += joint
+        grown[:rows, :columns] += pairs.reshape(rows, columns).cpu()
+        joint = grown
+    return joint
+
+
+def _counts_of(joint: Int64[Tensor, "p r"], values: tuple[int, ...]) -> Counts:
+    rows = [value for value in values if value < joint.shape[0]]
+    columns = [value for value in values if value < joint.shape[1]]
+    tp = int(joint[rows][:, columns].sum())
+    return Counts(tp, int(joint[rows].sum()) - tp, int(joint[:, columns].sum()) - tp)

@@ -1,0 +1,185 @@
+"""torchmetrics shells: they remember cases, and combine processes so that each case counts once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Integer
+from torch import Tensor
+from torchmetrics import Metric
+
+from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, OrganScores, score_case
+from medseg.metrics.overlap import Counts, Organs, count_labels, count_masks, dice
+
+_MEASURES = tuple(item.name for item in fields(OrganScores) if item.name != "outcome")
+
+
+class _CasewiseMetric(Metric):  # type: ignore[misc]  # mypy skips torchmetrics, see pyproject.toml
+    """Keeps a row of numbers per case under the case's key, gathered over processes, each case once."""
+
+    full_state_update = False
+    keys: list[Tensor]
+    rows: list[Tensor]
+
+    def __init__(self, organs: Organs, *, columns: int, dtype: torch.dtype, **torchmetrics_options: Any) -> None:
+        super().__init__(**torchmetrics_options)
+        if not organs:
+            raise ValueError("expected at least one organ, got none; name the organs of the dataset")
+        self.organs = dict(organs)
+        self._nothing = (torch.empty(0, dtype=torch.int64), torch.empty(0, columns, dtype=dtype))
+        self.add_state("keys", default=[], dist_reduce_fx="cat")
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def sync(self, *arguments: Any, **options: Any) -> None:
+        """Gather over processes; one that saw no case joins with none, in the right shape and dtype."""
+        if not self._is_synced and not self.keys:
+            keys, rows = self._nothing
+            self.keys, self.rows = [keys.to(self.device)], [rows.to(self.device)]
+        super().sync(*arguments, **options)
+
+    def _remember(self, case_id: str, row: Tensor) -> None:
+        digest = hashlib.blake2b(case_id.encode(), digest_size=8).digest()
+        self.keys.append(torch.tensor([int.from_bytes(digest, "big", signed=True)], device=self.device))
+        self.rows.append(row[None].to(self.device))
+
+    def _each_case_once(self) -> Tensor:
+        """Give the rows (case, column), the first of each case, in an order that no process count changes."""
+        keys = torch.cat(list(self.keys) or [self._nothing[0]]) if isinstance(self.keys, list) else self.keys
+        rows = torch.cat(list(self.rows) or [self._nothing[1]]) if isinstance(self.rows, list) else self.rows
+        order = torch.argsort(keys, stable=True)
+        keys, rows = keys[order].cpu(), rows[order].cpu()
+        first = torch.ones(len(keys), dtype=torch.bool)
+        first[1:] = keys[1:] != keys[:-1]
+        return rows[first]
+
+
+class PerOrganDice(_CasewiseMetric):
+    r"""Dice per organ, averaged over whole cases: $\frac1N \sum_n 2 TP_n / (2 TP_n + FP_n + FN_n)$.
+
+    Each case counts once however often it is seen, so the padding of a distributed sampler changes nothing. Missed and
+    invented organs score 0, organs absent on both sides 1 (see `medseg.metrics.empty`).
+
+    Args:
+        organs: Organ name -> label value, or values of a region.
+        ignore: Reference value of voxels that count for nothing.
+        torchmetrics_options: Passed to `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = PerOrganDice({"liver": 1, "spleen": 2})
+        >>> metric.update(torch.tensor([[[0, 1, 1, 2]]]), torch.tensor([[[0, 1, 2, 2]]]), "case_1")
+        >>> {name: round(float(value), 3) for name, value in metric.compute().items()}
+        {'liver': 0.667, 'spleen': 0.667, 'mean': 0.667}
+    """
+
+    higher_is_better = True
+    is_differentiable = False
+
+    def __init__(self, organs: Organs, *, ignore: int | None = None, **torchmetrics_options: Any) -> None:
+        super().__init__(organs, columns=3 * len(organs), dtype=torch.int64, **torchmetrics_options)
+        self.ignore = ignore
+
+    def update(
+        self,
+        prediction: Integer[Tensor, "*space"] | Bool[Tensor, "c *space"],
+        reference: Integer[Tensor, "*space"],
+        case_id: str,
+    ) -> None:
+        """Count one whole case.
+
+        Args:
+            prediction: Label values in the reference's vocabulary, or one mask per organ in the order of ``organs``.
+            reference: Label values.
+            case_id: Name of the case; a second update under it is left out.
+
+        Raises:
+            ValueError: Shape, number of masks or a label value does not fit.
+        """
+        count = count_masks if prediction.dtype == torch.bool else count_labels
+        counts = count(prediction, reference, self.organs, ignore=self.ignore).values()
+        self._remember(case_id, torch.tensor([number for one in counts for number in (one.tp, one.fp, one.fn)]))
+
+    def compute(self) -> dict[str, float]:
+        """Give the mean over cases by organ, and their mean under ``mean``; no case at all gives 0."""
+        cases = self._each_case_once().reshape(-1, len(self.organs), 3).tolist()
+        totals = {
+            name: sum(dice(Counts(*case[index])) for case in cases) / max(1, len(cases))
+            for index, name in enumerate(self.organs)
+        }
+        return {**totals, "mean": sum(totals.values()) / len(totals)}
+
+
+class PerOrganScores(_CasewiseMetric):
+    """Every measure of `OrganScores` per organ, averaged over whole cases.
+
+    Args:
+        organs: Organ name -> label value, or values of a region.
+        tolerance_mm: Tolerance of the surface Dice, one for all or by name.
+        ignore: Reference value of voxels that count for nothing.
+        workers: Threads per case.
+        torchmetrics_options: Passed to `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = PerOrganScores({"liver": 1})
+        >>> labels = torch.ones(3, 3, 3, dtype=torch.uint8)
+        >>> metric.update(labels, labels, "case_1", spacing_mm=(1.0, 1.0, 1.0))
+        >>> metric.compute()["liver/hd95_mm"]
+        0.0
+    """
+
+    is_differentiable = False
+
+    def __init__(
+        self,
+        organs: Organs,
+        *,
+        tolerance_mm: float | Mapping[str, float] = DEFAULT_TOLERANCE_MM,
+        ignore: int | None = None,
+        workers: int = 1,
+        **torchmetrics_options: Any,
+    ) -> None:
+        super().__init__(organs, columns=len(_MEASURES) * len(organs), dtype=torch.float64, **torchmetrics_options)
+        self.tolerance_mm = tolerance_mm
+        self.ignore = ignore
+        self.workers = workers
+
+    def update(
+        self,
+        prediction: Integer[Tensor, "*space"] | Bool[Tensor, "c *space"],
+        reference: Integer[Tensor, "*space"],
+        case_id: str,
+        *,
+        spacing_mm: Sequence[float],
+    ) -> None:
+        """Score one whole case; arguments as for `PerOrganDice.update`, and the spacing.
+
+        Raises:
+            ValueError: Shape, number of masks, spacing or a tolerance does not fit.
+        """
+        scores = score_case(
+            prediction.cpu().numpy(),
+            reference.cpu().numpy(),
+            self.organs,
+            spacing_mm=spacing_mm,
+            tolerance_mm=self.tolerance_mm,
+            ignore=self.ignore,
+            workers=self.workers,
+        )
+        values = [[getattr(one, measure) for measure in _MEASURES] for one in scores.values()]
+        self._remember(case_id, torch.from_numpy(np.asarray(values, dtype=np.float64).ravel()))
+
+    def compute(self) -> dict[str, float]:
+        """Give the mean over cases under ``organ/measure``; no case at all gives an empty dict."""
+        cases = self._each_case_once().reshape(-1, len(self.organs), len(_MEASURES))
+        if not len(cases):
+            return {}
+        means = cases.mean(dim=0).tolist()
+        return {
+            f"{name}/{measure}": means[row][column]
+            for row, name in enumerate(self.organs)
+            for column, measure in enumerate(_MEASURES)
+        }
