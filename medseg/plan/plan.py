@@ -1,0 +1,391 @@
+"""The plan: the numbers that training and prediction must share, as a short YAML that a person reads and edits."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jaxtyping import Float
+
+from medseg.errors import DataError, nearest
+
+SCHEMA = 1
+"""Version of the plan's layout; a plan of another version is refused with a sentence."""
+
+Triple = tuple[int, int, int]
+SCHEMES = ("ct", "zscore", "zscore_nonzero", "rescale", "none")
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How the intensities of one modality become numbers around zero.
+
+    Attributes:
+        scheme: ``"ct"`` clips to [lower, upper], then (x − mean) / std with these constants; ``"zscore"`` uses each
+            case's own mean and std; ``"zscore_nonzero"`` the same over its non-zero voxels, leaving the others at zero;
+            ``"rescale"`` maps each case's [min, max] to [0, 1]; ``"none"`` leaves the values alone.
+        lower: Lower clip in the unit of the image (only ``"ct"``).
+        upper: Upper clip (only ``"ct"``).
+        mean: Subtracted (only ``"ct"``).
+        std: Divided by (only ``"ct"``).
+    """
+
+    scheme: str = "zscore"
+    lower: float = 0.0
+    upper: float = 0.0
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise ValueError(_misspelt("normalisation scheme", self.scheme, SCHEMES))
+        if self.scheme == "ct" and not (self.upper > self.lower and self.std > 0):
+            raise ValueError(
+                f"normalisation ct needs lower < upper and std > 0, got lower {self.lower}, upper {self.upper}, "
+                f"std {self.std}; measure them with medseg plan"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: only the numbers that the scheme uses."""
+        return asdict(self) if self.scheme == "ct" else {"scheme": self.scheme}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Normalisation:
+        """Rebuild from plain data.
+
+        Raises:
+            ValueError: A key or a value is not one of ours; the sentence names the nearest.
+        """
+        known = _known_keys(cls, data, "normalisation")
+        try:
+            numbers = {key: float(value) for key, value in known.items() if key != "scheme"}
+        except (TypeError, ValueError):
+            raise ValueError(f"normalisation needs numbers beside its scheme, got {dict(data)}") from None
+        return cls(str(known.get("scheme", "zscore")), **numbers)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that preparation, training and prediction must agree on.
+
+    Attributes:
+        name: Name of the dataset.
+        modalities: A name per image channel.
+        labels: Organ name to the value, or (overlapping regions) the values, that it has in the label files; the
+            background 0 is left out. The order is the order of the classes.
+        orientation: Axis codes of the prepared grid, such as ``"RAS"``.
+        spacing_mm: Edge lengths of a voxel of the prepared grid.
+        patch_size: Voxels of a training patch; a multiple of the product of the strides.
+        batch_size: Patches per training step.
+        normalisation: One per modality.
+        strides: Per stage of the network; the first stage keeps the resolution.
+        kernels: Convolution kernel per stage.
+        features: Channels per stage.
+        ignore: Value of voxels that were not annotated, or None.
+        paint_order: For overlapping regions, the value that each organ is painted with, in class order, later over
+            earlier; None when organs exclude each other.
+        mirror_axes: Axes that augmentation and prediction may flip.
+        swap_labels: Pairs of organ names that a flip of axis 0 exchanges.
+        schema: Version of this layout.
+        reasons: Why each number is so, by field; written as comments, no part of equality.
+
+    Raises:
+        ValueError: The numbers contradict each other; the sentence says which and what to do.
+
+    Example:
+        >>> plan = Plan("toy", ("CT",), {"liver": 1, "spleen": 3}, "RAS", (1.0, 1.0, 1.0), (16, 16, 16), 2,
+        ...             (Normalisation(),), ((1, 1, 1), (2, 2, 2)), ((3, 3, 3), (3, 3, 3)), (8, 16))
+        >>> plan.organs, plan.num_classes, plan.mode, plan.atoms
+        (('liver', 'spleen'), 3, 'multiclass', (1, 3))
+        >>> Plan.from_dict(plan.to_dict()) == plan
+        True
+    """
+
+    name: str
+    modalities: tuple[str, ...]
+    labels: dict[str, int | tuple[int, ...]]
+    orientation: str
+    spacing_mm: tuple[float, float, float]
+    patch_size: Triple
+    batch_size: int
+    normalisation: tuple[Normalisation, ...]
+    strides: tuple[Triple, ...]
+    kernels: tuple[Triple, ...]
+    features: tuple[int, ...]
+    ignore: int | None = None
+    paint_order: tuple[int, ...] | None = None
+    mirror_axes: tuple[int, ...] = (0, 1, 2)
+    swap_labels: tuple[tuple[str, str], ...] = ()
+    schema: int = SCHEMA
+    reasons: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_schema(self.schema)
+        _check_labels(self)
+        _check_grid(self)
+        _check_network(self)
+
+    @property
+    def organs(self) -> tuple[str, ...]:
+        """Organ names in class order, background left out."""
+        return tuple(self.labels)
+
+    @property
+    def values(self) -> tuple[tuple[int, ...], ...]:
+        """The label values of each organ, in class order."""
+        return tuple(value if isinstance(value, tuple) else (value,) for value in self.labels.values())
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether no voxel can belong to two organs."""
+        flat = [value for values in self.values for value in values]
+        return len(flat) == len(set(flat))
+
+    @property
+    def atoms(self) -> tuple[int, ...]:
+        """The label values told apart in the store: one per organ when exclusive, else each distinct value, sorted."""
+        if self.exclusive:
+            return tuple(values[0] for values in self.values)
+        return tuple(sorted({value for values in self.values for value in values}))
+
+    @property
+    def atom_of_value(self) -> dict[int, int]:
+        """Label value in a file → index in the store: 0 background, k the k-th atom, −1 ignored."""
+        if self.exclusive:
+            table = {value: index for index, values in enumerate(self.values, start=1) for value in values}
+        else:
+            table = {value: index for index, value in enumerate(self.atoms, start=1)}
+        return {0: 0} | table | ({} if self.ignore is None else {self.ignore: -1})
+
+    @property
+    def mode(self) -> str:
+        """``"multiclass"`` (softmax) when organs exclude each other, else ``"multilabel"`` (sigmoid)."""
+        return "multiclass" if self.exclusive else "multilabel"
+
+    @property
+    def num_classes(self) -> int:
+        """Output channels of the network: background and organs when exclusive, else organs."""
+        return len(self.labels) + int(self.exclusive)
+
+    @property
+    def membership(self) -> Float[np.ndarray, "c atoms_and_background"]:
+        """1 where the store's index (column, 0 is background) belongs to the class (row), else 0."""
+        if self.exclusive:
+            return np.eye(self.num_classes, dtype=np.float32)
+        rows = [[0.0] + [float(atom in values) for atom in self.atoms] for values in self.values]
+        return np.array(rows, dtype=np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: str, int, float, None, list and dict only, so that it loads under ``weights_only=True``."""
+        data = {spec.name: _plain(getattr(self, spec.name)) for spec in fields(self) if spec.name != "reasons"}
+        return {"schema": data.pop("schema")} | data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, reasons: Mapping[str, str] | None = None) -> Plan:
+        """Rebuild from plain data, as `to_dict` writes it.
+
+        Raises:
+            ValueError: A key is missing or not one of ours (the sentence names the nearest), or a value has the wrong
+                type or contradicts another.
+        """
+        _check_schema(data.get("schema", SCHEMA))
+        known = _known_keys(cls, data, "the plan")
+        missing = [key for key in REQUIRED if key not in known]
+        if missing:
+            raise ValueError(f"the plan lacks {', '.join(missing)}; add it or write a new plan with medseg plan")
+        values = {key: _typed(key, value) for key, value in known.items() if key != "reasons"}
+        return cls(**values, reasons=dict(reasons or {}))
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan, its comments included.
+
+    Raises:
+        DataError: The file is missing, not YAML, or a number in it cannot be; the sentence says which.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        return Plan.from_dict(yaml.safe_load(text), reasons=_comments(text))
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror})", "Write a plan with medseg plan") from None
+    except yaml.YAMLError as error:
+        line = str(error).replace("\n", " ")
+        raise DataError(path, f"is not YAML ({line})", "Compare with a plan written by medseg plan") from None
+    except ValueError as error:
+        raise DataError(path, f"is not a usable plan: {error}", "Edit it or write it anew with medseg plan") from None
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write a plan as YAML, each number under the comment that says why it is so; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(_as_yaml(plan), encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise DataError(path, f"cannot be written ({error.strerror})", "Free space or choose another place") from None
+
+
+def _as_yaml(plan: Plan) -> str:
+    lines = []
+    for key, value in plan.to_dict().items():
+        lines += textwrap.wrap(plan.reasons.get(key, ""), 116, initial_indent="# ", subsequent_indent="# ")
+        nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(x, dict) for x in value))
+        text = yaml.safe_dump({key: value}, default_flow_style=None if nested else True, sort_keys=False, width=10_000)
+        lines.append(text.strip() if nested else text.strip()[1:-1])
+    return "\n".join(lines) + "\n"
+
+
+def _comments(text: str) -> dict[str, str]:
+    """The comment lines above each top-level key, joined."""
+    found: dict[str, str] = {}
+    above: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("#"):
+            above.append(line.lstrip("# ").rstrip())
+        elif ":" in line and not line.startswith((" ", "-")):
+            if above:
+                found[line.split(":")[0].strip()] = " ".join(above)
+            above = []
+    return found
+
+
+REQUIRED = tuple(spec.name for spec in fields(Plan) if spec.default is MISSING and spec.default_factory is MISSING)
+LEGAL_CODES = ({"L", "R"}, {"P", "A"}, {"I", "S"})
+
+
+def _misspelt(what: str, word: object, legal: tuple[str, ...]) -> str:
+    meant = nearest(str(word), list(legal))
+    hint = f"did you mean {meant}?" if meant else f"expected one of {', '.join(legal)}"
+    return f"{what} {word!r} is not known; {hint}"
+
+
+def _known_keys(kind: type[Any], data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where} must be a table of keys and values, got {data!r}")
+    legal = tuple(spec.name for spec in fields(kind))
+    for key in data:
+        if key not in legal:
+            raise ValueError(_misspelt(f"key of {where}", key, legal))
+    return dict(data)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Normalisation):
+        return value.to_dict()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def _typed(key: str, value: Any) -> Any:
+    try:
+        return _CONVERTERS[key](value)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"the plan's {key} cannot be {value!r}; see a plan written by medseg plan ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"the plan's {key}: {error}") from None
+
+
+def _triple(value: Any) -> Triple:
+    i, j, k = (_whole(item) for item in value)
+    return i, j, k
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != value:
+        raise ValueError(f"expected a whole number, got {value!r}")
+    return int(value)
+
+
+def _spacing(value: Any) -> tuple[float, float, float]:
+    i, j, k = (float(item) for item in value)
+    return i, j, k
+
+
+def _label_values(value: Any) -> int | tuple[int, ...]:
+    return tuple(_whole(item) for item in value) if isinstance(value, list | tuple) else _whole(value)
+
+
+def _pair(value: Any) -> tuple[str, str]:
+    left, right = value
+    return str(left), str(right)
+
+
+_CONVERTERS: dict[str, Any] = {
+    "schema": _whole,
+    "name": str,
+    "modalities": lambda value: tuple(str(item) for item in value),
+    "labels": lambda value: {str(name): _label_values(item) for name, item in value.items()},
+    "ignore": lambda value: None if value is None else _whole(value),
+    "paint_order": lambda value: None if value is None else tuple(_whole(item) for item in value),
+    "orientation": str,
+    "spacing_mm": _spacing,
+    "patch_size": _triple,
+    "batch_size": _whole,
+    "normalisation": lambda value: tuple(Normalisation.from_dict(item) for item in value),
+    "strides": lambda value: tuple(_triple(item) for item in value),
+    "kernels": lambda value: tuple(_triple(item) for item in value),
+    "features": lambda value: tuple(_whole(item) for item in value),
+    "mirror_axes": lambda value: tuple(_whole(item) for item in value),
+    "swap_labels": lambda value: tuple(_pair(item) for item in value),
+}
+
+
+def _check_schema(schema: object) -> None:
+    if schema != SCHEMA:
+        raise ValueError(f"the plan has schema {schema}, this medseg reads {SCHEMA}; write it anew with medseg plan")
+
+
+def _check_labels(plan: Plan) -> None:
+    if not plan.labels:
+        raise ValueError("the plan names no organ under labels; add at least one, such as 'liver: 1'")
+    for name, values in zip(plan.organs, plan.values, strict=True):
+        if not values or min(values) < 1 or len(set(values)) != len(values):
+            raise ValueError(f"label {name!r} must have one or more distinct positive values, got {list(values)}")
+    if plan.ignore is not None and (plan.ignore == 0 or any(plan.ignore in values for values in plan.values)):
+        raise ValueError(f"ignore {plan.ignore} is also a label; unannotated voxels need a value of their own")
+    if plan.paint_order is not None and len(plan.paint_order) != len(plan.labels):
+        raise ValueError(f"paint_order needs a value per organ ({len(plan.labels)}), got {len(plan.paint_order)}")
+    for pair in plan.swap_labels:
+        for name in pair:
+            if name not in plan.labels:
+                raise ValueError(_misspelt("organ of swap_labels", name, plan.organs))
+
+
+def _check_grid(plan: Plan) -> None:
+    codes = plan.orientation
+    if len(codes) != 3 or not all(any(code in pair for code in codes) for pair in LEGAL_CODES):
+        raise ValueError(f"orientation must have one of L/R, P/A and I/S each, such as RAS, got {codes!r}")
+    if not all(np.isfinite(step) and step > 0 for step in plan.spacing_mm):
+        raise ValueError(f"spacing_mm must be three positive numbers, got {plan.spacing_mm}")
+    if not plan.modalities or len(plan.normalisation) != len(plan.modalities):
+        raise ValueError(
+            f"normalisation needs one entry per modality: {len(plan.modalities)} modalities, "
+            f"{len(plan.normalisation)} entries"
+        )
+    if len(set(plan.mirror_axes)) != len(plan.mirror_axes) or not set(plan.mirror_axes) <= {0, 1, 2}:
+        raise ValueError(f"mirror_axes must be distinct axes out of 0, 1 and 2, got {list(plan.mirror_axes)}")
+
+
+def _check_network(plan: Plan) -> None:
+    stages = {"strides": len(plan.strides), "kernels": len(plan.kernels), "features": len(plan.features)}
+    if len(set(stages.values())) != 1 or not plan.strides:
+        raise ValueError(f"strides, kernels and features need one entry per stage each, got {stages}")
+    numbers = [*plan.features, plan.batch_size, *np.ravel(plan.strides), *np.ravel(plan.kernels), *plan.patch_size]
+    if min(numbers) < 1:
+        raise ValueError("patch_size, batch_size, strides, kernels and features must be positive")
+    total = np.prod(plan.strides, axis=0)
+    if any(size % step for size, step in zip(plan.patch_size, total, strict=True)):
+        raise ValueError(
+            f"patch_size {list(plan.patch_size)} must be a multiple of {total.tolist()}, the product of the strides"
+        )

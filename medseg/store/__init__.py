@@ -1,0 +1,1 @@
+"""The prepared dataset: cropped, resampled, normalised, compressed, and read by patch."""
