@@ -1,0 +1,116 @@
+"""The table of networks: a name, a function that builds it, the knobs it takes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from medseg.errors import UsageError, nearest
+from medseg.nets.padding import PadToMultiple
+
+Triple = tuple[int, int, int]
+Knob = int | float | str | bool | list[int] | list[float] | None
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """What a plan decides about a network, as plain numbers.
+
+    Attributes:
+        in_channels: Modalities.
+        out_channels: Classes, background included unless the labels overlap.
+        patch_size: Voxels per axis of a training patch.
+        strides: Per stage, the down-sampling along i, j, k; the first is (1, 1, 1).
+        kernels: Per stage, the convolution kernel; 1 along an axis that is still too coarse to mix.
+        features: Per stage, the channels.
+    """
+
+    in_channels: int
+    out_channels: int
+    patch_size: Triple
+    strides: tuple[Triple, ...]
+    kernels: tuple[Triple, ...]
+    features: tuple[int, ...]
+
+    @property
+    def multiple(self) -> Triple:
+        """Per axis, what the input size must be a multiple of: the product of the strides."""
+        i, j, k = 1, 1, 1
+        for stride in self.strides:
+            i, j, k = i * stride[0], j * stride[1], k * stride[2]
+        return i, j, k
+
+
+Builder = Callable[..., nn.Module]
+NETS: dict[str, Builder] = {}
+
+
+def net(builder: Builder) -> Builder:
+    """File a builder ``f(spec, *, knob=default, ...)`` under its own name."""
+    NETS[builder.__name__] = builder
+    return builder
+
+
+def list_nets() -> list[str]:
+    """The names that `build_net` knows."""
+    return sorted(NETS)
+
+
+def build_net(name: str, spec: NetSpec, knobs: Mapping[str, Knob] | None = None) -> nn.Module:
+    """Build a network that maps ``(b, m, i, j, k)`` to logits ``(b, c, i, j, k)`` for any input size.
+
+    Args:
+        name: A name of `list_nets`, or the dotted path of any ``nn.Module`` class, which is then called with
+            ``in_channels``, ``out_channels`` and the knobs.
+        spec: The numbers of the plan.
+        knobs: Options of that network; the plan's numbers where not given.
+
+    Raises:
+        UsageError: The name or a knob is unknown; the nearest legal one is proposed.
+
+    Example:
+        >>> spec = NetSpec(1, 3, (16, 16, 16), ((1, 1, 1), (2, 2, 2)), ((3, 3, 3), (3, 3, 3)), (8, 16))
+        >>> sum(p.numel() for p in build_net("unet", spec).parameters()) > 0
+        True
+    """
+    chosen = dict(knobs or {})
+    if name in NETS:
+        _check_knobs(name, NETS[name], chosen)
+        return NETS[name](spec, **chosen)
+    if "." in name:
+        return _build_foreign(name, spec, chosen)
+    hint = nearest(name, list_nets())
+    raise UsageError(
+        f"there is no network {name!r}" + (f", did you mean {hint!r}" if hint else ""),
+        f"Choose one of {', '.join(list_nets())}, or the dotted path of an nn.Module class",
+    )
+
+
+def _check_knobs(name: str, builder: Builder, knobs: Mapping[str, Knob]) -> None:
+    legal = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for knob in knobs:
+        if knob not in legal:
+            hint = nearest(knob, legal)
+            raise UsageError(
+                f"network {name!r} has no knob {knob!r}" + (f", did you mean {hint!r}" if hint else ""),
+                f"Its knobs are {', '.join(legal) or 'none'}",
+            )
+
+
+def _build_foreign(path: str, spec: NetSpec, knobs: Mapping[str, Knob]) -> nn.Module:
+    module_name, _, class_name = path.rpartition(".")
+    try:
+        factory = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"the network class {path!r} cannot be imported ({error})", "Check the dotted path") from None
+    try:
+        module = factory(**{"in_channels": spec.in_channels, "out_channels": spec.out_channels, **knobs})
+    except TypeError as error:
+        raise UsageError(f"{path} refuses its arguments ({error})", "Give the missing ones as net_options") from None
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"{path} built a {type(module).__name__}, not an nn.Module", "Name a network class")
+    return PadToMultiple(module, spec.multiple)

@@ -1,0 +1,37 @@
+"""V-Net, the residual volumetric network that introduced the Dice loss."""
+
+from __future__ import annotations
+
+from monai.networks.nets import VNet
+from torch import nn
+
+from medseg.nets.padding import PadToMultiple
+from medseg.nets.table import NetSpec, net
+
+_WIDTH = 16  # V-Net's first stage repeats its input channels up to 16, so their number must divide 16
+_HALVINGS = 4
+
+
+@net
+def vnet(spec: NetSpec, *, dropout: float = 0.0, bias: bool = False) -> nn.Module:
+    """V-Net with its published width of 16 to 256 channels and four halvings (MONAI `VNet`).
+
+    Args:
+        spec: The plan's numbers; of these only the channels are used, the architecture is fixed.
+        dropout: Probability of dropping a channel in the lower stages.
+        bias: Whether convolutions have a bias.
+
+    Paper: Milletari et al. 2016, arXiv:1606.04797.
+    """
+    fits = _WIDTH % spec.in_channels == 0
+    network: nn.Module = VNet(
+        spatial_dims=3,
+        in_channels=spec.in_channels if fits else _WIDTH,
+        out_channels=spec.out_channels,
+        dropout_prob_down=dropout or None,
+        dropout_prob_up=(dropout or None, dropout or None),
+        bias=bias,
+    )
+    if not fits:
+        network = nn.Sequential(nn.Conv3d(spec.in_channels, _WIDTH, kernel_size=1), network)
+    return PadToMultiple(network, (2**_HALVINGS,) * 3)
