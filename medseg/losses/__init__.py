@@ -1,0 +1,1 @@
+"""Every published segmentation loss: exact, lean and composable; see docs/losses.md."""

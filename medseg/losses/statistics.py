@@ -1,0 +1,174 @@
+"""Sums over a volume that never hold the volume: chunk by chunk forward, recomputed chunk by chunk backward.
+
+A region loss needs TP, Σp and Σg per sample and class, a voxel loss needs log p at the true class. Storing the
+probabilities and a one-hot for that costs several copies of the logits (with 105 classes, gigabytes). Here each
+chunk of voxels is activated, summed and forgotten, and the backward pass writes straight into the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Integer, Shaped
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
+"""Values activated at once: half a megabyte stays in a core's cache; a GPU wants enough to fill it."""
+
+VoxelFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(logits (b c n), truth (b n) or (b c n), weight (b 1|c n) or None) of a chunk -> values of that chunk."""
+
+
+def working_dtype(logits: Tensor) -> torch.dtype:
+    """Double stays double; everything else is computed in single precision."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def chunks(logits: Float[Tensor, "b c n"]) -> Iterator[slice]:
+    """Slices of the voxel axis, each about ``CHUNK_ELEMENTS`` logits."""
+    batch, classes, voxels = logits.shape
+    size = max(256, CHUNK_ELEMENTS.get(logits.device.type, 1 << 20) // (batch * classes))
+    for start in range(0, voxels, size):
+        yield slice(start, min(start + size, voxels))
+
+
+class _SoftmaxPass(torch.autograd.Function):
+    """Σ w p, Σ w p g per sample and class and log p at the label, from one walk over the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Float[Tensor, "b c n"],
+        labels: Integer[Tensor, "b n"],
+        weight: Float[Tensor, "b n"] | None,
+    ) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"], Float[Tensor, "b n"]]:
+        (b, c, n), dtype = logits.shape, working_dtype(logits)
+        sum_p, tp = logits.new_zeros(2, b, c, dtype=torch.float64)
+        logsumexp, log_p = logits.new_empty(2, b, n, dtype=dtype)
+        for at in chunks(logits):
+            z, y = logits[:, :, at].to(dtype), labels[:, at].long()
+            top = z.amax(1)
+            e = (z - top.unsqueeze(1)).exp_()
+            total = e.sum(1)
+            scale = total.reciprocal() if weight is None else weight[:, at] / total
+            p_true = e.gather(1, y.unsqueeze(1)).squeeze(1) * scale
+            sum_p += torch.bmm(e, scale.unsqueeze(2)).squeeze(2)
+            tp.scatter_add_(1, y, p_true.double())
+            logsumexp[:, at] = top + total.log_()
+            log_p[:, at] = z.gather(1, y.unsqueeze(1)).squeeze(1) - logsumexp[:, at]
+        ctx.save_for_backward(logits, labels, weight, logsumexp)
+        ctx.set_materialize_grads(False)
+        return sum_p.to(dtype), tp.to(dtype), log_p
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_sum: Tensor | None, d_tp: Tensor | None, d_log: Tensor | None) -> Any:
+        """dz_c = p_c (w d_sum_c - w <p, dp> - d_log) + [c = y] (w p_y d_tp_y + d_log)."""
+        logits, labels, weight, logsumexp = ctx.saved_tensors
+        grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        for at in chunks(logits):
+            y = labels[:, at].long().unsqueeze(1)
+            target = grad[:, :, at] if grad.dtype == logsumexp.dtype else None
+            p = torch.sub(logits[:, :, at].to(logsumexp.dtype), logsumexp[:, None, at], out=target).exp_()
+            grad[:, :, at] = _softmax_chunk(p, y, _at(weight, at), d_sum, d_tp, _at(d_log, at))
+        return grad, None, None
+
+
+def _at(values: Tensor | None, at: slice) -> Tensor | None:
+    return None if values is None else values[..., at]
+
+
+def _softmax_chunk(
+    p: Tensor, y: Tensor, weight: Tensor | None, d_sum: Tensor | None, d_tp: Tensor | None, d_log: Tensor | None
+) -> Tensor:
+    """Turn the probabilities of a chunk into the gradient of its logits, in place."""
+    zero = p.new_zeros(())
+    mean, at_label = zero, zero
+    if d_sum is not None:
+        mean = torch.bmm(d_sum.unsqueeze(1), p).squeeze(1)
+    if d_tp is not None:
+        at_label = p.gather(1, y).squeeze(1) * d_tp.gather(1, y.squeeze(1))
+        mean = mean + at_label
+    if weight is not None:
+        mean, at_label = mean * weight, at_label * weight
+    if d_log is not None:
+        mean, at_label = mean + d_log, at_label + d_log
+    if d_sum is None:
+        p.mul_(-mean.unsqueeze(1))
+    else:
+        factor = d_sum.unsqueeze(2) if weight is None else d_sum.unsqueeze(2) * weight.unsqueeze(1)
+        p.mul_(factor - mean.unsqueeze(1))
+    return p.scatter_add_(1, y, at_label.unsqueeze(1))
+
+
+class _Streamed(torch.autograd.Function):
+    """Any differentiable function of single voxels, recomputed chunk by chunk in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        function: VoxelFunction,
+        summed: bool,
+        logits: Float[Tensor, "b c n"],
+        truth: Shaped[Tensor, "b *n"],
+        weight: Float[Tensor, "b w n"] | None,
+    ) -> Tensor:
+        dtype = working_dtype(logits)
+        parts = [function(logits[:, :, at].to(dtype), truth[..., at], _at(weight, at)) for at in chunks(logits)]
+        ctx.function, ctx.summed = function, summed
+        ctx.save_for_backward(logits, truth, weight)
+        return torch.stack(parts).double().sum(0).to(dtype) if summed else torch.cat(parts, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> Any:
+        """Run the function again on each chunk, with gradients, and keep only those of the logits."""
+        logits, truth, weight = ctx.saved_tensors
+        grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        with torch.autocast(logits.device.type, enabled=False), torch.enable_grad():
+            for at in chunks(logits):
+                z = logits[:, :, at].to(d_out.dtype).detach().requires_grad_()
+                value = ctx.function(z, truth[..., at], _at(weight, at))
+                (grad[:, :, at],) = torch.autograd.grad(value, z, d_out if ctx.summed else d_out[..., at])
+        return None, None, grad, None, None
+
+
+def softmax_pass(
+    logits: Float[Tensor, "b c n"], labels: Integer[Tensor, "b n"], weight: Float[Tensor, "b n"] | None
+) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"], Float[Tensor, "b n"]]:
+    """Sum the softmax probabilities over all voxels and over those of their own class; log p at the label.
+
+    Equation:
+        Σ_i w_i p_ic,  Σ_i w_i p_ic [y_i = c],  log p_{i, y_i}
+
+    Shapes:
+        Returns (b, c), (b, c) and (b, n). The backward pass costs one exponential per logit and stores
+        nothing but the gradient and one float per voxel.
+    """
+    result: tuple[Tensor, Tensor, Tensor] = _SoftmaxPass.apply(logits, labels, weight)  # type: ignore[no-untyped-call]
+    return result
+
+
+def streamed_sum(
+    function: VoxelFunction,
+    logits: Float[Tensor, "b c n"],
+    truth: Shaped[Tensor, "b *n"],
+    weight: Float[Tensor, "b w n"] | None,
+) -> Tensor:
+    """Add up what ``function`` yields for each chunk of voxels."""
+    total: Tensor = _Streamed.apply(function, True, logits, truth, weight)  # type: ignore[no-untyped-call]
+    return total
+
+
+def streamed_map(
+    function: VoxelFunction,
+    logits: Float[Tensor, "b c n"],
+    truth: Shaped[Tensor, "b *n"],
+    weight: Float[Tensor, "b w n"] | None = None,
+) -> Tensor:
+    """Join what ``function`` yields for each chunk along the last (voxel) axis."""
+    values: Tensor = _Streamed.apply(function, False, logits, truth, weight)  # type: ignore[no-untyped-call]
+    return values
