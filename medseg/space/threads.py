@@ -1,0 +1,47 @@
+"""One volume per thread: the kernels of this room leave the interpreter free, so threads are enough."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
+
+
+def usable_cores() -> int:
+    """Count the cores this process may run on, which in a container or under Slurm is fewer than the machine has.
+
+    Example:
+        >>> usable_cores() >= 1
+        True
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_threads(function: Callable[[Job], Answer], jobs: Iterable[Job]) -> list[Answer]:
+    """Apply a function to every job, on as many threads as there are cores, and keep the order.
+
+    The threads live for this call only: a pool kept for longer would be inherited, dead, by forked data workers.
+
+    Args:
+        function: Work that releases the interpreter lock, such as SciPy's and torch's array code.
+        jobs: What to work on.
+
+    Returns:
+        One answer per job; the first exception raised by a job is raised here.
+
+    Example:
+        >>> in_threads(abs, [-1, 2, -3])
+        [1, 2, 3]
+    """
+    todo = list(jobs)
+    threads = min(len(todo), usable_cores())
+    if threads <= 1:
+        return [function(job) for job in todo]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, todo))
