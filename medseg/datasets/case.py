@@ -1,0 +1,296 @@
+"""A case and a dataset as plain values, and the one door through which their files are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.datasets.layout import Files, list_files
+from medseg.datasets.manifest import LabelValue, Manifest, read_manifest
+from medseg.errors import DataError, nearest
+from medseg.space.nifti import read_labels, read_volume, require_finite
+from medseg.space.volume import Volume, same_place
+
+
+@dataclass(frozen=True)
+class Case:
+    """The files of one examination.
+
+    Attributes:
+        id: Unique within its dataset; the file name without ending and channel number.
+        images: One file per modality, or one 4D file that holds them all.
+        label: The reference segmentation, None where there is none.
+        patient: Who was scanned; cases of one patient never part over a fold's border.
+        annotated: The organs that the reference segmentation covers; None means all.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None
+    patient: str
+    annotated: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a ``dataset.json`` declares, whichever dialect it is written in.
+
+    Attributes:
+        name: For reports.
+        modalities: Names of the channels, in order.
+        labels: Organ name to the value in the label files, or to several values where regions overlap; background
+            (value 0) is left out.
+        ignore: The value of voxels that count neither for nor against, or None.
+        cases: The labelled cases.
+        test: Cases to predict; they may lack a label.
+        paint_order: For overlapping regions, the value to paint for each region, first region first.
+    """
+
+    name: str
+    modalities: tuple[str, ...]
+    labels: dict[str, LabelValue]
+    ignore: int | None
+    cases: tuple[Case, ...]
+    test: tuple[Case, ...] = ()
+    paint_order: tuple[int, ...] | None = None
+
+    @property
+    def organs(self) -> tuple[str, ...]:
+        """Names of the labels, background left out."""
+        return tuple(self.labels)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Every value that a label file may hold, in ascending order: background, organs, ignored."""
+        organs = {v for value in self.labels.values() for v in (value if isinstance(value, tuple) else (value,))}
+        return tuple(sorted(organs | {0} | ({self.ignore} if self.ignore is not None else set())))
+
+
+def read_dataset(root: Path, *, missing_ok: bool = False) -> Dataset:
+    """Read a dataset's description and find its files; no voxel is read.
+
+    Three dialects are told apart by content: the Decathlon's as downloaded (a ``training`` list), nnU-Net's raw layout
+    (``channel_names``), and a plain folder of images and labels matched by name (``image_folder``, ``label_folder``).
+
+    Args:
+        root: The folder, or its ``dataset.json``.
+        missing_ok: List cases whose files are missing instead of refusing them; `medseg.datasets.verify` reports them
+            one by one.
+
+    Returns:
+        The dataset, its cases sorted by id.
+
+    Raises:
+        DataError: With what is wrong in the description, or which listed file is missing.
+    """
+    file = dataset_json(root)
+    manifest = read_manifest(file)
+    training, test = list_files(file.parent, manifest)
+    if not training and not test:
+        raise DataError(file, "lists no cases", 'Add entries to "training", or files to its image and label folders')
+    if not missing_ok:
+        for files in (*training, *test):
+            _require_files(file, files, manifest)
+    ids = [files.id for files in (*training, *test)]
+    _require_known(file, manifest, ids)
+    return Dataset(
+        name=manifest.name,
+        modalities=manifest.modalities,
+        labels=manifest.labels,
+        ignore=manifest.ignore,
+        cases=tuple(_case(file, files, manifest) for files in training),
+        test=tuple(_case(file, files, manifest) for files in test),
+        paint_order=manifest.paint_order,
+    )
+
+
+def read_case(case: Case, dataset: Dataset) -> tuple[Volume, Volume | None]:
+    """Read the voxels of one case and check everything that training relies on.
+
+    Args:
+        case: One of the dataset's.
+        dataset: What its files must agree with.
+
+    Returns:
+        The image ``(m, i, j, k)`` in float32 with one channel per modality, and the labels ``(1, i, j, k)`` in int32
+        with the values of the file, or None where the case has no label.
+
+    Raises:
+        DataError: A file is missing, unreadable or truncated; holds NaN or infinite voxels; the number of channels is
+            not the number of modalities; the images and the label do not share one grid; the label holds a value that
+            the dataset does not name.
+    """
+    image = read_image(case.images, dataset.modalities)
+    if case.label is None:
+        return image, None
+    labels = read_labels(case.label)
+    require_same_grid(case.label, labels, case.images[0], image)
+    _require_declared(case.label, labels.array, dataset)
+    return image, labels
+
+
+def read_image(files: Sequence[Path], modalities: Sequence[str]) -> Volume:
+    """Read the files of one examination as one volume with a channel per modality.
+
+    Raises:
+        DataError: As `read_case`, for the images.
+    """
+    if not files:
+        raise ValueError("expected at least one image file, got none")
+    volumes: list[Volume] = []
+    for path in files:
+        volume = read_volume(path)
+        require_finite(path, volume)
+        if volumes:
+            require_same_grid(path, volume, files[0], volumes[0])
+        volumes.append(volume)
+    array = volumes[0].array if len(volumes) == 1 else np.concatenate([volume.array for volume in volumes])
+    if len(array) != len(modalities):
+        where = files[0] if len(files) == 1 else files[0].parent
+        raise DataError(
+            where,
+            f"has {_count(len(array), 'channel')}, expected {len(modalities)} ({', '.join(modalities)})",
+            "Give one file per modality, or one 4D file that holds them all in this order",
+        )
+    return Volume(array, volumes[0].affine)
+
+
+def require_same_grid(path: Path, volume: Volume, reference_path: Path, reference: Volume) -> None:
+    """Refuse a volume whose voxels do not lie where those of the reference lie.
+
+    Raises:
+        DataError: Naming the first of shape, spacing, direction and origin that differs.
+    """
+    other = reference_path.name if reference_path.name != path.name else str(reference_path)
+    if volume.shape != reference.shape:
+        raise DataError(
+            path, f"has shape {volume.shape}, but {other} has {reference.shape}", "Resample one onto the other's grid"
+        )
+    if same_place(volume.affine, reference.affine, volume.shape):
+        return
+    raise DataError(
+        path,
+        f"has another affine than {other}: {affine_difference(volume, reference)}",
+        "Resample it, or copy the affine if you know that only the header is wrong",
+    )
+
+
+def affine_difference(volume: Volume, reference: Volume) -> str:
+    """Say which of spacing, direction and origin sets two grids of one shape apart, spacing first.
+
+    Example:
+        >>> thin, thick = (Volume(np.zeros((1, 2, 2, 2)), np.diag([1.0, 1.0, z, 1.0])) for z in (1, 5))
+        >>> affine_difference(thin, thick)
+        'spacing (1, 1, 1) mm, expected (1, 1, 5) mm'
+    """
+    ours, theirs = volume.affine, reference.affine
+    if not np.allclose(volume.spacing_mm, reference.spacing_mm, rtol=1e-3):
+        return f"spacing {_triple(volume.spacing_mm)} mm, expected {_triple(reference.spacing_mm)} mm"
+    if volume.orientation != reference.orientation:
+        return f"direction {volume.orientation}, expected {reference.orientation}"
+    cosines = np.clip((ours[:3, :3] * theirs[:3, :3]).sum(0) / (ours[:3, :3] ** 2).sum(0), -1, 1)
+    if not np.allclose(cosines, 1, atol=1e-4):
+        return f"direction turned by {np.degrees(np.arccos(cosines.min())):.2g} degrees"
+    return f"origin {_triple(ours[:3, 3])} mm, expected {_triple(theirs[:3, 3])} mm"
+
+
+def undeclared_values(labels: NDArray[Any], dataset: Dataset) -> dict[int, int]:
+    """Count the voxels of every value that the dataset does not name.
+
+    Example:
+        >>> toy = Dataset("toy", ("CT",), {"liver": 1}, None, ())
+        >>> undeclared_values(np.array([0, 1, 7, 7]), toy)
+        {7: 2}
+    """
+    values, counts = np.unique(labels, return_counts=True)
+    legal = set(dataset.values)
+    return {int(v): int(n) for v, n in zip(values, counts, strict=True) if int(v) not in legal}
+
+
+def dataset_json(root: Path) -> Path:
+    """The description of a dataset, given its folder or the description itself.
+
+    Raises:
+        DataError: There is none; says so if one lies a folder deeper.
+    """
+    if root.is_file():
+        return root
+    file = root / "dataset.json"
+    if file.is_file():
+        return file
+    if not root.exists():
+        raise DataError(root, "does not exist", "Check the path of the dataset")
+    deeper = sorted(found for found in root.glob("*/dataset.json") if found.is_file())
+    if deeper:
+        raise DataError(root, "holds no dataset.json itself", f"Did you mean {deeper[0].parent}?"[:-1])
+    minimal = '{"labels": {"liver": 1}, "modality": ["CT"], "image_folder": "images", "label_folder": "labels"}'
+    raise DataError(root, "holds no dataset.json", f"Write one, such as {minimal}")
+
+
+def _case(file: Path, files: Files, manifest: Manifest) -> Case:
+    annotated = manifest.annotated.get(files.id)
+    return Case(files.id, files.images, files.label, _patient(file, files.id, manifest), annotated)
+
+
+def _patient(file: Path, case: str, manifest: Manifest) -> str:
+    if case in manifest.patients:
+        return manifest.patients[case]
+    if manifest.patient_pattern is None:
+        return case
+    found = re.search(manifest.patient_pattern, case)
+    if found is None:
+        raise DataError(
+            file, f'has a "patient" pattern that does not match case {case!r}', "Widen the regular expression"
+        )
+    return found.group(1)
+
+
+def _require_files(file: Path, files: Files, manifest: Manifest) -> None:
+    for path in (*files.images, *([files.label] if files.label else [])):
+        if not path.is_file():
+            raise DataError(path, f"is missing, {file.name} needs it for case {files.id!r}", files.remedy)
+    if len(files.images) not in (1, len(manifest.modalities)):
+        raise DataError(
+            file,
+            f"declares {_count(len(manifest.modalities), 'modality', 'modalities')}, but case {files.id!r} has "
+            f"{_count(len(files.images), 'image file')}",
+            "Give one file per modality, or one 4D file that holds them all",
+        )
+
+
+def _require_known(file: Path, manifest: Manifest, ids: list[str]) -> None:
+    duplicates = {case for case in ids if ids.count(case) > 1} if len(set(ids)) < len(ids) else set()
+    if duplicates:
+        raise DataError(file, f"lists case {min(duplicates)!r} more than once", "Keep one entry per case")
+    for key, table in (("patients", manifest.patients), ("annotated", manifest.annotated)):
+        for case in sorted(set(table) - set(ids)):
+            guess = nearest(case, ids)
+            raise DataError(
+                file, f'names an unknown case {case!r} in "{key}"', f"Did you mean {guess!r}" if guess else "Remove it"
+            )
+
+
+def _require_declared(path: Path, labels: NDArray[Any], dataset: Dataset) -> None:
+    strays = undeclared_values(labels, dataset)
+    if strays:
+        value = min(strays)
+        raise DataError(
+            path,
+            f"holds the undeclared label {_count(len(strays), 'value')} {', '.join(map(str, strays))} "
+            f"({_count(sum(strays.values()), 'voxel')})",
+            f'Declare it under "labels" in dataset.json ("name": {value}), or set those voxels to 0',
+        )
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _triple(numbers: Any) -> str:
+    return "(" + ", ".join(f"{float(n):.4g}" for n in numbers) + ")"

@@ -1,0 +1,237 @@
+"""Which files belong to which case: the Decathlon's lists, nnU-Net's channel files, folders matched by name."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medseg.datasets.manifest import Manifest
+from medseg.errors import DataError
+from medseg.space.nifti import NIFTI_ENDINGS, case_name
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one case before anything but their names is known, and what to do if one is missing."""
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None
+    remedy: str
+
+
+FilesOfDataset = tuple[list[Files], list[Files]]
+"""Labelled cases, and cases to predict."""
+
+
+def list_files(root: Path, manifest: Manifest) -> FilesOfDataset:
+    """Find the files of every case, sorted by case id.
+
+    Args:
+        root: The folder that the description lies in.
+        manifest: The description; its content decides the dialect.
+
+    Raises:
+        DataError: A list entry makes no sense, a folder is missing, or the files are not NIfTI.
+    """
+    if "channel_names" in manifest.content:
+        training, test = _nnunet(root, manifest)
+    elif "training" in manifest.content:
+        training, test = _decathlon(root, manifest)
+    else:
+        training, test = _plain(root, manifest)
+    return sorted(training, key=lambda files: files.id), sorted(test, key=lambda files: files.id)
+
+
+def _decathlon(root: Path, manifest: Manifest) -> FilesOfDataset:
+    training = _entries(root, manifest, "training")
+    for entry in training:
+        if entry.label is None:
+            raise DataError(
+                manifest.file,
+                f'lists {entry.images[0].name} under "training" without a label',
+                'Name its label, or move the entry to "test"',
+            )
+    test = [entry for entry in _entries(root, manifest, "test") if entry.images[0].parent.is_dir()]
+    return _distinct(training), _distinct(test)
+
+
+def _entries(root: Path, manifest: Manifest, key: str) -> list[Files]:
+    entries = manifest.content.get(key, [])
+    if not isinstance(entries, list):
+        raise DataError(
+            manifest.file, f'has a "{key}" that is {type(entries).__name__}, not a list', "Write it as a list"
+        )
+    return [_entry(root, manifest, key, entry) for entry in entries if not _is_apple_double(entry)]
+
+
+def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
+    table = entry if isinstance(entry, dict) else {"image": entry}
+    images, label = table.get("image"), table.get("label")
+    names = [name for name in (images if isinstance(images, list) else [images]) if isinstance(name, str) and name]
+    complete = len(names) == (len(images) if isinstance(images, list) else 1)
+    if not names or not complete or not isinstance(label, (str, type(None))):
+        raise DataError(
+            manifest.file,
+            f'has the entry {entry!r} under "{key}"',
+            'Write it as {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}',
+        )
+    paths = tuple(root / name for name in names)
+    if len(paths) == 1 and not paths[0].is_file():
+        paths = _channel_files(paths[0]) or paths
+    return Files(
+        id=case_name(root / (label or names[0])),
+        images=paths,
+        label=root / label if label else None,
+        remedy=f'Add the file, or remove the entry from "{key}" in {manifest.file.name}',
+    )
+
+
+def _is_apple_double(entry: Any) -> bool:
+    name = entry.get("image") if isinstance(entry, dict) else entry
+    return isinstance(name, str) and Path(name).name.startswith("._")
+
+
+def _channel_files(image: Path) -> tuple[Path, ...]:
+    """Older nnU-Net lists name ``a.nii.gz`` where the files are called ``a_0000.nii.gz``, ``a_0001.nii.gz``."""
+    ending = image.name[len(case_name(image)) :]
+    return tuple(sorted(image.parent.glob(f"{_escape(case_name(image))}_[0-9][0-9][0-9][0-9]{ending}")))
+
+
+def _escape(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _distinct(entries: list[Files]) -> list[Files]:
+    """Where file names repeat (``case_1/image.nii.gz``, ``case_2/image.nii.gz``) the folder tells cases apart."""
+    times = Counter(entry.id for entry in entries)
+    if max(times.values(), default=1) == 1:
+        return entries
+    return [
+        Files((entry.label or entry.images[0]).parent.name, entry.images, entry.label, entry.remedy)
+        if times[entry.id] > 1
+        else entry
+        for entry in entries
+    ]
+
+
+def _nnunet(root: Path, manifest: Manifest) -> FilesOfDataset:
+    ending = manifest.content.get("file_ending")
+    if ending is not None and ending not in NIFTI_ENDINGS:
+        raise DataError(manifest.file, f"declares files ending in {ending!r}", "Convert them to .nii.gz")
+    if isinstance(manifest.content.get("dataset"), dict):
+        return _nnunet_listed(root, manifest, manifest.content["dataset"]), []
+    endings = (ending,) if ending else NIFTI_ENDINGS
+    training = _nnunet_folder(root, "Tr", endings, needs_label=True)
+    test = _nnunet_folder(root, "Ts", endings, needs_label=False) if (root / "imagesTs").is_dir() else []
+    return training, test
+
+
+def _nnunet_listed(root: Path, manifest: Manifest, table: dict[str, Any]) -> list[Files]:
+    listed = []
+    for case, entry in table.items():
+        images = entry.get("images") if isinstance(entry, dict) else None
+        label = entry.get("label") if isinstance(entry, dict) else None
+        if not isinstance(images, list) or not images or not isinstance(label, str):
+            raise DataError(
+                manifest.file,
+                f'has the entry {entry!r} for case {case!r} under "dataset"',
+                'Write it as {"images": ["a_0000.nii.gz"], "label": "a.nii.gz"}',
+            )
+        remedy = f'Add the file, or remove case {case!r} from "dataset"'
+        listed.append(Files(case, tuple(root / str(image) for image in images), root / label, remedy))
+    return listed
+
+
+def _nnunet_folder(root: Path, part: str, endings: Sequence[str], *, needs_label: bool) -> list[Files]:
+    images: dict[str, list[Path]] = {}
+    for path in _volumes(root / f"images{part}", endings):
+        found = re.fullmatch(r"(.+)_\d{4}", case_name(path))
+        if found is None:
+            raise DataError(
+                path,
+                'has no channel number, though dataset.json has "channel_names" as nnU-Net\'s raw layout has',
+                'Call it ..._0000.nii.gz, or declare "modality" instead of "channel_names"',
+            )
+        images.setdefault(found.group(1), []).append(path)
+    folder = root / f"labels{part}"
+    labels = {case_name(path): path for path in _volumes(folder, endings)} if needs_label or folder.is_dir() else {}
+    return [
+        Files(
+            case,
+            tuple(images.get(case) or (root / f"images{part}" / f"{case}_0000{endings[0]}",)),
+            labels.get(case) or (folder / f"{case}{endings[0]}" if needs_label else None),
+            "Add it, or remove the other files of this case",
+        )
+        for case in sorted(set(images) | set(labels))
+    ]
+
+
+def _plain(root: Path, manifest: Manifest) -> FilesOfDataset:
+    content = manifest.content
+    image_folder = _folder(root, manifest, "image_folder", ("images", "imagesTr"))
+    label_folder = _folder(root, manifest, "label_folder", ("labels", "labelsTr"))
+    suffix = str(content.get("label_suffix", ""))
+    images = _images_by_name(image_folder, manifest.modalities)
+    labels = {_without(case_name(path), suffix): path for path in _volumes(label_folder, NIFTI_ENDINGS)}
+    remedy = (
+        'Add it; if the names differ by an ending, state it as "label_suffix" in dataset.json; images without labels '
+        'belong in a "test_folder"'
+    )
+    training = [
+        Files(
+            case,
+            images.get(case) or (image_folder / f"{case}.nii.gz",),
+            labels.get(case, label_folder / f"{case}{suffix}.nii.gz"),
+            remedy,
+        )
+        for case in sorted(set(images) | set(labels))
+    ]
+    test_folder = root / str(content.get("test_folder", "imagesTs"))
+    if "test_folder" not in content and not test_folder.is_dir():
+        return training, []
+    test = _images_by_name(test_folder, manifest.modalities)
+    return training, [Files(case, files, None, remedy) for case, files in test.items()]
+
+
+def _folder(root: Path, manifest: Manifest, key: str, defaults: tuple[str, ...]) -> Path:
+    if key in manifest.content:
+        return root / str(manifest.content[key])
+    found = next((root / name for name in defaults if (root / name).is_dir()), None)
+    if found is None:
+        raise DataError(
+            manifest.file,
+            f'lists no "training" cases and there is no folder {" or ".join(defaults)} beside it',
+            f'List the cases under "training", or name the folder: "{key}": "..."',
+        )
+    return found
+
+
+def _images_by_name(folder: Path, modalities: tuple[str, ...]) -> dict[str, tuple[Path, ...]]:
+    """Group files by case; ``_0000`` or the modality's own name may end the name of a file that holds one channel."""
+    order = {f"_{index:04d}": index for index in range(len(modalities))}
+    if len(modalities) > 1:
+        order |= {f"_{name}": index for index, name in enumerate(modalities)}
+    cases: dict[str, dict[int, Path]] = {}
+    for path in _volumes(folder, NIFTI_ENDINGS):
+        name = case_name(path)
+        ending = next((ending for ending in order if name.endswith(ending)), "")
+        cases.setdefault(_without(name, ending), {})[order.get(ending, 0)] = path
+    return {case: tuple(files[index] for index in sorted(files)) for case, files in sorted(cases.items())}
+
+
+def _without(name: str, ending: str) -> str:
+    return name[: -len(ending)] if ending and name.endswith(ending) else name
+
+
+def _volumes(folder: Path, endings: Sequence[str]) -> list[Path]:
+    """The NIfTI files of a folder, sorted; hidden files, such as the ``._`` companions of macOS, are left out."""
+    if not folder.is_dir():
+        raise DataError(folder, "is missing", "Check the dataset's path, or name the folder in dataset.json")
+    return sorted(
+        path for path in folder.iterdir() if path.name.endswith(tuple(endings)) and not path.name.startswith(".")
+    )

@@ -1,0 +1,210 @@
+"""What a ``dataset.json`` says, in any of its dialects, checked and turned into plain values; no other file is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import DataError, nearest
+
+LabelValue = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A ``dataset.json`` after checking; ``content`` keeps what only the layout reads (lists, folders, file ending)."""
+
+    file: Path
+    name: str
+    modalities: tuple[str, ...]
+    labels: dict[str, LabelValue]
+    ignore: int | None = None
+    paint_order: tuple[int, ...] | None = None
+    patients: dict[str, str] = field(default_factory=dict)
+    patient_pattern: str | None = None
+    annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_manifest(file: Path) -> Manifest:
+    """Read and check a ``dataset.json``.
+
+    Raises:
+        DataError: It is empty, not JSON, not an object, lacks labels, or declares something contradictory.
+    """
+    content = _load(file)
+    labels, ignore = _labels(file, content)
+    return Manifest(
+        file=file,
+        name=str(content.get("name") or file.resolve().parent.name),
+        modalities=_modalities(file, content),
+        labels=labels,
+        ignore=ignore,
+        paint_order=_paint_order(file, content, labels),
+        patients=_patients(file, content),
+        patient_pattern=_patient_pattern(file, content),
+        annotated=_annotated(file, content, tuple(labels)),
+        content=content,
+    )
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(file, "is not a text file in UTF-8", "Save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(file, f"cannot be read ({error.strerror})", "Check the path and its permissions") from None
+    if not text.strip():
+        raise DataError(file, "is empty", 'Declare at least "labels" and the cases in it')
+    try:
+        content = json.loads(text, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise DataError(file, f"is not valid JSON ({error})", "Correct the file at that place") from None
+    if not isinstance(content, dict):
+        raise DataError(file, f"holds a JSON {type(content).__name__}, expected an object", "Start it with { ... }")
+    if not content:
+        raise DataError(file, "declares nothing", 'Declare at least "labels" and the cases in it')
+    return content
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return table
+
+
+def _labels(file: Path, content: dict[str, Any]) -> tuple[dict[str, LabelValue], int | None]:
+    declared = content.get("labels")
+    if isinstance(declared, list):
+        declared = {str(value): name for value, name in enumerate(declared)}
+    if not isinstance(declared, dict) or not declared:
+        raise DataError(file, 'has no "labels"', 'Add them, such as "labels": {"background": 0, "liver": 1}')
+    table: dict[str, LabelValue] = {}
+    for key, entry in declared.items():
+        name, value = (entry, key) if isinstance(entry, str) and _is_whole(key) else (key, entry)
+        if name in table:
+            raise DataError(file, f"gives the name {name!r} to two labels", "Give every label a name of its own")
+        table[name] = _value(file, name, value)
+    return _split_roles(file, table)
+
+
+def _value(file: Path, name: str, value: Any) -> LabelValue:
+    if not name.strip():
+        raise DataError(file, f"has a label without a name (value {value!r})", "Name it")
+    several = value if isinstance(value, list) else [value]
+    if not several or not all(_is_whole(v) for v in several):
+        raise DataError(
+            file,
+            f"gives the label {name!r} the value {value!r}, expected a whole number or a list of them",
+            'Write it as "liver": 1, or for overlapping regions "whole tumour": [1, 2]',
+        )
+    return tuple(sorted({int(v) for v in several})) if isinstance(value, list) else int(value)
+
+
+def _split_roles(file: Path, table: dict[str, LabelValue]) -> tuple[dict[str, LabelValue], int | None]:
+    ignore = table.pop("ignore", None)
+    if isinstance(ignore, tuple) or ignore == 0:
+        raise DataError(file, 'has an "ignore" label that is not one value other than 0', 'Write it as "ignore": 255')
+    organs = {name: value for name, value in table.items() if value not in (0, (0,))}
+    if not organs:
+        raise DataError(file, "declares no label besides background", 'Add one to "labels", such as "liver": 1')
+    seen: dict[LabelValue, str] = {}
+    for name, value in organs.items():
+        values = value if isinstance(value, tuple) else (value,)
+        if min(values) < 0 or 0 in values or ignore in values:
+            raise DataError(
+                file,
+                f"gives the label {name!r} the value {value}, which is negative, background or ignored",
+                "Give it positive values of its own",
+            )
+        if value in seen:
+            raise DataError(
+                file, f"gives {seen[value]!r} and {name!r} the same value {value}", "Give every label its own value"
+            )
+        seen[value] = name
+    return organs, ignore
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"\s*-?\d+\s*", value) is not None
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _modalities(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
+    key = next((key for key in ("channel_names", "modality", "modalities") if key in content), None)
+    if key is None:
+        return ("image",)
+    declared = content[key]
+    if isinstance(declared, str):
+        declared = [declared]
+    if isinstance(declared, dict):
+        if not all(_is_whole(index) for index in declared):
+            raise DataError(file, f'has a "{key}" whose keys are not channel numbers', f'Write "{key}": {{"0": "CT"}}')
+        declared = [declared[index] for index in sorted(declared, key=int)]
+    if not isinstance(declared, list) or not declared or not all(isinstance(name, str) for name in declared):
+        raise DataError(file, f'has a "{key}" that names no channels', f'Write "{key}": {{"0": "CT"}}')
+    return tuple(declared)
+
+
+def _paint_order(file: Path, content: dict[str, Any], labels: dict[str, LabelValue]) -> tuple[int, ...] | None:
+    order = content.get("regions_class_order")
+    if order is None:
+        return None
+    legal = {v for value in labels.values() for v in (value if isinstance(value, tuple) else (value,))}
+    if not isinstance(order, list) or len(order) != len(labels) or not all(_is_whole(v) for v in order):
+        raise DataError(
+            file,
+            f'has a "regions_class_order" of {order!r}, expected one value for each of the {len(labels)} labels',
+            "List one value per label, in the order of the labels",
+        )
+    if strays := [int(v) for v in order if int(v) not in legal]:
+        raise DataError(file, f'paints the value {strays[0]} in "regions_class_order", no label has it', "Correct it")
+    return tuple(int(v) for v in order)
+
+
+def _patients(file: Path, content: dict[str, Any]) -> dict[str, str]:
+    patients = content.get("patients", {})
+    if not isinstance(patients, dict) or not all(isinstance(p, (str, int)) for p in patients.values()):
+        raise DataError(file, 'has "patients" that are not an object', 'Write "patients": {"scan_1": "Anna"}')
+    return {case: str(patient) for case, patient in patients.items()}
+
+
+def _patient_pattern(file: Path, content: dict[str, Any]) -> str | None:
+    pattern = content.get("patient")
+    if pattern is None:
+        return None
+    remedy = 'Write a regular expression with one group, such as "patient": "^(\\\\w+)_visit"'
+    if not isinstance(pattern, str):
+        raise DataError(file, f'has a "patient" that is {type(pattern).__name__}, not text', remedy)
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise DataError(file, f'has a "patient" pattern that is not a regular expression ({error})', remedy) from None
+    if groups != 1:
+        raise DataError(file, f'has a "patient" pattern with {groups} groups', remedy)
+    return pattern
+
+
+def _annotated(file: Path, content: dict[str, Any], organs: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    table = content.get("annotated", {})
+    remedy = 'Write "annotated": {"case_7": ["liver"]}'
+    if not isinstance(table, dict) or not all(isinstance(names, list) for names in table.values()):
+        raise DataError(file, 'has "annotated" that is not an object of lists', remedy)
+    for case, names in table.items():
+        for name in names:
+            if name not in organs:
+                guess = nearest(str(name), list(organs))
+                raise DataError(
+                    file,
+                    f'names an unknown label {name!r} in "annotated" for case {case!r}',
+                    f"Did you mean {guess!r}" if guess else f"Choose from {', '.join(organs)}",
+                )
+    return {case: tuple(names) for case, names in table.items()}
