@@ -1,0 +1,174 @@
+"""From a value per class or voxel to a value per batch or sample: who counts, and how much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medseg.losses.comparison import Comparison
+from medseg.losses.ranks import sum_over_ranks
+from medseg.losses.table import PER_CLASS_KNOBS, PER_VOXEL_KNOBS, Reduced, row
+from medseg.types import PerClass, PerVoxel
+
+Weights = Sequence[float] | Tensor | None
+"""A number per class, background included, or None for equal weights."""
+
+
+def reduced(function: Callable[..., Tensor], x: Comparison, **knobs: Any) -> Reduced:  # noqa: ANN401  any literal
+    """Evaluate a loss of the table and reduce it as ``x.reduction`` asks: how compounds call their parts.
+
+    Args:
+        function: A function filed with `loss`.
+        x: The comparison.
+        **knobs: Any of the row's knobs; the others keep their defaults.
+
+    Returns:
+        A scalar, or a value per sample (b,) where ``x.reduction`` is ``none``; a loss whose sums run over the batch
+        gives every sample the batch's value.
+    """
+    about = row(function)
+    knobs = {**about.knobs, **knobs}
+    if "batch" in about.shared:
+        x = x.over_batch(knobs["batch"])
+    wanted = [*about.own, *(name for name in about.learnable if name in knobs)]
+    values = function(x, **{name: knobs[name] for name in wanted})
+    if about.yields is PerClass:
+        return mean_over_classes(values, x, **{name: knobs[name] for name in PER_CLASS_KNOBS})
+    if about.yields is PerVoxel:
+        return mean_over_voxels(values, x, **{name: knobs[name] for name in PER_VOXEL_KNOBS})
+    return per_batch_or_sample(values, x)
+
+
+def per_batch_or_sample(values: Tensor, x: Comparison) -> Reduced:
+    """Average a value per sample (b,), or give each sample the batch's value."""
+    if x.reduction == "mean":
+        return values.mean()
+    return values.expand(x.shape[0])
+
+
+def mean_over_classes(
+    values: PerClass,
+    x: Comparison,
+    *,
+    include_background: bool = True,
+    weight: Weights = None,
+    weight_mode: str = "normalized",
+    absent: str = "keep",
+) -> Reduced:
+    """Average over samples and classes.
+
+    Equation:
+        Σ w_c l_nc / Σ w_c (``normalized``) or Σ w_c l_nc / Σ 1 (``plain``), over the (n, c) that count
+
+    Args:
+        values: A loss per sample and class; (1, c) where sums ran over the batch.
+        x: The comparison; its ``class_mask`` says which classes were annotated.
+        include_background: Whether channel 0 counts (``multiclass`` only; the other modes have no such channel).
+        weight: One number per class, background included; None for equal ones.
+        weight_mode: ``normalized`` or ``plain``.
+        absent: ``ignore`` leaves out the (n, c) without a target voxel, ``keep`` does not.
+    """
+    counts = classes_that_count(x, include_background=include_background, absent=absent)
+    w = counts if weight is None else counts * class_vector(weight, x)
+    numerator = torch.where(counts > 0, values, 0) * w
+    denominator = w if weight_mode == "normalized" else counts.expand_as(values)
+    if x.reduction == "none":
+        return ratio(numerator.sum(1), denominator.sum(1)).expand(x.shape[0])
+    return ratio(numerator.sum(), denominator.sum())
+
+
+def classes_that_count(x: Comparison, *, include_background: bool, absent: str = "keep") -> PerClass:
+    """1 where a sample's class enters the mean, else 0; (1, c) where sums run over the batch."""
+    counts = torch.ones(1 if x.batch else x.shape[0], x.shape[1], dtype=x.dtype, device=x.raw.device)
+    if not include_background:
+        counts[:, : x.first_class] = 0
+    if x.class_mask is not None:
+        mask = x.class_mask
+        counts = counts * ((sum_over_ranks(mask.sum(0, keepdim=True)) > 0) if x.batch else mask)
+    if absent == "ignore":
+        counts = counts * (x.sum_g > 0)
+    return counts
+
+
+def mean_over_voxels(
+    values: PerVoxel,
+    x: Comparison,
+    *,
+    weight: Weights = None,
+    normalize: str = "voxels",
+    weighted: bool = False,
+) -> Reduced:
+    """Average over the voxels that count (over the elements where every channel has its own answer).
+
+    Equation:
+        Σ v_i w_{y_i} l_i / Σ v_i (``voxels``) or Σ v_i w_{y_i} l_i / Σ v_i w_{y_i} (``weights``)
+
+    Args:
+        values: A loss per voxel (b *s), or per element (b c *s) in the sigmoid modes.
+        x: The comparison; its weights are the v_i.
+        weight: One number per class, background included; None for equal ones.
+        normalize: ``voxels`` or ``weights``.
+        weighted: Whether ``values`` contain the class weights already.
+    """
+    v, factor = element_weight(x), None if weight is None else class_factor(class_vector(weight, x), x)
+    if v is None and factor is None:
+        return values.mean() if x.reduction == "mean" else values.flatten(1).mean(1)
+    one = torch.ones((), dtype=values.dtype, device=values.device)
+    v, factor = (one if v is None else v), (one if factor is None else factor)
+    numerator = values * v if weighted else values * v * factor
+    denominator = (v * factor if normalize == "weights" else v).expand_as(values)
+    if x.reduction == "none":
+        return ratio(numerator.flatten(1).sum(1), denominator.flatten(1).sum(1))
+    return ratio(numerator.sum(), denominator.sum())
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Divide; 0 with a gradient of 0 where there is nothing to divide by."""
+    empty = denominator == 0
+    return torch.where(empty, numerator * 0, numerator / torch.where(empty, 1, denominator))
+
+
+def class_vector(weight: Sequence[float] | Tensor | float, x: Comparison) -> Tensor:
+    """One number per channel as a tensor; the length is checked here and only here.
+
+    Raises:
+        ValueError: If there is not one number for every channel of the logits, background included.
+    """
+    vector = torch.as_tensor(weight, dtype=x.dtype, device=x.raw.device)
+    if vector.shape != (x.shape[1],):
+        raise ValueError(
+            f"class weights must hold {x.shape[1]} numbers, one per channel of the logits with background included, "
+            f"got {list(vector.shape)}: {vector.tolist()}. Give every class a weight, 0 to leave one out."
+        )
+    return vector
+
+
+def class_factor(vector: Tensor, x: Comparison) -> Tensor:
+    """What a number per class (c,) or per sample and class (b, c) says of each voxel.
+
+    Returns:
+        The true class's number (b *s); with soft targets the expected one; (·, c, 1, ...) in the sigmoid modes.
+    """
+    table = vector.expand(x.shape[0], x.shape[1])
+    spread = table.reshape(*table.shape, *[1] * (len(x.shape) - 2))
+    if x.mode != "multiclass":
+        return spread
+    if x.labels is None:
+        return (spread * x.onehot).sum(1)
+    chosen = table.gather(1, x.labels.flatten(1).long())
+    return chosen.reshape(x.labels.shape)
+
+
+def element_weight(x: Comparison) -> Tensor | None:
+    """How much each voxel (b *s), or element in the sigmoid modes (b 1|c *s), counts; None where all count one."""
+    weight = x.weight
+    if weight is not None and x.mode == "multiclass":
+        weight = weight.squeeze(1)
+    if x.class_mask is None:
+        return weight
+    mask = class_factor(x.class_mask, x)
+    return mask if weight is None else weight * mask
+
