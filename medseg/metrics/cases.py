@@ -15,11 +15,10 @@ from medseg.metrics.detection import lesion_f1, match_lesions, volume_ml
 from medseg.metrics.empty import Outcome, distance_without_surfaces_mm, image_diagonal_mm, overlap_score
 from medseg.metrics.overlap import Counts, Organs, dice, iou, precision, recall, values_of
 from medseg.metrics.surface import average_distance_mm, hausdorff_mm, surface_dice, surface_distances
+from medseg.space.distance import Box, bounding_box
 
 DEFAULT_TOLERANCE_MM = 2.0
 """Tolerance of the surface Dice where none is given for an organ."""
-
-_Box = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -150,35 +149,27 @@ def _tolerances_of(tolerance_mm: float | Mapping[str, float], organs: Organs) ->
     return {name: float(tolerance_mm.get(name, DEFAULT_TOLERANCE_MM)) for name in organs}
 
 
-def _boxes(labels: np.ndarray, organs: Organs) -> Iterator[_Box | None]:
+def _boxes(labels: np.ndarray, organs: Organs) -> Iterator[Box | None]:
     """Yield the box around each organ, None where it has no voxel; one pass over a label map serves all organs."""
     if labels.dtype == bool:
         for mask in labels:
-            yield _box_of_mask(mask)
+            yield bounding_box(mask)
         return
     found = ndimage.find_objects(labels)
     for values in organs.values():
-        box: _Box | None = None
+        box: Box | None = None
         for value in values_of(values):
             box = _union(box, found[value - 1] if 0 < value <= len(found) else None)
         yield box
 
 
-def _box_of_mask(mask: np.ndarray) -> _Box | None:
-    if not mask.any():
-        return None
-    axes = range(mask.ndim)
-    seen = (np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes)
-    return tuple(slice(int(where[0]), int(where[-1]) + 1) for where in seen)
-
-
-def _union(one: _Box | None, other: _Box | None) -> _Box | None:
+def _union(one: Box | None, other: Box | None) -> Box | None:
     if one is None or other is None:
         return one or other
     return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(one, other, strict=True))
 
 
-def _cut(labels: np.ndarray, index: int, values: tuple[int, ...], box: _Box) -> np.ndarray:
+def _cut(labels: np.ndarray, index: int, values: tuple[int, ...], box: Box) -> np.ndarray:
     if labels.dtype == bool:
         mask: np.ndarray = labels[index][box]
         return mask
@@ -192,7 +183,7 @@ def _score_organ(
     reference: np.ndarray,
     index: int,
     values: tuple[int, ...],
-    box: _Box | None,
+    box: Box | None,
     *,
     spacing_mm: Sequence[float],
     worst_mm: float,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool
-from scipy import ndimage
 
 from medseg.metrics.empty import outcome, overlap_score
+from medseg.space.components import connected_components
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,8 @@ def match_lesions(prediction: Bool[np.ndarray, "*space"], reference: Bool[np.nda
         >>> match_lesions(np.array([1, 1, 0, 0, 0, 1], dtype=bool), np.array([0, 1, 0, 1, 0, 0], dtype=bool))
         Lesions(found=1, missed=1, false=1)
     """
-    touching = np.ones((3,) * reference.ndim, dtype=bool)
-    true_labels, true_count = ndimage.label(reference, touching)
-    predicted_labels, predicted_count = ndimage.label(prediction, touching)
+    true_labels, true_count = connected_components(reference)
+    predicted_labels, predicted_count = connected_components(prediction)
     shared = prediction & reference
     found = np.unique(true_labels[shared]).size
     matched = np.unique(predicted_labels[shared]).size

@@ -1,0 +1,126 @@
+"""Which prediction belongs to which reference, and every file that belongs to none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.datasets.case import read_dataset
+from medseg.errors import DataError
+from medseg.metrics.overlap import Organs
+from medseg.space.nifti import NIFTI_ENDINGS, case_name
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two files of one case."""
+
+    case: str
+    prediction: Path
+    reference: Path
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that could not be scored, and why."""
+
+    case: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What two folders have in common, and what they have not.
+
+    Attributes:
+        pairs: Cases with both files, by name.
+        failures: Cases that lack one file and should have it.
+        not_predicted: References of a whole dataset that nobody predicted, which is no fault.
+    """
+
+    pairs: tuple[Pair, ...]
+    failures: tuple[Failure, ...]
+    not_predicted: int
+
+
+@dataclass(frozen=True)
+class References:
+    """A pool of references by case name.
+
+    Attributes:
+        labels: Case name -> label file.
+        images: Case name -> its first image, where known.
+        organs: Organ name -> value or values, where known.
+        ignore: The value of voxels that count for nothing.
+        all_expected: Whether each reference must be predicted.
+    """
+
+    labels: dict[str, Path]
+    images: dict[str, Path]
+    organs: Organs
+    ignore: int | None
+    all_expected: bool
+
+
+def read_references(place: Path) -> References:
+    """List the references of a folder of label maps, or of a dataset.
+
+    Raises:
+        DataError: The folder is missing or holds no NIfTI file, or the dataset's description is at fault.
+    """
+    if place.name != "dataset.json" and not (place / "dataset.json").is_file():
+        return References(nifti_files(place), {}, {}, None, all_expected=True)
+    dataset = read_dataset(place, missing_ok=True)
+    cases = [case for case in (*dataset.cases, *dataset.test) if case.label is not None]
+    return References(
+        {case.id: case.label for case in cases if case.label},
+        {case.id: case.images[0] for case in cases},
+        dataset.labels,
+        dataset.ignore,
+        all_expected=False,
+    )
+
+
+def match(
+    predictions: Path, references: dict[str, Path], *, cases: Sequence[str] | None, all_expected: bool
+) -> Matched:
+    """Pair the predictions of a folder with references by case name.
+
+    Args:
+        predictions: Folder of ``CASE.nii.gz``.
+        references: Case name -> label file.
+        cases: The cases that count, such as one fold; None for all.
+        all_expected: Whether a reference without a prediction is a failure.
+
+    Raises:
+        DataError: The folder is missing or holds no NIfTI file.
+    """
+    found = nifti_files(predictions)
+    wanted = set(cases) if cases is not None else set(references) | set(found)
+    required = set(cases) if cases is not None else set(references) if all_expected else set()
+    both = sorted(wanted & set(found) & set(references))
+    failures = [
+        Failure(case, f"{found[case]} has no reference of that name. Rename it, or add the reference")
+        for case in sorted(wanted & set(found) - set(references))
+    ]
+    failures += [
+        Failure(case, f"{predictions} holds no prediction {case}.nii.gz. Predict the case, or rename its file")
+        for case in sorted(required - set(found))
+    ]
+    unpredicted = len((wanted & set(references)) - set(found) - required)
+    return Matched(tuple(Pair(case, found[case], references[case]) for case in both), tuple(failures), unpredicted)
+
+
+def nifti_files(folder: Path) -> dict[str, Path]:
+    """List the NIfTI files of a folder by case name; hidden ones are somebody's unfinished work.
+
+    Raises:
+        DataError: The folder is missing or holds no NIfTI file.
+    """
+    if not folder.is_dir():
+        raise DataError(folder, "is not a folder", "Give the folder that holds the .nii.gz files")
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(NIFTI_ENDINGS) and path.name[0] != ".")
+    if not files:
+        raise DataError(folder, "holds no .nii.gz or .nii file", "Check the path, or predict first")
+    return {case_name(path): path for path in files}

@@ -1,0 +1,107 @@
+"""cases.csv: a row per case and organ, the file every later comparison reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import DataError
+from medseg.metrics.cases import OrganScores
+from medseg.metrics.empty import Outcome
+
+LEADING = ("dice", "hd95_mm", "nsd")
+"""The measures that tables and figures show; the csv and the json hold all of `MEASURES`."""
+
+MEASURES = (*LEADING, *(item.name for item in fields(OrganScores) if item.name not in (*LEADING, "outcome")))
+"""Names of the numbers of a row, in the order of the columns of cases.csv."""
+
+COLUMNS = ("case", "organ", *LEADING, "outcome", *MEASURES[len(LEADING) :])
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """The scores of one organ in one case."""
+
+    case: str
+    organ: str
+    scores: OrganScores
+
+    def value(self, measure: str) -> float:
+        """Give one of `MEASURES`."""
+        return float(getattr(self.scores, measure))
+
+
+def write_rows(path: Path, rows: Iterable[CaseRow]) -> None:
+    """Write cases.csv; it appears whole or not at all."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([_cell(row, column) for column in COLUMNS])
+    write_text(path, text.getvalue())
+
+
+def read_rows(path: Path) -> tuple[CaseRow, ...]:
+    """Read a cases.csv back.
+
+    Raises:
+        DataError: The file is missing, lacks a column, or holds something that is no number.
+    """
+    try:
+        lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(path, f"cannot be read ({error})", "Give the cases.csv that medseg evaluate wrote") from None
+    if not lines:
+        raise DataError(path, "holds no case", "Run medseg evaluate again")
+    lacking = [column for column in COLUMNS if column not in lines[0]]
+    if lacking:
+        raise DataError(path, f"lacks the column {lacking[0]}", "Give the cases.csv that medseg evaluate wrote")
+    try:
+        return tuple(_row(line) for line in lines)
+    except (TypeError, ValueError) as error:
+        raise DataError(path, f"holds a bad cell ({error})", "Run medseg evaluate again") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name beside its target, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".partial-", suffix=path.suffix, dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a report is to be shared
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def organs_of(rows: Sequence[CaseRow]) -> tuple[str, ...]:
+    """Name the organs of some rows in their first order."""
+    return tuple(dict.fromkeys(row.organ for row in rows))
+
+
+def cases_of(rows: Sequence[CaseRow]) -> tuple[str, ...]:
+    """Name the cases of some rows in their first order."""
+    return tuple(dict.fromkeys(row.case for row in rows))
+
+
+def _cell(row: CaseRow, column: str) -> str:
+    if column in ("case", "organ"):
+        return str(getattr(row, column))
+    value = getattr(row.scores, column)
+    if isinstance(value, Outcome):
+        return value.value
+    return f"{value:.6g}"
+
+
+def _row(line: dict[str, str]) -> CaseRow:
+    numbers: dict[str, Any] = {
+        measure: int(line[measure]) if measure.startswith("lesions_") else float(line[measure]) for measure in MEASURES
+    }
+    return CaseRow(line["case"], line["organ"], OrganScores(outcome=Outcome(line["outcome"]), **numbers))
