@@ -1,0 +1,1 @@
+"""Volumes cut into patches for training, and patches stitched back into volumes."""

@@ -1,0 +1,223 @@
+"""Whole volumes from patches: a sliding window whose overlapping predictions are blended with Gaussian weights."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from medseg.space.patch import PatchLocation
+from medseg.space.volume import Shape
+
+Predict = Callable[[Tensor], Tensor]
+"""A batch of patches ``(b, m, i, j, k)`` to one value per class ``(b, c, i, j, k)``: logits or probabilities."""
+
+TILINGS = ("even", "shifted")
+
+
+def tile_starts(size: int, patch: int, *, overlap: float = 0.5, tiling: str = "even") -> list[int]:
+    """First voxels of the tiles along one axis; the last tile ends with the volume.
+
+    ``"even"`` is nnU-Net's rule: as few tiles as keep the step at most ``patch · (1 − overlap)``, evenly spread.
+    ``"shifted"`` is MONAI's: steps of exactly ``int(patch · (1 − overlap))``, the last tile moved back to the border.
+
+    Example:
+        >>> tile_starts(110, 64), tile_starts(110, 64, tiling="shifted")
+        ([0, 23, 46], [0, 32, 46])
+    """
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap is a share of the patch in [0, 1), got {overlap}; nnU-Net uses 0.5")
+    if tiling not in TILINGS:
+        raise ValueError(f"tiling {tiling!r} is not known; expected one of {', '.join(TILINGS)}")
+    furthest = max(size - patch, 0)
+    if tiling == "shifted":
+        step = max(int(patch * (1 - overlap)), 1)
+        return [min(index * step, furthest) for index in range(math.ceil(furthest / step) + 1)]
+    tiles = math.ceil(furthest / (patch * (1 - overlap))) + 1
+    return [round(furthest / max(tiles - 1, 1) * index) for index in range(tiles)]
+
+
+def gaussian_weights(patch_size: Shape, *, sigma: float = 0.125) -> Float[Tensor, "i j k"]:
+    r"""How much each voxel of a tile counts: :math:`\exp(-\sum_a (x_a - c_a)^2 / 2 (\sigma n_a)^2)`, at least 0.001.
+
+    Args:
+        patch_size: Voxels of a tile, n.
+        sigma: Standard deviation as a share of the tile's edge; 1/8 as in nnU-Net and MONAI.
+    """
+    weights = torch.ones(())
+    for size in patch_size:
+        distance = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+        weights = weights.unsqueeze(-1) * torch.exp(-(distance**2) / (2 * (sigma * size) ** 2))
+    return weights.clamp_min(1e-3)
+
+
+def sliding_window(
+    image: Float[Tensor, "1 m i j k"],
+    patch_size: Shape,
+    predict: Predict,
+    *,
+    overlap: float = 0.5,
+    batch_size: int = 1,
+    sigma: float = 0.125,
+    tiling: str = "even",
+    device: torch.device | None = None,
+) -> Float[Tensor, "1 c i j k"]:
+    """Predict a whole volume tile by tile; where tiles overlap, their Gaussian-weighted mean, summed in float32.
+
+    Args:
+        image: One prepared volume. One smaller than a patch is padded with zeros on both sides, and cut back.
+        patch_size: Voxels of a tile.
+        predict: Logits or probabilities of a batch of tiles, on the device of ``image``, in any float precision.
+        overlap: Least share of a tile that its neighbour covers too.
+        batch_size: Tiles per call of ``predict``; the last call may have fewer.
+        sigma: Width of the weights as a share of the tile's edge.
+        tiling: ``"even"`` (nnU-Net) or ``"shifted"`` (MONAI), see `tile_starts`.
+        device: Where the result is kept; the image's own by default. The CPU spares a small GPU the
+            classes x voxels of a large volume.
+
+    Returns:
+        Blended predictions on the grid of ``image``.
+
+    Example:
+        >>> image = torch.rand(1, 1, 20, 9, 17)
+        >>> result = sliding_window(image, (8, 10, 8), lambda tiles: 2 * tiles)
+        >>> torch.allclose(result, 2 * image, atol=1e-5)
+        True
+    """
+    result: Tensor | None = None
+    for where, slab in stitched_slabs(
+        image, patch_size, predict, overlap=overlap, batch_size=batch_size, sigma=sigma, tiling=tiling, device=device
+    ):
+        if result is None:
+            result = slab.new_empty((1, slab.shape[0], *image.shape[2:]))
+        result[0, :, where] = slab
+    if result is None:
+        raise ValueError(f"expected a volume with at least one voxel, got {tuple(image.shape)}")
+    return result
+
+
+def stitched_slabs(
+    image: Float[Tensor, "1 m i j k"],
+    patch_size: Shape,
+    predict: Predict,
+    *,
+    overlap: float = 0.5,
+    batch_size: int = 1,
+    sigma: float = 0.125,
+    tiling: str = "even",
+    device: torch.device | None = None,
+) -> Iterator[tuple[slice, Float[Tensor, "c i j k"]]]:
+    """The same blending, handed out slab by slab along the first axis as soon as no later tile can change a voxel.
+
+    No more than one tile's depth of the volume is held with all its classes, so a consumer that keeps labels only
+    (or resamples and writes) needs memory that does not grow with the length of the volume.
+
+    Yields:
+        The slice of the first axis that is finished, and its predictions ``(c, depth, j, k)`` in float32; together the
+        slices cover the volume once, in order. Arguments are those of `sliding_window`.
+    """
+    shape: Shape = (image.shape[2], image.shape[3], image.shape[4])
+    before = [max(size - extent, 0) // 2 for size, extent in zip(patch_size, shape, strict=True)]
+    padded: Shape = tuple(max(size, extent) for size, extent in zip(patch_size, shape, strict=True))  # type: ignore[assignment]
+    rows, *columns = (
+        tile_starts(extent, size, overlap=overlap, tiling=tiling)
+        for extent, size in zip(padded, patch_size, strict=True)
+    )
+    corners = itertools.product(rows, *columns)
+    tiles = [PatchLocation((i - before[0], j - before[1], k - before[2]), patch_size) for i, j, k in corners]
+    predictions = _predictions(image, tiles, predict, batch_size)
+    weights = gaussian_weights(patch_size, sigma=sigma).to(device or image.device)
+    blend = _Blend(weights, (padded[1], padded[2]))
+    inner = tuple(slice(start, start + extent) for start, extent in zip(before[1:], shape[1:], strict=True))
+    for start, following in zip(rows, [*rows[1:], padded[0]], strict=True):
+        for j, k in itertools.product(*columns):
+            blend.add(j, k, next(predictions))
+        slab = blend.finish(following - start)[(slice(None), slice(None), *inner)]
+        first, last = max(start - before[0], 0), min(following - before[0], shape[0])
+        skipped = first - (start - before[0])
+        if last > first:
+            yield slice(first, last), slab[:, skipped : skipped + last - first]
+
+
+def _predictions(image: Tensor, tiles: list[PatchLocation], predict: Predict, batch_size: int) -> Iterator[Tensor]:
+    """The prediction of each tile in turn; batches run on over rows, so that small volumes fill them too."""
+    for first in range(0, len(tiles), batch_size):
+        batch = torch.stack([_cut(image[0], tile) for tile in tiles[first : first + batch_size]])
+        predicted = predict(batch)
+        if predicted.shape[0] != len(batch) or predicted.shape[2:] != batch.shape[2:]:
+            raise ValueError(
+                f"predict must keep samples and voxels of {tuple(batch.shape)}, it returned {tuple(predicted.shape)}; "
+                "hand over the full-resolution output only"
+            )
+        yield from predicted
+
+
+def _cut(volume: Tensor, tile: PatchLocation) -> Tensor:
+    shape: Shape = (volume.shape[1], volume.shape[2], volume.shape[3])
+    inner, padding = tile.inside(shape)
+    patch = volume[(slice(None), *inner.slices)]
+    widths = [width for pair in reversed(padding) for width in pair]
+    return torch.nn.functional.pad(patch, widths) if any(widths) else patch
+
+
+class _Blend:
+    """Weighted sums of one tile's depth of the volume, and of the weights themselves."""
+
+    def __init__(self, weights: Tensor, plane: tuple[int, int]) -> None:
+        self.weights = weights
+        self.plane = plane
+        self.sums: Tensor | None = None
+        self.total = weights.new_zeros((weights.shape[0], *plane))
+
+    def add(self, j: int, k: int, prediction: Tensor) -> None:
+        depth, height, width = self.weights.shape
+        if self.sums is None:
+            self.sums = self.weights.new_zeros((prediction.shape[0], depth, *self.plane))
+        where = (slice(None), slice(j, j + height), slice(k, k + width))
+        prediction = prediction.to(self.weights.device, torch.float32)
+        self.sums[(slice(None), *where)].addcmul_(prediction, self.weights)
+        self.total[where] += self.weights
+
+    def finish(self, depth: int) -> Tensor:
+        """The mean of the first ``depth`` planes, which are then given up and the rest moved to the front."""
+        if self.sums is None:
+            raise ValueError("expected at least one tile before a slab can be finished")
+        mean = self.sums[:, :depth] / self.total[:depth]
+        for sums, axis in ((self.sums, 1), (self.total, 0)):
+            kept = sums.shape[axis] - depth
+            front, rest = sums.narrow(axis, 0, kept), sums.narrow(axis, depth, kept).clone()
+            front.copy_(rest)
+            sums.narrow(axis, kept, depth).zero_()
+        return mean
+
+
+def mirrored(predict: Predict, axes: tuple[int, ...]) -> Predict:
+    """Average a prediction over all flips of some spatial axes; hand in probabilities, for these may be averaged.
+
+    Args:
+        predict: Probabilities of a batch of patches.
+        axes: Spatial axes (0, 1, 2) whose direction means nothing to the organs: never left/right when organs come in
+            pairs. All subsets are run, 2 to the power of their number.
+
+    Example:
+        >>> patches = torch.rand(1, 1, 4, 4, 4)
+        >>> torch.allclose(mirrored(lambda x: x, (0, 1))(patches), patches)
+        True
+    """
+    if not set(axes) <= {0, 1, 2}:
+        raise ValueError(f"expected spatial axes out of 0, 1 and 2, got {axes}")
+    subsets = [subset for size in range(len(axes) + 1) for subset in itertools.combinations(axes, size)]
+
+    def average(patches: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for subset in subsets:
+            dims = [axis + 2 for axis in subset]
+            predicted = predict(patches.flip(dims)).float().flip(dims)
+            total = predicted if total is None else total.add_(predicted)
+        return torch.zeros(()) if total is None else total / len(subsets)
+
+    return average

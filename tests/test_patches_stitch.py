@@ -1,0 +1,124 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data.utils import compute_importance_map
+from monai.inferers import sliding_window_inference
+
+from medseg.patches.stitch import gaussian_weights, mirrored, sliding_window, stitched_slabs, tile_starts
+
+sizes = st.tuples(*[st.integers(3, 23)] * 3)
+patches = st.tuples(*[st.integers(2, 11)] * 3)
+
+
+def position_dependent(tiles):
+    """A stand-in for a network: nonlinear, and different at every voxel of a tile, so that blending shows."""
+    ramp = torch.linspace(0.5, 2.0, tiles[0, 0].numel()).reshape(tiles.shape[2:])
+    return torch.cat([tiles[:, :1] * ramp, (tiles.sum(1, keepdim=True) - ramp).tanh()], dim=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(size=sizes, patch=patches, overlap=st.sampled_from([0.0, 0.25, 0.5, 0.7]), batch_size=st.integers(1, 5))
+def test_equals_monai_with_its_tiling(size, patch, overlap, batch_size):
+    image = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(sum(size)))
+    theirs = sliding_window_inference(image, patch, 1, position_dependent, overlap, mode="gaussian")
+    ours = sliding_window(image, patch, position_dependent, overlap=overlap, batch_size=batch_size, tiling="shifted")
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("patch", [(5, 6, 7), (40, 56, 40), (1, 1, 1)])
+def test_weights_are_monais(patch):
+    torch.testing.assert_close(gaussian_weights(patch), compute_importance_map(patch, mode="gaussian"))
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "starts"),
+    [  # by nnU-Net's published rule: ceil((size - patch) / (patch / 2)) + 1 tiles, evenly spread
+        (110, 64, [0, 23, 46]),
+        (64, 64, [0]),
+        (50, 64, [0]),
+        (65, 64, [0, 1]),
+        (128, 64, [0, 32, 64]),
+        (41, 16, [0, 6, 12, 19, 25]),
+    ],
+)
+def test_even_tiling_is_nnunets(size, patch, starts):
+    assert tile_starts(size, patch) == starts
+
+
+@given(size=st.integers(1, 300), patch=st.integers(1, 100), overlap=st.sampled_from([0.0, 0.3, 0.5, 0.75]))
+def test_tiles_cover_the_volume_and_overlap_enough(size, patch, overlap):
+    for tiling in ("even", "shifted"):
+        starts = tile_starts(size, patch, overlap=overlap, tiling=tiling)
+        assert starts[0] == 0
+        assert starts[-1] == max(size - patch, 0)
+        steps = [b - a for a, b in itertools.pairwise(starts)]
+        assert all(0 <= step <= max(patch * (1 - overlap) + 1, 1) for step in steps)
+
+
+@settings(max_examples=40, deadline=None)
+@given(size=sizes, patch=patches)
+def test_slabs_cover_the_volume_once_and_equal_the_whole(size, patch):
+    image = torch.rand(1, 1, *size)
+    slabs = list(stitched_slabs(image, patch, position_dependent))
+    assert [where.start for where, _ in slabs] == [0, *(where.stop for where, _ in slabs[:-1])]
+    assert slabs[-1][0].stop == size[0]
+    assert all(slab.shape[1] == where.stop - where.start for where, slab in slabs)
+    whole = sliding_window(image, patch, position_dependent)
+    assert torch.equal(torch.cat([slab for _, slab in slabs], dim=1), whole[0])
+
+
+def test_sums_in_float32_whatever_the_network_returns():
+    image = torch.rand(1, 1, 20, 20, 20)
+    result = sliding_window(image, (8, 8, 8), lambda tiles: tiles.to(torch.bfloat16))
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, image, rtol=0, atol=4e-3)
+
+
+def test_memory_does_not_grow_with_the_length_of_the_volume():
+    depths = [slab.shape[1] for _, slab in stitched_slabs(torch.rand(1, 1, 64, 8, 8), (8, 8, 8), lambda t: t)]
+    assert max(depths) <= 8
+
+
+def test_mirroring_averages_over_all_flips():
+    patch = torch.rand(2, 1, 4, 5, 6)
+    kernel = torch.rand(1, 1, 3, 3, 3)
+
+    def predict(x):
+        return torch.nn.functional.conv3d(x, kernel, padding=1).sigmoid()
+
+    by_hand = (
+        sum(
+            predict(patch.flip(dims)).flip(dims)
+            for dims in ([], [2], [4], [2, 4])  # axes 0 and 2
+        )
+        / 4
+    )
+    torch.testing.assert_close(mirrored(predict, (0, 2))(patch), by_hand)
+    assert torch.equal(mirrored(predict, ())(patch), predict(patch))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [({"overlap": 1.0}, "overlap is a share"), ({"tiling": "odd"}, "expected one of even, shifted")],
+)
+def test_refuses_with_a_way_out(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sliding_window(torch.rand(1, 1, 4, 4, 4), (4, 4, 4), lambda tiles: tiles, **arguments)
+
+
+def test_refuses_a_network_that_changes_the_grid():
+    with pytest.raises(ValueError, match="must keep samples and voxels"):
+        sliding_window(torch.rand(1, 1, 4, 4, 4), (4, 4, 4), lambda tiles: tiles[..., :2])
+
+
+def test_refuses_mirror_axes_that_do_not_exist():
+    with pytest.raises(ValueError, match="out of 0, 1 and 2"):
+        mirrored(lambda x: x, (3,))
+
+
+def test_refuses_an_empty_volume():
+    with pytest.raises(ValueError, match="at least one voxel"):
+        sliding_window(torch.rand(1, 1, 0, 4, 4), (4, 4, 4), lambda tiles: tiles)
