@@ -1,0 +1,77 @@
+"""The entry point: parses, dispatches, and turns failures into one sentence and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import medseg
+from medseg.cli.commands import COMMANDS
+from medseg.errors import MedsegError, nearest
+
+LIGHTNING_COMMANDS = {
+    "fit": "train a network",
+    "validate": "score a checkpoint on the validation cases, on the prepared grid",
+    "test": "predict held-out cases on their own grid, score them per organ, write the report",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that answers a misspelt option or command with the nearest legal one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and what was probably meant; exit status 2."""
+        legal = [option for action in self._actions for option in action.option_strings]
+        if "invalid choice" in message:
+            legal += [choice for action in self._actions for choice in action.choices or ()]
+        words = [word.split("=")[0].strip("',") for word in message.split()]
+        hints = [nearest(word, legal) for word in words if word not in legal and (word[:2] == "--" or "'" in message)]
+        hint = next((f", did you mean {hint}?" for hint in hints if hint), ".")
+        self.exit(2, f"{self.prog}: {message}{hint} See {self.prog} --help.\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 0 done, 1 the data or the result is at fault, 2 wrong usage.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except MedsegError as error:
+        sys.stderr.write(f"medseg: {error}\n")
+        return error.exit_status
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        sys.stderr.write("medseg: stopped by the user\n")
+        return 130
+
+
+def _run(words: list[str]) -> int:
+    if words and words[0] in LIGHTNING_COMMANDS:
+        from medseg.cli.training import run_lightning
+
+        return run_lightning(words)
+    options = build_parser().parse_args(words)
+    status: int = options.run_command(options)
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; those of Lightning are listed and parsed by Lightning."""
+    parser = _Parser(prog="medseg", description=(medseg.__doc__ or "").splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"medseg {medseg.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, sentence in LIGHTNING_COMMANDS.items():
+        commands.add_parser(name, help=sentence, add_help=False)
+    for name, command in COMMANDS.items():
+        subparser = commands.add_parser(name, help=command.sentence, description=command.sentence)
+        command.add_options(subparser)
+        subparser.set_defaults(run_command=command.run)
+    return parser

@@ -1,0 +1,213 @@
+"""``medseg fit | validate | test``: Lightning's command line over our task and our volumes."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from jsonargparse import ArgumentError
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from medseg.cli.runs import Run, RunCsvLogger
+from medseg.errors import DataError, UsageError, nearest
+from medseg.patches.datamodule import VolumesDataModule
+from medseg.plan.plan import Plan
+from medseg.precision import best_precision
+from medseg.task import SegmentationTask, load_task
+
+PrecisionName = Literal[
+    "auto", 16, 32, 64, "16", "32", "64", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "32-true", "64-true"
+]
+
+
+class Trainer(pl.Trainer):
+    """Lightning's trainer, which here also understands ``precision: auto``."""
+
+    def __init__(self, *, precision: PrecisionName = "auto", accelerator: str = "auto", **options: Any) -> None:
+        """Resolve the precision before Lightning sees it.
+
+        Args:
+            precision: As Lightning's, or ``auto``: bf16-mixed where the hardware multiplies in bf16, 16-mixed on
+                older GPUs, else 32.
+            accelerator: As Lightning's.
+            options: As Lightning's.
+        """
+        chosen = best_precision(accelerator) if precision == "auto" else precision
+        super().__init__(precision=chosen, accelerator=accelerator, **options)
+
+
+class MedsegCLI(LightningCLI):
+    """Lightning's command line plus ``--run``, the one folder that a training writes."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a misspelt key or a wrong value becomes one sentence."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            actions = [action for sub in self._subcommand_parsers.values() for action in sub._actions]
+            raise explain(str(error), sorted({action.dest for action in actions})) from None
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Link the plan of the data to the task, and name the run folder."""
+        parser.add_argument(
+            "--run", type=str, default="data/runs/latest", help="folder of this run (default: %(default)s)"
+        )
+        parser.link_arguments("data.plan", "model.plan", compute_fn=_plain_plan, apply_on="instantiate")
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands that Lightning runs for us; prediction is `medseg predict`, which needs no dataset."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] | {"weights_only"} for name in ("fit", "validate", "test")}
+
+    def _parse_ckpt_path(self) -> None:
+        """The config of a resumed run is the one given; that of a finished one is read in `instantiate_classes`."""
+
+    def before_instantiate_classes(self) -> None:
+        """Point loggers and checkpoints at the run folder."""
+        config = self.config[self.subcommand]
+        self.run_folder = Run(Path(config.run))
+        if self.subcommand == "fit":
+            self.run_folder.prepare_fit(config.ckpt_path)
+            self.trainer_defaults["callbacks"] = _fit_callbacks(self.run_folder)
+        else:
+            self.save_config_callback = None
+            config.ckpt_path = str(self.run_folder.checkpoint(config.ckpt_path))
+
+    def instantiate_classes(self) -> None:
+        """Build data, task and trainer; a finished task comes whole from its checkpoint."""
+        super().instantiate_classes()
+        config = self.config[self.subcommand]
+        if self.subcommand != "fit":
+            self.model = load_task(Path(config.ckpt_path))
+            _require_same_labels(self.model.plan, self.datamodule.plan, config.data.store)
+
+    def instantiate_trainer(self, **options: Any) -> pl.Trainer:
+        """Give the trainer the loggers of the run, unless the config names its own."""
+        chosen = self.config_init[self.subcommand].trainer.logger
+        if chosen is None:
+            options["logger"] = _loggers(self.run_folder) if self.subcommand == "fit" else False
+        return super().instantiate_trainer(default_root_dir=str(self.run_folder.path), **options)
+
+    def before_test(self) -> None:
+        """Write every test prediction on the grid of its image."""
+        from medseg.inference.writer import WritePredictions
+
+        self.trainer.callbacks.append(WritePredictions(self.run_folder.predictions, self.datamodule))
+
+    def after_test(self) -> None:
+        """Score the written predictions and report per organ."""
+        if self.trainer.is_global_zero:
+            self.run_folder.report(self.datamodule, self.model.plan)
+        self.trainer.strategy.barrier()
+
+
+def run_lightning(words: Sequence[str]) -> int:
+    """Parse and run one of Lightning's commands.
+
+    Raises:
+        UsageError: The config or the command line is at fault.
+        MedsegError: The data or a checkpoint is at fault.
+    """
+    _quieten()
+    strict = {"exit_on_error": False, "allow_abbrev": False}
+    try:
+        MedsegCLI(
+            SegmentationTask,
+            VolumesDataModule,
+            trainer_class=Trainer,
+            seed_everything_default=0,
+            save_config_callback=SaveConfigCallback,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "medseg", **strict, **{name: dict(strict) for name in MedsegCLI.subcommands()}},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=list(words),
+        )
+    except MisconfigurationException as error:
+        raise UsageError(str(error).rstrip("."), "Correct the options of the trainer") from None
+    return 0
+
+
+def explain(message: str, legal: list[str]) -> UsageError:
+    """Turn a parser's message into our sentence, with the nearest legal key where one was misspelt.
+
+    Example:
+        >>> print(explain("Subcommand 'fit' does not accept option 'model.los'", ["model.loss", "data.store"]))
+        there is no option 'model.los', did you mean 'model.loss'. See medseg fit --help for all of them.
+    """
+    unknown = re.search(r"does not accept option '([^']+)'|unrecognized arguments: --([^\s=]+)", message)
+    if unknown:
+        key = unknown.group(1) or unknown.group(2)
+        hint = nearest(key, legal) or _nearest_part(key, legal)
+        return UsageError(
+            f"there is no option {key!r}" + (f", did you mean {hint!r}" if hint else ""),
+            "See medseg fit --help for all of them",
+        )
+    missing = re.search(r"arguments are required: (.+)", message)
+    if missing:
+        names = ", ".join(f"--{name.split('.', 1)[1]}" for name in re.split(r",\s*", missing.group(1)))
+        return UsageError(f"{names} is missing", "Give it on the command line or in the config")
+    wrong = re.search(r'Parser key "([^"]+)":\s*(.+)', message, flags=re.DOTALL)
+    if wrong:
+        reason = " ".join(wrong.group(2).replace("<class '", "").replace("'>", "").split())
+        return UsageError(f"{wrong.group(1)}: {reason.rstrip('.')}", "Correct that value")
+    return UsageError(" ".join(message.split()).rstrip("."), "Correct the config or the command line")
+
+
+def _nearest_part(key: str, legal: list[str]) -> str:
+    """The legal key whose group or name is spelt most like the one given."""
+    group, _, name = key.partition(".")
+    groups = sorted({word.split(".")[0] for word in legal})
+    same_name = [word for word in legal if word.endswith(f".{name}") and word.startswith(f"{nearest(group, groups)}.")]
+    return same_name[0] if same_name else ""
+
+
+def _plain_plan(plan: Plan) -> dict[str, Any]:
+    return plan.to_dict()
+
+
+def _fit_callbacks(run: Run) -> list[Callback]:
+    keep_best = ModelCheckpoint(
+        dirpath=run.checkpoints,
+        filename="best",
+        monitor="val/dice",
+        mode="max",
+        save_last=True,
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )
+    return [keep_best, LearningRateMonitor("step")]
+
+
+def _loggers(run: Run) -> list[Logger]:
+    return [TensorBoardLogger(run.path.parent, name=run.path.name, version=""), RunCsvLogger(run.path)]
+
+
+def _require_same_labels(trained: Plan, given: Plan, store: str) -> None:
+    if trained.labels != given.labels or trained.modalities != given.modalities:
+        raise DataError(
+            store,
+            f"holds the labels {', '.join(given.organs)} of {', '.join(given.modalities)}, the checkpoint was trained on "
+            f"{', '.join(trained.organs)} of {', '.join(trained.modalities)}",
+            "Give the store that it was trained on",
+        )
+
+
+def _quieten() -> None:
+    """Hide what Lightning says that a user can do nothing about."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # volumes are cached in memory
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # short demo epochs
+    warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec.*")  # Lightning 2.6 on torch 2.13
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )

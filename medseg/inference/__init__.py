@@ -1,0 +1,1 @@
+"""From a checkpoint and new images to label files on the grid of those images."""

@@ -1,0 +1,90 @@
+"""Optimizers by name and learning-rate schedules over the share of the budget that is spent."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from medseg.errors import UsageError, nearest
+
+Schedule = Callable[[float], float]
+
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("torch.optim.SGD", {"momentum": 0.99, "nesterov": True}),  # nnU-Net's
+    "adam": ("torch.optim.Adam", {}),
+    "adamw": ("torch.optim.AdamW", {}),
+    "nadam": ("torch.optim.NAdam", {"decoupled_weight_decay": True}),
+    "rmsprop": ("torch.optim.RMSprop", {}),
+}
+"""Name -> class and the options it has unless the config says otherwise."""
+
+SCHEDULES: dict[str, Schedule] = {
+    "poly": lambda spent: (1 - spent) ** 0.9,
+    "cosine": lambda spent: 0.5 * (1 + math.cos(math.pi * spent)),
+    "linear": lambda spent: 1 - spent,
+    "constant": lambda spent: 1.0,
+}
+"""Name -> factor on the learning rate, a function of the share of the budget that is spent, in [0, 1]."""
+
+
+def build_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float, options: Mapping[str, Any]
+) -> Optimizer:
+    """Build an optimizer from a name of `OPTIMIZERS` or the dotted path of an ``Optimizer`` class.
+
+    Biases and normalisation scales, the parameters with one axis, are not decayed.
+
+    Raises:
+        UsageError: The name is unknown or an option is refused.
+    """
+    path, defaults = OPTIMIZERS.get(name, (name, {}))
+    if "." not in path:
+        hint = nearest(name, list(OPTIMIZERS))
+        raise UsageError(
+            f"there is no optimizer {name!r}" + (f", did you mean {hint!r}" if hint else ""),
+            f"Choose one of {', '.join(OPTIMIZERS)}, or the dotted path of a torch.optim.Optimizer class",
+        )
+    trainable = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    module_name, _, class_name = path.rpartition(".")
+    try:
+        factory = getattr(importlib.import_module(module_name), class_name)
+        optimizer: Optimizer = factory(groups, **{"lr": lr, **defaults, **options})
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"optimizer {name!r} cannot be built ({error})", "Correct optimizer_options") from None
+    return optimizer
+
+
+def schedule_factor(name: str, *, warmup: float = 0.0) -> Schedule:
+    """The schedule of that name after a linear warm-up over the first share ``warmup`` of the budget.
+
+    Raises:
+        UsageError: The name is unknown.
+
+    Example:
+        >>> factor = schedule_factor("linear", warmup=0.1)
+        >>> [round(factor(spent), 3) for spent in (0.05, 0.1, 0.55, 1.0)]
+        [0.5, 1.0, 0.5, 0.0]
+    """
+    if name not in SCHEDULES:
+        hint = nearest(name, list(SCHEDULES))
+        raise UsageError(
+            f"there is no schedule {name!r}" + (f", did you mean {hint!r}" if hint else ""),
+            f"Choose one of {', '.join(SCHEDULES)}",
+        )
+    shape = SCHEDULES[name]
+
+    def factor(spent: float) -> float:
+        if spent < warmup:
+            return max(spent / warmup, 0.01)  # never quite zero: the first step must move
+        return shape(min(1.0, (spent - warmup) / (1 - warmup)))
+
+    return factor

@@ -1,0 +1,40 @@
+"""Which arithmetic this machine is fast in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Precision = Literal["bf16-mixed", "16-mixed", "32-true"]
+
+_BF16_CAPABILITY = 8  # Ampere, the first CUDA generation with bf16 tensor cores
+_BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # x86 tile and vector units; "bf16" is Arm's
+
+
+def best_precision(accelerator: str = "auto") -> Precision:
+    """bf16 where the hardware multiplies in it, fp16 on older CUDA devices, else float32.
+
+    Args:
+        accelerator: Lightning's name of the device: ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
+    """
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        major, _ = torch.cuda.get_device_capability()
+        return "bf16-mixed" if major >= _BF16_CAPABILITY else "16-mixed"
+    if accelerator in ("auto", "cpu") and cpu_multiplies_bf16():
+        return "bf16-mixed"
+    return "32-true"
+
+
+def cpu_multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has bf16 multiply-add (AMX, AVX512-BF16 or Arm BF16), as the Linux kernel reports it.
+
+    Elsewhere than on Linux the answer is no: emulated bf16 is slower than float32.
+    """
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
+    return bool(_BF16_FLAGS & set(flags.split()))
