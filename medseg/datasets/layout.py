@@ -176,7 +176,7 @@ def _plain(root: Path, manifest: Manifest) -> FilesOfDataset:
     image_folder = _folder(root, manifest, "image_folder", ("images", "imagesTr"))
     label_folder = _folder(root, manifest, "label_folder", ("labels", "labelsTr"))
     suffix = str(content.get("label_suffix", ""))
-    images = _images_by_name(image_folder, manifest.modalities)
+    images = images_by_name(image_folder, manifest.modalities)
     labels = {_without(case_name(path), suffix): path for path in _volumes(label_folder, NIFTI_ENDINGS)}
     remedy = (
         'Add it; if the names differ by an ending, state it as "label_suffix" in dataset.json; images without labels '
@@ -194,7 +194,7 @@ def _plain(root: Path, manifest: Manifest) -> FilesOfDataset:
     test_folder = root / str(content.get("test_folder", "imagesTs"))
     if "test_folder" not in content and not test_folder.is_dir():
         return training, []
-    test = _images_by_name(test_folder, manifest.modalities)
+    test = images_by_name(test_folder, manifest.modalities)
     return training, [Files(case, files, None, remedy) for case, files in test.items()]
 
 
@@ -211,7 +211,7 @@ def _folder(root: Path, manifest: Manifest, key: str, defaults: tuple[str, ...])
     return found
 
 
-def _images_by_name(folder: Path, modalities: tuple[str, ...]) -> dict[str, tuple[Path, ...]]:
+def images_by_name(folder: Path, modalities: tuple[str, ...]) -> dict[str, tuple[Path, ...]]:
     """Group files by case; ``_0000`` or the modality's own name may end the name of a file that holds one channel."""
     order = {f"_{index:04d}": index for index in range(len(modalities))}
     if len(modalities) > 1:
