@@ -19,8 +19,9 @@ Spacing = Sequence[float] | Float[Tensor, "b axes"] | None
 SWEEP_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26}
 """Sums held at once by a sweep: two megabytes stay near a core; a GPU wants enough to fill it."""
 
-SWEEP_WORTH = 64
-"""A sweep adds and compares once per site and voxel; above this many per voxel SciPy's linear scan is faster."""
+SWEEP_WORTH = 512
+"""A sweep adds and compares for each voxel every site on its line; where that touches more bytes per voxel than this,
+SciPy's linear scan is faster (measured on 96³: 22 against 70 ms for an organ of 30 voxels, even at 75 voxels)."""
 
 
 @torch.no_grad()
@@ -46,7 +47,11 @@ def distance_to(
 
 @torch.no_grad()
 def boundary_distance(
-    masks: Bool[Tensor, "b c *space"], spacing_mm: Spacing = None, *, dtype: torch.dtype = torch.float32
+    masks: Bool[Tensor, "b c *space"],
+    spacing_mm: Spacing = None,
+    *,
+    valid: Bool[Tensor, "b *space"] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b c *space"]:
     """Measure the unsigned distance to the other side of each mask's boundary: d(x, mask) + d(x, complement).
 
@@ -55,6 +60,7 @@ def boundary_distance(
     Args:
         masks: One mask per sample and class.
         spacing_mm: See `Spacing`.
+        valid: Voxels that exist; the others belong to neither side, as if they had been cut away. None means all.
         dtype: Precision of the answer.
 
     Returns:
@@ -64,18 +70,24 @@ def boundary_distance(
         >>> boundary_distance(torch.tensor([[[[True, True, False]]]])).tolist()
         [[[[2.0, 1.0, 1.0]]]]
     """
-    return _each(_fill_both, masks, spacing_mm, masks.new_zeros(masks.shape, dtype=dtype))
+    out = masks.new_zeros(masks.shape, dtype=dtype)
+    return _each(_fill_both, masks, spacing_mm, out, valid)
 
 
 @torch.no_grad()
 def inner_distance(
-    masks: Bool[Tensor, "b c *space"], spacing_mm: Spacing = None, *, dtype: torch.dtype = torch.float32
+    masks: Bool[Tensor, "b c *space"],
+    spacing_mm: Spacing = None,
+    *,
+    valid: Bool[Tensor, "b *space"] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b c *space"]:
     """Measure, inside each mask, the distance to the nearest voxel outside it; zero outside, and for a full mask.
 
     Args:
         masks: One mask per sample and class.
         spacing_mm: See `Spacing`.
+        valid: Voxels that exist; the others belong to neither side, as if they had been cut away. None means all.
         dtype: Precision of the answer.
 
     Returns:
@@ -85,7 +97,8 @@ def inner_distance(
         >>> inner_distance(torch.tensor([[[[True, True, False]]]])).tolist()
         [[[[2.0, 1.0, 0.0]]]]
     """
-    return _each(_fill_inside, masks, spacing_mm, masks.new_zeros(masks.shape, dtype=dtype))
+    out = masks.new_zeros(masks.shape, dtype=dtype)
+    return _each(_fill_inside, masks, spacing_mm, out, valid)
 
 
 def steps_per_sample(spacing_mm: Spacing, batch: int, axes: int) -> list[tuple[float, ...]]:
@@ -106,38 +119,47 @@ def steps_per_sample(spacing_mm: Spacing, batch: int, axes: int) -> list[tuple[f
     return [checked_spacing(values, axes)] * batch
 
 
-Fill = Callable[[Tensor, Tensor, tuple[float, ...]], None]
-"""Write the field of masks (n, *space) into an array (n, *space) of the same size."""
+Fill = Callable[[Tensor, Tensor, Tensor | None, tuple[float, ...]], None]
+"""Write the field of masks (n, *space) into an array of the same shape, given who exists and the edge lengths."""
 
 
-def _each(fill: Fill, masks: Tensor, spacing_mm: Spacing, out: Tensor) -> Tensor:
+def _each(fill: Fill, masks: Tensor, spacing_mm: Spacing, out: Tensor, valid: Tensor | None = None) -> Tensor:
     """Fill the field of every sample: a thread per volume on a CPU, a sample at a time on a GPU."""
     steps = steps_per_sample(spacing_mm, masks.shape[0], masks.ndim - 2)
+    exists = [None if valid is None or bool(valid[n].all()) else valid[n] for n in range(len(steps))]
     if masks.device.type == "cpu":
-        in_threads(lambda at: fill(masks[at][None], out[at][None], steps[at[0]]), np.ndindex(*masks.shape[:2]))
+        jobs = np.ndindex(*masks.shape[:2])
+        in_threads(lambda at: fill(masks[at][None], out[at][None], exists[at[0]], steps[at[0]]), jobs)
     else:
         for n, step in enumerate(steps):
-            fill(masks[n], out[n], step)
+            fill(masks[n], out[n], exists[n], step)
     return out
 
 
-def _fill_outside(masks: Tensor, out: Tensor, steps: tuple[float, ...]) -> None:
+def _fill_outside(masks: Tensor, out: Tensor, _: Tensor | None, steps: tuple[float, ...]) -> None:
     out.copy_(_measured(masks, steps, out.dtype))
 
 
-def _fill_inside(masks: Tensor, out: Tensor, steps: tuple[float, ...]) -> None:
-    """Only the box around a mask, with a margin of one, can hold the voxel outside that is nearest to one inside."""
-    box = _box(masks)
+def _fill_inside(masks: Tensor, out: Tensor, exists: Tensor | None, steps: tuple[float, ...]) -> None:
+    """Only the box around a mask, with a margin of one, can hold the voxel outside that is nearest to one inside.
+
+    That is not so where voxels are missing: the nearest one that exists may then be further away.
+    """
+    box = _box(masks) if exists is None else (slice(None),)
     if box is not None:
         inside = masks[box]
-        depth = _measured(~inside, steps, out.dtype)
+        depth = _measured(~inside if exists is None else ~inside & exists, steps, out.dtype)
         out[box] = torch.where(inside & depth.isfinite(), depth, out[box])
 
 
-def _fill_both(masks: Tensor, out: Tensor, steps: tuple[float, ...]) -> None:
-    _fill_inside(masks, out, steps)
+def _fill_both(masks: Tensor, out: Tensor, exists: Tensor | None, steps: tuple[float, ...]) -> None:
+    _fill_inside(masks, out, exists, steps)
     distance = _measured(masks, steps, out.dtype)
-    out.add_(distance.masked_fill_(distance.isinf(), 0))
+    if (
+        exists is not None
+    ):  # a mask that fills all that exists has no boundary; the rest is not outside, it is not there
+        distance.mul_((~masks & exists).flatten(1).any(1).reshape(-1, *[1] * (masks.ndim - 1)))
+    out.add_(distance.masked_fill_(distance.isfinite().logical_not_(), 0))
 
 
 def _box(masks: Tensor) -> tuple[slice, ...] | None:
@@ -156,7 +178,8 @@ def _measured(masks: Tensor, steps: tuple[float, ...], dtype: torch.dtype) -> Te
     box = bounding_box(volume)
     if box is None:
         return masks.new_full(masks.shape, np.inf, dtype=dtype)
-    if _additions(box, volume.shape) > SWEEP_WORTH * volume.size:
+    itemsize = 4 if len(set(steps)) == 1 else dtype.itemsize
+    if _additions(box, volume.shape) * itemsize > SWEEP_WORTH * volume.size:
         return torch.from_numpy(euclidean_distance(volume, steps)).to(dtype)[None]
     return swept_distance(masks[(slice(None), *box)], steps, box, volume.shape, dtype=dtype)
 
