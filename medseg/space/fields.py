@@ -50,7 +50,7 @@ def boundary_distance(
     masks: Bool[Tensor, "b c *space"],
     spacing_mm: Spacing = None,
     *,
-    valid: Bool[Tensor, "b *space"] | None = None,
+    valid: Bool[Tensor, "b v *space"] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b c *space"]:
     """Measure the unsigned distance to the other side of each mask's boundary: d(x, mask) + d(x, complement).
@@ -60,7 +60,8 @@ def boundary_distance(
     Args:
         masks: One mask per sample and class.
         spacing_mm: See `Spacing`.
-        valid: Voxels that exist; the others belong to neither side, as if they had been cut away. None means all.
+        valid: Voxels that exist, for each class (v = c) or for all of them (v = 1); the others belong to neither side,
+            as if they had been cut away, and their distances mean nothing. None means all.
         dtype: Precision of the answer.
 
     Returns:
@@ -79,7 +80,7 @@ def inner_distance(
     masks: Bool[Tensor, "b c *space"],
     spacing_mm: Spacing = None,
     *,
-    valid: Bool[Tensor, "b *space"] | None = None,
+    valid: Bool[Tensor, "b v *space"] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b c *space"]:
     """Measure, inside each mask, the distance to the nearest voxel outside it; zero outside, and for a full mask.
@@ -87,7 +88,8 @@ def inner_distance(
     Args:
         masks: One mask per sample and class.
         spacing_mm: See `Spacing`.
-        valid: Voxels that exist; the others belong to neither side, as if they had been cut away. None means all.
+        valid: Voxels that exist, for each class (v = c) or for all of them (v = 1); the others belong to neither side,
+            as if they had been cut away, and their distances mean nothing. None means all.
         dtype: Precision of the answer.
 
     Returns:
@@ -126,13 +128,16 @@ Fill = Callable[[Tensor, Tensor, Tensor | None, tuple[float, ...]], None]
 def _each(fill: Fill, masks: Tensor, spacing_mm: Spacing, out: Tensor, valid: Tensor | None = None) -> Tensor:
     """Fill the field of every sample: a thread per volume on a CPU, a sample at a time on a GPU."""
     steps = steps_per_sample(spacing_mm, masks.shape[0], masks.ndim - 2)
-    exists = [None if valid is None or bool(valid[n].all()) else valid[n] for n in range(len(steps))]
-    if masks.device.type == "cpu":
-        jobs = np.ndindex(*masks.shape[:2])
-        in_threads(lambda at: fill(masks[at][None], out[at][None], exists[at[0]], steps[at[0]]), jobs)
-    else:
+    exists = None if valid is None or bool(valid.all()) else valid.expand_as(masks)
+    if masks.device.type != "cpu":
         for n, step in enumerate(steps):
-            fill(masks[n], out[n], exists[n], step)
+            fill(masks[n], out[n], None if exists is None else exists[n], step)
+        return out
+
+    def one(at: tuple[int, ...]) -> None:
+        fill(masks[at][None], out[at][None], None if exists is None else exists[at][None], steps[at[0]])
+
+    in_threads(one, np.ndindex(*masks.shape[:2]))
     return out
 
 
@@ -155,10 +160,6 @@ def _fill_inside(masks: Tensor, out: Tensor, exists: Tensor | None, steps: tuple
 def _fill_both(masks: Tensor, out: Tensor, exists: Tensor | None, steps: tuple[float, ...]) -> None:
     _fill_inside(masks, out, exists, steps)
     distance = _measured(masks, steps, out.dtype)
-    if (
-        exists is not None
-    ):  # a mask that fills all that exists has no boundary; the rest is not outside, it is not there
-        distance.mul_((~masks & exists).flatten(1).any(1).reshape(-1, *[1] * (masks.ndim - 1)))
     out.add_(distance.masked_fill_(distance.isfinite().logical_not_(), 0))
 
 
