@@ -13,9 +13,11 @@ from medseg.report.summary import OrganSummary, Summary
 
 def summary_table(summary: Summary) -> Table:
     """Lay out a row per organ: Dice with spread and interval, HD95, NSD, and how often it was missed or invented."""
-    table = Table(title=f"{summary.cases} cases", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("organ", overflow="fold")
-    for heading in ("Dice", "95 % interval", "HD95 mm", "NSD", "missed", "false", "absent"):
+    table = Table(
+        title=f"{summary.cases} cases", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column("organ", overflow="fold", min_width=14)
+    for heading in ("Dice", "95 % interval", "HD95 mm", "NSD", "missed", "false"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, organ in summary.organs.items():
         table.add_row(escape(name), *_cells(organ))
@@ -47,5 +49,5 @@ def _cells(organ: OrganSummary) -> list[str]:
         f"{dice.ci95[0]:.3f}-{dice.ci95[1]:.3f}",
         f"{hd95.mean:.2f}",
         f"{nsd.mean:.3f}",
-        *(str(count) if count else "-" for count in (organ.missed, organ.false, organ.absent)),
+        *(str(count) if count else "-" for count in (organ.missed, organ.false)),
     ]

@@ -1,0 +1,223 @@
+"""The report: one HTML file that needs nothing else, not even a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from html import escape
+from pathlib import Path
+
+from medseg.metrics.empty import Outcome
+from medseg.report.cases_html import all_cases, picked_cases
+from medseg.report.evaluate import Evaluation
+from medseg.report.figures import box_plot, interval_bar, line_chart
+from medseg.report.record import RunRecord, read_record
+from medseg.report.rows import write_text
+from medseg.report.style import CSS
+from medseg.report.summary import OrganSummary, Summary
+
+_NAMES = {"dice": "Dice", "nsd": "Surface Dice (NSD)", "hd95_mm": "HD95 in mm"}
+
+
+def write_report(
+    evaluation: Evaluation,
+    path: Path | None = None,
+    *,
+    run: Path | None = None,
+    plan: str = "",
+    config: str = "",
+    commands: Sequence[str] = (),
+    title: str = "Segmentation report",
+) -> Path:
+    """Write the report of an evaluation as one self-contained HTML file.
+
+    Args:
+        evaluation: What `medseg.report.evaluate.evaluate` returned.
+        path: Target; None takes ``report.html`` beside summary.json.
+        run: Run folder, for training curves, plan and config.
+        plan: Text of the plan, where it is not in the run folder.
+        config: Text of the config, where it is not in the run folder.
+        commands: What to type to have this report again.
+        title: Heading.
+
+    Returns:
+        Where it was written.
+    """
+    path = path or evaluation.output / "report.html"
+    record = read_record(run, plan=plan, config=config, commands=commands)
+    write_text(path, render(evaluation, record, title=title))
+    return path
+
+
+def render(evaluation: Evaluation, record: RunRecord, *, title: str) -> str:
+    """Assemble the page; chapters without content are left out, from the contents too."""
+    chapters = (
+        ("failures", "Cases that could not be scored", _failures(evaluation)),
+        ("organs", "Per organ", _organ_table(evaluation.summary)),
+        ("spread", "Spread over cases", _box_plots(evaluation)),
+        ("cases", "Worst and best cases", picked_cases(evaluation)),
+        ("all", "All cases", all_cases(evaluation.rows)),
+        ("training", "Training", _curves(record)),
+        ("plan", "Plan", _listing(record.plan)),
+        ("config", "Config", _listing(record.config)),
+        ("environment", "Environment", _definitions(record.environment.items())),
+        ("repeat", "To have this again", _listing("\n".join(record.commands))),
+        ("reading", "How to read the numbers", _explanations(evaluation)),
+    )
+    filled = [chapter for chapter in chapters if chapter[2]]
+    links = "".join(f'<a href="#{anchor}">{heading}</a>' for anchor, heading, _ in filled)
+    body = "".join(
+        f'<section id="{anchor}"><h2>{heading}</h2>{content}</section>' for anchor, heading, content in filled
+    )
+    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{CSS}</style></head><body><header><h1>{escape(title)}</h1>"
+        f'<p class="soft">medseg {escape(record.environment["medseg"])}, {made}</p>{_tiles(evaluation)}'
+        f'<nav aria-label="Contents">{links}</nav></header><main>{body}</main></body></html>\n'
+    )
+
+
+def _tiles(evaluation: Evaluation) -> str:
+    summary = evaluation.summary
+    missed = sum(organ.missed for organ in summary.organs.values())
+    false = sum(organ.false for organ in summary.organs.values())
+    tiles = [("cases", str(summary.cases), ""), ("organs", str(len(summary.organs)), "")]
+    if summary.mean_dice is not None and summary.mean_dice_ci95 is not None:
+        low, high = summary.mean_dice_ci95
+        tiles.insert(0, (f"mean Dice, 95 % interval {low:.3f} to {high:.3f}", f"{summary.mean_dice:.3f}", ""))
+        tiles += [
+            ("missed organs", str(missed), "bad" * bool(missed)),
+            ("invented organs", str(false), "bad" * bool(false)),
+        ]
+    if evaluation.failures:
+        tiles.append(("cases not scored", str(len(evaluation.failures)), "bad"))
+    cells = "".join(
+        f'<div class="tile"><b class="{mark}">{value}</b><span class="soft">{name}</span></div>'
+        for name, value, mark in tiles
+    )
+    return f'<div class="tiles">{cells}</div>'
+
+
+def _organ_table(summary: Summary) -> str:
+    if not summary.organs:
+        return "<p>No case could be scored.</p>"
+    heads = (
+        "organ",
+        "Dice",
+        "0 to 1",
+        "95 % interval",
+        "median",
+        "HD95 mm",
+        "NSD",
+        "volume error ml",
+        "missed",
+        "false",
+        "absent",
+    )
+    rows = "".join(
+        f"<tr><th scope=row>{escape(name)}</th>{_organ_cells(organ)}</tr>" for name, organ in summary.organs.items()
+    )
+    columns = "".join(f"<th scope=col>{head}</th>" for head in heads)
+    total = ""
+    if summary.mean_dice is not None and summary.mean_dice_ci95 is not None:
+        low, high = summary.mean_dice_ci95
+        total = (
+            f'<tr class="total"><th scope=row>mean</th><td>{summary.mean_dice:.3f}</td>'
+            f'<td class="bar">{interval_bar(summary.mean_dice, low, high)}</td><td>{low:.3f} to {high:.3f}</td>'
+            + "<td></td>" * 7
+            + "</tr>"
+        )
+    return (
+        f'<div class="scroll" tabindex="0"><table><caption>Mean ± standard deviation over {summary.cases} cases; '
+        f"bootstrap interval of the mean.</caption><thead><tr>{columns}</tr></thead>"
+        f"<tbody>{rows}{total}</tbody></table></div>"
+    )
+
+
+def _organ_cells(organ: OrganSummary) -> str:
+    dice, hd95, nsd, error = (organ.measures[name] for name in ("dice", "hd95_mm", "nsd", "volume_error_ml"))
+    low, high = dice.ci95
+    cells = (
+        f"{dice.mean:.3f} ± {dice.std:.3f}",
+        interval_bar(dice.mean, low, high),
+        f"{low:.3f} to {high:.3f}",
+        f"{dice.median:.3f}",
+        f"{hd95.mean:.2f} ± {hd95.std:.2f}",
+        f"{nsd.mean:.3f} ± {nsd.std:.3f}",
+        f"{error.mean:+.2f} ± {error.std:.2f}",
+        f'<span class="bad">{organ.missed}</span>' if organ.missed else "0",
+        f'<span class="bad">{organ.false}</span>' if organ.false else "0",
+        str(organ.absent),
+    )
+    return "".join(
+        f'<td class="bar">{cell}</td>' if index == 1 else f"<td>{cell}</td>" for index, cell in enumerate(cells)
+    )
+
+
+def _box_plots(evaluation: Evaluation) -> str:
+    if not evaluation.rows:
+        return ""
+    plots = []
+    for measure, name in _NAMES.items():
+        values: dict[str, list[float]] = {}
+        for row in evaluation.rows:
+            values.setdefault(row.organ, []).append(row.value(measure))
+        top = _longest_found_mm(evaluation) if measure == "hd95_mm" else 1.0
+        plots.append(box_plot(name, values, top=top))
+    return (
+        '<p class="soft">Box: middle half of the cases. Bar: median. Whiskers: 1.5 interquartile ranges. Each tick '
+        "below is one case; a missed or invented organ lies on the worst end of the axis.</p>"
+        f'<div class="plots">{"".join(plots)}</div>'
+    )
+
+
+def _longest_found_mm(evaluation: Evaluation) -> float:
+    """End the axis at the worst organ that was found, so that a missed one does not press the others together."""
+    found = [row.scores.hd95_mm for row in evaluation.rows if row.scores.outcome is Outcome.FOUND]
+    return max(found, default=0.0) or 1.0
+
+
+def _curves(record: RunRecord) -> str:
+    charts = "".join(line_chart(title, series, x_name="step") for title, series in record.curves.items())
+    return f'<div class="charts">{charts}</div>' if charts else ""
+
+
+def _failures(evaluation: Evaluation) -> str:
+    items = "".join(
+        f"<li><b>{escape(failure.case)}</b>: {escape(failure.reason)}.</li>" for failure in evaluation.failures
+    )
+    return f"<ul>{items}</ul>" if items else ""
+
+
+def _listing(text: str) -> str:
+    return f'<pre tabindex="0">{escape(text.rstrip())}</pre>' if text.strip() else ""
+
+
+def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs) + "</dl>"
+
+
+def _explanations(evaluation: Evaluation) -> str:
+    tolerance = evaluation.tolerance_mm
+    text = (
+        f"{tolerance:g} mm"
+        if isinstance(tolerance, (int, float))
+        else ", ".join(f"{name} {value:g} mm" for name, value in tolerance.items())
+    )
+    return _definitions(
+        (
+            ("Dice", "Twice the shared volume over the sum of both volumes; 1 is perfect."),
+            ("HD95", "95th percentile of surface distances, the larger of the two directions, in mm; 0 is perfect."),
+            ("NSD", f"Share of both surfaces that lies within a tolerance of the other ({text}); 1 is perfect."),
+            ("Volume error", "Volume of the prediction minus volume of the reference."),
+            (
+                "Missed",
+                "The reference has the organ, the prediction does not: overlaps 0, distances the image diagonal.",
+            ),
+            ("False", "The prediction has the organ, the reference does not: scored as missed."),
+            ("Absent", "Neither has the organ: they agree, overlaps 1, distances 0."),
+            ("Interval", "Percentile bootstrap over cases, 10,000 resamples, fixed seed."),
+        )
+    )

@@ -1,0 +1,92 @@
+"""What a report keeps beside the scores, so that they can be had again: curves, plan, config, machine, commands."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from medseg import __version__
+
+_PACKAGES = ("torch", "monai", "pytorch-lightning", "torchmetrics", "numpy", "scipy", "nibabel")
+
+Curve = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The circumstances of an evaluation.
+
+    Attributes:
+        curves: Chart title -> line name -> points (step, value).
+        plan: The plan as text, empty if unknown.
+        config: The config as text, empty if unknown.
+        environment: Versions and machine by name.
+        commands: What to type to have this report again.
+    """
+
+    curves: dict[str, dict[str, Curve]]
+    plan: str
+    config: str
+    environment: dict[str, str]
+    commands: tuple[str, ...]
+
+
+def read_record(run: Path | None, *, plan: str = "", config: str = "", commands: Sequence[str] = ()) -> RunRecord:
+    """Collect what a run folder holds; a file that it lacks leaves its chapter out.
+
+    Args:
+        run: Folder with ``metrics.csv``, ``config.yaml`` and ``plan.yaml``, or None.
+        plan: Text of the plan, where it lies elsewhere, such as in the checkpoint.
+        config: Text of the config, where it lies elsewhere.
+        commands: What to type to have the report again.
+    """
+    return RunRecord(
+        curves=read_curves(run / "metrics.csv") if run else {},
+        plan=plan or _text(run, "plan.yaml"),
+        config=config or _text(run, "config.yaml"),
+        environment=environment(),
+        commands=tuple(commands),
+    )
+
+
+def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
+    """Read Lightning's metrics.csv as charts: training loss, validation Dice, learning rate and what else was logged.
+
+    Columns that share the first two parts of their name (``val/dice``, ``val/dice/liver``) share a chart.
+    """
+    if not path.is_file():
+        return {}
+    lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    charts: dict[str, dict[str, Curve]] = {}
+    for column in lines[0] if lines else ():
+        if column in ("step", "epoch", None):
+            continue
+        points = tuple(
+            (float(line.get("step") or index), float(line[column])) for index, line in enumerate(lines) if line[column]
+        )
+        points = tuple(point for point in points if math.isfinite(point[1]))
+        if points:
+            charts.setdefault("/".join(column.split("/")[:2]), {})[column] = points
+    return charts
+
+
+def environment() -> dict[str, str]:
+    """Name the versions and the machine that made the scores."""
+    known = {"medseg": __version__, "Python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            known[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {**known, "System": platform.platform(terse=True), "Processors": str(os.cpu_count() or "?")}
+
+
+def _text(run: Path | None, name: str) -> str:
+    path = run / name if run else None
+    return path.read_text(encoding="utf-8") if path and path.is_file() else ""
