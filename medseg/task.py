@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Bool, Integer, Shaped
+from jaxtyping import Bool, Integer
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, Timer
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -107,8 +107,8 @@ class SegmentationTask(pl.LightningModule):
         """Count one whole validation case."""
         self._count(batch, self.val_dice)
 
-    def test_step(self, batch: Batch, batch_index: int) -> Shaped[Tensor, "*grid"]:
-        """Count one whole test case and hand out its prediction, on the store's grid, for the report."""
+    def test_step(self, batch: Batch, batch_index: int) -> Logits:
+        """Count one whole test case and hand out its logits, on the store's grid, for whoever writes predictions."""
         return self._count(batch, self.test_dice)
 
     def on_train_epoch_start(self) -> None:
@@ -156,10 +156,10 @@ class SegmentationTask(pl.LightningModule):
         """Sign the checkpoint, so that a foreign one is told apart."""
         checkpoint["medseg"] = {"version": medseg.__version__, "torch": torch.__version__.split("+")[0]}
 
-    def _count(self, batch: Batch, metric: PerOrganDice) -> Shaped[Tensor, "*grid"]:
-        prediction = decide(self.predict_volume(batch.image), self.plan)[0]
-        metric.update(prediction, batch.labels[0].long(), batch.id[0])
-        return prediction
+    def _count(self, batch: Batch, metric: PerOrganDice) -> Logits:
+        logits = self.predict_volume(batch.image)
+        metric.update(decide(logits, self.plan)[0], batch.labels[0].long(), batch.id[0])
+        return logits
 
     def _log_dice(self, stage: str, metric: PerOrganDice) -> None:
         scores = metric.compute()

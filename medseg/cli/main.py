@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -25,11 +26,12 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and what was probably meant; exit status 2."""
         legal = [option for action in self._actions for option in action.option_strings]
-        if "invalid choice" in message:
-            legal += [choice for action in self._actions for choice in action.choices or ()]
-        words = [word.split("=")[0].strip("',") for word in message.split()]
-        hints = [nearest(word, legal) for word in words if word not in legal and (word[:2] == "--" or "'" in message)]
-        hint = next((f", did you mean {hint}?" for hint in hints if hint), ".")
+        chosen = re.search(r"invalid choice: '([^']+)'", message)
+        if chosen:
+            legal = [choice for action in self._actions for choice in action.choices or ()]
+        words = [chosen.group(1)] if chosen else [word.split("=")[0] for word in message.split() if word[:2] == "--"]
+        hints = [nearest(word, legal) for word in words if word not in legal]
+        hint = f", did you mean {hints[0]}?" if hints and hints[0] else "."
         self.exit(2, f"{self.prog}: {message}{hint} See {self.prog} --help.\n")
 
 

@@ -196,8 +196,8 @@ def _require_same_labels(trained: Plan, given: Plan, store: str) -> None:
     if trained.labels != given.labels or trained.modalities != given.modalities:
         raise DataError(
             store,
-            f"holds the labels {', '.join(given.organs)} of {', '.join(given.modalities)}, the checkpoint was trained on "
-            f"{', '.join(trained.organs)} of {', '.join(trained.modalities)}",
+            f"holds the labels {', '.join(given.organs)} of {', '.join(given.modalities)}, "
+            f"the checkpoint was trained on {', '.join(trained.organs)} of {', '.join(trained.modalities)}",
             "Give the store that it was trained on",
         )
 

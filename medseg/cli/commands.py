@@ -1,0 +1,190 @@
+"""The short commands: what each is called, its options, and the function of the room that does it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Options = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of ``medseg --help``."""
+
+    sentence: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Options], int]
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for all it makes (default: demo)")
+
+
+def _demo(options: Options) -> int:
+    from medseg.cli.demo import demo
+
+    return demo(options.out)
+
+
+def _verify_options(parser: argparse.ArgumentParser) -> None:
+    _dataset_option(parser)
+    parser.add_argument("--json", type=Path, help="also write the problems to this file")
+    parser.add_argument("--fix", type=Path, metavar="OUT", help="write a copy with mechanical faults repaired")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="write PNGs of a few cases with their labels")
+    _workers_option(parser)
+
+
+def _verify(options: Options) -> int:
+    from medseg.datasets.verify import verify
+
+    report = verify(options.dataset, workers=options.workers)
+    _show(report.table())
+    if options.json:
+        report.write_json(options.json)
+    return 0 if report.ok else 1
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    _dataset_option(parser)
+    parser.add_argument("--out", type=Path, default=Path("plan.yaml"), help="the plan's file (default: plan.yaml)")
+    parser.add_argument("--memory", type=float, default=8.0, metavar="GB", help="accelerator memory (default: 8)")
+    _workers_option(parser)
+
+
+def _plan(options: Options) -> int:
+    from medseg.datasets.case import read_dataset
+    from medseg.plan.fingerprint import fingerprint
+    from medseg.plan.plan import write_plan
+    from medseg.plan.planning import make_plan
+
+    print_of_data = fingerprint(read_dataset(options.dataset), workers=options.workers)
+    write_plan(options.out, make_plan(print_of_data, memory_gb=options.memory))
+    _say(
+        f"wrote {options.out}; read it, edit it, then: medseg prepare {options.dataset} --out STORE --plan {options.out}"
+    )
+    return 0
+
+
+def _prepare_options(parser: argparse.ArgumentParser) -> None:
+    _dataset_option(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the prepared dataset")
+    parser.add_argument("--plan", type=Path, help="a plan to follow; made from the dataset where not given")
+    _workers_option(parser)
+
+
+def _prepare(options: Options) -> int:
+    from medseg.plan.plan import read_plan
+    from medseg.store.prepare import prepare
+
+    plan = read_plan(options.plan) if options.plan else None
+    store = prepare(options.dataset, options.out, plan, workers=options.workers)
+    _say(f"{len(store.ids)} cases are ready in {options.out}")
+    return 0
+
+
+def _predict_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help="a checkpoint; several are averaged")
+    parser.add_argument("--input", type=Path, required=True, help="an image, or a folder of images")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the label files")
+    parser.add_argument("--tta", action="store_true", help="average over the flips that the plan allows")
+    parser.add_argument("--save-probabilities", action="store_true", help="also write the probability of every class")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+
+
+def _predict(options: Options) -> int:
+    from medseg.inference.predict import Predictor, predict_cases
+
+    predictor = Predictor.load(options.ckpt, mirror=options.tta, device=options.device)
+    outcome = predict_cases(predictor, options.input, options.output, save_probabilities=options.save_probabilities)
+    _say(f"{len(outcome.written)} predictions are in {options.output}")
+    return _report_failures(outcome.failures)
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--predictions", type=Path, required=True, help="folder of predicted label files")
+    parser.add_argument("--references", type=Path, required=True, help="folder of reference labels, or a dataset")
+    parser.add_argument("--labels", type=Path, help="a dataset.json that names the labels")
+    parser.add_argument("--output", type=Path, required=True, help="folder for summary.json, cases.csv, report.html")
+
+
+def _evaluate(options: Options) -> int:
+    from medseg.report.command import evaluate_folder
+
+    outcome = evaluate_folder(options.predictions, options.references, options.output, labels=options.labels)
+    return _report_failures(outcome.failures)
+
+
+def _losses_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="one loss, in full")
+    parser.add_argument("--json", action="store_true", help="for machines")
+
+
+def _losses(options: Options) -> int:
+    from medseg.losses import catalogue
+
+    if options.json:
+        _say(json.dumps(catalogue.rows(), indent=1))
+    else:
+        _say(catalogue.describe(options.name) if options.name else catalogue.overview())
+    return 0
+
+
+def _info_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="a checkpoint, a store or a dataset")
+    parser.add_argument("--json", action="store_true", help="for machines")
+
+
+def _info(options: Options) -> int:
+    from medseg.cli.info import describe_path
+
+    facts = describe_path(options.path)
+    _say(json.dumps(facts, indent=1) if options.json else "\n".join(_lines(facts)))
+    return 0
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    width = max(map(len, facts), default=0)
+    return [f"{key:<{width}}  {value}" for key, value in facts.items()]
+
+
+def _dataset_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", type=Path, help="folder with a dataset.json (MSD, nnU-Net raw, or your own)")
+
+
+def _workers_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+
+
+def _report_failures(failures: tuple[Exception, ...]) -> int:
+    for failure in failures:
+        sys.stderr.write(f"medseg: {failure}\n")
+    return 1 if failures else 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _show(renderable: Any) -> None:
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+COMMANDS = {
+    "demo": Command("the whole journey on an embedded phantom dataset", _demo_options, _demo),
+    "verify": Command("list every problem of every case of a dataset", _verify_options, _verify),
+    "plan": Command("measure a dataset and write the plan of its training", _plan_options, _plan),
+    "prepare": Command("resample, normalise and store a dataset for training", _prepare_options, _prepare),
+    "predict": Command("segment images with a checkpoint", _predict_options, _predict),
+    "evaluate": Command("score predictions against references, per organ", _evaluate_options, _evaluate),
+    "losses": Command("list the losses, or explain one", _losses_options, _losses),
+    "info": Command("say what a checkpoint, a store or a dataset is", _info_options, _info),
+}
+"""Every short command, in the order of the journey."""
