@@ -153,8 +153,10 @@ class SegmentationTask(pl.LightningModule):
         return [EMAWeightAveraging(decay=decay)] if decay else []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Sign the checkpoint, so that a foreign one is told apart."""
-        checkpoint["medseg"] = {"version": medseg.__version__, "torch": torch.__version__.split("+")[0]}
+        """Sign the checkpoint, so that a foreign one is told apart, and note how it scored."""
+        scores = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name[:8] == "val/dice"}
+        torch_version = torch.__version__.split("+")[0]
+        checkpoint["medseg"] = {"version": medseg.__version__, "torch": torch_version, "scores": scores}
 
     def _count(self, batch: Batch, metric: PerOrganDice) -> Logits:
         logits = self.predict_volume(batch.image)

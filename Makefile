@@ -1,0 +1,46 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything happens in .venv.
+PYTHON ?= python3
+# A machine with an NVIDIA GPU gets the newest torch; elsewhere the version that our CI runs is enough.
+TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/medseg demo --out demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) demo dist build
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("medseg needs Python 3.10 or newer; set PYTHON=python3.x" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+$(VENV)/.installed-lint: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[lint]"
+	touch $@

@@ -1,0 +1,76 @@
+"""What a path is: a checkpoint, a store or a dataset, in a few lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import DataError
+
+
+def describe_path(path: Path) -> dict[str, Any]:
+    """Facts about a checkpoint, a prepared store or a dataset, as plain data.
+
+    Raises:
+        DataError: The path is missing or none of the three.
+    """
+    if path.is_file() and path.suffix == ".ckpt":
+        return _checkpoint(path)
+    if (path / "plan.yaml").is_file():
+        return _store(path)
+    if path.exists():
+        return _dataset(path)
+    raise DataError(path, "does not exist", "Give a .ckpt file, a store, or a folder with a dataset.json")
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from medseg.plan.plan import Plan
+    from medseg.task import read_checkpoint
+
+    checkpoint = read_checkpoint(path)
+    options = checkpoint["hyper_parameters"]
+    plan = Plan.from_dict(options["plan"])
+    weights = [tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith("net.")]
+    return {
+        "what": "checkpoint",
+        "written by": f"medseg {checkpoint['medseg']['version']}, torch {checkpoint['medseg']['torch']}",
+        **_plan(plan),
+        "network": options["net"],
+        "parameters": sum(tensor.numel() for tensor in weights),
+        "loss": options["loss"],
+        "optimizer": f"{options['optimizer']}, lr {options['lr']:g}, {options['schedule']}",
+        "trained": f"{checkpoint['global_step']} steps, {checkpoint['epoch'] + 1} epochs",
+        "scores": {name: round(score, 4) for name, score in checkpoint["medseg"].get("scores", {}).items()},
+    }
+
+
+def _store(path: Path) -> dict[str, Any]:
+    from medseg.store.store import Store
+
+    store = Store(path)
+    return {"what": "store", "cases": len(store.ids), **_plan(store.plan)}
+
+
+def _dataset(path: Path) -> dict[str, Any]:
+    from medseg.datasets.case import read_dataset
+
+    dataset = read_dataset(path)
+    return {
+        "what": "dataset",
+        "name": dataset.name,
+        "cases": len(dataset.cases),
+        "test cases": len(dataset.test),
+        "modalities": ", ".join(dataset.modalities),
+        "organs": ", ".join(dataset.labels),
+    }
+
+
+def _plan(plan: Any) -> dict[str, Any]:
+    return {
+        "dataset": plan.name,
+        "modalities": ", ".join(plan.modalities),
+        "organs": ", ".join(plan.organs),
+        "spacing": " x ".join(f"{edge:g}" for edge in plan.spacing_mm) + " mm",
+        "patch": " x ".join(map(str, plan.patch_size)),
+        "batch": plan.batch_size,
+    }
