@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-Triple = tuple[float, float, float]
+Real = float | int
+Triple = tuple[Real, Real, Real]
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Structure:
 
     centre: Triple
     radii: Triple
-    intensity: tuple[float, ...]
+    intensity: tuple[Real, ...]
     label: str | None = None
-    wander: float = 0.03
-    spread: float = 5.0
+    wander: Real = 0.03
+    spread: Real = 5.0
     within: str | None = None
     count: tuple[int, int] = (1, 1)
 
@@ -61,9 +62,9 @@ class PhantomRecipe:
     structures: tuple[Structure, ...]
     spacing_mm: Triple = (2.0, 2.0, 3.0)
     size: tuple[int, int, int] = (64, 64, 40)
-    spacing_variation: float = 0.15
-    outside: tuple[float, ...] = (-1000.0,)
-    noise: float = 12.0
+    spacing_variation: Real = 0.15
+    outside: tuple[Real, ...] = (-1000.0,)
+    noise: Real = 12.0
     zero_outside: bool = False
     without: Mapping[int, str] = field(default_factory=dict)
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

@@ -282,9 +282,9 @@ def _require_declared(path: Path, labels: NDArray[Any], dataset: Dataset) -> Non
         value = min(strays)
         raise DataError(
             path,
-            f"holds the undeclared label {_count(len(strays), 'value')} {', '.join(map(str, strays))} "
-            f"({_count(sum(strays.values()), 'voxel')})",
-            f'Declare it under "labels" in dataset.json ("name": {value}), or set those voxels to 0',
+            f"holds {_count(sum(strays.values()), 'voxel')} with values that the dataset does not name: "
+            f"{', '.join(map(str, strays))}",
+            f'Name the value under "labels" in dataset.json ("...": {value}), or set those voxels to 0',
         )
 
 

@@ -187,7 +187,8 @@ def _vary(structure: Structure, centres: dict[str, Triple], rng: np.random.Gener
     for _ in range(int(rng.integers(fewest, most + 1))):
         anchor = centres.get(structure.within, (0.0, 0.0, 0.0)) if structure.within else (0.0, 0.0, 0.0)
         x, y, z = (float(c) for c in np.add(structure.centre, anchor) + rng.normal(size=3) * structure.wander)
-        a, b, c = (float(r) for r in np.multiply(structure.radii, np.exp(rng.normal(size=3) * 0.08)))
+        sizes = 0.03 if _is_column(structure) else 0.08  # the layers of the trunk must not swallow each other
+        a, b, c = (float(r) for r in np.multiply(structure.radii, np.exp(rng.normal(size=3) * sizes)))
         shift = rng.normal() * structure.spread
         if structure.label:
             centres[structure.label] = (x, y, z)
@@ -218,9 +219,12 @@ class _Shape:
 
 
 def _draw_shape(structure: Structure, rng: np.random.Generator) -> _Shape:
-    is_column = max(structure.radii) > 2
-    turn = _rotation(rng.normal(size=3) * (0.01 if is_column else 0.2))
+    turn = _rotation(rng.normal(size=3) * (0.01 if _is_column(structure) else 0.2))
     return _Shape(structure, turn, _Waves.draw(rng, 3, 1, frequency=2.5, amplitude=0.12))
+
+
+def _is_column(structure: Structure) -> bool:
+    return max(structure.radii) > 2
 
 
 def _paint(image: Floats, labels: NDArray[np.uint8], grid: _Grid, shape: _Shape, warp: _Waves, values: Any) -> None:

@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import yaml
 
 from medseg.errors import DataError, UsageError, nearest
 
 
+@runtime_checkable
 class Examined(Protocol):
     """Anything with a case id and the patient it belongs to, such as a `Case`."""
 
