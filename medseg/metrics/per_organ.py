@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -16,6 +16,7 @@ from torchmetrics import Metric
 from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, OrganScores, score_case
 from medseg.metrics.overlap import Counts, Organs, count_labels, count_masks, dice
 
+_NOT_ANNOTATED = -1
 _MEASURES = tuple(item.name for item in fields(OrganScores) if item.name != "outcome")
 
 
@@ -88,6 +89,8 @@ class PerOrganDice(_CasewiseMetric):
         prediction: Integer[Tensor, "*space"] | Bool[Tensor, "c *space"],
         reference: Integer[Tensor, "*space"],
         case_id: str,
+        *,
+        annotated: Collection[str] | None = None,
     ) -> None:
         """Count one whole case.
 
@@ -95,22 +98,29 @@ class PerOrganDice(_CasewiseMetric):
             prediction: Label values in the reference's vocabulary, or one mask per organ in the order of ``organs``.
             reference: Label values.
             case_id: Name of the case; a second update under it is left out.
+            annotated: The organs that the reference covers, None for all; the others do not count in this case.
 
         Raises:
             ValueError: Shape, number of masks or a label value does not fit.
         """
         count = count_masks if prediction.dtype == torch.bool else count_labels
-        counts = count(prediction, reference, self.organs, ignore=self.ignore).values()
-        self._remember(case_id, torch.tensor([number for one in counts for number in (one.tp, one.fp, one.fn)]))
+        counts = count(prediction, reference, self.organs, ignore=self.ignore)
+        row = [
+            [one.tp, one.fp, one.fn] if annotated is None or name in annotated else [_NOT_ANNOTATED] * 3
+            for name, one in counts.items()
+        ]
+        self._remember(case_id, torch.tensor(row).reshape(-1))
 
     def compute(self) -> dict[str, float]:
-        """Give the mean over cases by organ, and their mean under ``mean``; no case at all gives 0."""
+        """Give the mean over cases by organ, and their mean under ``mean``; an organ without a case gives 0."""
         cases = self._each_case_once().reshape(-1, len(self.organs), 3).tolist()
-        totals = {
-            name: sum(dice(Counts(*case[index])) for case in cases) / max(1, len(cases))
-            for index, name in enumerate(self.organs)
-        }
+        totals = {name: _mean_dice([case[index] for case in cases]) for index, name in enumerate(self.organs)}
         return {**totals, "mean": sum(totals.values()) / len(totals)}
+
+
+def _mean_dice(counts: Sequence[Sequence[int]]) -> float:
+    scores = [dice(Counts(*one)) for one in counts if one[0] != _NOT_ANNOTATED]
+    return sum(scores) / max(1, len(scores))
 
 
 class PerOrganScores(_CasewiseMetric):

@@ -101,7 +101,8 @@ def evaluate(
     workers = workers or min(8, os.cpu_count() or 1)
     named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
     outcomes = _each_case(lambda pair: _score_pair(pair, named, ignore, tolerance_mm), matched.pairs, workers)
-    rows = tuple(row for one in outcomes if not isinstance(one, Failure) for row in one)
+    scored_rows = (row for one in outcomes if not isinstance(one, Failure) for row in one)
+    rows = tuple(row for row in scored_rows if row.organ in pool.annotated.get(row.case, named))
     failures = (*matched.failures, *(one for one in outcomes if isinstance(one, Failure)))
     scored = {row.case for row in rows}
     evaluation = Evaluation(

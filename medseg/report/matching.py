@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medseg.datasets.case import read_dataset
@@ -54,6 +54,7 @@ class References:
         organs: Organ name -> value or values, where known.
         ignore: The value of voxels that count for nothing.
         all_expected: Whether each reference must be predicted.
+        annotated: Case name -> the organs its reference covers, where that is not all of them.
     """
 
     labels: dict[str, Path]
@@ -61,6 +62,7 @@ class References:
     organs: Organs
     ignore: int | None
     all_expected: bool
+    annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def read_references(place: Path) -> References:
@@ -79,6 +81,7 @@ def read_references(place: Path) -> References:
         dataset.labels,
         dataset.ignore,
         all_expected=False,
+        annotated={case.id: case.annotated for case in cases if case.annotated is not None},
     )
 
 

@@ -15,8 +15,7 @@ from medseg.report.rows import MEASURES, CaseRow, cases_of, organs_of
 
 RESAMPLES = 10_000
 SEED = 20_240_229  # any fixed number: two evaluations of the same files must print the same interval
-_PRESENT = (Outcome.FOUND, Outcome.MISSED)
-_RESAMPLES_AT_ONCE = 500
+_INTERVAL = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Summary:
 
 
 def summarise(rows: Sequence[CaseRow]) -> Summary:
-    """Summarise the rows of cases.csv, where every case has every organ.
+    """Summarise the rows of cases.csv; an organ that a case's reference does not cover has no row there.
 
     Every organ and measure is resampled with the same draws of cases, so the interval of the mean Dice respects that
     the organs of one case belong together.
@@ -91,63 +90,61 @@ def summarise(rows: Sequence[CaseRow]) -> Summary:
     organs, cases = organs_of(rows), cases_of(rows)
     if not cases:
         return Summary({}, 0, None, None)
-    table = np.array([[row.value(measure) for measure in MEASURES] for row in rows])
-    values = table.reshape(len(cases), len(organs), len(MEASURES))
-    outcomes = np.array([row.scores.outcome.value for row in rows]).reshape(len(cases), len(organs))
-    mean_dice = values[:, :, MEASURES.index("dice")].mean(axis=1, keepdims=True)
-    flat = np.concatenate([values.reshape(len(cases), -1), mean_dice], axis=1)
-    low, high = bootstrap_interval(flat)
-    intervals = np.stack([low[:-1], high[:-1]], axis=-1).reshape(len(organs), len(MEASURES), 2)
-    return Summary(
-        {
-            name: _summarise_organ(values[:, index], outcomes[:, index].tolist(), intervals[index])
-            for index, name in enumerate(organs)
-        },
-        len(cases),
-        float(mean_dice.mean()),
-        (float(low[-1]), float(high[-1])),
-    )
+    values = np.full((len(cases), len(organs), len(MEASURES)), np.nan)
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in organs}
+    at_case, at_organ = ({name: index for index, name in enumerate(names)} for names in (cases, organs))
+    for row in rows:
+        values[at_case[row.case], at_organ[row.organ]] = [row.value(measure) for measure in MEASURES]
+        outcomes[row.organ].append(row.scores.outcome)
+    means = bootstrap_means(values.reshape(len(cases), -1)).reshape(-1, len(organs), len(MEASURES))
+    intervals = np.nanpercentile(means, _INTERVAL, axis=0)
+    summaries = {
+        name: _summarise_organ(values[:, index], outcomes[name], intervals[:, index])
+        for index, name in enumerate(organs)
+    }
+    low, high = np.nanpercentile(np.nanmean(means[:, :, MEASURES.index("dice")], axis=1), _INTERVAL)
+    mean_dice = sum(organ.measures["dice"].mean for organ in summaries.values()) / len(summaries)
+    return Summary(summaries, len(cases), mean_dice, (float(low), float(high)))
 
 
-def bootstrap_interval(
+def bootstrap_means(
     values: Float64[np.ndarray, "cases columns"], *, resamples: int = RESAMPLES, seed: int = SEED
-) -> tuple[Float64[np.ndarray, " columns"], Float64[np.ndarray, " columns"]]:
-    """Bound the mean of each column by the 2.5th and 97.5th percentile of its means over resampled rows.
+) -> Float64[np.ndarray, "resamples columns"]:
+    """Average each column over rows drawn with replacement, once per resample; NaN marks a row to leave out.
 
     Example:
-        >>> low, high = bootstrap_interval(np.array([[0.8], [0.9], [1.0]]))
-        >>> bool(0.8 <= low[0] < 0.9 < high[0] <= 1.0)
-        True
+        >>> means = bootstrap_means(np.array([[0.8], [0.9], [1.0]]))
+        >>> [round(float(bound), 2) for bound in np.percentile(means, [2.5, 97.5])]
+        [0.8, 1.0]
 
     References:
         Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 1979.
     """
     cases = len(values)
-    generator = np.random.default_rng(seed)
-    means = np.empty((resamples, values.shape[1]))
-    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
-        count = min(_RESAMPLES_AT_ONCE, resamples - start)
-        draws = generator.multinomial(cases, np.full(cases, 1 / cases), size=count)
-        means[start : start + count] = draws @ values / cases
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return low, high
+    draws = np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(np.float64)
+    valid = ~np.isnan(values)
+    sums = draws @ np.where(valid, values, 0.0)
+    weights = draws @ valid.astype(np.float64)
+    means: np.ndarray = np.divide(sums, weights, out=np.full_like(sums, np.nan), where=weights > 0)
+    return means
 
 
 def _summarise_organ(
     values: Float64[np.ndarray, "cases measures"],
-    outcomes: list[str],
-    intervals: Float64[np.ndarray, "measures 2"],
+    outcomes: Sequence[Outcome],
+    intervals: Float64[np.ndarray, "2 measures"],
 ) -> OrganSummary:
-    present = np.isin(outcomes, [one.value for one in _PRESENT])
+    covered = values[~np.isnan(values[:, 0])]
+    present = np.array([outcome in (Outcome.FOUND, Outcome.MISSED) for outcome in outcomes])
     measures = {
         measure: Statistic(
             mean=float(column.mean()),
             std=float(column.std(ddof=1)) if len(column) > 1 else 0.0,
             median=float(np.median(column)),
-            ci95=(float(interval[0]), float(interval[1])),
+            ci95=(float(low), float(high)),
             mean_where_present=float(column[present].mean()) if present.any() else None,
         )
-        for measure, column, interval in zip(MEASURES, values.T, intervals, strict=True)
+        for measure, column, low, high in zip(MEASURES, covered.T, *intervals, strict=True)
     }
     counts = Counter(outcomes)
-    return OrganSummary(measures, *(counts[one.value] for one in Outcome))
+    return OrganSummary(measures, *(counts[outcome] for outcome in Outcome))
