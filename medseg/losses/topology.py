@@ -1,0 +1,263 @@
+"""Topology losses: vessels and other thin structures are compared along their centre lines."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812  torch's own alias
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from medseg.losses.comparison import Comparison
+from medseg.losses.distribution import cross_entropy
+from medseg.losses.knobs import Weights
+from medseg.losses.masks import all_channels, existing, first_channel, sum_over_space, target_masks
+from medseg.losses.reduction import reduced
+from medseg.losses.region import dice
+from medseg.losses.table import Reduced, loss
+from medseg.space.skeleton import skeleton_tube
+from medseg.space.threads import in_threads
+from medseg.types import PerClass
+
+
+@loss(
+    family="boundary",
+    paper="Shit et al. 2021, clDice: a topology-preserving loss for tubular structure segmentation, arXiv 2003.07311",
+    handles=("boundary", "small"),
+    cost="maps",
+    range="[0, 1]",
+)
+def cldice(x: Comparison, *, iterations: int = 3, smooth: float = 1.0, include_background: bool = False) -> PerClass:
+    """One minus Dice of the centre lines: a gap in a vessel costs as much as the vessel is long, not thick.
+
+    Equation:
+        1 - 2 T_p T_s / (T_p + T_s),  T_p = (Σ S(p) g + s) / (Σ S(p) + s),  T_s = (Σ S(g) p + s) / (Σ S(g) + s),
+        S = soft skeleton: what repeated opening (minimum over a cross, then maximum over a 3^d cube) takes away
+
+    Use it beside Dice (see `dice_cldice`) for vessels, airways and neurites, with ``iterations`` at least the largest
+    radius in voxels: a thicker vessel keeps no centre line.
+
+    Known trouble: the soft skeleton of a probability map is neither connected nor one voxel wide; memory grows with
+    ``iterations`` (each is recomputed in the backward pass, which leaves two maps each).
+
+    Public code: the authors' PyTorch ignores the number it is given and adds up the batch; their Keras erodes over
+    the plane and finds another skeleton; MONAI pools the channels together, applies no activation by itself and adds
+    1e-4 to the denominator.
+
+    Args:
+        x: The comparison.
+        iterations: Erosions, at least the largest radius in voxels.
+        smooth: Added to numerators and denominators.
+        include_background: Whether channel 0 counts.
+    """
+    first = first_channel(x, include_background=include_background)
+    return all_channels(_centre_line_dice(x, first, iterations=iterations, smooth=smooth), first)
+
+
+def _centre_line_dice(x: Comparison, first: int, *, iterations: int, smooth: float) -> Float[Tensor, "b part"]:
+    if iterations < 0:
+        raise ValueError(f"iterations must be at least 0, got {iterations}")
+    p, here = x.probs[:, first:], existing(x, first)
+    g = target_masks(x, first).to(x.dtype)
+    lines_p, lines_g = soft_skeleton(p, iterations, here), soft_skeleton(g, iterations, here)
+    precision = (sum_over_space(lines_p * g, x, first) + smooth) / (sum_over_space(lines_p, x, first) + smooth)
+    recall = (sum_over_space(lines_g * p, x, first) + smooth) / (sum_over_space(lines_g, x, first) + smooth)
+    return 1 - 2 * precision * recall / (precision + recall)
+
+
+def soft_skeleton(
+    maps: Float[Tensor, "b c *s"], iterations: int, here: Bool[Tensor, "b v *s"] | None = None
+) -> Float[Tensor, "b c *s"]:
+    """Skeletonise values in [0, 1] by what opening removes from ever more eroded maps.
+
+    Equation:
+        S_0 = relu(x_0 - open(x_0)),  x_k = erode(x_{k-1}),  S_k = S_{k-1} + relu(r_k - S_{k-1} r_k),
+        r_k = relu(x_k - open(x_k))
+
+    Args:
+        maps: Probabilities or a target.
+        iterations: K, the number of erosions.
+        here: Voxels that exist; the others take part in no minimum and no maximum.
+
+    Returns:
+        The skeleton's values, the shape of the maps.
+
+    Example:
+        >>> bar = torch.zeros(1, 1, 5, 7)
+        >>> bar[..., 1:4, 1:6] = 1
+        >>> soft_skeleton(bar, iterations=1)[0, 0, 2].tolist()
+        [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+    """
+    lines = _ridge(maps, here)
+    for _ in range(iterations):
+        if maps.requires_grad:
+            maps, lines = checkpoint(_thinned, maps, lines, here, use_reentrant=False)
+        else:
+            maps, lines = _thinned(maps, lines, here)
+    return lines
+
+
+def _thinned(maps: Tensor, lines: Tensor, here: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One erosion, and what its opening adds to the lines."""
+    maps = _eroded(maps, here)
+    ridge = _ridge(maps, here)
+    return maps, lines + F.relu(ridge - lines * ridge)
+
+
+def _ridge(maps: Tensor, here: Tensor | None) -> Tensor:
+    """What an opening removes."""
+    eroded = _eroded(maps, here)
+    pool = F.max_pool2d if maps.ndim == 4 else F.max_pool3d
+    return F.relu(maps - pool(eroded if here is None else eroded * here, 3, stride=1, padding=1))
+
+
+def _eroded(maps: Tensor, here: Tensor | None) -> Tensor:
+    """The minimum over a voxel and the neighbours over its faces; a voxel that is not there counts as 1."""
+    axes = maps.ndim - 2
+    pool = F.max_pool2d if axes == 2 else F.max_pool3d
+    upside = -maps if here is None else -torch.where(here, maps, 1)
+    lowest = [
+        -pool(upside, [3 if a == axis else 1 for a in range(axes)], 1, [int(a == axis) for a in range(axes)])
+        for axis in range(axes)
+    ]
+    minimum = torch.minimum(lowest[0], lowest[1])
+    return minimum if axes == 2 else torch.minimum(minimum, lowest[2])
+
+
+@loss(
+    family="boundary",
+    paper="Shit et al. 2021, arXiv 2003.07311, Eq. 3",
+    handles=("boundary", "small"),
+    cost="maps",
+    range="[0, 1]",
+)
+def dice_cldice(
+    x: Comparison,
+    *,
+    alpha: float = 0.5,
+    iterations: int = 3,
+    smooth: float = 1.0,
+    include_background: bool = False,
+) -> PerClass:
+    """Dice for the volume, clDice for the connections: the loss its authors train with.
+
+    Equation:
+        (1 - α) (1 - (2 Σ p g + s) / (Σ p + Σ g + s)) + α cldice
+
+    Use it for vessels, airways and neurites. Known trouble and public code: see `cldice`.
+
+    Args:
+        x: The comparison.
+        alpha: Share of clDice.
+        iterations: Erosions, at least the largest radius in voxels.
+        smooth: Added to numerators and denominators of both.
+        include_background: Whether channel 0 counts.
+    """
+    first = first_channel(x, include_background=include_background)
+    lines = all_channels(_centre_line_dice(x, first, iterations=iterations, smooth=smooth), first)
+    overlap = (2 * x.tp + smooth) / (x.sum_p + x.sum_g + smooth)
+    return (1 - alpha) * (1 - overlap) + alpha * lines
+
+
+@loss(
+    family="boundary",
+    paper="Kirchhoff et al. 2024, Skeleton Recall Loss for connectivity conserving segmentation, arXiv 2404.03010",
+    batch=True,
+    alone=False,
+    handles=("boundary", "small"),
+    cost="distance",
+    range="[0, 1]",
+)
+def skeleton_recall(x: Comparison, *, smooth: float = 1e-5, include_background: bool = False) -> PerClass:
+    """One minus the recall on a tube around the target's centre lines: connections at the price of a sum.
+
+    Equation:
+        1 - (Σ p s + ε) / (Σ s + ε),  s = skeleton of the class, dilated twice
+
+    Use it beside Dice and cross-entropy (see `dice_ce_skeleton_recall`) for thin structures in 3D and for many
+    classes, where `cldice` costs too much. Give ``skeleton`` (b, c, *s), made beforehand in the data pipeline, or a map
+    of class indices (b, *s); without it the target is skeletonised on the CPU in every step, in threads.
+
+    Known trouble: it rewards recall only, so alone it favours predicting the structure everywhere. A class without a
+    skeleton contributes 0 and no gradient.
+
+    Public code: the authors skeletonise all classes together and multiply by the label, which loses the lines of
+    touching classes; here each class has its own.
+
+    Args:
+        x: The comparison.
+        smooth: Added to numerator and denominator.
+        include_background: Whether channel 0 counts.
+    """
+    first = first_channel(x, include_background=include_background)
+    tube = _tubes(x, first)
+    hit, size = sum_over_space(x.probs[:, first:] * tube, x, first), sum_over_space(tube, x, first)
+    sums = x.pool(torch.stack([all_channels(hit, first), all_channels(size, first)]))
+    return 1 - (sums[0] + smooth) / (sums[1] + smooth)
+
+
+@torch.no_grad()
+def _tubes(x: Comparison, first: int) -> Float[Tensor, "b part *s"]:
+    """The tube of each class: as given, or computed a volume per thread."""
+    if x.skeleton is not None:
+        return _given_tubes(x, x.skeleton, first)
+    truth = target_masks(x, first)
+    volumes = truth.flatten(0, 1).cpu().numpy()
+    tubes = torch.stack([torch.from_numpy(tube) for tube in in_threads(skeleton_tube, list(volumes))])
+    return tubes.reshape(truth.shape).to(x.raw.device, x.dtype)
+
+
+def _given_tubes(x: Comparison, skeleton: Tensor, first: int) -> Tensor:
+    """Maps per channel as they are; a map of class indices split into its classes.
+
+    Raises:
+        ValueError: If there is one map for several sigmoid channels, or no map for a channel.
+    """
+    if skeleton.shape == x.shape:
+        return skeleton[:, first:].to(x.raw.device, x.dtype)
+    if x.mode == "multilabel" or (skeleton.ndim == len(x.shape) and skeleton.shape[1] != 1):
+        raise ValueError(
+            f"skeleton must hold a map per channel, shape {tuple(x.shape)}, or in mode 'multiclass' one map of class "
+            f"indices {(x.shape[0], *x.shape[2:])}, got {tuple(skeleton.shape)} in mode {x.mode!r}"
+        )
+    indices = (skeleton if skeleton.ndim == len(x.shape) else skeleton.unsqueeze(1)).to(x.raw.device)
+    classes = range(first, x.shape[1]) if x.mode == "multiclass" else [1]
+    split: Tensor = torch.cat([indices == c for c in classes], 1).to(x.dtype)
+    return split
+
+
+@loss(
+    family="compound",
+    paper="Kirchhoff et al. 2024, arXiv 2404.03010 (its trainer's default)",
+    batch=True,
+    handles=("imbalance", "boundary", "small"),
+    cost="distance",
+)
+def dice_ce_skeleton_recall(
+    x: Comparison,
+    *,
+    lambda_dice: float = 1.0,
+    lambda_ce: float = 1.0,
+    lambda_skeleton: float = 1.0,
+    weight: Weights = None,
+) -> Reduced:
+    """Dice, cross-entropy and the recall of centre lines: nnU-Net's loss, taught not to break thin structures.
+
+    Equation:
+        λ_d dice (foreground) + λ_c cross_entropy + λ_s skeleton_recall
+
+    Use it for vessels, airways, nerves and roots, with ``batch=True`` as nnU-Net's Dice when patches are many.
+
+    Known trouble and public code: see `skeleton_recall`; the authors report minus the Dice, 1 less than this.
+
+    Args:
+        x: The comparison; ``skeleton`` as in `skeleton_recall`.
+        lambda_dice: Weight of Dice.
+        lambda_ce: Weight of cross-entropy.
+        lambda_skeleton: Weight of skeleton recall.
+        weight: A number per class, background included, for all three.
+    """
+    overlap = reduced(dice, x, include_background=False, weight=weight, batch=x.batch)
+    voxels = reduced(cross_entropy, x, weight=weight)
+    lines = reduced(skeleton_recall, x, weight=weight, batch=x.batch)
+    return lambda_dice * overlap + lambda_ce * voxels + lambda_skeleton * lines
