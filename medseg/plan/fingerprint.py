@@ -1,0 +1,233 @@
+"""The fingerprint of a dataset: what its plan is made from, measured once per case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Int32
+from numpy.typing import NDArray
+
+from medseg.datasets.case import Case, Dataset, read_case
+from medseg.errors import DataError
+from medseg.plan.workers import default_workers, run_tasks
+from medseg.space.nifti import read_header
+from medseg.space.volume import Shape, Spacing, Volume
+
+ORIENTATION = "RAS"
+QUANTILES = 2000  # of each case's foreground: enough for the 0.5 and 99.5 percentiles of all of them
+MOST_VOXELS = 2_000_000  # of one case's foreground are ranked; a larger organ is sampled evenly
+
+
+@dataclass(frozen=True, eq=False)
+class Intensities:
+    """The foreground of one case in one modality.
+
+    Attributes:
+        quantiles: Intensities at evenly spaced ranks; a fixed number, so that every case counts alike.
+        mean: Of all foreground voxels.
+        std: Of all foreground voxels.
+        lowest: Smallest intensity.
+        highest: Largest intensity.
+    """
+
+    quantiles: NDArray[np.float32]
+    mean: float
+    std: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, eq=False)
+class CaseFingerprint:
+    """What one case contributes.
+
+    Attributes:
+        shape: Voxels after turning to `ORIENTATION` and cropping to the non-zero box.
+        spacing_mm: Edge lengths of a voxel after turning.
+        kept: Share of the voxels that the non-zero box keeps.
+        intensities: One per modality; empty where the case has no foreground.
+        voxels: Label value to its number of voxels, background 0 left out.
+    """
+
+    shape: Shape
+    spacing_mm: Spacing
+    kept: float
+    intensities: tuple[Intensities, ...]
+    voxels: dict[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Foreground:
+    """The foreground of a whole dataset in one modality, every case counting alike.
+
+    Attributes:
+        lower: 0.5 percentile.
+        upper: 99.5 percentile.
+        mean: Mean.
+        std: Standard deviation.
+        lowest: Minimum.
+        highest: Maximum.
+    """
+
+    lower: float
+    upper: float
+    mean: float
+    std: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """What a plan is made from.
+
+    Attributes:
+        dataset: Names, modalities, labels; its list of cases is left out.
+        cases: One per labelled case, by id.
+    """
+
+    dataset: Dataset
+    cases: dict[str, CaseFingerprint]
+
+    @property
+    def spacings_mm(self) -> Float[np.ndarray, "n 3"]:
+        """Edge lengths of every case's voxels."""
+        return np.array([case.spacing_mm for case in self.cases.values()], dtype=np.float64)
+
+    @property
+    def shapes(self) -> Float[np.ndarray, "n 3"]:
+        """Voxels of every case after cropping."""
+        return np.array([case.shape for case in self.cases.values()], dtype=np.float64)
+
+    @property
+    def kept(self) -> float:
+        """Median share of the voxels that cropping keeps."""
+        return float(np.median([case.kept for case in self.cases.values()]))
+
+    def foreground(self, modality: int) -> Foreground | None:
+        """Intensities of the labelled voxels in one modality, None when no case has any."""
+        found = [case.intensities[modality] for case in self.cases.values() if case.intensities]
+        if not found:
+            return None
+        pooled = np.concatenate([one.quantiles for one in found])
+        lower, upper = (float(value) for value in np.percentile(pooled, (0.5, 99.5)))
+        mean = float(np.mean([one.mean for one in found]))
+        square = float(np.mean([one.std**2 + one.mean**2 for one in found]))
+        return Foreground(
+            lower=lower,
+            upper=upper,
+            mean=mean,
+            std=max(square - mean**2, 0.0) ** 0.5,
+            lowest=min(one.lowest for one in found),
+            highest=max(one.highest for one in found),
+        )
+
+    def cases_with(self, value: int) -> int:
+        """In how many cases a label value is present."""
+        return sum(value in case.voxels for case in self.cases.values())
+
+
+@dataclass(frozen=True)
+class FingerprintTask:
+    """What a worker needs to measure one case."""
+
+    case: Case
+    dataset: Dataset
+
+
+def fingerprint(dataset: Dataset, workers: int | None = None) -> Fingerprint:
+    """Measure every labelled case, in parallel and in bounded memory.
+
+    Args:
+        dataset: As `read_dataset` returns it.
+        workers: Processes; None takes a core each, as far as the free memory reaches.
+
+    Raises:
+        DataError: There is no labelled case, or some cannot be read; all are named.
+    """
+    labelled = [case for case in dataset.cases if case.label is not None]
+    if not labelled:
+        raise DataError(dataset.name, "has no labelled case to plan from", 'List images with labels under "training"')
+    bare = replace(dataset, cases=(), test=())
+    tasks = {case.id: FingerprintTask(case, bare) for case in labelled}
+    count = workers or default_workers(max(map(_peak_bytes, tasks.values())))
+    outcome = run_tasks(fingerprint_case, tasks, workers=count, title=f"measuring {dataset.name}")
+    results = outcome.or_raise(labelled[0].images[0].parent)
+    return Fingerprint(bare, {name: results[name] for name in sorted(results)})
+
+
+def fingerprint_case(task: FingerprintTask) -> CaseFingerprint:
+    """Measure one case.
+
+    Raises:
+        DataError: As `medseg.datasets.case.read_case`.
+    """
+    image, labels = read_case(task.case, task.dataset)
+    if labels is None:
+        raise DataError(task.case.images[0], "has no label file", "Add one or list the case as a test case")
+    box = nonzero_box(image.array)
+    values = labels.array[0]
+    mask = values > 0
+    if task.dataset.ignore is not None:
+        mask &= values != task.dataset.ignore
+    turned = _turned(image, box)
+    return CaseFingerprint(
+        shape=turned.shape,
+        spacing_mm=turned.spacing_mm,
+        kept=float(np.prod(turned.shape) / np.prod(image.shape)),
+        intensities=tuple(_intensities(channel[mask]) for channel in image.array) if mask.any() else (),
+        voxels=_count(values[mask]),
+    )
+
+
+def nonzero_box(array: Float[np.ndarray, "m i j k"]) -> tuple[slice, slice, slice]:
+    """The smallest box outside which every channel is zero; the whole volume when all of it is.
+
+    Example:
+        >>> image = np.zeros((1, 4, 4, 4)); image[0, 1, 2, 3] = 5; image[0, 2, 2, 2] = -5
+        >>> nonzero_box(image)
+        (slice(1, 3, None), slice(2, 3, None), slice(2, 4, None))
+    """
+    box = [slice(0, count) for count in array.shape[1:]]
+    if not array.any():
+        return box[0], box[1], box[2]
+    for axis in range(3):
+        lines = np.moveaxis(array[:, box[0], box[1], box[2]], axis + 1, 0)
+        first = next(index for index in range(len(lines)) if lines[index].any())
+        last = next(index for index in reversed(range(len(lines))) if lines[index].any())
+        box[axis] = slice(first, last + 1)
+    return box[0], box[1], box[2]
+
+
+def _turned(image: Volume, box: tuple[slice, slice, slice]) -> Volume:
+    """Shape and spacing after turning: a view of one voxel stands for the intensities, which are not needed."""
+    size = [side.stop - side.start for side in box]
+    return Volume(np.broadcast_to(np.uint8(0), (1, *size)), image.affine).reoriented(ORIENTATION)
+
+
+def _intensities(values: NDArray[np.float32]) -> Intensities:
+    ranked = np.sort(values[:: max(1, values.size // MOST_VOXELS)])
+    ranks = ((np.arange(QUANTILES) + 0.5) / QUANTILES * ranked.size).astype(np.intp)
+    return Intensities(
+        quantiles=ranked[ranks],
+        mean=float(values.mean(dtype=np.float64)),
+        std=float(values.std(dtype=np.float64)),
+        lowest=float(values.min()),
+        highest=float(values.max()),
+    )
+
+
+def _count(values: Int32[np.ndarray, " n"]) -> dict[int, int]:
+    counts = np.bincount(values)
+    return {index: int(count) for index, count in enumerate(counts) if count}
+
+
+def _peak_bytes(task: FingerprintTask) -> int:
+    """Memory that measuring one case takes at most; unreadable files are told by the worker."""
+    try:
+        header = read_header(task.case.images[0])
+    except DataError:
+        return 0
+    voxels = header.shape[0] * header.shape[1] * header.shape[2]
+    return voxels * (12 * len(task.dataset.modalities) + 16)

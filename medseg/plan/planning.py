@@ -1,0 +1,264 @@
+"""From a fingerprint to a plan, by the rules that nnU-Net published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from medseg.datasets.case import Dataset
+from medseg.errors import DataError
+from medseg.plan.fingerprint import ORIENTATION, Fingerprint
+from medseg.plan.plan import Normalisation, Plan
+from medseg.plan.sides import side_pairs
+from medseg.plan.topology import Topology, topology_for
+from medseg.space.resample import ANISOTROPY, resampled_shape
+
+REFERENCE_ACTIVATIONS = 560_000_000  # of one patch, twice of which nnU-Net found to train within the reference memory
+REFERENCE_MEMORY_GB = 8
+REFERENCE_BATCH = 2
+SMALLEST_BATCH = 2
+LARGEST_SHARE = 0.05  # of all voxels of the dataset that one batch may hold
+LARGEST_VOLUME = 256**3  # voxels of the first guess of a patch
+NONZERO_SHARE = 0.75  # cropping that keeps less makes the mean and std of non-zero voxels the better ones
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """The grid every case is brought to, and the median case on it."""
+
+    spacing_mm: tuple[float, float, float]
+    median_shape: tuple[float, float, float]
+    reason: str
+
+
+def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: bool = False) -> Plan:
+    """Choose grid, patch, batch, network and normalisation for a dataset and an accelerator's memory.
+
+    Args:
+        fingerprint: What the dataset is like.
+        memory_gb: Memory that training may take.
+        swap_sides: Where organs come in left/right pairs, exchange their labels when flipping left and right, rather
+            than never flipping that axis.
+
+    Returns:
+        A plan whose ``reasons`` say why each number is so.
+
+    Raises:
+        ValueError: The memory is not positive.
+        DataError: A CT dataset has no foreground to measure.
+
+    Paper: Isensee et al., nnU-Net, Nature Methods 18 (2021), supplementary note 2.
+    """
+    if not memory_gb > 0:
+        raise ValueError(f"memory_gb must be positive, got {memory_gb}; 8 is what most published plans assume")
+    dataset = fingerprint.dataset
+    grid = _choose_grid(fingerprint)
+    classes = len(dataset.labels) + 1
+    topology = _choose_topology(grid, classes, memory_gb)
+    batch, batch_reason = _choose_batch(topology, grid, classes, memory_gb, len(fingerprint.cases))
+    normalisation, normalisation_reason = _choose_normalisation(fingerprint)
+    mirror_axes, pairs, mirror_reason = _choose_mirroring(dataset, swap_sides)
+    return Plan(
+        name=dataset.name,
+        modalities=dataset.modalities,
+        labels=_ordered(dataset),
+        orientation=ORIENTATION,
+        spacing_mm=grid.spacing_mm,
+        patch_size=topology.patch_size,
+        batch_size=batch,
+        normalisation=normalisation,
+        strides=topology.strides,
+        kernels=topology.kernels,
+        features=topology.features,
+        ignore=dataset.ignore,
+        paint_order=dataset.paint_order or _paint_order(dataset),
+        mirror_axes=mirror_axes,
+        swap_labels=pairs,
+        reasons={
+            "labels": _labels_reason(fingerprint),
+            "orientation": "Every volume is turned to this; axis 0 grows to the patient's right, 1 to the front, 2 up.",
+            "spacing_mm": grid.reason,
+            "patch_size": _patch_reason(topology, grid, classes, memory_gb),
+            "batch_size": batch_reason,
+            "normalisation": normalisation_reason,
+            "strides": _strides_reason(topology),
+            "features": "Doubled at every stage from 32, at most 320.",
+            "mirror_axes": mirror_reason,
+        },
+    )
+
+
+def _choose_grid(fingerprint: Fingerprint) -> _Grid:
+    spacings, shapes = fingerprint.spacings_mm, fingerprint.shapes
+    median = np.median(spacings, axis=0)
+    target = median.copy()
+    size = np.median(shapes, axis=0)
+    coarsest = int(np.argmax(median))
+    others = [axis for axis in range(3) if axis != coarsest]
+    reason = f"The median of {len(spacings)} cases, which range from {_edges(spacings.min(0))} to "
+    reason += f"{_edges(spacings.max(0))} mm."
+    coarse = median[coarsest] > ANISOTROPY * median[others].max()
+    if coarse and size[coarsest] * ANISOTROPY < size[others].min():
+        tenth = float(np.percentile(spacings[:, coarsest], 10))
+        target[coarsest] = max(tenth, float(median[others].max()) + 1e-5)
+        reason += (
+            f" Axis {coarsest} has thick slices (median {median[coarsest]:g} mm) and few of them: its 10th percentile "
+            "is taken, so that thin-slice cases are not thrown away. Slices are never blended with each other."
+        )
+    i, j, k = (float(edge) for edge in target)
+    resampled = [
+        resampled_shape((int(shape[0]), int(shape[1]), int(shape[2])), spacing, target)
+        for shape, spacing in zip(shapes, spacings, strict=True)
+    ]
+    median_shape = np.median(resampled, axis=0)
+    return _Grid((i, j, k), (float(median_shape[0]), float(median_shape[1]), float(median_shape[2])), reason)
+
+
+def _choose_topology(grid: _Grid, classes: int, memory_gb: float) -> Topology:
+    """The largest patch, shaped like the median case, that trains twice over in the memory."""
+    finest = 1 / np.array(grid.spacing_mm)
+    guess = [round(float(edge)) for edge in finest * (LARGEST_VOLUME / finest.prod()) ** (1 / 3)]
+    topology = topology_for(
+        [max(1, min(edge, size)) for edge, size in zip(guess, grid.median_shape, strict=True)], grid.spacing_mm
+    )
+    while topology.activations(classes) > _budget(memory_gb):
+        size = list(topology.patch_size)
+        axis = int(np.argmax([edge / whole for edge, whole in zip(size, grid.median_shape, strict=True)]))
+        if size[axis] <= topology.multiple[axis]:
+            break  # one voxel in the bottleneck: nothing is left to take away
+        trial = size.copy()
+        trial[axis] -= topology.multiple[axis]
+        size[axis] -= topology_for(trial, grid.spacing_mm).multiple[axis]
+        topology = topology_for(size, grid.spacing_mm)
+    return topology
+
+
+def _choose_batch(topology: Topology, grid: _Grid, classes: int, memory_gb: float, cases: int) -> tuple[int, str]:
+    fits = round(_budget(memory_gb) / topology.activations(classes) * REFERENCE_BATCH)
+    share = round(prod(grid.median_shape) * cases * LARGEST_SHARE / prod(topology.patch_size))
+    batch = max(min(fits, share), SMALLEST_BATCH)
+    reason = f"{fits} patches fit into {memory_gb:g} GB"
+    if batch == fits:
+        return batch, reason + "."
+    limit = f"; 5 % of the dataset's voxels are {share} patches"
+    return batch, f"{reason}{limit}; never fewer than {SMALLEST_BATCH}."
+
+
+def _choose_normalisation(fingerprint: Fingerprint) -> tuple[tuple[Normalisation, ...], str]:
+    chosen, reasons = [], []
+    for index, modality in enumerate(fingerprint.dataset.modalities):
+        how, reason = _normalisation_of(fingerprint, index, modality)
+        chosen.append(how)
+        reasons.append(f"{modality}: {reason}")
+    unique = (
+        reasons
+        if len(set(chosen)) > 1
+        else [f"{', '.join(fingerprint.dataset.modalities)}: {reasons[0].split(': ', 1)[1]}"]
+    )
+    return tuple(chosen), " ".join(unique)
+
+
+def _normalisation_of(fingerprint: Fingerprint, index: int, modality: str) -> tuple[Normalisation, str]:
+    named = {"nonorm": "none", "rescale_to_0_1": "rescale", "rgb_to_0_1": "rescale"}.get(modality.casefold())
+    if named is not None:
+        return Normalisation(named), "as the name of the channel asks."
+    if modality.casefold() == "ct":
+        foreground = fingerprint.foreground(index)
+        if foreground is None or not foreground.upper > foreground.lower:
+            raise DataError(
+                fingerprint.dataset.name, "has no labelled voxels to measure Hounsfield units in", "Check its labels"
+            )
+        clip = (round(number, 4) for number in (foreground.lower, foreground.upper, foreground.mean, foreground.std))
+        return Normalisation("ct", *clip), (
+            "Hounsfield units mean the same in every scanner, so the same numbers serve every case: clipped to the 0.5 "
+            f"and 99.5 percentiles of the labelled voxels (which range from {foreground.lowest:g} to "
+            f"{foreground.highest:g}), then their mean and std."
+        )
+    if fingerprint.kept < NONZERO_SHARE:
+        return Normalisation("zscore_nonzero"), (
+            "intensities have no unit, so each case's own mean and std; over its non-zero voxels, because cropping to "
+            f"them keeps only {fingerprint.kept:.0%} of a volume."
+        )
+    return Normalisation("zscore"), "intensities have no unit, so each case's own mean and std."
+
+
+def _choose_mirroring(dataset: Dataset, swap: bool) -> tuple[tuple[int, ...], tuple[tuple[str, str], ...], str]:
+    pairs = side_pairs(tuple(dataset.labels))
+    if not pairs:
+        return (0, 1, 2), (), "All axes may be flipped: no organ is named for its side."
+    named = "; ".join(f"{left} and {right}" for left, right in pairs)
+    if swap:
+        return (0, 1, 2), pairs, f"Flipping axis 0 (left-right) exchanges the labels of swap_labels: {named}."
+    told = ", ".join(f"[{left}, {right}]" for left, right in pairs)
+    return (
+        (1, 2),
+        (),
+        (
+            f"Axis 0 (left-right) is not flipped, because organs are named for their side: {named}. To flip it and "
+            f"exchange their labels instead, write mirror_axes: [0, 1, 2] and swap_labels: [{told}]."
+        ),
+    )
+
+
+def _overlapping(dataset: Dataset) -> bool:
+    values = [v for value in dataset.labels.values() for v in (value if isinstance(value, tuple) else (value,))]
+    return len(values) != len(set(values))
+
+
+def _ordered(dataset: Dataset) -> dict[str, int | tuple[int, ...]]:
+    """The labels; overlapping regions without a paint order from the largest to the smallest, to be painted so."""
+    if dataset.paint_order is not None or not _overlapping(dataset):
+        return dict(dataset.labels)
+    return dict(sorted(dataset.labels.items(), key=lambda item: -len(item[1]) if isinstance(item[1], tuple) else -1))
+
+
+def _paint_order(dataset: Dataset) -> tuple[int, ...] | None:
+    """For overlapping regions, a value to paint each with: one that no region painted later holds, where there is."""
+    if not _overlapping(dataset):
+        return None
+    values = [value if isinstance(value, tuple) else (value,) for value in _ordered(dataset).values()]
+    order = []
+    for index, many in enumerate(values):
+        later = {v for others in values[index + 1 :] for v in others}
+        order.append(next((v for v in many if v not in later), many[0]))
+    return tuple(order)
+
+
+def _labels_reason(fingerprint: Fingerprint) -> str:
+    told = []
+    for name, value in fingerprint.dataset.labels.items():
+        values = value if isinstance(value, tuple) else (value,)
+        present = [case for case in fingerprint.cases.values() if any(v in case.voxels for v in values)]
+        sizes = [sum(case.voxels.get(v, 0) for v in values) * prod(case.spacing_mm) / 1000 for case in present]
+        median = f", median {np.median(sizes):.3g} ml" if sizes else ""
+        told.append(f"{name} in {len(present)} of {len(fingerprint.cases)} cases{median}")
+    return "; ".join(told) + "."
+
+
+def _patch_reason(topology: Topology, grid: _Grid, classes: int, memory_gb: float) -> str:
+    share = min(1.0, prod(topology.patch_size) / prod(grid.median_shape))
+    used = memory_gb * topology.activations(classes) / _budget(memory_gb)
+    return (
+        f"The median case has {_edges(grid.median_shape)} voxels here; a patch covers {share:.0%} of it, has its "
+        f"proportions, and training on {REFERENCE_BATCH} of them takes about {used:.2g} GB of {memory_gb:g}. A "
+        f"multiple of {_edges(topology.multiple)}, which the network halves away."
+    )
+
+
+def _strides_reason(topology: Topology) -> str:
+    i, j, k = topology.multiple
+    return (
+        f"An axis is halved while 8 voxels are left and its spacing is within a factor of 2 of the finest: in all by "
+        f"{i}, {j} and {k}. Kernels are 1 along an axis that is still too coarse to mix."
+    )
+
+
+def _budget(memory_gb: float) -> float:
+    return REFERENCE_ACTIVATIONS * memory_gb / REFERENCE_MEMORY_GB
+
+
+def _edges(numbers: Sequence[float] | np.ndarray) -> str:
+    return " x ".join(f"{float(number):.3g}" if float(number) < 100 else f"{float(number):.0f}" for number in numbers)

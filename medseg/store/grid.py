@@ -1,0 +1,280 @@
+"""To the plan's grid and back: the one way that preparation and prediction share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float, Int16, Integer
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from medseg.plan.fingerprint import nonzero_box
+from medseg.plan.plan import Normalisation, Plan
+from medseg.space.resample import (
+    resample_argmax,
+    resample_image,
+    resample_labels,
+    resampled_shape,
+    through_plane_axis,
+)
+from medseg.space.volume import Affine, Shape, Volume
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class GridChange:
+    """What was done to one case's grid; enough to undo it.
+
+    Attributes:
+        source_shape: Voxels of the file.
+        source_affine: Its affine, four rows of four.
+        orientation: Axis codes after turning the axes.
+        corner: First voxel of the box that was kept, after turning.
+        size: Voxels of that box.
+        spacing_mm: Edge lengths of its voxels.
+        shape: Voxels of the plan's grid.
+        target_mm: Edge lengths of the plan's voxels.
+    """
+
+    source_shape: Shape
+    source_affine: tuple[tuple[float, ...], ...]
+    orientation: str
+    corner: Shape
+    size: Shape
+    spacing_mm: tuple[float, float, float]
+    shape: Shape
+    target_mm: tuple[float, float, float]
+
+    @property
+    def through_plane(self) -> int | None:
+        """The axis along which slices are copied rather than blended."""
+        return through_plane_axis(self.spacing_mm, self.target_mm)
+
+    @property
+    def box(self) -> Box:
+        """The part of the turned volume that was kept."""
+        i, j, k = (slice(start, start + count) for start, count in zip(self.corner, self.size, strict=True))
+        return i, j, k
+
+    @property
+    def affine(self) -> Affine:
+        """Voxel indices of the plan's grid to mm: where the prepared volume lies in the scanner."""
+        turned = np.array(self.source_affine) @ nib.orientations.inv_ornt_aff(self._turn(), self.source_shape)
+        step = np.array(self.size) / np.array(self.shape)
+        to_turned = np.diag([*step, 1.0])
+        to_turned[:3, 3] = np.array(self.corner) + step / 2 - 0.5
+        affine: Affine = turned @ to_turned
+        return affine
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> GridChange:
+        """Rebuild from plain data."""
+        known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        known["source_affine"] = tuple(tuple(float(number) for number in row) for row in data["source_affine"])
+        return cls(**known)
+
+    def _turn(self) -> NDArray[np.float64]:
+        """The turn from the file's axes to the plan's, as nibabel writes it."""
+        source = nib.io_orientation(np.array(self.source_affine))
+        turn: NDArray[np.float64] = nib.orientations.ornt_transform(
+            source, nib.orientations.axcodes2ornt(tuple(self.orientation))
+        )
+        return turn
+
+
+def to_plan_grid(volume: Volume, plan: Plan) -> tuple[Float[np.ndarray, "m i j k"], GridChange]:
+    """Turn, crop to the non-zero box, normalise and resample an image.
+
+    Args:
+        volume: The image as read, one channel per modality.
+        plan: Orientation, spacing and normalisation.
+
+    Returns:
+        Normalised float32 intensities on the plan's grid, and the change that `from_plan_grid` undoes.
+
+    Raises:
+        ValueError: If the image does not have one channel per modality of the plan.
+    """
+    if len(volume.array) != len(plan.modalities):
+        raise ValueError(
+            f"the image has {len(volume.array)} channels, the plan expects {len(plan.modalities)}: "
+            f"{', '.join(plan.modalities)}"
+        )
+    turned = volume.reoriented(plan.orientation)
+    box = nonzero_box(turned.array)
+    cropped = turned.array[:, box[0], box[1], box[2]]
+    change = _change(volume, turned, box, plan)
+    return resample_image(
+        normalise(cropped, plan.normalisation), change.shape, through_plane=change.through_plane
+    ), change
+
+
+def labels_to_plan_grid(labels: Volume, plan: Plan, change: GridChange) -> Int16[np.ndarray, "i j k"]:
+    """Take a label volume the way its image went, file values to the store's atom indices (−1 ignored).
+
+    Args:
+        labels: As read, values of the file.
+        plan: Names the values.
+        change: What `to_plan_grid` returned for the image.
+
+    Raises:
+        ValueError: If a value is not in the plan, or the shape is not the image's.
+    """
+    if labels.shape != change.source_shape:
+        raise ValueError(f"labels have shape {labels.shape}, their image has {change.source_shape}")
+    on_image_grid = Volume(labels.array, np.array(change.source_affine))  # the two agree but for rounding
+    cropped = on_image_grid.reoriented(plan.orientation).array[0][change.box]
+    atoms = _look_up(cropped, plan.atom_of_value)
+    return resample_labels(atoms, change.shape, through_plane=change.through_plane)
+
+
+def from_plan_grid(labels: Integer[np.ndarray, "i j k"], change: GridChange) -> Integer[np.ndarray, "i2 j2 k2"]:
+    """Bring labels back onto the grid of the file they came from; outside the cropped box they are 0.
+
+    Args:
+        labels: On the plan's grid; any integers.
+        change: What `to_plan_grid` returned.
+
+    Returns:
+        The same dtype, the shape and axis order of the source.
+    """
+    _require_shape(labels.shape, change)
+    return _uncropped(resample_labels(labels, change.size, through_plane=change.through_plane), change)
+
+
+def probabilities_from_plan_grid(
+    probabilities: Float[np.ndarray, "c i j k"], change: GridChange, *, dtype: type[np.floating[Any]] = np.float32
+) -> Float[np.ndarray, "c i2 j2 k2"]:
+    """Interpolate probabilities linearly on the source grid, a class at a time; outside the cropped box they are 0."""
+    _require_shape(probabilities.shape[1:], change)
+    out = np.zeros((len(probabilities), *change.source_shape), dtype=dtype)
+    for index in range(len(probabilities)):
+        one = resample_image(probabilities[index : index + 1], change.size, order=1, through_plane=change.through_plane)
+        out[index] = _uncropped(one[0].astype(dtype, copy=False), change)
+    return out
+
+
+def argmax_from_plan_grid(scores: Float[np.ndarray, "c i j k"], change: GridChange) -> Int16[np.ndarray, "i2 j2 k2"]:
+    """Interpolate scores linearly on the source grid and keep the best class, holding one class at a time.
+
+    More faithful than moving finished labels, and as lean: never more than two volumes of the source's size are held,
+    whatever the number of classes.
+    """
+    _require_shape(scores.shape[1:], change)
+    return _uncropped(resample_argmax(scores, change.size, through_plane=change.through_plane), change)
+
+
+def normalise(
+    image: Float[np.ndarray, "m i j k"], normalisation: tuple[Normalisation, ...]
+) -> Float[np.ndarray, "m i j k"]:
+    """Make each channel's intensities numbers around zero, as the plan says.
+
+    Example:
+        >>> ct = np.array([[[[-2000.0, 0.0, 50.0, 3000.0]]]], dtype=np.float32)
+        >>> normalise(ct, (Normalisation("ct", lower=-100.0, upper=200.0, mean=50.0, std=100.0),)).tolist()
+        [[[[-1.5, -0.5, 0.0, 1.5]]]]
+    """
+    out = np.empty(image.shape, dtype=np.float32)
+    inside = None
+    if any(how.scheme == "zscore_nonzero" for how in normalisation):
+        inside = filled((image != 0).any(axis=0))
+    for channel, how, target in zip(image, normalisation, out, strict=True):
+        _normalise_channel(channel, how, target, inside)
+    return out
+
+
+def filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask and every hole that it encloses: what no path along faces from the border can reach."""
+    numbered, count = ndimage.label(~mask)
+    reached = np.zeros(count + 1, dtype=bool)
+    for axis in range(mask.ndim):
+        for side in (0, -1):
+            reached[np.unique(np.take(numbered, side, axis=axis))] = True
+    reached[0] = False
+    outside: NDArray[np.bool_] = reached[numbered]
+    return ~outside
+
+
+def _normalise_channel(
+    channel: NDArray[np.float32], how: Normalisation, target: NDArray[np.float32], inside: NDArray[np.bool_] | None
+) -> None:
+    """Write the normalised channel into the target."""
+    if how.scheme == "ct":
+        np.clip(channel, how.lower, how.upper, out=target)
+        target -= np.float32(how.mean)
+        target /= np.float32(how.std)
+    elif how.scheme == "zscore":
+        np.subtract(channel, np.float32(channel.mean(dtype=np.float64)), out=target)
+        target /= max(_root_mean_square(target), 1e-8)
+    elif how.scheme == "zscore_nonzero" and inside is not None:
+        values = channel[inside]
+        deviation = max(float(values.std(dtype=np.float64)), 1e-8) if values.size else 1.0
+        target[...] = 0
+        target[inside] = (values - (values.mean(dtype=np.float64) if values.size else 0.0)) / deviation
+    elif how.scheme == "rescale":
+        lowest, highest = float(channel.min()), float(channel.max())
+        np.subtract(channel, np.float32(lowest), out=target)
+        target /= max(highest - lowest, 1e-8)
+    else:
+        target[...] = channel
+
+
+def _root_mean_square(values: NDArray[np.float32]) -> float:
+    """In float64, a slice at a time: numpy's own std would copy the volume twice over."""
+    return float(np.sqrt(sum(float(np.vdot(part, part)) for part in values) / values.size))
+
+
+def _change(volume: Volume, turned: Volume, box: Box, plan: Plan) -> GridChange:
+    i, j, k = (side.start for side in box)
+    size = (box[0].stop - i, box[1].stop - j, box[2].stop - k)
+    return GridChange(
+        source_shape=volume.shape,
+        source_affine=tuple(tuple(float(number) for number in row) for row in volume.affine),
+        orientation=plan.orientation,
+        corner=(i, j, k),
+        size=size,
+        spacing_mm=turned.spacing_mm,
+        shape=resampled_shape(size, turned.spacing_mm, plan.spacing_mm),
+        target_mm=plan.spacing_mm,
+    )
+
+
+def _look_up(values: NDArray[np.integer[Any]], table: dict[int, int]) -> NDArray[np.int16]:
+    """Replace file values by atom indices."""
+    lowest, highest = min(min(table), int(values.min())), max(max(table), int(values.max()))
+    known = np.full(highest - lowest + 1, -2, dtype=np.int16)
+    for value, index in table.items():
+        known[value - lowest] = index
+    atoms: NDArray[np.int16] = known[values - lowest] if lowest else known[values]
+    if (known == -2).any() and (atoms == -2).any():
+        stray = sorted({int(value) for value in np.unique(values[atoms == -2])})
+        raise ValueError(f"labels hold the values {stray}, the plan knows {sorted(table)}; name them in dataset.json")
+    return atoms
+
+
+def _uncropped(array: NDArray[Any], change: GridChange) -> NDArray[Any]:
+    """Put the box back into the turned volume and turn the axes to the file's."""
+    turn = change._turn()
+    axes = [int(axis) for axis in turn[:, 0]]  # the file's axis n became the turned axis axes[n]
+    out = np.zeros(change.source_shape, dtype=array.dtype)
+    turned = out.transpose(np.argsort(axes))
+    flips = [slice(None)] * 3
+    for position, direction in turn:
+        if direction < 0:
+            flips[int(position)] = slice(None, None, -1)
+    turned[tuple(flips)][change.box] = array
+    return out
+
+
+def _require_shape(shape: tuple[int, ...], change: GridChange) -> None:
+    if tuple(shape) != change.shape:
+        raise ValueError(f"expected an array on the plan's grid, {change.shape}, got {tuple(shape)}")

@@ -1,0 +1,188 @@
+"""One case from its files to its folder in the store: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int16, Int32
+from numpy.typing import NDArray
+
+from medseg.datasets.case import Case, Dataset, read_case
+from medseg.plan.plan import Plan
+from medseg.plan.workers import MachineError
+from medseg.store.arrays import write_array
+from medseg.store.grid import labels_to_plan_grid, to_plan_grid
+from medseg.store.store import SCHEMA, CaseInfo, Source, grid_of
+
+FOREGROUND_SAMPLES = 10_000
+UNFINISHED = ".tmp"  # ending of a folder that is being written
+
+
+@dataclass(frozen=True)
+class CaseTask:
+    """What a worker needs to prepare one case.
+
+    Attributes:
+        case: Its files.
+        dataset: What they must agree with; its lists of cases may be empty.
+        plan: The grid to prepare for.
+        store: The folder of the store.
+    """
+
+    case: Case
+    dataset: Dataset
+    plan: Plan
+    store: Path
+
+    @property
+    def settings(self) -> str:
+        """Digest of all that decides the result, but for the bytes of the files."""
+        told = [SCHEMA, grid_of(self.plan), self.case.id, self.case.patient, self.case.annotated]
+        return _digest(json.dumps(told))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Images, then the label."""
+        return (*self.case.images, *([self.case.label] if self.case.label else []))
+
+
+def prepare_case(task: CaseTask) -> str:
+    """Prepare one case, unless the store already holds it.
+
+    Returns:
+        The name of its folder.
+
+    Raises:
+        DataError: The case is at fault.
+        MachineError: The store cannot be written.
+    """
+    image, labels = read_case(task.case, task.dataset)
+    sources = tuple(_source(path) for path in task.files)
+    name = folder_name(task, sources)
+    final = task.store / "cases" / name
+    if final.is_dir():
+        return name
+    array, change = to_plan_grid(image, task.plan)
+    del image  # as large as the result: let go before the labels are resampled
+    atoms = None if labels is None else labels_to_plan_grid(labels, task.plan, change)
+    counts = {} if atoms is None else _count(atoms)
+    info = CaseInfo(
+        id=task.case.id,
+        patient=task.case.patient,
+        annotated=task.case.annotated,
+        images=tuple(str(path) for path in task.case.images),
+        label=None if task.case.label is None else str(task.case.label),
+        sources=sources,
+        settings=task.settings,
+        change=change,
+        voxels=counts,
+    )
+    _write(final, array, atoms, info, task.plan)
+    return name
+
+
+def folder_name(task: CaseTask, sources: tuple[Source, ...]) -> str:
+    """The case's id and a digest of its files' content and of the settings."""
+    return f"{task.case.id}.{_digest(task.settings + ''.join(source.digest for source in sources))}"
+
+
+def foreground(
+    atoms: Int16[np.ndarray, "i j k"], membership: NDArray[np.float32], *, exclusive: bool, seed: int
+) -> Int32[np.ndarray, "n 4"]:
+    """Rows of (class, i, j, k): for each class at most `FOREGROUND_SAMPLES` of its voxels, drawn evenly.
+
+    Args:
+        atoms: Atom indices; −1 is ignored.
+        membership: The plan's table of classes and atoms.
+        exclusive: Leave out row 0 of the table, which is the background.
+        seed: Makes the draw repeatable.
+    """
+    draw = np.random.default_rng(seed)
+    inside = np.flatnonzero(atoms > 0)
+    values = atoms.reshape(-1)[inside]
+    parts = [np.zeros((0, 4), dtype=np.int32)]
+    for row in range(int(exclusive), len(membership)):
+        voxels = inside[membership[row][values] > 0]
+        if voxels.size > FOREGROUND_SAMPLES:
+            voxels = voxels[np.sort(draw.choice(voxels.size, FOREGROUND_SAMPLES, replace=False, shuffle=False))]
+        places = np.stack(np.unravel_index(voxels, atoms.shape), axis=1).astype(np.int32)
+        parts.append(np.column_stack([np.full(len(places), row, dtype=np.int32), places]))
+    return np.concatenate(parts)
+
+
+def discard_unfinished(cases: Path) -> None:
+    """Remove the temporary folders that processes of this machine left behind when they were killed."""
+    for folder in cases.glob(f".*{UNFINISHED}"):
+        host, process = folder.name[1 : -len(UNFINISHED)].rsplit("@", 1)[-1].rsplit("-", 1)
+        if host == socket.gethostname() and not _alive(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(
+    final: Path, array: NDArray[np.float32], atoms: NDArray[np.int16] | None, info: CaseInfo, plan: Plan
+) -> None:
+    unfinished = final.with_name(f".{final.name}@{socket.gethostname()}-{os.getpid()}{UNFINISHED}")
+    try:
+        unfinished.mkdir(parents=True)
+        write_array(unfinished, "image", array, patch=plan.patch_size)
+        if atoms is not None:
+            seed = int(final.name.rsplit(".", 1)[-1], 16)
+            table = foreground(atoms, plan.membership, exclusive=plan.exclusive, seed=seed)
+            write_array(unfinished, "labels", atoms, patch=plan.patch_size)
+            np.save(unfinished / "foreground.npy", table)
+        (unfinished / "info.json").write_text(json.dumps(info.to_dict()), encoding="utf-8")
+        _rename(unfinished, final)
+    except (OSError, RuntimeError) as error:  # blosc2 answers a full disk with RuntimeError
+        shutil.rmtree(unfinished, ignore_errors=True)
+        cause = getattr(error, "strerror", None) or str(error)
+        raise MachineError(
+            final.parent.parent,
+            f"could not be written while preparing {info.id} ({cause})",
+            "Free space or choose another place, then run again; finished cases are kept",
+        ) from None
+
+
+def _rename(unfinished: Path, final: Path) -> None:
+    try:
+        os.replace(unfinished, final)
+    except OSError:
+        if not final.is_dir():
+            raise
+        shutil.rmtree(unfinished, ignore_errors=True)  # another process finished the very same case first
+
+
+def _count(atoms: NDArray[np.int16]) -> dict[int, int]:
+    counts = np.bincount(atoms.reshape(-1) + 1)
+    return {index - 1: int(count) for index, count in enumerate(counts) if count}
+
+
+def _source(path: Path) -> Source:
+    digest = hashlib.sha256()
+    before = path.stat()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return Source(str(path.resolve()), before.st_size, before.st_mtime_ns, digest.hexdigest())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _alive(process: int) -> bool:
+    if os.name != "posix":
+        return True  # elsewhere signal 0 ends the process; leave the folder alone
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,146 @@
+"""Prepare a dataset: in parallel, resumable after a kill at any moment, doing only what changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+from medseg.datasets.case import Dataset, read_dataset
+from medseg.errors import DataError
+from medseg.plan.fingerprint import fingerprint
+from medseg.plan.plan import Plan, read_plan, write_plan
+from medseg.plan.planning import make_plan
+from medseg.plan.workers import MachineError, default_workers, run_tasks
+from medseg.space.nifti import read_header
+from medseg.store.one_case import CaseTask, discard_unfinished, prepare_case
+from medseg.store.store import SCHEMA, CaseInfo, Store, grid_of, read_index, read_info, require_same_grid
+
+
+def prepare(dataset_root: Path, out: Path, plan: Plan | None = None, workers: int | None = None) -> Store:
+    """Crop, normalise, resample and store every labelled case of a dataset.
+
+    Each case is keyed by the content of its files and by the part of the plan that decides its voxels; a case that the
+    store already holds under its key is not touched. A case appears whole or not at all, the index last.
+
+    Args:
+        dataset_root: A folder with a ``dataset.json``, or that file.
+        out: The folder of the store; made when missing.
+        plan: None takes the plan that the store already has, or makes one from the dataset.
+        workers: Processes; None takes a core each, as far as the free memory reaches.
+
+    Returns:
+        The finished store.
+
+    Raises:
+        DataError: Cases are at fault (all are named, the good ones are finished and kept), the store cannot be written,
+            or it was prepared with another plan or from another dataset.
+    """
+    out = Path(out)
+    dataset = read_dataset(Path(dataset_root))
+    settled = _settle_plan(Path(dataset_root), dataset, out, plan, workers)
+    bare = replace(dataset, cases=(), test=())
+    tasks = {case.id: CaseTask(case, bare, settled, out) for case in dataset.cases}
+    done = _finished(tasks, out / "cases")
+    missing = {name: task for name, task in tasks.items() if name not in done}
+    if missing or not _written(out, settled, dataset, done):
+        _begin(out, settled)
+        count = workers or default_workers(max(map(_peak_bytes, missing.values()), default=0))
+        outcome = run_tasks(prepare_case, missing, workers=count, title=f"preparing {dataset.name}")
+        folders = done | outcome.or_raise(Path(dataset_root))
+        _finish(out, settled, dataset, folders)
+    return Store(out)
+
+
+def _settle_plan(root: Path, dataset: Dataset, out: Path, plan: Plan | None, workers: int | None) -> Plan:
+    """The plan given, or the store's own, or a new one; it must fit the dataset and what the store holds."""
+    file = out / "plan.yaml"
+    if plan is None:
+        plan = read_plan(file) if file.is_file() else make_plan(fingerprint(dataset, workers))
+    for what, ours, theirs in (
+        ("labels", plan.labels, dataset.labels),
+        ("ignore", plan.ignore, dataset.ignore),
+        ("channels", len(plan.modalities), len(dataset.modalities)),
+    ):
+        if ours != theirs:
+            raise DataError(
+                root, f"has {what} {theirs}, the plan for {plan.name} has {ours}", "Make a new plan and a new store"
+            )
+    if (out / "index.json").is_file():
+        require_same_grid(
+            out / "plan.yaml" if plan is None else out,
+            plan,
+            read_index(out)["grid"],
+            f"Choose another --out, delete {out}, or leave --plan away",
+        )
+    return plan
+
+
+def _finished(tasks: Mapping[str, CaseTask], cases: Path) -> dict[str, str]:
+    """Cases that the store holds, prepared with these settings from files unchanged since; case to folder."""
+    found: dict[str, str] = {}
+    for folder in sorted(cases.iterdir()) if cases.is_dir() else []:
+        task = tasks.get(folder.name.rsplit(".", 1)[0])
+        if task is not None and not folder.name.startswith(".") and _holds(folder, task):
+            found[task.case.id] = folder.name
+    return found
+
+
+def _holds(folder: Path, task: CaseTask) -> bool:
+    try:
+        info: CaseInfo = read_info(folder)
+    except DataError:
+        return False
+    same_files = [source.path for source in info.sources] == [str(path.resolve()) for path in task.files]
+    return same_files and info.settings == task.settings and all(source.unchanged() for source in info.sources)
+
+
+def _written(out: Path, plan: Plan, dataset: Dataset, folders: Mapping[str, str]) -> bool:
+    """Whether the store already says exactly this."""
+    try:
+        return read_index(out) == _index(plan, dataset, folders) and read_plan(out / "plan.yaml") == plan
+    except DataError:
+        return False
+
+
+def _index(plan: Plan, dataset: Dataset, folders: Mapping[str, str]) -> dict[str, object]:
+    return {"schema": SCHEMA, "dataset": dataset.name, "grid": grid_of(plan), "cases": dict(sorted(folders.items()))}
+
+
+def _begin(out: Path, plan: Plan) -> None:
+    """Make the folders and write the plan, so that a later run goes on with the same one."""
+    try:
+        (out / "cases").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(out, f"cannot be written ({error.strerror})", "Choose another place") from None
+    discard_unfinished(out / "cases")
+    write_plan(out / "plan.yaml", plan)
+
+
+def _finish(out: Path, plan: Plan, dataset: Dataset, folders: Mapping[str, str]) -> None:
+    """Write the index, then remove what it no longer names."""
+    unfinished = out / f".index.{os.getpid()}"
+    try:
+        unfinished.write_text(json.dumps(_index(plan, dataset, folders), indent=1), encoding="utf-8")
+        os.replace(unfinished, out / "index.json")
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise MachineError(out, f"cannot be written ({error.strerror})", "Free space and run again") from None
+    for folder in (out / "cases").iterdir():
+        if not folder.name.startswith(".") and folder.name not in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _peak_bytes(task: CaseTask) -> int:
+    """Memory that preparing one case takes at most, from its headers; unreadable files are told by the worker."""
+    try:
+        header = read_header(task.case.images[0])
+    except DataError:
+        return 0
+    before = prod(header.shape)
+    after = int(before * prod(header.spacing_mm) / prod(task.plan.spacing_mm))
+    return len(task.plan.modalities) * (16 * before + 8 * after) + 12 * (before + after)

@@ -1,0 +1,204 @@
+"""The prepared dataset as a folder: a plan, an index, and a folder per case, read by patch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer
+
+from medseg.errors import DataError
+from medseg.plan.plan import Plan, read_plan
+from medseg.store.arrays import LazyArray, open_array
+from medseg.store.grid import GridChange
+
+SCHEMA = 1
+GRID_FIELDS = ("modalities", "labels", "ignore", "orientation", "spacing_mm", "normalisation")
+"""The fields of a plan that decide what is in the store; the others (patch, network) may be edited afterwards."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that a case was prepared from, and what it was then."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    digest: str
+
+    def unchanged(self) -> bool:
+        """Whether the file still has the size and the time it had."""
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return False
+        return (now.st_size, now.st_mtime_ns) == (self.size, self.mtime_ns)
+
+
+@dataclass(frozen=True)
+class CaseInfo:
+    """What is known of a prepared case beside its voxels.
+
+    Attributes:
+        id: Name of the case.
+        patient: Who was scanned.
+        annotated: Organs that its label covers; None means all.
+        images: The image files.
+        label: The label file, or None.
+        sources: Those files as they were.
+        settings: Digest of everything but the files that decided the result.
+        change: How its grid became the plan's.
+        voxels: Voxels per atom index on the plan's grid, background and ignored ones too.
+    """
+
+    id: str
+    patient: str
+    annotated: tuple[str, ...] | None
+    images: tuple[str, ...]
+    label: str | None
+    sources: tuple[Source, ...]
+    settings: str
+    change: GridChange
+    voxels: dict[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self) | {"change": self.change.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CaseInfo:
+        """Rebuild from plain data."""
+        return cls(
+            id=data["id"],
+            patient=data["patient"],
+            annotated=None if data["annotated"] is None else tuple(data["annotated"]),
+            images=tuple(data["images"]),
+            label=data["label"],
+            sources=tuple(Source(**source) for source in data["sources"]),
+            settings=data["settings"],
+            change=GridChange.from_dict(data["change"]),
+            voxels={int(index): int(count) for index, count in data["voxels"].items()},
+        )
+
+
+class Store:
+    """A finished store, read by patch; holds no file open, so it may be sent to any process.
+
+    Args:
+        path: The folder that ``medseg prepare`` wrote.
+
+    Raises:
+        DataError: It is no store, not finished, or its ``plan.yaml`` no longer is what its cases were prepared with.
+
+    Example:
+        ``Store(Path("data/store/Task09_Spleen")).image("spleen_2")[:, 10:74, 10:74, 10:74]`` reads that patch only.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        index = read_index(self.path)
+        self.plan: Plan = read_plan(self.path / "plan.yaml")
+        require_same_grid(self.path / "plan.yaml", self.plan, index["grid"], "Undo the edit, or prepare a new store")
+        self.dataset: str = index["dataset"]
+        self._folders: dict[str, str] = index["cases"]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Names of the cases, sorted."""
+        return tuple(sorted(self._folders))
+
+    def image(self, case: str) -> LazyArray:
+        """Normalised intensities ``(m, i, j, k)``, float32; slicing reads only what it needs."""
+        return open_array(self.folder(case), "image")
+
+    def labels(self, case: str) -> LazyArray:
+        """Atom indices ``(i, j, k)``, int16: 0 background, k the k-th of ``plan.atoms``, −1 ignored.
+
+        Raises:
+            DataError: The case has no reference segmentation.
+        """
+        return open_array(self.folder(case), "labels")
+
+    def foreground(self, case: str) -> dict[int, Integer[np.ndarray, "n 3"]]:
+        """Voxels of each class that is present, at most 10,000 each, drawn evenly with a fixed seed.
+
+        The keys are rows of ``plan.membership``: from 1 on for exclusive labels (0 is background), from 0 on for
+        overlapping regions.
+        """
+        table = np.load(self.folder(case) / "foreground.npy")
+        starts = np.flatnonzero(np.diff(table[:, 0], prepend=-1))
+        return {int(part[0, 0]): part[:, 1:] for part in np.split(table, starts[1:])} if len(table) else {}
+
+    def info(self, case: str) -> CaseInfo:
+        """Files, patient, annotated organs, grid change and voxel counts."""
+        return read_info(self.folder(case))
+
+    def folder(self, case: str) -> Path:
+        """Where a case lies.
+
+        Raises:
+            ValueError: There is no such case.
+        """
+        if case not in self._folders:
+            raise ValueError(f"{self.path} holds no case {case!r}; it holds {len(self._folders)}, see medseg info")
+        return self.path / "cases" / self._folders[case]
+
+    def changed(self) -> tuple[str, ...]:
+        """Cases whose source files are no longer what they were when prepared, or are gone."""
+        return tuple(case for case in self.ids if not all(source.unchanged() for source in self.info(case).sources))
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """Read the index of a store.
+
+    Raises:
+        DataError: There is none, or it is not ours.
+    """
+    try:
+        index = json.loads((path / "index.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        begun = (path / "plan.yaml").is_file()
+        problem = "is a store whose preparation has not finished" if begun else "is not a store: it has no index.json"
+        raise DataError(path, problem, f"Run medseg prepare DATASET --out {path}; finished cases are kept") from None
+    except (OSError, ValueError) as error:
+        raise DataError(path / "index.json", f"cannot be read ({error})", "Run medseg prepare again") from None
+    if not isinstance(index, dict) or index.get("schema") != SCHEMA:
+        raise DataError(path / "index.json", f"is not of schema {SCHEMA}", "Prepare a new store with this medseg")
+    return index
+
+
+def read_info(folder: Path) -> CaseInfo:
+    """Read what is known of one prepared case.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    path = folder / "info.json"
+    try:
+        return CaseInfo.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(path, f"cannot be read ({error})", f"Delete {folder} and run medseg prepare again") from None
+
+
+def grid_of(plan: Plan) -> dict[str, Any]:
+    """The part of a plan that decides what is in the store, as plain data."""
+    data = plan.to_dict()
+    return {name: data[name] for name in GRID_FIELDS}
+
+
+def require_same_grid(path: Path, plan: Plan, grid: Mapping[str, Any], remedy: str) -> None:
+    """Refuse a plan under which the cases of a store would look different.
+
+    Raises:
+        DataError: Naming the first field that differs and both values.
+    """
+    for name, value in grid_of(plan).items():
+        if json.dumps(value) != json.dumps(grid.get(name)):  # the order of the labels counts too
+            raise DataError(
+                path, f"says {name} {value}, but the store was prepared with another plan: {grid.get(name)}", remedy
+            )
