@@ -72,7 +72,7 @@ class _Pair:
 
 def score_case(
     prediction: Integer[np.ndarray, "*space"] | Bool[np.ndarray, "c *space"],
-    reference: Integer[np.ndarray, "*space"] | Bool[np.ndarray, "c *space"],
+    reference: Integer[np.ndarray, "*reference_space"] | Bool[np.ndarray, "c *reference_space"],
     organs: Organs,
     *,
     spacing_mm: Sequence[float],

@@ -99,7 +99,7 @@ def values_of(organ: int | tuple[int, ...]) -> tuple[int, ...]:
 
 def count_labels(
     prediction: Integer[Tensor, "*space"],
-    reference: Integer[Tensor, "*space"],
+    reference: Integer[Tensor, "*reference_space"],
     organs: Organs,
     *,
     ignore: int | None = None,
@@ -129,7 +129,7 @@ def count_labels(
 
 def count_masks(
     prediction: Bool[Tensor, "c *space"],
-    reference: Integer[Tensor, "*space"],
+    reference: Integer[Tensor, "*reference_space"],
     organs: Organs,
     *,
     ignore: int | None = None,

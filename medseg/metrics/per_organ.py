@@ -87,7 +87,7 @@ class PerOrganDice(_CasewiseMetric):
     def update(
         self,
         prediction: Integer[Tensor, "*space"] | Bool[Tensor, "c *space"],
-        reference: Integer[Tensor, "*space"],
+        reference: Integer[Tensor, "*reference_space"],
         case_id: str,
         *,
         annotated: Collection[str] | None = None,
@@ -160,7 +160,7 @@ class PerOrganScores(_CasewiseMetric):
     def update(
         self,
         prediction: Integer[Tensor, "*space"] | Bool[Tensor, "c *space"],
-        reference: Integer[Tensor, "*space"],
+        reference: Integer[Tensor, "*reference_space"],
         case_id: str,
         *,
         spacing_mm: Sequence[float],

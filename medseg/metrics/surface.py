@@ -51,7 +51,7 @@ def surface_voxels(mask: Bool[np.ndarray, "*space"]) -> Bool[np.ndarray, "*space
 
 def surface_distances(
     prediction: Bool[np.ndarray, "*space"],
-    reference: Bool[np.ndarray, "*space"],
+    reference: Bool[np.ndarray, "*reference_space"],
     *,
     spacing_mm: Sequence[float],
     workers: int = 1,
@@ -129,7 +129,8 @@ def average_distance_mm(surfaces: Surfaces) -> float:
 def surface_dice(surfaces: Surfaces, *, tolerance_mm: float) -> float:
     r"""The normalised surface Dice (NSD): the share of both surfaces that lies within a tolerance of the other.
 
-    Surface voxels count equally, as in MONAI's `SurfaceDiceMetric`; a distance equal to the tolerance is within it.
+    Surface voxels count equally, as in MONAI's `SurfaceDiceMetric`; a distance equal to the tolerance is within it,
+    rounding (1e-6 mm) forgiven.
 
     Example:
         >>> surface_dice(Surfaces(np.array([0.0, 1.0]), np.array([0.5, 4.0])), tolerance_mm=1.0)
@@ -140,7 +141,7 @@ def surface_dice(surfaces: Surfaces, *, tolerance_mm: float) -> float:
         arXiv:1809.04430.
     """
     both = (surfaces.prediction_to_reference_mm, surfaces.reference_to_prediction_mm)
-    return float(sum((part <= tolerance_mm).sum() for part in both) / sum(part.size for part in both))
+    return float(sum((part <= tolerance_mm + 1e-6).sum() for part in both) / sum(part.size for part in both))
 
 
 def _shifted(axes: int, axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:

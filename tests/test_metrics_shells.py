@@ -1,0 +1,115 @@
+"""The torchmetrics shells: each case once, whatever the number of processes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from medseg.metrics import PerOrganDice, PerOrganScores
+
+ORGANS = {"liver": 1, "tumour": 2}
+CASES = {
+    "a": ([0, 1, 1, 2], [0, 1, 2, 2]),
+    "b": ([0, 0, 0, 0], [1, 1, 0, 0]),  # liver missed, tumour absent
+    "c": ([2, 2, 1, 1], [0, 0, 1, 1]),  # tumour invented
+}
+EXPECTED = {"liver": (2 / 3 + 0 + 1) / 3, "tumour": (2 / 3 + 1 + 0) / 3}
+EXPECTED["mean"] = (EXPECTED["liver"] + EXPECTED["tumour"]) / 2
+
+
+def update(metric, case, **options):
+    prediction, reference = (torch.tensor(values).reshape(1, 2, 2) for values in CASES[case])
+    metric.update(prediction, reference, case, **options)
+
+
+def test_dice_is_the_mean_over_cases():
+    metric = PerOrganDice(ORGANS)
+    for case in CASES:
+        update(metric, case)
+    assert metric.compute() == pytest.approx(EXPECTED)
+
+
+def test_a_case_seen_twice_counts_once():
+    metric = PerOrganDice(ORGANS)
+    for case in ("a", "b", "c", "a", "a"):
+        update(metric, case)
+    assert metric.compute() == pytest.approx(EXPECTED)
+
+
+def test_reset_forgets():
+    metric = PerOrganDice(ORGANS)
+    update(metric, "b")
+    metric.compute()
+    metric.reset()
+    update(metric, "c")
+    assert metric.compute()["liver"] == 1.0
+
+
+def test_without_a_case_there_is_no_score():
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert PerOrganDice(ORGANS).compute() == {"liver": 0.0, "tumour": 0.0, "mean": 0.0}
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert PerOrganScores(ORGANS).compute() == {}
+
+
+def test_organs_that_a_reference_does_not_cover_do_not_count():
+    metric = PerOrganDice(ORGANS)
+    for case in CASES:
+        update(metric, case, annotated=["liver"] if case == "c" else None)
+    assert metric.compute()["tumour"] == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_masks_of_regions():
+    metric = PerOrganDice({"whole": (1, 2), "core": 2})
+    metric.update(torch.tensor([[True, True, False], [False, True, False]]), torch.tensor([1, 2, 1]), "a")
+    assert metric.compute() == pytest.approx({"whole": 0.8, "core": 1.0, "mean": 0.9})
+
+
+def test_every_measure_has_a_name():
+    metric = PerOrganScores(ORGANS)
+    for case in CASES:
+        update(metric, case, spacing_mm=(1.0, 1.0, 1.0))
+    scores = metric.compute()
+    assert scores["liver/dice"] == pytest.approx(EXPECTED["liver"])
+    assert scores["tumour/hd95_mm"] == pytest.approx((0.95 + 0 + 3) / 3)  # found, absent, invented in 1x2x2 mm
+
+
+def test_no_organ_is_refused():
+    with pytest.raises(ValueError, match="at least one organ"):
+        PerOrganDice({})
+
+
+def _shares(rank, results):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=results["port"])
+    dist.init_process_group("gloo", rank=rank, world_size=3)
+    # the sampler pads rank 1 with a case of rank 0; rank 2 has nothing at all
+    for kind, options in ((PerOrganDice, {}), (PerOrganScores, {"spacing_mm": (1.0, 1.0, 1.0)})):
+        metric = kind(ORGANS)
+        for case in (["a", "b"], ["c", "a"], [])[rank]:
+            update(metric, case, **options)
+        metric._update_count = 1  # an empty rank would warn, which is an error here
+        results[kind.__name__, rank] = metric.compute()
+    dist.destroy_process_group()
+
+
+@pytest.mark.ddp
+def test_three_processes_give_the_score_of_one(unused_port):
+    with mp.Manager() as manager:
+        results = manager.dict(port=unused_port)
+        mp.spawn(_shares, args=(results,), nprocs=3)
+        for rank in range(3):
+            assert results["PerOrganDice", rank] == pytest.approx(EXPECTED)
+            assert results["PerOrganScores", rank]["tumour/dice"] == pytest.approx(EXPECTED["tumour"])
+
+
+@pytest.fixture
+def unused_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
