@@ -59,7 +59,7 @@ class Topology:
         return total + classes * prod(self.patch_size)
 
 
-def topology_for(patch_size: Sequence[float], spacing_mm: Sequence[float]) -> Topology:
+def topology_for(patch_size: Sequence[int | float], spacing_mm: Sequence[float]) -> Topology:
     """Halve the axes of a patch until nothing is left to halve, the finer axes first.
 
     At each step those axes are halved that have at least 8 voxels left and a spacing within a factor of two of the
@@ -95,7 +95,7 @@ def topology_for(patch_size: Sequence[float], spacing_mm: Sequence[float]) -> To
     return Topology((i, j, k), found.strides, found.kernels)
 
 
-def _axes_to_halve(size: Sequence[float], spacing: Sequence[float]) -> list[int]:
+def _axes_to_halve(size: Sequence[int | float], spacing: Sequence[float]) -> list[int]:
     large = [axis for axis in range(3) if size[axis] >= 2 * SMALLEST_EDGE]
     if not large:
         return []
