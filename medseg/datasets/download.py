@@ -1,0 +1,198 @@
+"""Fetch a Decathlon archive: resumed where it stopped, checked, unpacked without trusting it, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import shutil
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from medseg.datasets.msd import MIRROR, MsdTask, find_task
+from medseg.errors import DataError
+
+_PIECE = 1 << 20
+_TIMEOUT_S = 60
+
+Advance = Callable[[int, int], None]
+"""Told how many bytes are there, and how many there will be (0 while unknown)."""
+
+
+def download(task: str | MsdTask, root: Path, *, mirror: str = MIRROR, attempts: int = 5, pause_s: float = 2.0) -> Path:
+    """Fetch and unpack a task of the Decathlon.
+
+    What arrived before an interruption lies in ``<archive>.part`` and is continued by the next call. The folder of the
+    task appears when it is complete; the archive is removed then.
+
+    Args:
+        task: Name, number or organ of a task, or a task that the table does not have.
+        root: Folder to unpack into.
+        mirror: Address of the folder that holds the archives.
+        attempts: How often to connect before giving up; a connection that brought new bytes does not count.
+        pause_s: Wait between attempts in seconds, doubled each time.
+
+    Returns:
+        The folder of the task, with its ``dataset.json``; at once if it is there already.
+
+    Raises:
+        UsageError: There is no such task.
+        DataError: The server cannot be reached or refuses, the disk is full, the checksum differs, or the archive holds
+            anything but plain files below its own folder.
+    """
+    wanted = find_task(task) if isinstance(task, str) else task
+    target = root / wanted.name
+    if (target / "dataset.json").is_file():
+        return target
+    if target.exists():
+        raise DataError(target, "exists, but holds no dataset.json", "Move it away, then download again")
+    part = root / f"{wanted.archive}.part"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _progress(wanted.name) as advance:
+            _fetch(f"{mirror}/{wanted.archive}", part, advance, attempts=attempts, pause_s=pause_s)
+        _require_md5(part, wanted)
+        _unpack(part, target)
+        part.unlink()
+    except OSError as error:
+        raise DataError(
+            root, f"cannot take {wanted.archive} ({error.strerror or error})", "Free space or choose another folder"
+        ) from None
+    return target
+
+
+def _fetch(url: str, part: Path, advance: Advance, *, attempts: int, pause_s: float) -> None:
+    failures = 0
+    while True:
+        before = _size(part)
+        try:
+            _continue(url, part, advance)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code != 429:
+                raise DataError(
+                    url, f"is refused ({error.code} {error.reason})", "Check the mirror's address"
+                ) from None
+            cause = f"{error.code} {error.reason}"
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            cause = str(getattr(error, "reason", "") or error or type(error).__name__)
+        failures = failures + 1 if _size(part) == before else 0
+        if failures >= attempts:
+            raise DataError(
+                url,
+                f"cannot be fetched ({cause}); {_size(part):,} bytes are kept in {part}",
+                "Check the network, then run the same command again: it continues there",
+            )
+        time.sleep(pause_s * 2 ** max(0, failures - 1))
+
+
+def _continue(url: str, part: Path, advance: Advance) -> None:
+    """Fetch what is missing; returns when the file is as long as the server says."""
+    have = _size(part)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        reply = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # nothing lies beyond what we have
+            raise
+        length = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+        if length.isdigit() and int(length) != have:
+            part.unlink()
+            _continue(url, part, advance)
+        return
+    with reply:
+        if have and reply.status != 206:  # the server starts over
+            have = 0
+        total = have + int(reply.headers.get("Content-Length") or 0)
+        _require_space(part, total - have)
+        with part.open("ab" if have else "wb") as file:
+            while piece := reply.read(_PIECE):
+                file.write(piece)
+                have += len(piece)
+                advance(have, total)
+    if have < total:
+        raise ConnectionError(f"the connection closed after {have:,} of {total:,} bytes")
+
+
+def _require_space(part: Path, missing: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    needed = missing + _size(part) + missing  # the archive, and its content unpacked beside it
+    if needed > free:
+        raise DataError(
+            part.parent, f"has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed", "Choose another folder"
+        )
+
+
+def _require_md5(part: Path, task: MsdTask) -> None:
+    digest = hashlib.md5(usedforsecurity=False)
+    with part.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    if digest.hexdigest() != task.md5:
+        part.unlink()  # to continue it would never make it right
+        raise DataError(
+            part, f"has the MD5 sum {digest.hexdigest()}, expected {task.md5}", "It was removed; download it again"
+        )
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                _unpack_member(tar, member, temporary, archive)
+        content = temporary / target.name
+        if not (content / "dataset.json").is_file():
+            raise DataError(archive, f"holds no {target.name}/dataset.json", "Check the mirror's address")
+        os.replace(content, target)
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(archive, f"is not a readable archive ({error})", "Remove it, then download it again") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, archive: Path) -> None:
+    """Write one file or make one folder; names that lead elsewhere, links and devices are refused."""
+    path = folder / member.name
+    inside = folder.resolve() in (path.resolve(), *path.resolve().parents)
+    if not inside or not (member.isfile() or member.isdir()):
+        kind = "leads out of the archive" if not inside else "is neither a file nor a folder"
+        raise DataError(archive, f"has the member {member.name!r}, which {kind}", "Do not use this archive")
+    if path.name.startswith("._"):  # companions of macOS
+        return
+    if member.isdir():
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source: Any = tar.extractfile(member)
+    with source, path.open("wb") as file:
+        shutil.copyfileobj(source, file, _PIECE)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Advance]:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        row = bar.add_task(name, total=None)
+        yield lambda have, total: bar.update(row, completed=have, total=total or None)
