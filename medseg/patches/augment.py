@@ -1,0 +1,72 @@
+"""Augmentation of a batch on the device it trains on: the drawn parameters applied, no chance left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+from medseg.patches.draw import Draw, Geometry
+from medseg.patches.intensity import degrade
+from medseg.patches.spatial import IGNORED, deform, mirror
+
+
+def augment(
+    image: Float[Tensor, "b m i j k"],
+    labels: Integer[Tensor, "b i j k"],
+    draw: Draw,
+    geometry: Geometry,
+    *,
+    nearest: bool = False,
+    present: Sequence[Sequence[int]] | None = None,
+) -> tuple[Float[Tensor, "b m x y z"], Integer[Tensor, "b x y z"]]:
+    """Turn crops into augmented patches: one interpolation for all that moves voxels, then intensities, then mirrors.
+
+    Args:
+        image: Normalised crops, as large as the patch or larger by an even number of voxels per axis.
+        labels: Label indices; −1 is ignored.
+        draw: Parameters from `medseg.patches.draw.draw`.
+        geometry: The grid they were drawn for.
+        nearest: Labels of the nearest voxel instead of the largest interpolated share.
+        present: The labels in each sample, if known.
+
+    Returns:
+        Patches of ``geometry.patch_size`` and their labels; on another device the same, except for the noise, which is
+        drawn there from the seed in ``draw``.
+
+    Example:
+        >>> from medseg.patches.draw import draw
+        >>> from medseg.patches.settings import Augmentation
+        >>> grid = Geometry((8, 8, 8), (1.0, 1.0, 1.0), mirror_axes=(0, 1, 2))
+        >>> drawn = draw(Augmentation(), grid, modalities=1, key=(0,), samples=2)
+        >>> image, labels = torch.randn(2, 1, 12, 12, 12), torch.ones(2, 12, 12, 12, dtype=torch.int16)
+        >>> [tuple(t.shape) for t in augment(image, labels, drawn, grid)]
+        [(2, 1, 8, 8, 8), (2, 8, 8, 8)]
+    """
+    patches, targets = deform(image, labels, draw, geometry.patch_size, nearest=nearest, present=present)
+    degrade(patches, draw)
+    for sample in np.flatnonzero(np.any(draw.flips, 1)):
+        flips = draw.flips[sample].tolist()
+        patches[sample] = mirror(patches[sample], flips)
+        targets[sample] = mirror(targets[sample], flips)
+        if flips[0] and geometry.swap_labels:
+            targets[sample] = swapped(targets[sample], geometry.swap_labels)
+    return patches, targets
+
+
+def swapped(labels: Integer[Tensor, "i j k"], pairs: Sequence[tuple[int, int]]) -> Integer[Tensor, "i j k"]:
+    """Exchange the labels of each pair, as a flip across left/right must.
+
+    Example:
+        >>> swapped(torch.tensor([[[0, 1, 2, 3, -1]]]), ((1, 3),)).tolist()
+        [[[0, 3, 2, 1, -1]]]
+    """
+    largest = max(max(pair) for pair in pairs)
+    table = torch.arange(IGNORED, largest + 1)
+    for left, right in pairs:
+        table[left - IGNORED], table[right - IGNORED] = right, left
+    known = labels.clamp_max(largest).long() - IGNORED
+    return torch.where(labels > largest, labels, table.to(labels.device, labels.dtype)[known])

@@ -1,0 +1,64 @@
+"""What the loader hands over and what the network trains on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from medseg.patches.augment import augment
+from medseg.patches.draw import Draw, Geometry
+
+
+class Batch(NamedTuple):
+    """Patches, or one whole volume, ready for the network.
+
+    Attributes:
+        image: Normalised intensities ``(b, m, i, j, k)``, float32.
+        labels: Label indices ``(b, i, j, k)`` as the store has them, −1 where ignored.
+        spacing_mm: Edge lengths of a voxel ``(b, 3)``.
+        id: Name of the case of each sample.
+        class_mask: ``(b, c)`` False for classes that were not annotated in the case; None when all were in all.
+    """
+
+    image: Float[Tensor, "b m i j k"]
+    labels: Integer[Tensor, "b i j k"]
+    spacing_mm: Float[Tensor, "b 3"]
+    id: tuple[str, ...]
+    class_mask: Bool[Tensor, "b c"] | None
+
+
+class Crops(NamedTuple):
+    """A training batch on its way to the device: larger than the patches, with what is to be done to it there.
+
+    Attributes:
+        batch: The crops.
+        draw: Parameters of the augmentation, on the host.
+        present: The labels in each crop that is to be interpolated.
+    """
+
+    batch: Batch
+    draw: Draw
+    present: tuple[tuple[int, ...], ...]
+
+
+def augmented(crops: Crops, geometry: Geometry, *, nearest: bool) -> Batch:
+    """Apply what was drawn, on the device where the crops are; no gradient is recorded."""
+    batch = crops.batch
+    with torch.no_grad():
+        image, labels = augment(batch.image, batch.labels, crops.draw, geometry, nearest=nearest, present=crops.present)
+    mask = batch.class_mask
+    if mask is not None and geometry.swap_labels:
+        order = _exchanged(mask.shape[1], geometry.swap_labels)
+        flipped = torch.as_tensor(crops.draw.flips[:, :1], device=mask.device)
+        mask = torch.where(flipped, mask[:, order], mask)
+    return batch._replace(image=image, labels=labels, class_mask=mask)
+
+
+def _exchanged(classes: int, pairs: tuple[tuple[int, int], ...]) -> list[int]:
+    order = list(range(classes))
+    for left, right in pairs:
+        order[left], order[right] = right, left
+    return order

@@ -1,0 +1,212 @@
+"""Cases of a store as training crops and as whole volumes: what a loader's workers run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset as TorchDataset
+
+from medseg.errors import DataError, MedsegError
+from medseg.patches.batch import Batch, Crops
+from medseg.patches.draw import Geometry, draw
+from medseg.patches.sample import APPEARANCE, WHERE, Schedule, place_patch
+from medseg.patches.settings import Augmentation
+from medseg.patches.spatial import IGNORED
+from medseg.plan.plan import Plan
+from medseg.space.patch import PatchLocation
+from medseg.space.volume import Shape
+from medseg.store.store import Store
+
+T = TypeVar("T")
+Organs = dict[int, NDArray[np.integer[Any]]]
+
+
+@dataclass
+class Cases:
+    """Cases of a store, opened where they are needed and, if asked, kept decoded there.
+
+    Travels to a worker as the store's path and the names; what was decoded stays behind.
+
+    Attributes:
+        store: The folder.
+        plan: Its plan.
+        ids: The cases, in order.
+        masks: Per case which classes were annotated, or None when all were in all cases.
+        in_memory: Keep decoded volumes.
+    """
+
+    store: Path
+    plan: Plan
+    ids: tuple[str, ...]
+    masks: tuple[tuple[bool, ...], ...] | None = None
+    in_memory: bool = False
+    _opened: Store | None = field(default=None, repr=False)
+    _kept: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False)
+    _organs: dict[str, Organs] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None, "_kept": {}, "_organs": {}}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def opened(self) -> Store:
+        """The store, opened once per process."""
+        if self._opened is None:
+            self._opened = Store(self.store)
+        return self._opened
+
+    def arrays(self, case: str) -> tuple[Any, Any]:
+        """Image and labels, to be sliced; from memory when kept there."""
+        if case in self._kept:
+            return self._kept[case]
+        image, labels = self.opened.image(case), self.opened.labels(case)
+        if not self.in_memory:
+            return image, labels
+        self._kept[case] = self.part(case, image, labels, (slice(None),) * 3)
+        return self._kept[case]
+
+    def part(self, case: str, image: Any, labels: Any, where: tuple[slice, ...]) -> tuple[Any, Any]:
+        """Read a part of the arrays of a case."""
+        return self._read(case, lambda: (np.asarray(image[(slice(None), *where)]), np.asarray(labels[where])))
+
+    def organs(self, case: str) -> Organs:
+        """Voxels of each organ that the case has."""
+        if case not in self._organs:
+            found = self._read(case, lambda: self.opened.foreground(case))
+            self._organs[case] = {name: voxels for name, voxels in found.items() if len(voxels)}
+        return self._organs[case]
+
+    def mask(self, numbers: Sequence[int]) -> torch.Tensor | None:
+        """Annotated classes ``(b, c)`` of some cases by number, or None."""
+        return None if self.masks is None else torch.tensor([self.masks[number] for number in numbers])
+
+    def _read(self, case: str, reading: Callable[[], T]) -> T:
+        try:
+            return reading()
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise DataError(
+                self.opened.folder(case), f"cannot be read ({error})", "Run medseg prepare again for this case"
+            ) from error
+
+
+@dataclass
+class TrainingCrops(TorchDataset[Any]):
+    """Batches by number: ``dataset[epoch * steps + batch]`` is the same whoever asks, and in whatever order.
+
+    Attributes:
+        cases: What is trained on.
+        schedule: Which cases a batch holds.
+        rank: This process.
+        settings: The augmentation.
+        geometry: The grid.
+        crop_size: Voxels that are cut: the patch and, if anything rotates, a margin.
+    """
+
+    cases: Cases
+    schedule: Schedule
+    rank: int
+    settings: Augmentation
+    geometry: Geometry
+    crop_size: Shape
+
+    def __len__(self) -> int:
+        return self.schedule.steps
+
+    def __getitem__(self, number: int) -> Crops | MedsegError:
+        """Cut one batch; what is wrong with a case is returned, for a worker could not raise it unharmed."""
+        try:
+            return self.cut(*divmod(number, self.schedule.steps))
+        except MedsegError as error:
+            return error
+
+    def names(self, number: int) -> tuple[str, ...]:
+        """The cases that a batch needs."""
+        slots = self.schedule.batch(*divmod(number, self.schedule.steps), self.rank)
+        return tuple(self.cases.ids[slot.case] for slot in slots)
+
+    def cut(self, epoch: int, batch: int) -> Crops:
+        """The crops of one batch and all that chance has to say about them."""
+        slots = self.schedule.batch(epoch, batch, self.rank)
+        key = (self.schedule.seed, epoch, batch, self.rank)
+        modalities = len(self.cases.plan.modalities)
+        drawn = draw(self.settings, self.geometry, modalities=modalities, key=(*key, APPEARANCE), samples=len(slots))
+        image = np.zeros((len(slots), modalities, *self.crop_size), np.float32)
+        labels = np.full((len(slots), *self.crop_size), IGNORED, np.int16)
+        for sample, slot in enumerate(slots):
+            rng = np.random.default_rng((*key, WHERE, sample))
+            whole = bool(drawn.spatial[sample])
+            self._fill(image[sample], labels[sample], self.cases.ids[slot.case], rng, slot.foreground, whole=whole)
+        ids = tuple(self.cases.ids[slot.case] for slot in slots)
+        spacing_mm = torch.tensor([self.geometry.spacing_mm] * len(slots))
+        mask = self.cases.mask([slot.case for slot in slots])
+        cut = Batch(torch.from_numpy(image), torch.from_numpy(labels), spacing_mm, ids, mask)
+        known = tuple(_present(labels[s]) if drawn.spatial[s] else () for s in range(len(slots)))
+        return Crops(cut, drawn, known)
+
+    def _fill(
+        self,
+        image: NDArray[np.float32],
+        labels: NDArray[np.int16],
+        case: str,
+        rng: np.random.Generator,
+        foreground: bool,
+        *,
+        whole: bool,
+    ) -> None:
+        """Read a case into its crop; the margin only where something will look at it."""
+        volume, reference = self.cases.arrays(case)
+        shape: Shape = tuple(reference.shape)
+        patch = place_patch(rng, shape, self.geometry.patch_size, self.cases.organs(case) if foreground else None)
+        margin = [(c - p) // 2 for c, p in zip(self.crop_size, patch.size, strict=True)]
+        i, j, k = (corner - extra for corner, extra in zip(patch.corner, margin, strict=True))
+        target = (slice(None),) * 3
+        wanted = PatchLocation((i, j, k), self.crop_size)
+        if not whole:
+            wanted = patch
+            target = PatchLocation((margin[0], margin[1], margin[2]), patch.size).slices
+        inner, padding = wanted.inside(shape)
+        filled = tuple(slice(before, before + size) for (before, _), size in zip(padding, inner.size, strict=True))
+        voxels, known = self.cases.part(case, volume, reference, inner.slices)
+        image[(slice(None), *target)][(slice(None), *filled)] = voxels
+        labels[target][filled] = known
+
+
+@dataclass
+class WholeVolumes(TorchDataset[Any]):
+    """Each case once, entire, as a batch of one."""
+
+    cases: Cases
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, number: int) -> Batch | MedsegError:
+        """Read one case; what is wrong with it is returned, as in `TrainingCrops`."""
+        case = self.cases.ids[number]
+        try:
+            volume, reference = self.cases.arrays(case)
+            image, labels = self.cases.part(case, volume, reference, (slice(None),) * 3)
+        except MedsegError as error:
+            return error
+        spacing_mm = torch.tensor([self.cases.plan.spacing_mm])
+        pixels = torch.from_numpy(np.ascontiguousarray(image, np.float32))[None]
+        return Batch(
+            pixels, torch.from_numpy(np.ascontiguousarray(labels))[None], spacing_mm, (case,), self.cases.mask([number])
+        )
+
+    def names(self, number: int) -> tuple[str, ...]:
+        """The case that a batch holds."""
+        return (self.cases.ids[number],)
+
+
+def _present(labels: NDArray[np.int16]) -> tuple[int, ...]:
+    counts = np.bincount((labels - IGNORED).ravel())
+    return tuple(int(index) + IGNORED for index in counts.nonzero()[0])

@@ -1,0 +1,233 @@
+"""The data of a run: patches to train on, whole volumes to validate and test on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from medseg.datasets.split import Fold, folds, read_split
+from medseg.errors import DataError, UsageError
+from medseg.patches.batch import Batch, Crops, augmented
+from medseg.patches.cutting import Cases, TrainingCrops, WholeVolumes
+from medseg.patches.draw import Geometry, geometry_of
+from medseg.patches.loader import CaseLoader, EpochOrder, RankShare, case_loader
+from medseg.patches.margin import crop_size
+from medseg.patches.sample import Schedule
+from medseg.patches.settings import Augmentation
+from medseg.patches.settings import augmentation as named_settings
+from medseg.plan.plan import Plan, read_plan
+from medseg.plan.workers import free_memory
+from medseg.space.threads import usable_cores
+from medseg.store.store import CaseInfo, Store
+
+__all__ = ["Batch", "VolumesDataModule"]
+
+MEMORY_SHARE = 0.4
+"""Of the free memory, for decoded volumes; the network and everyone else need the rest."""
+
+MOST_WORKERS = 4
+
+
+class VolumesDataModule(pl.LightningDataModule):
+    """Patches of one fold's training cases, augmented on the device, and whole volumes of its other cases.
+
+    Which patch comes when depends on seed, epoch, batch number and rank only: runs repeat exactly whatever the number
+    of workers, and a resumed run continues with the patch that would have come next.
+
+    Args:
+        store: The folder that ``medseg prepare`` wrote.
+        fold: Which fold's cases are held back for validation and test, from 0.
+        folds: Into how many folds the cases are parted, grouped by patient.
+        split: A JSON or YAML file with explicit folds, as nnU-Net's splits_final.json, instead of ``folds``.
+        batch_size: Patches per step and device; the plan's if left out.
+        patch_size: Voxels of a patch; the plan's if left out.
+        workers: Processes that read ahead; if left out, none when the volumes fit into memory and the CPU trains, else
+            up to four.
+        seed: Of the folds, the patches and their augmentation.
+        oversample_foreground: Least share of each batch whose patches contain an organ.
+        augmentation: ``none``, ``light``, ``moderate`` (for minutes), ``full`` (nnU-Net's, for days), or a mapping of
+            numbers such as ``{preset: moderate, rotation_deg: 10}``, see `medseg.patches.settings.Augmentation`.
+        cache: ``memory`` keeps decoded volumes, in each worker its own; ``disk`` never does; ``auto`` does when they
+            fit into 40 % of the free memory.
+        steps_per_epoch: Batches per epoch and device.
+
+    Raises:
+        DataError: The store or the split file is at fault.
+        UsageError: The fold does not exist.
+        ValueError: A setting is out of its range.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # fewer validation cases than ranks is no error
+
+    def __init__(
+        self,
+        store: Path,
+        fold: int = 0,
+        folds: int = 5,
+        split: Path | None = None,
+        batch_size: int | None = None,
+        patch_size: tuple[int, int, int] | None = None,
+        workers: int | None = None,
+        seed: int = 0,
+        oversample_foreground: float = 1 / 3,
+        augmentation: str | dict[str, Any] = "moderate",
+        cache: Literal["auto", "memory", "disk"] = "auto",
+        steps_per_epoch: int = 250,
+    ) -> None:
+        super().__init__()
+        self.store = Path(store)
+        self.fold, self.folds, self.split = fold, folds, None if split is None else Path(split)
+        self.workers, self.seed, self.cache = workers, seed, cache
+        self.oversample_foreground, self.steps_per_epoch = oversample_foreground, steps_per_epoch
+        self.settings: Augmentation = named_settings(augmentation)
+        self.plan: Plan = _with_sizes(read_plan(self.store / "plan.yaml"), batch_size, patch_size)
+        self.geometry: Geometry = geometry_of(self.plan)
+        self._examined: _Examined | None = None
+        self._loading: _Loading | None = None
+        self._train_loader: CaseLoader | None = None
+        self._resume: dict[str, int] | None = None
+
+    @property
+    def cases(self) -> Fold:
+        """Names of the training cases and of those held back."""
+        return self._look().fold
+
+    def train_dataloader(self) -> CaseLoader:
+        """Endless epochs of crops; `on_after_batch_transfer` makes patches of them."""
+        examined = self._look()
+        cases = self._cases(examined.fold.train)
+        infos = [examined.infos[case] for case in cases.ids]
+        rank, ranks = self._place()
+        schedule = Schedule(
+            cases=len(cases),
+            with_organs=tuple(number for number, info in enumerate(infos) if _has_organ(info)),
+            batch_size=self.plan.batch_size,
+            steps=self.steps_per_epoch,
+            ranks=ranks,
+            seed=self.seed,
+            oversample=self.oversample_foreground,
+        )
+        largest = tuple(int(size) for size in np.max([info.change.shape for info in infos], axis=0))
+        size = crop_size(self.settings, self.geometry, (largest[0], largest[1], largest[2]))
+        dataset = TrainingCrops(cases, schedule, rank, self.settings, self.geometry, size)
+        self._train_loader = case_loader(dataset, EpochOrder(self.steps_per_epoch), workers=self._load().workers)
+        if self._resume is not None:
+            self._train_loader.load_state_dict(self._resume)
+            self._resume = None
+        return self._train_loader
+
+    def val_dataloader(self) -> CaseLoader:
+        """The fold's held-back cases, each whole and exactly once over all ranks."""
+        dataset = WholeVolumes(self._cases(self._look().fold.val))
+        rank, ranks = self._place()
+        loading = self._load()
+        workers = 0 if loading.in_memory else min(loading.workers, 2)
+        return case_loader(dataset, RankShare(len(dataset), rank=rank, ranks=ranks), workers=workers)
+
+    def test_dataloader(self) -> CaseLoader:
+        """The same cases as for validation."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> CaseLoader:
+        """The same cases as for validation."""
+        return self.val_dataloader()
+
+    def on_after_batch_transfer(self, batch: Crops | Batch, dataloader_idx: int) -> Batch:
+        """Augment training crops where they have arrived; leave whole volumes alone."""
+        if isinstance(batch, Crops):
+            return augmented(batch, self.geometry, nearest=self.settings.label_interpolation == "nearest")
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Which batch of which epoch comes next."""
+        return self._resume or (self._train_loader.state_dict() if self._train_loader else {})
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue the interrupted epoch where it was, once the trainer has set that epoch."""
+        self._resume = dict(state_dict) or None
+
+    def _cases(self, ids: tuple[str, ...]) -> Cases:
+        examined = self._look()
+        masks = _class_masks(self.plan, [examined.infos[case] for case in ids]) if examined.partial else None
+        return Cases(self.store, self.plan, ids, masks, in_memory=self._load().in_memory)
+
+    def _look(self) -> _Examined:
+        if self._examined is None:
+            self._examined = _examine(self.store, self.fold, self.folds, self.split, self.seed)
+        return self._examined
+
+    def _load(self) -> _Loading:
+        if self._loading is None:
+            self._loading = _decide(self.workers, self.cache, self._look(), len(self.plan.modalities))
+        return self._loading
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """What a store says about its cases."""
+
+    infos: Mapping[str, CaseInfo]
+    fold: Fold
+
+    @property
+    def partial(self) -> bool:
+        """Whether any case lacks the annotation of some organ."""
+        return any(info.annotated is not None for info in self.infos.values())
+
+
+@dataclass(frozen=True)
+class _Loading:
+    workers: int
+    in_memory: bool
+
+
+def _with_sizes(plan: Plan, batch_size: int | None, patch_size: tuple[int, int, int] | None) -> Plan:
+    sizes = {"batch_size": batch_size, "patch_size": patch_size}
+    chosen: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    return replace(plan, **chosen) if chosen else plan
+
+
+def _examine(path: Path, fold: int, n: int, split: Path | None, seed: int) -> _Examined:
+    store = Store(path)
+    infos = {case: info for case in store.ids if (info := store.info(case)).label is not None}
+    if not infos:
+        raise DataError(path, "holds no case with a label", "Prepare a dataset with labels")
+    parted = folds(infos.values(), n, seed=seed) if split is None else read_split(split, infos.values())
+    if not 0 <= fold < len(parted):
+        raise UsageError(f"there is no fold {fold}, only 0 to {len(parted) - 1}", "Choose another with --data.fold")
+    return _Examined(infos, parted[fold])
+
+
+def _decide(workers: int | None, cache: str, examined: _Examined, modalities: int) -> _Loading:
+    """How many processes read, and whether decoded volumes stay in their memory."""
+    used = (*examined.fold.train, *examined.fold.val)
+    voxels = sum(int(np.prod(examined.infos[case].change.shape)) for case in used)
+    needed = voxels * (4 * modalities + 2)
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = (free_memory() or 0) * MEMORY_SHARE / neighbours
+    if workers is None:
+        spare = max(1, min(MOST_WORKERS, usable_cores() // neighbours - 1))
+        alone = not torch.cuda.is_available() and cache != "disk" and (cache == "memory" or needed <= free)
+        workers = 0 if alone else spare
+    return _Loading(workers, cache == "memory" or (cache == "auto" and needed * max(workers, 1) <= free))
+
+
+def _has_organ(info: CaseInfo) -> bool:
+    return any(count > 0 for atom, count in info.voxels.items() if atom > 0)
+
+
+def _class_masks(plan: Plan, infos: list[CaseInfo]) -> tuple[tuple[bool, ...], ...]:
+    background = (True,) if plan.exclusive else ()
+    return tuple(
+        background + tuple(info.annotated is None or organ in info.annotated for organ in plan.organs) for info in infos
+    )

@@ -1,0 +1,121 @@
+"""A DataLoader that resumes in the middle of an epoch and says which case broke a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
+
+from medseg.errors import DataError, MedsegError
+from medseg.patches.cutting import TrainingCrops, WholeVolumes
+
+
+class EpochOrder(DistributedSampler[Any]):
+    """The numbers of an epoch's batches; begins in the middle of the one epoch that was interrupted.
+
+    A `DistributedSampler` only so that Lightning leaves it in place: the ranks' shares are the schedule's business.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(range(steps), num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]  # needs a length
+        self.steps = steps
+        self.interrupted: tuple[int, int] | None = None
+
+    @property
+    def first(self) -> int:
+        """Batches of the current epoch that were seen before an interruption."""
+        if self.interrupted is None or self.interrupted[0] != self.epoch:
+            return 0
+        return self.interrupted[1] if self.interrupted[1] < self.steps else 0
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.epoch * self.steps + self.first, (self.epoch + 1) * self.steps))
+
+    def __len__(self) -> int:
+        return self.steps
+
+
+class RankShare(DistributedSampler[Any]):
+    """Every case on exactly one rank: none is repeated to make the shares equal."""
+
+    def __init__(self, cases: int, *, rank: int, ranks: int) -> None:
+        super().__init__(range(cases), num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]  # as above
+        self.share = range(rank, cases, ranks)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.share)
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+
+class CaseLoader(DataLoader[Any]):
+    """Iterates over batches; failures of a case surface here, in the main process, as what they were.
+
+    Raises:
+        DataError: While iterating, when a case cannot be read or a worker died over it.
+    """
+
+    delivered = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch promises its private iterator
+        order = iter(list(self.sampler))
+        first = self.sampler.first if isinstance(self.sampler, EpochOrder) else 0
+        self.delivered = first
+        batches = super().__iter__()
+        if isinstance(self.sampler, EpochOrder):
+            self.sampler.interrupted = None
+        for number in order:
+            item = self._next(batches, number)
+            if isinstance(item, MedsegError):
+                raise item
+            self.delivered += 1
+            yield item
+
+    def _next(self, batches: Iterator[Any], number: int) -> Any:
+        try:
+            return next(batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            if not isinstance(self.dataset, TrainingCrops | WholeVolumes):
+                raise
+            names = ", ".join(self.dataset.names(number))
+            raise DataError(
+                self.dataset.cases.store,
+                f"lost a loader worker while it read {names} ({str(error).splitlines()[0]})",
+                "If memory ran out, lower data.workers or set data.cache to disk; data.workers 0 shows the cause",
+            ) from error
+
+    def state_dict(self) -> dict[str, int]:
+        """Which batch of which epoch comes next."""
+        epoch = self.sampler.epoch if isinstance(self.sampler, EpochOrder) else 0
+        return {"epoch": epoch, "batch": self.delivered}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken, once the sampler is set to that epoch."""
+        if isinstance(self.sampler, EpochOrder):
+            self.sampler.interrupted = (state["epoch"], state["batch"])
+            self.delivered = state["batch"]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def case_loader(dataset: Any, sampler: DistributedSampler[Any], *, workers: int) -> CaseLoader:
+    """A loader of ready-made batches: no collation, spawned workers that stay alive between epochs."""
+    return CaseLoader(
+        dataset,
+        batch_size=None,
+        collate_fn=_as_it_is,  # torch's own would make tensors of the host's arrays
+        sampler=sampler,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers > 0 else None,
+        # fork would copy the threads' locks of torch and blosc2 in whatever state they are
+        multiprocessing_context="spawn" if workers > 0 else None,
+    )

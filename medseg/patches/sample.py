@@ -1,0 +1,146 @@
+"""Which patch comes when: a pure function of (seed, epoch, batch, rank), so nothing has to be remembered."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Integer
+from numpy.typing import NDArray
+
+from medseg.space.patch import PatchLocation
+from medseg.space.volume import Shape
+
+ANYWHERE, ON_ORGANS, WHERE, APPEARANCE = range(4)
+"""Streams of chance: one for the order of all cases, of those with organs, the places in them, the augmentation."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One sample of a batch: a case by its number, and whether the patch must contain an organ."""
+
+    case: int
+    foreground: bool
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Deals cases to the samples of every batch of every epoch on every rank.
+
+    The last ``ceil(oversample · batch)`` samples of each batch show an organ (nnU-Net's rule), the others any place.
+    Both kinds go through their cases in shuffled rounds, dealt over all ranks like cards: no two ranks get the same
+    card, and every case turns up once before any turns up twice. An epoch long enough for a whole round begins a new
+    one; shorter epochs carry on where the last one stopped. A batch of one shows an organ every ``1 / oversample``-th
+    time.
+
+    Attributes:
+        cases: How many cases there are.
+        with_organs: Numbers of those that have at least one voxel of an organ.
+        batch_size: Samples of a batch, per rank.
+        steps: Batches of an epoch, per rank.
+        ranks: Processes that train together.
+        seed: Another seed, another order.
+        oversample: Least share of samples with an organ.
+
+    Example:
+        >>> schedule = Schedule(cases=4, with_organs=(0, 1, 2), batch_size=3, steps=10)
+        >>> [slot.foreground for slot in schedule.batch(epoch=0, number=0)]
+        [False, False, True]
+        >>> schedule.batch(0, 5) == schedule.batch(0, 5)
+        True
+    """
+
+    cases: int
+    with_organs: tuple[int, ...]
+    batch_size: int
+    steps: int
+    ranks: int = 1
+    seed: int = 0
+    oversample: float = 1 / 3
+
+    def __post_init__(self) -> None:
+        if min(self.cases, self.batch_size, self.steps, self.ranks) < 1:
+            raise ValueError(
+                f"need at least one case, sample, step and rank, got {self.cases}, {self.batch_size}, {self.steps} "
+                f"and {self.ranks}; choose another fold, batch_size or steps_per_epoch"
+            )
+        if not 0 <= self.oversample <= 1:
+            raise ValueError(f"oversample_foreground is a share between 0 and 1, got {self.oversample}")
+
+    def batch(self, epoch: int, number: int, rank: int = 0) -> tuple[Slot, ...]:
+        """The samples of batch ``number`` of an epoch on one rank, those with an organ last."""
+        turn = number * self.ranks + rank
+        first, last = self._dealt(turn), self._dealt(turn + 1)
+        organs = [Slot(self._organ_card(epoch, card), True) for card in range(first, last)]
+        begin = turn * self.batch_size - first
+        anywhere = range(begin, begin + self.batch_size - len(organs))
+        turns = self.steps * self.ranks
+        per_epoch = turns * self.batch_size - self._dealt(turns)
+        others = [Slot(self._card(ANYWHERE, self.cases, epoch, card, per_epoch), False) for card in anywhere]
+        return (*others, *organs)
+
+    def _organ_card(self, epoch: int, card: int) -> int:
+        per_epoch = self._dealt(self.steps * self.ranks)
+        return self.with_organs[self._card(ON_ORGANS, len(self.with_organs), epoch, card, per_epoch)]
+
+    def _dealt(self, turns: int) -> int:
+        """Samples with an organ in the first batches of an epoch."""
+        if not self.with_organs:
+            return 0
+        if self.batch_size == 1:
+            return math.floor(turns * self.oversample + 1e-9)
+        return turns * math.ceil(self.batch_size * self.oversample - 1e-9)
+
+    def _card(self, stream: int, cards: int, epoch: int, card: int, per_epoch: int) -> int:
+        if per_epoch < cards:  # rounds longer than an epoch run on across epochs
+            card, epoch = card + epoch * per_epoch, 0
+        round_number, place = divmod(card, cards)
+        return int(_shuffled(cards, self.seed, stream, epoch, round_number)[place])
+
+
+@functools.lru_cache(maxsize=8)
+def _shuffled(cards: int, *key: int) -> NDArray[np.int64]:
+    return np.random.default_rng(key).permutation(cards)
+
+
+def place_patch(
+    rng: np.random.Generator,
+    shape: Shape,
+    patch_size: Shape,
+    organs: Mapping[int, Integer[np.ndarray, "n 3"]] | None = None,
+) -> PatchLocation:
+    """Put a patch anywhere in a volume, or around a voxel of one of its organs.
+
+    The organ is drawn evenly among those present, then one of its voxels: a tiny organ is seen as often as a large one.
+    The voxel lies in the middle half of the patch along each axis unless the border of the volume is nearer, so that
+    organs are not always in the centre. A volume shorter than the patch lies anywhere within it.
+
+    Args:
+        rng: The only source of chance.
+        shape: Voxels of the volume.
+        patch_size: Voxels of the patch.
+        organs: Voxels per organ, none empty; None or empty for a patch anywhere.
+
+    Returns:
+        A place that reaches over the border only along axes where the volume is shorter than the patch.
+
+    Example:
+        >>> place_patch(np.random.default_rng(0), (8, 8, 8), (8, 8, 8))
+        PatchLocation(corner=(0, 0, 0), size=(8, 8, 8))
+    """
+    slack = np.subtract(shape, patch_size)
+    lowest, highest = np.minimum(slack, 0), np.maximum(slack, 0)
+    if organs:
+        names = sorted(organs)
+        voxels = organs[names[rng.integers(len(names))]]
+        voxel = voxels[rng.integers(len(voxels))].astype(np.int64)
+        quarter = np.maximum(np.array(patch_size) // 4, 1)
+        near = np.clip(voxel - patch_size + quarter, lowest, highest)
+        far = np.clip(voxel - quarter, lowest, highest)
+        longer = slack > 0
+        lowest, highest = np.where(longer, near, lowest), np.where(longer, np.maximum(near, far), highest)
+    i, j, k = (int(start) for start in rng.integers(lowest, highest + 1))
+    return PatchLocation((i, j, k), patch_size)
