@@ -1,1 +1,31 @@
-"""Every published segmentation loss: exact, lean and composable; see docs/losses.md."""
+"""Every published segmentation loss: exact, lean and composable.
+
+Example:
+    >>> from medseg.losses import build_loss, list_losses
+    >>> "dice" in list_losses()
+    True
+"""
+
+from __future__ import annotations
+
+from medseg.losses import compound, distribution, focal, generalized, lovasz, region, robust, tversky
+from medseg.losses.criterion import Criterion, build_loss
+from medseg.losses.table import rows
+
+__all__ = ["Criterion", "build_loss", "list_losses"]
+
+_CHAPTERS = (
+    distribution,
+    focal,
+    robust,
+    region,
+    tversky,
+    generalized,
+    lovasz,
+    compound,
+)  # importing a chapter files its losses
+
+
+def list_losses(family: str | None = None) -> list[str]:
+    """Name every loss, or those of one family (distribution, region, boundary, compound)."""
+    return [name for name, row in rows().items() if family in (None, row.family)]

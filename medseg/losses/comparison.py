@@ -8,7 +8,7 @@ What is here, with b samples, c channels, *s two or three spatial axes:
 * **full maps** (for the few losses that need them): ``logits``, ``probs``, ``log_probs``, ``onehot`` (b c *s);
   ignored voxels hold 0 in ``onehot`` and their ``weight`` is 0;
 * **streamed sums** (b c), or (1 c) where the loss runs over the batch: ``tp``, ``sum_p``, ``sum_g``, ``voxels``,
-  and of squares ``sum_p2``, ``tp2`` (Σ p² g), ``sum_g2``;
+  and of squares ``sum_p2``, ``sum_g2``, ``sum_abs``, ``error_inside``, ``error_outside``;
 * **streamed maps**: ``log_p_true`` and whatever `Comparison.voxelwise` is given;
 * **who counts**: ``weight`` (b 1|c *s) or None, how many voxels a voxel counts as (ignored 0, times the caller's
   voxel weight); ``valid`` (b *s) or None, the same as a yes or no; ``class_mask`` (b c) or None, which classes
@@ -161,6 +161,11 @@ class Comparison:
         return self._dense_log_p
 
     @once
+    def log_p_false(self) -> Float[Tensor, "b c *s"]:
+        """Log p of the other answer, in the sigmoid modes."""
+        return self.voxelwise(lambda z, g, _: _log_sigmoid_at_target(z, 1 - g.to(z.dtype), None))
+
+    @once
     def _dense_log_p(self) -> Tensor:
         return self.voxelwise(_soft_log_softmax if self.mode == "multiclass" else _log_sigmoid_at_target)
 
@@ -199,19 +204,24 @@ class Comparison:
         return self._squares[0]
 
     @property
-    def tp2(self) -> PerClass:
-        """Σ p² g."""
-        return self._squares[1]
-
-    @property
     def sum_g2(self) -> PerClass:
         """Σ g², which is Σ g unless the target is soft."""
-        return self._squares[2]
+        return self._squares[1]
 
     @property
     def sum_abs(self) -> PerClass:
         """Σ |p - g|."""
+        return self._squares[2]
+
+    @property
+    def error_inside(self) -> PerClass:
+        """Σ (p - g)² g, the squared errors on the structure."""
         return self._squares[3]
+
+    @property
+    def error_outside(self) -> PerClass:
+        """Σ (p - g)² (1 - g), those beside it."""
+        return self._squares[4]
 
     def pool(self, sums: Float[Tensor, "*k b c"]) -> Float[Tensor, "*k n c"]:
         """Add sums per sample and class over the batch and all ranks, if this view says so.
@@ -255,7 +265,7 @@ class Comparison:
         return torch.stack([tp, sum_p, sum_g, sum_g.sum(1, keepdim=True).expand_as(sum_g)])
 
     @once
-    def _sample_squares(self) -> Float[Tensor, "4 b c"]:
+    def _sample_squares(self) -> Float[Tensor, "5 b c"]:
         return self._stream(_second_moments)
 
     def _stream(self, moments: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -297,8 +307,8 @@ def _first_moments(p: Tensor, g: Tensor) -> Tensor:
 
 
 def _second_moments(p: Tensor, g: Tensor) -> Tensor:
-    square = p * p
-    return torch.stack([square, square * g, g * g, (p - g).abs()])
+    error = (p - g) ** 2
+    return torch.stack([p * p, g * g, (p - g).abs(), error * g, error * (1 - g)])
 
 
 def _soft_log_softmax(z: Tensor, g: Tensor, _: Tensor | None) -> Tensor:

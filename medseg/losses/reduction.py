@@ -9,20 +9,27 @@ import torch
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
+from medseg.losses.knobs import Weights
 from medseg.losses.ranks import sum_over_ranks
 from medseg.losses.table import PER_CLASS_KNOBS, PER_VOXEL_KNOBS, Reduced, row
 from medseg.types import PerClass, PerVoxel
 
-Weights = Sequence[float] | Tensor | None
-"""A number per class, background included, or None for equal weights."""
 
-
-def reduced(function: Callable[..., Tensor], x: Comparison, **knobs: Any) -> Reduced:  # noqa: ANN401  any literal
+def reduced(
+    function: Callable[..., Tensor],
+    x: Comparison,
+    *,
+    bend: Callable[[Tensor], Tensor] | None = None,
+    class_reduction: str = "mean",
+    **knobs: Any,
+) -> Reduced:
     """Evaluate a loss of the table and reduce it as ``x.reduction`` asks: how compounds call their parts.
 
     Args:
         function: A function filed with `loss`.
         x: The comparison.
+        bend: Applied to the values per class or voxel before they are averaged.
+        class_reduction: ``sum`` to add classes up instead of averaging; for losses that yield a value per class.
         **knobs: Any of the row's knobs; the others keep their defaults.
 
     Returns:
@@ -35,11 +42,26 @@ def reduced(function: Callable[..., Tensor], x: Comparison, **knobs: Any) -> Red
         x = x.over_batch(knobs["batch"])
     wanted = [*about.own, *(name for name in about.learnable if name in knobs)]
     values = function(x, **{name: knobs[name] for name in wanted})
+    values = values if bend is None else bend(values)
     if about.yields is PerClass:
-        return mean_over_classes(values, x, **{name: knobs[name] for name in PER_CLASS_KNOBS})
+        shared = {name: knobs[name] for name in PER_CLASS_KNOBS}
+        return mean_over_classes(values, x, class_reduction=class_reduction, **shared)
     if about.yields is PerVoxel:
         return mean_over_voxels(values, x, **{name: knobs[name] for name in PER_VOXEL_KNOBS})
     return per_batch_or_sample(values, x)
+
+
+def part(function: Callable[..., Tensor], x: Comparison, knobs: dict[str, Any], **changes: Any) -> Reduced:
+    """Evaluate one part of a compound with those of the compound's knobs that are its own.
+
+    Args:
+        function: A loss of the table.
+        x: The comparison.
+        knobs: The compound's; the part takes those it knows.
+        **changes: Arguments of `reduced` itself.
+    """
+    legal = row(function).knobs
+    return reduced(function, x, **{name: value for name, value in knobs.items() if name in legal}, **changes)
 
 
 def per_batch_or_sample(values: Tensor, x: Comparison) -> Reduced:
@@ -57,6 +79,7 @@ def mean_over_classes(
     weight: Weights = None,
     weight_mode: str = "normalized",
     absent: str = "keep",
+    class_reduction: str = "mean",
 ) -> Reduced:
     """Average over samples and classes.
 
@@ -70,10 +93,13 @@ def mean_over_classes(
         weight: One number per class, background included; None for equal ones.
         weight_mode: ``normalized`` or ``plain``.
         absent: ``ignore`` leaves out the (n, c) without a target voxel, ``keep`` does not.
+        class_reduction: ``sum`` adds the classes, w_c l_nc, and averages over samples only.
     """
     counts = classes_that_count(x, include_background=include_background, absent=absent)
     w = counts if weight is None else counts * class_vector(weight, x)
     numerator = torch.where(counts > 0, values, 0) * w
+    if class_reduction == "sum":
+        return per_batch_or_sample(numerator.sum(1), x)
     denominator = w if weight_mode == "normalized" else counts.expand_as(values)
     if x.reduction == "none":
         return ratio(numerator.sum(1), denominator.sum(1)).expand(x.shape[0])
@@ -131,6 +157,18 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(empty, numerator * 0, numerator / torch.where(empty, 1, denominator))
 
 
+def power(base: Tensor, exponent: float) -> Tensor:
+    """Raise numbers of at least 0 to a power; a fractional one has a finite slope at 0.
+
+    Below a millionth (1e-12 in double precision) an exponent in (0, 1) is replaced by the chord to 0, so the value
+    stays continuous and exactly 0 at 0.
+    """
+    if exponent >= 1 or exponent == 0:
+        return base.clamp_min(0) ** exponent
+    tiny = 1e-12 if base.dtype == torch.float64 else 1e-6
+    return torch.where(base > tiny, base.clamp_min(tiny) ** exponent, base.clamp_min(0) * tiny ** (exponent - 1))
+
+
 def class_vector(weight: Sequence[float] | Tensor | float, x: Comparison) -> Tensor:
     """One number per channel as a tensor; the length is checked here and only here.
 
@@ -171,4 +209,3 @@ def element_weight(x: Comparison) -> Tensor | None:
         return weight
     mask = class_factor(x.class_mask, x)
     return mask if weight is None else weight * mask
-

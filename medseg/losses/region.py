@@ -1,18 +1,25 @@
-"""Region losses: ratios of sums over a structure, from Dice to Tversky; all of them read streamed statistics."""
+"""Region losses: ratios of sums over a structure, from Dice to Matthews; all of them read streamed statistics."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from medseg.losses.comparison import Comparison
-from medseg.losses.table import loss
+from medseg.losses.reduction import part
+from medseg.losses.table import Reduced, loss
 from medseg.types import PerClass
 
 
 @loss(
     family="region",
-    paper="Drozdzal et al. 2016, The importance of skip connections, arXiv 1608.04117",
-    batch=True,
+    paper="Drozdzal et al. 2016, The importance of skip connections in biomedical image segmentation, arXiv 1608.04117",
+    batch=False,
     soft="soft_target",
-    handles=("imbalance",),
+    handles=("imbalance", "missing"),
     range="[0, 1]",
 )
 def dice(
@@ -23,14 +30,220 @@ def dice(
     squared: bool = False,
     soft_target: bool = False,
 ) -> PerClass:
-    r"""One minus twice the overlap over the sum of sizes: the measure that papers report, made differentiable.
+    """One minus twice the overlap over the sum of the sizes: the score papers report, made differentiable.
 
     Equation:
         1 - (2 Σ p g + s) / (Σ p + Σ g + s)
+
+    Use:
+        The first choice for organs of any size, together with a voxel loss (`dice_ce`) that gives it a gradient
+        while the prediction is still far off.
+
+    Trouble:
+        A class absent from the patch costs about 1 whatever the network does; absent="ignore" leaves it out.
+        Fractional targets have their minimum at p = 1, not at p = g: set soft_target=True or use dice_squared.
+
+    Elsewhere:
+        MONAI and nnU-Net agree (nnU-Net reports the value minus 1). Summing in fp16 overflows (smp #463).
+
+    Args:
+        x: The comparison.
+        smooth_nr: Added to the numerator.
+        smooth_dr: Added to the denominator.
+        squared: Sum squares in the denominator, as dice_squared does.
+        soft_target: Count the overlap as (Σp + Σg - Σ|p - g|) / 2, whose minimum is p = g for fractions too.
     """
     tp, p, g = x.tp, x.sum_p, x.sum_g
     if soft_target:
         tp = (p + g - x.sum_abs) / 2
-    elif squared:
+    if squared:
         p, g = x.sum_p2, x.sum_g2
     return 1 - (2 * tp + smooth_nr) / (p + g + smooth_dr)
+
+
+@loss(
+    family="region",
+    paper="Milletari et al. 2016, V-Net, arXiv 1606.04797",
+    batch=False,
+    soft=True,
+    handles=("imbalance", "missing"),
+    range="[0, 1]",
+)
+def dice_squared(x: Comparison, *, smooth_nr: float = 1e-5, smooth_dr: float = 1e-5) -> PerClass:
+    """Dice with squares in the denominator, which pulls less on voxels that are nearly right.
+
+    Equation:
+        1 - (2 Σ p g + s) / (Σ p² + Σ g² + s)
+
+    Use:
+        Where targets are fractions (resampled or averaged labels): the minimum is at p = g.
+
+    Trouble:
+        As dice.
+
+    Elsewhere:
+        MONAI squared_pred agrees. SegLossOdyssey's square=True squares the products tp, fp and fn instead.
+    """
+    return dice(x, smooth_nr=smooth_nr, smooth_dr=smooth_dr, squared=True)
+
+
+@loss(
+    family="region",
+    paper="Kodym et al. 2018, Segmentation of head and neck organs at risk using CNN with batch Dice loss, "
+    "arXiv 1812.02427",
+    batch=True,
+    soft="soft_target",
+    handles=("imbalance", "small", "missing"),
+    range="[0, 1]",
+)
+def batch_dice(
+    x: Comparison,
+    *,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    squared: bool = False,
+    soft_target: bool = False,
+) -> PerClass:
+    """Dice of the whole batch taken as one volume, over all ranks, so a patch without the organ does no harm.
+
+    Equation:
+        1 - (2 Σ_n Σ p g + s) / (Σ_n Σ p + Σ_n Σ g + s)
+
+    Use:
+        Patch-wise training where many patches miss an organ.
+
+    Trouble:
+        The value depends on the batch size; with one sample on one GPU it is dice.
+
+    Elsewhere:
+        MONAI batch=True agrees on one process. nnU-Net once gathered the sums of the ranks without adding them (#1354).
+    """
+    return dice(x, smooth_nr=smooth_nr, smooth_dr=smooth_dr, squared=squared, soft_target=soft_target)
+
+
+@loss(
+    family="region",
+    paper="Rahman and Wang 2016, Optimizing intersection-over-union in deep neural networks, ISVC",
+    batch=False,
+    handles=("imbalance", "missing"),
+    range="[0, 1]",
+)
+def jaccard(x: Comparison, *, smooth_nr: float = 1e-5, smooth_dr: float = 1e-5) -> PerClass:
+    """One minus intersection over union: dice that punishes a poor overlap harder.
+
+    Equation:
+        1 - (TP + s) / (TP + FP + FN + s)
+
+    Use:
+        Where the score of record is the IoU.
+
+    Trouble:
+        As dice, whose monotone function it is: J = D / (2 - D).
+
+    Elsewhere:
+        MONAI jaccard=True agrees when given s / 2.
+    """
+    return 1 - (x.tp + smooth_nr) / (x.sum_p + x.sum_g - x.tp + smooth_dr)
+
+
+@loss(
+    family="region",
+    paper="Jadon 2020, A survey of loss functions for semantic segmentation, arXiv 2006.14822, Eq. 32",
+    parts=(dice,),
+    handles=("imbalance", "missing"),
+    range="[0, log cosh 1 ≈ 0.4338]",
+)
+def log_cosh_dice(x: Comparison, *, per_class: bool = False, **knobs: Any) -> Reduced:
+    """Dice bent to be flat near its minimum.
+
+    Equation:
+        log cosh(dice)
+
+    Use:
+        Where plain dice oscillates late in training.
+
+    Trouble:
+        Its gradient vanishes with the loss (about L²/2): slow to finish.
+
+    Elsewhere:
+        The survey lists it twice; its code takes the log cosh of the averaged loss, as here. per_class=True bends
+        every class's loss first, which is ours.
+
+    Args:
+        x: The comparison.
+        per_class: Bend each class before averaging.
+        **knobs: Those of dice.
+    """
+    return part(dice, x, knobs, bend=log_cosh) if per_class else log_cosh(part(dice, x, knobs))
+
+
+def log_cosh(values: Tensor) -> Tensor:
+    """Take log cosh x for x of at least 0 without overflow, as x + softplus(-2x) - log 2."""
+    return values + torch.nn.functional.softplus(-2 * values) - math.log(2)
+
+
+@loss(
+    family="region",
+    paper="Brosch et al. 2015, Deep convolutional encoder networks for multiple sclerosis lesion segmentation, MICCAI",
+    batch=False,
+    handles=("imbalance", "small", "missing"),
+    range="[0, 1]",
+)
+def sensitivity_specificity(x: Comparison, *, r: float = 0.05, smooth: float = 1e-5) -> PerClass:
+    """Squared errors on the structure and beside it, each averaged over its own voxels, then weighed.
+
+    Equation:
+        r Σ (g - p)² g / (Σ g + s) + (1 - r) Σ (g - p)² (1 - g) / (Σ (1 - g) + s)
+
+    Use:
+        Small lesions; the authors found r from 0.01 to 0.1 alike.
+
+    Trouble:
+        For an absent class only false positives cost. The small default r asks for few false positives.
+
+    Elsewhere:
+        SegLossOdyssey agrees. Jadon's survey prints the score r SE + (1 - r) SP, which descends the wrong way.
+
+    Args:
+        x: The comparison.
+        r: Share of the error on the structure (sensitivity).
+        smooth: Added to both denominators.
+    """
+    inside = x.error_inside / (x.sum_g + smooth)
+    outside = x.error_outside / (x.voxels - x.sum_g + smooth)
+    return r * inside + (1 - r) * outside
+
+
+@loss(
+    family="region",
+    paper="Abhishek and Hamarneh 2021, Matthews correlation coefficient loss for deep convolutional networks, "
+    "arXiv 2010.13454, Eq. 3-5",
+    batch=False,
+    handles=("imbalance", "missing"),
+    range="[0, 2]",
+)
+def mcc(x: Comparison, *, eps: float = 1e-5) -> PerClass:
+    """One minus Matthews' correlation: the only overlap here that also counts true negatives.
+
+    Equation:
+        1 - (TP TN - FP FN) / √((TP + FP) (TP + FN) (TN + FP) (TN + FN) + ε)
+
+    Use:
+        Where the background matters as much as the structure, as in skin lesions that fill the image.
+
+    Trouble:
+        An absent class costs 1 with a weak gradient, unless nothing at all is predicted.
+
+    Elsewhere:
+        The author's code and MONAI agree; there the product of four sums overflows single precision above 3e9.
+
+    Args:
+        x: The comparison.
+        eps: Added under the root.
+    """
+    tp, fp, fn = x.tp, x.sum_p - x.tp, x.sum_g - x.tp
+    tn = x.voxels - x.sum_p - fn
+    roots = [total.clamp_min(0).double() for total in (tp + fp, tp + fn, tn + fp, tn + fn)]
+    product = roots[0] * roots[1] * roots[2] * roots[3]
+    correlation = (tp * tn - fp * fn) / (product + eps).sqrt().to(tp.dtype)
+    return torch.where((fp == 0) & (fn == 0), 0 * correlation, 1 - correlation)

@@ -24,7 +24,6 @@ PER_CLASS_KNOBS: dict[str, Any] = {
     "absent": "keep",
 }
 PER_VOXEL_KNOBS: dict[str, Any] = {"weight": None, "normalize": "voxels"}
-BATCH_KNOB: dict[str, Any] = {"batch": False}
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 
@@ -46,6 +45,7 @@ class Row:
         handles: Of "imbalance", "small", "boundary", "missing", those it was made for.
         cost: ``streamed``, ``maps`` (full probability maps), ``distance`` or ``sort``.
         range: The values it can take, as mathematics.
+        parts: Rows of the losses it is made of, whose knobs it takes too.
         learnable: Names of keyword tensors the module learns, each mapped to the knob with its first value.
         excepts: Laws of the test suite it cannot keep, each with the reason.
     """
@@ -63,6 +63,7 @@ class Row:
     handles: tuple[str, ...] = ()
     cost: str = "streamed"
     range: str = "[0, ∞)"
+    parts: tuple[Row, ...] = ()
     learnable: Mapping[str, str] = field(default_factory=dict)
     excepts: Mapping[str, str] = field(default_factory=dict)
 
@@ -76,7 +77,13 @@ _ROWS: dict[str, Row] = {}
 
 
 def loss(
-    *, family: Family, paper: str, modes: tuple[str, ...] = ALL_MODES, batch: bool = False, **about: Any
+    *,
+    family: Family,
+    paper: str,
+    modes: tuple[str, ...] = ALL_MODES,
+    batch: bool | None = None,
+    parts: tuple[Callable[..., Tensor], ...] = (),
+    **about: Any,
 ) -> Callable[[F], F]:
     """File the decorated function in the table under its own name.
 
@@ -89,18 +96,22 @@ def loss(
         family: The chapter.
         paper: Authors, year, title or venue, identifier.
         modes: The modes the loss has a meaning in.
-        batch: Give it the knob ``batch``: its sums can run over the batch and all ranks.
+        batch: Give it the knob ``batch`` with this default: whether its sums run over the batch and all ranks too.
+        parts: Losses of the table it is made of: it takes their knobs too, as ``**knobs``, and its own defaults win.
         **about: The other columns of `Row`.
     """
 
     def file(function: F) -> F:
         parameters = inspect.signature(function).parameters.values()
         learnable = about.get("learnable", {})
+        made_of = tuple(row(part) for part in parts)
         own = {
             p.name: p.default
             for p in parameters
             if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in learnable
         }
+        for part in made_of:
+            own |= {name: default for name, default in part.knobs.items() if name not in own}
         yields = get_type_hints(function)["return"]
         shared: dict[str, Any] = {}
         if yields is PerClass:
@@ -109,12 +120,12 @@ def loss(
             shared = dict(PER_VOXEL_KNOBS)
         elif yields not in (PerSample, Reduced):
             raise TypeError(f"{function.__name__} must return PerClass, PerVoxel, PerSample or Reduced, not {yields}")
-        if batch:
-            shared |= BATCH_KNOB
+        if batch is not None:
+            shared["batch"] = batch
         name = function.__name__
         _ROWS[name] = Row(
             name=name, function=function, family=family, paper=paper, modes=modes, own=own, shared=shared,
-            yields=yields, **about,
+            yields=yields, parts=made_of, **about,
         )  # fmt: skip
         return function
 

@@ -1,0 +1,425 @@
+"""Compound losses: published sums under their published names; any other sum is an expression."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from medseg.losses.comparison import Comparison
+from medseg.losses.distribution import cross_entropy, topk_cross_entropy, yes_and_no
+from medseg.losses.focal import Alpha, asymmetric_focal, focal, symmetric_focal
+from medseg.losses.generalized import generalized_dice
+from medseg.losses.knobs import Weights
+from medseg.losses.reduction import (
+    class_factor,
+    class_vector,
+    mean_over_classes,
+    mean_over_voxels,
+    part,
+    power,
+    ratio,
+    reduced,
+)
+from medseg.losses.region import dice
+from medseg.losses.table import Reduced, loss
+from medseg.losses.tversky import YEUNG, asymmetric_focal_tversky, focal_tversky, symmetric_focal_tversky, tversky
+
+
+@loss(
+    family="compound",
+    paper="Isensee et al. 2021, nnU-Net, Nature Methods 18, arXiv 1809.10486",
+    parts=(dice, cross_entropy),
+    soft="soft_target",
+    handles=("imbalance", "missing"),
+)
+def dice_ce(x: Comparison, *, lambda_dice: float = 1.0, lambda_ce: float = 1.0, **knobs: Any) -> Reduced:
+    """Dice plus cross-entropy: the field's default.
+
+    Equation:
+        λ_d dice + λ_c cross_entropy
+
+    Use:
+        First. nnU-Net's preset is dice_ce(batch=True, include_background=False).
+
+    Trouble:
+        Very small structures may still be missed; see batch, focal_tversky, blob.
+
+    Elsewhere:
+        nnU-Net agrees (its value is 1 less). MONAI agrees, except that with sigmoid=True and several channels its
+        cross-entropy silently is a softmax one, and include_background does not reach it.
+
+    Args:
+        x: The comparison.
+        lambda_dice: Weight of dice.
+        lambda_ce: Weight of cross-entropy (bce in the sigmoid modes).
+        **knobs: Those of dice and cross_entropy; weight goes to both.
+    """
+    return lambda_dice * part(dice, x, knobs) + lambda_ce * part(cross_entropy, x, knobs)
+
+
+@loss(
+    family="compound",
+    paper="MONAI's DiceFocalLoss; Zhu et al. 2019, AnatomyNet, arXiv 1808.05238",
+    parts=(dice, focal),
+    soft="soft_target",
+    handles=("imbalance", "small", "missing"),
+)
+def dice_focal(x: Comparison, *, lambda_dice: float = 1.0, lambda_focal: float = 1.0, **knobs: Any) -> Reduced:
+    """Dice plus focal: dice_ce that spends less on easy background.
+
+    Equation:
+        λ_d dice + λ_f focal
+
+    Use:
+        Small organs.
+
+    Trouble:
+        As focal.
+
+    Elsewhere:
+        MONAI agrees with sigmoids; with softmax=True its focal part is still sigmoid (#8242).
+
+    Args:
+        x: The comparison.
+        lambda_dice: Weight of dice.
+        lambda_focal: Weight of focal.
+        **knobs: Those of dice and focal.
+    """
+    return lambda_dice * part(dice, x, knobs) + lambda_focal * part(focal, x, knobs)
+
+
+@loss(
+    family="compound",
+    paper="MONAI's GeneralizedDiceFocalLoss",
+    parts=(generalized_dice, focal),
+    handles=("imbalance", "small", "missing"),
+)
+def generalized_dice_focal(
+    x: Comparison, *, lambda_gdl: float = 1.0, lambda_focal: float = 1.0, **knobs: Any
+) -> Reduced:
+    """Generalised Dice plus focal.
+
+    Equation:
+        λ_g generalized_dice + λ_f focal
+
+    Use:
+        Organs of very different size.
+
+    Trouble:
+        As generalized_dice.
+
+    Elsewhere:
+        MONAI agrees with sigmoids; with softmax its focal part is still sigmoid.
+
+    Args:
+        x: The comparison.
+        lambda_gdl: Weight of generalized_dice.
+        lambda_focal: Weight of focal.
+        **knobs: Those of generalized_dice and focal.
+    """
+    return lambda_gdl * part(generalized_dice, x, knobs) + lambda_focal * part(focal, x, knobs)
+
+
+@loss(
+    family="compound",
+    paper="Isensee et al. 2021, nnU-Net, arXiv 1809.10486",
+    parts=(dice, topk_cross_entropy),
+    handles=("imbalance", "missing"),
+)
+def dice_topk(x: Comparison, *, lambda_dice: float = 1.0, lambda_topk: float = 1.0, **knobs: Any) -> Reduced:
+    """Dice plus the cross-entropy of the worst voxels.
+
+    Equation:
+        λ_d dice + λ_t topk_cross_entropy
+
+    Use:
+        Hard borders in clean labels.
+
+    Trouble:
+        Follows label noise.
+
+    Elsewhere:
+        nnU-Net agrees (its value is 1 less).
+
+    Args:
+        x: The comparison.
+        lambda_dice: Weight of dice.
+        lambda_topk: Weight of topk_cross_entropy.
+        **knobs: Those of dice and topk_cross_entropy.
+    """
+    return lambda_dice * part(dice, x, knobs) + lambda_topk * part(topk_cross_entropy, x, knobs)
+
+
+@loss(
+    family="compound",
+    paper="Taghanaki et al. 2019, Combo loss: handling input and output imbalance in multi-organ segmentation, "
+    "arXiv 1805.02798",
+    handles=("imbalance", "missing"),
+    range="[-(1 - α), ∞)",
+)
+def combo(
+    x: Comparison,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    smooth: float = 1.0,
+    class_reduction: Literal["mean", "sum"] = "mean",
+    include_background: bool = True,
+    batch: bool = False,
+    absent: Literal["keep", "ignore"] = "keep",
+) -> Reduced:
+    """A weighed one-versus-rest cross-entropy minus the Dice score.
+
+    Equation:
+        -α/N Σ [β g log p + (1 - β)(1 - g) log(1 - p)] - (1 - α) DSC
+
+    Use:
+        Where false negatives and false positives in the voxels have a known price.
+
+    Trouble:
+        Negative by design: its minimum is -(1 - α).
+
+    Elsewhere:
+        No public port agrees with the paper: the author's has the background term's sign wrong, a tutorial's weighs
+        it with α (1 - α), another puts β on the background.
+
+    Args:
+        x: The comparison.
+        alpha: Share of the cross-entropy.
+        beta: Price of a missed positive, 1 - beta that of a false one.
+        smooth: Added to numerator and denominator of Dice.
+        class_reduction: Average the Dice of the classes, or add them up.
+        include_background: Whether channel 0 counts in Dice.
+        batch: Whether Dice sums run over the batch.
+        absent: What to do in Dice with classes absent from the target.
+    """
+    error = mean_over_voxels(-yes_and_no(x, beta, 1 - beta), x)
+    score = reduced(
+        dice,
+        x,
+        bend=lambda loss_: 1 - loss_,
+        class_reduction=class_reduction,
+        smooth_nr=smooth,
+        smooth_dr=smooth,
+        include_background=include_background,
+        batch=batch,
+        absent=absent,
+    )
+    return alpha * error - (1 - alpha) * score
+
+
+@loss(
+    family="compound",
+    paper="Wong et al. 2018, 3D segmentation with exponential logarithmic loss for highly unbalanced object sizes, "
+    "arXiv 1809.00076",
+    handles=("imbalance", "small", "missing"),
+)
+def exp_log(
+    x: Comparison,
+    *,
+    w_dice: float = 0.8,
+    w_ce: float = 0.2,
+    gamma_dice: float = 0.3,
+    gamma_ce: float = 0.3,
+    smooth: float = 1.0,
+    class_weight: Weights = None,
+    include_background: bool = True,
+    batch: bool = False,
+    absent: Literal["keep", "ignore"] = "keep",
+) -> Reduced:
+    """Powers of the logarithms of Dice and of p: presses hardest where either is small, and again near perfection.
+
+    Equation:
+        w_D mean_c (-ln Dice_c)^γ_D + w_C mean_x w_y (-ln p_y)^γ_C,  w_c = √(Σ f / f_c)
+
+    Use:
+        Organs whose sizes differ by orders of magnitude.
+
+    Trouble:
+        The slope at a perfect voxel is infinite in theory (bounded here); the AnatomyNet authors report poor results.
+        Take class_weight from the training set; without it the batch's volumes serve.
+
+    Elsewhere:
+        SegLossOdyssey takes the power of the mean Dice and leaves the cross-entropy without one.
+
+    Args:
+        x: The comparison.
+        w_dice: Weight of the Dice term.
+        w_ce: Weight of the cross-entropy term.
+        gamma_dice: Exponent of -ln Dice.
+        gamma_ce: Exponent of -ln p.
+        smooth: Added to numerator and denominator of Dice.
+        class_weight: The w_c, one number per class (per channel in the sigmoid modes, for its positives).
+        include_background: Whether channel 0 counts in Dice.
+        batch: Whether Dice sums run over the batch.
+        absent: What to do in Dice with classes absent from the target.
+    """
+    overlap = reduced(
+        dice,
+        x,
+        bend=lambda loss_: power(-torch.log1p(-loss_), gamma_dice),
+        smooth_nr=smooth,
+        smooth_dr=smooth,
+        include_background=include_background,
+        batch=batch,
+        absent=absent,
+    )
+    voxels = power(-x.log_p_true, gamma_ce) * _rarity(x, class_weight)
+    return w_dice * overlap + w_ce * mean_over_voxels(voxels, x)
+
+
+def _rarity(x: Comparison, class_weight: Weights) -> torch.Tensor:
+    """√(Σ f / f_c) of each voxel's true class; in the sigmoid modes the two classes are yes and no, in any channel."""
+    if class_weight is not None and x.mode == "multiclass":
+        return class_factor(class_vector(class_weight, x), x)
+    pooled = x.over_batch()
+    if x.mode == "multiclass":
+        return class_factor(ratio(pooled.voxels, pooled.sum_g).sqrt(), x)
+    if class_weight is not None:
+        return torch.where(x.onehot > 0, class_factor(class_vector(class_weight, x), x), x.onehot.new_ones(()))
+    positive, total = pooled.sum_g.sum(), pooled.voxels.sum()
+    return torch.where(x.onehot > 0, ratio(total, positive).sqrt(), ratio(total, total - positive).sqrt())
+
+
+@loss(
+    family="compound",
+    paper="Zhu et al. 2019, AnatomyNet: deep learning for fast and fully automated whole-volume segmentation of head "
+    "and neck anatomy, arXiv 1808.05238",
+    batch=True,
+    handles=("imbalance", "small", "missing"),
+)
+def anatomynet(
+    x: Comparison,
+    *,
+    lam: float = 0.5,
+    gamma: float = 2.0,
+    class_weight: Weights = None,
+    smooth: float = 1e-5,
+) -> Reduced:
+    """Dice added up over the classes plus focal on the structures: made for heads and necks with missing annotations.
+
+    Equation:
+        Σ_c [1 - TP / (TP + FN/2 + FP/2)] - λ/N Σ_i Σ_c g (1 - p)^γ log p
+
+    Use:
+        Many organs, not all annotated in every case: pass ``class_mask`` (b, c) to the call.
+
+    Trouble:
+        Grows with the number of classes. Sums run over the batch, as the paper trains on whole volumes one by one.
+
+    Elsewhere:
+        The published AnatomyNet.py never calls its focal loss, the baseline script is another loss. A tutorial's
+        Dice + focal sums Dice over the batch and goes negative.
+
+    Args:
+        x: The comparison.
+        lam: Weight of focal; the paper tries 0.1, 0.5 and 1.
+        gamma: As in focal.
+        class_weight: One number per class, on both parts.
+        smooth: Added to TP in both places.
+    """
+    overlap = mean_over_classes(
+        tversky(x, alpha=0.5, beta=0.5, smooth=smooth), x, weight=class_weight, class_reduction="sum"
+    )
+    values = focal(x, gamma=gamma)
+    if x.mode != "multiclass":  # the structures only: channels have no voxels of their own for "not this one"
+        values = values * x.onehot * x.shape[1]
+    return overlap + lam * mean_over_voxels(values, x, weight=class_weight)
+
+
+@loss(
+    family="compound",
+    paper=f"{YEUNG}, Eq. 15; Yeung et al. 2021, Focus U-Net, arXiv 2105.07467",
+    parts=(focal_tversky,),
+    handles=("imbalance", "small", "missing"),
+)
+def hybrid_focal(
+    x: Comparison,
+    *,
+    lam: float = 0.5,
+    focal_gamma: float = 2.0,
+    focal_alpha: Alpha = None,
+    **knobs: Any,
+) -> Reduced:
+    """Focal plus focal Tversky.
+
+    Equation:
+        λ focal + (1 - λ) focal_tversky
+
+    Use:
+        Small lesions; the unified losses have fewer knobs.
+
+    Trouble:
+        Six numbers to tune.
+
+    Elsewhere:
+        Old code of the author attaches λ to the Tversky part.
+
+    Args:
+        x: The comparison.
+        lam: Share of focal.
+        focal_gamma: The gamma of focal.
+        focal_alpha: The alpha of focal.
+        **knobs: Those of focal_tversky; weight goes to both parts.
+    """
+    voxels = reduced(focal, x, gamma=focal_gamma, alpha=focal_alpha, weight=knobs.get("weight"))
+    return lam * voxels + (1 - lam) * part(focal_tversky, x, knobs)
+
+
+@loss(
+    family="compound",
+    paper=f"{YEUNG}, Eq. 19",
+    parts=(symmetric_focal, symmetric_focal_tversky),
+    handles=("imbalance", "small", "missing"),
+)
+def symmetric_unified_focal(x: Comparison, *, lam: float = 0.5, **knobs: Any) -> Reduced:
+    """Yeung's focal and focal Tversky under three common knobs.
+
+    Equation:
+        λ symmetric_focal + (1 - λ) symmetric_focal_tversky
+
+    Use:
+        Imbalanced classes with few knobs to tune.
+
+    Trouble:
+        With γ = 0 and δ = 0.5, λ = 0 is dice exactly but λ = 1 is half a cross-entropy, not a whole one.
+
+    Elsewhere:
+        λ is on the focal part, as in the equations; the paper's figure and the author's code have it on the other.
+
+    Args:
+        x: The comparison.
+        lam: Share of the focal part.
+        **knobs: delta, gamma in [0, 1), and the others of the two parts.
+    """
+    return lam * part(symmetric_focal, x, knobs) + (1 - lam) * part(symmetric_focal_tversky, x, knobs)
+
+
+@loss(
+    family="compound",
+    paper=f"{YEUNG}, Eq. 22",
+    parts=(asymmetric_focal, asymmetric_focal_tversky),
+    handles=("imbalance", "small", "missing"),
+)
+def asymmetric_unified_focal(x: Comparison, *, lam: float = 0.5, **knobs: Any) -> Reduced:
+    """The unified focal loss that suppresses easy background only, never a structure.
+
+    Equation:
+        λ asymmetric_focal + (1 - λ) asymmetric_focal_tversky
+
+    Use:
+        As symmetric_unified_focal; the authors' own choice for small structures.
+
+    Trouble:
+        As symmetric_unified_focal, which it is for γ = 0.
+
+    Elsewhere:
+        MONAI's form halves the focal part, uses δ = 0.7 and applies no activation in spite of its documentation.
+
+    Args:
+        x: The comparison.
+        lam: Share of the focal part.
+        **knobs: delta, gamma in [0, 1), and the others of the two parts.
+    """
+    return lam * part(asymmetric_focal, x, knobs) + (1 - lam) * part(asymmetric_focal_tversky, x, knobs)

@@ -1,0 +1,143 @@
+"""The language of losses: weighted sums of names with literal knobs, read from a syntax tree; nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from medseg.errors import nearest
+from medseg.losses.knobs import check_knobs
+from medseg.losses.schedule import SCHEDULES, Weight, constant
+from medseg.losses.table import Row, rows
+
+GRAMMAR = "Write a sum such as: dice + 0.5 * focal(gamma=2)"
+OPERATORS: dict[type, Callable[[float, float], float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand: a loss with its knobs, times a weight that may change with the epoch."""
+
+    weight: Weight
+    row: Row
+    knobs: dict[str, Any]
+
+
+def parse(expression: str) -> list[Term]:
+    """Read an expression into its terms.
+
+    Args:
+        expression: A sum of terms; each a name, a name with keyword literals, or a weight times a term (or times a
+            sum in brackets). A weight is a number, a schedule (``linear(0, 1, epochs=50)``, ``increase(0.01)``), or
+            arithmetic of those.
+
+    Raises:
+        ValueError: If it is anything else; the message names what was read and the nearest legal word.
+
+    Example:
+        >>> [(term.weight(0), term.row.name, term.knobs) for term in parse("dice + 0.5 * focal(gamma=1)")]
+        [(1.0, 'dice', {}), (0.5, 'focal', {'gamma': 1})]
+    """
+    try:
+        tree = ast.parse(expression.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"the loss {expression!r} cannot be read ({error}). {GRAMMAR}") from error
+    terms = _terms(tree, constant(1.0))
+    if isinstance(terms, list) and terms:
+        return terms
+    raise ValueError(f"the loss {expression!r} names no loss, only a number. {GRAMMAR}")
+
+
+def _terms(node: ast.expr, weight: Weight) -> list[Term]:
+    """Flatten a sum, carrying the weight that stands before it."""
+    match node:
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _terms(left, weight) + _terms(right, weight)
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            if (factor := _weight(left)) is not None:
+                return _terms(right, _product(weight, factor))
+            if (factor := _weight(right)) is not None:
+                return _terms(left, _product(weight, factor))
+            raise ValueError(f"{ast.unparse(node)!r} multiplies two losses. A weight must be a number or a schedule.")
+        case ast.Name(id=name):
+            return [_term(name, [], weight)]
+        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
+            return [_term(name, keywords, weight)]
+        case ast.Call(func=ast.Name(id=name)):
+            raise ValueError(f"{ast.unparse(node)!r}: the knobs of {name} need their names, such as {_sample(name)}")
+        case ast.BinOp(op=ast.Sub()) | ast.UnaryOp(op=ast.USub()):
+            raise ValueError(
+                f"{ast.unparse(node)!r} subtracts a loss: descending it would make that term worse. Add it instead."
+            )
+    raise ValueError(f"{ast.unparse(node)!r} is not a loss. {GRAMMAR}")
+
+
+def _weight(node: ast.expr) -> Weight | None:
+    """Read a number, a schedule or arithmetic of those; None if there is a loss in it."""
+    match node:
+        case ast.Constant(value=float() | int() as value) if not isinstance(value, bool):
+            return constant(float(value))
+        case ast.UnaryOp(op=ast.USub(), operand=operand) if (inner := _weight(operand)) is not None:
+            return lambda epoch: -inner(epoch)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+            a, b, apply = _weight(left), _weight(right), OPERATORS[type(op)]
+            return None if a is None or b is None else lambda epoch: apply(a(epoch), b(epoch))
+        case ast.Call(func=ast.Name(id=name)) if name in SCHEDULES:
+            return _schedule(node)
+    return None
+
+
+def _schedule(node: ast.Call) -> Weight:
+    arguments = [literal(argument) for argument in node.args]
+    try:
+        return SCHEDULES[ast.unparse(node.func)](*arguments, **{str(k.arg): literal(k.value) for k in node.keywords})
+    except TypeError as error:
+        raise ValueError(
+            f"{ast.unparse(node)!r} is not a schedule ({error}), such as linear(0, 1, epochs=50)"
+        ) from error
+
+
+def _product(a: Weight, b: Weight) -> Weight:
+    return lambda epoch: a(epoch) * b(epoch)
+
+
+def _term(name: str, keywords: list[ast.keyword], weight: Weight) -> Term:
+    table = rows()
+    if name not in table:
+        guess = nearest(name, [*table, *SCHEDULES])
+        hint = f"Did you mean {guess!r}?" if guess else "`medseg losses` lists them."
+        raise ValueError(f"there is no loss {name!r}. {hint}")
+    if weight(0) < 0:
+        raise ValueError(f"the weight of {name} is {weight(0):g}: descending it would make that term worse")
+    if any(keyword.arg is None for keyword in keywords):
+        raise ValueError(f"{name}(**...) is not a literal. Write the knobs out.")
+    knobs = {str(keyword.arg): literal(keyword.value) for keyword in keywords}
+    check_knobs(table[name], knobs)
+    return Term(weight, table[name], knobs)
+
+
+def literal(node: ast.expr) -> Any:
+    """A number, string, truth value, None, list or tuple; ``inf`` is one too."""
+    if isinstance(node, ast.Name) and node.id == "inf":
+        return float("inf")
+    if isinstance(node, ast.Name) and node.id.lower() in ("true", "false", "none", "null"):
+        return {"true": True, "false": False}.get(node.id.lower())
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise ValueError(
+            f"{ast.unparse(node)!r} is not a literal: a knob takes a number, a string, True, False, None or a list"
+        ) from error
+
+
+def _sample(name: str) -> str:
+    knobs = rows()[name].knobs if name in rows() else {}
+    return f"{name}({', '.join(f'{k}={v!r}' for k, v in list(knobs.items())[:2])})"

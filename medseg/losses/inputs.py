@@ -1,0 +1,235 @@
+"""The door: logits and targets of every accepted form become one `Comparison`, or an error that says what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from medseg.losses.comparison import Comparison, Mode
+
+MODES: tuple[Mode, ...] = ("multiclass", "binary", "multilabel")
+FORMS = {
+    "multiclass": "class indices (b, *s) or (b, 1, *s), or one-hot (b, c, *s)",
+    "binary": "zeros and ones (b, *s) or (b, 1, *s)",
+    "multilabel": "zeros and ones (b, c, *s)",
+}
+
+
+def compare(
+    logits: Shaped[Tensor, "b c *s"],
+    target: Shaped[Tensor, "b *rest"],
+    *,
+    mode: Mode,
+    ignore_index: int | None = None,
+    voxel_weight: Tensor | None = None,
+    class_mask: Tensor | None = None,
+    spacing_mm: Tensor | Sequence[float] | None = None,
+    soft_allowed: bool = True,
+    **options: Any,
+) -> Comparison:
+    """Hold logits against a target of any accepted form.
+
+    Args:
+        logits: Raw network outputs, (b, c, i, j) or (b, c, i, j, k), in any floating type.
+        target: Labels, one-hot maps or fractions; see `FORMS`. A one-hot column of zeros is an ignored voxel.
+        mode: ``multiclass``, ``binary`` or ``multilabel``.
+        ignore_index: The target value of voxels that count nowhere; it may be a class index, or negative.
+        voxel_weight: How many voxels each voxel counts as, (b, *s) or (b, 1, *s), in every numerator and denominator.
+        class_mask: Which classes were annotated, (b, c), 1 or 0.
+        spacing_mm: Voxel size, one number per axis or (b, axes).
+        soft_allowed: Whether fractional targets are meaningful to every term.
+        **options: ``instances``, ``skeleton``, ``distance_map`` and ``reduction``, as in `Comparison`.
+
+    Raises:
+        ValueError: If shapes, types or values are not among those; the message names them.
+    """
+    check_logits(logits, mode)
+    target = _with_channel(target, logits, mode)
+    if mode == "multiclass" and target.shape[1] == 1:
+        labels, valid = _indices(target.squeeze(1), logits.shape[1], ignore_index)
+        dense, soft = None, False
+    else:
+        dense, valid, soft = _maps(target, ignore_index, mode)
+        labels = None
+        if soft and not soft_allowed:
+            raise ValueError(
+                "the target holds fractions, which a term of this loss has no meaning for. Give hard labels, or use "
+                "losses that take soft targets: bce, cross_entropy, focal, dice_squared, dice(soft_target=True)."
+            )
+        if mode == "multiclass" and not soft:
+            (labels, valid), dense = _labels_of(dense, valid, ignore_index), None
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    for name in ("instances", "skeleton", "distance_map"):
+        _check_space(options.get(name), logits, name)
+    return Comparison(
+        raw=logits,
+        mode=mode,
+        labels=labels,
+        target=dense,
+        soft=soft,
+        weight=_weight(valid, voxel_weight, logits, dtype),
+        class_mask=_class_mask(class_mask, logits, dtype),
+        spacing_mm=_spacing(spacing_mm, logits),
+        **options,
+    )
+
+
+def check_logits(logits: Tensor, mode: str) -> None:
+    """Refuse what cannot be logits in this mode."""
+    shape = tuple(logits.shape)
+    if not logits.is_floating_point():
+        raise ValueError(f"logits must be raw network outputs in a floating type, got {logits.dtype}")
+    if logits.ndim not in (4, 5):
+        raise ValueError(f"logits must be (b, c, i, j) or (b, c, i, j, k), got shape {shape}")
+    if logits.numel() == 0:
+        raise ValueError(f"the batch is empty: logits have shape {shape}")
+    if mode == "multiclass" and shape[1] < 2:
+        raise ValueError(f"mode 'multiclass' needs 2 channels or more, got logits of shape {shape}. Use mode='binary'.")
+    if mode == "binary" and shape[1] != 1:
+        raise ValueError(
+            f"mode 'binary' needs 1 channel, got logits of shape {shape}. Use mode='multiclass' (softmax over the "
+            "channels) or mode='multilabel' (a sigmoid for each)."
+        )
+
+
+def _with_channel(target: Tensor, logits: Tensor, mode: str) -> Tensor:
+    """Give the target its channel axis, and refuse shapes that do not fit."""
+    b, c, *space = logits.shape
+    if target.device != logits.device:
+        raise ValueError(f"logits are on {logits.device}, the target on {target.device}: move one of them")
+    if tuple(target.shape) == (b, *space) and mode != "multilabel":
+        target = target.unsqueeze(1)
+    channels = {"multiclass": (1, c), "binary": (1,), "multilabel": (c,)}[mode]
+    if (
+        target.ndim != logits.ndim
+        or (b, *space) != (target.shape[0], *target.shape[2:])
+        or target.shape[1] not in channels
+    ):
+        raise ValueError(
+            f"the target must be {FORMS[mode]} for logits of shape {tuple(logits.shape)} in mode {mode!r}, "
+            f"got shape {tuple(target.shape)}"
+        )
+    return target
+
+
+def _equals(target: Tensor, value: int | None) -> Tensor | None:
+    """Where the target is ``value``; None if its type cannot even hold it."""
+    if value is None or target.dtype == torch.bool:
+        return None
+    if not target.is_floating_point():
+        limits = torch.iinfo(target.dtype)
+        if not limits.min <= value <= limits.max:
+            return None
+    return target == value
+
+
+def _indices(labels: Tensor, classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
+    """Class indices with ignored voxels set to 0, and a map (b 1 *s) of the others."""
+    if labels.is_floating_point():
+        raise ValueError(
+            f"class indices must be integers, got {labels.dtype}: convert them with target.long(), "
+            "or give one-hot or soft maps with a channel per class"
+        )
+    labels = labels.to(torch.uint8) if labels.dtype == torch.bool else labels
+    ignored = _equals(labels, ignore_index)
+    if ignored is not None:
+        labels = labels.masked_fill(ignored, 0)
+    low, high = (int(v) for v in torch.stack(torch.aminmax(labels)).tolist())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"the target holds values from {low} to {high}, but logits with {classes} channels have the classes 0 to "
+            f"{classes - 1} (ignore_index is {ignore_index})"
+        )
+    return labels, None if ignored is None else ~ignored.unsqueeze(1)
+
+
+def _maps(target: Tensor, ignore_index: int | None, mode: str) -> tuple[Tensor, Tensor | None, bool]:
+    """Dense maps with ignored elements set to 0, a map of the others, and whether any value is a fraction."""
+    if mode == "multiclass":
+        ignored = None if ignore_index in (0, 1) else _equals(target, ignore_index)
+        ignored = None if ignored is None else ignored.any(1, keepdim=True)
+    else:
+        ignored = _equals(target, ignore_index)
+    if ignored is not None:
+        target = target.masked_fill(ignored, 0)
+    low, high = (float(v) for v in torch.stack(torch.aminmax(target.to(_countable(target)))).tolist())
+    if not 0 <= low <= high <= 1:
+        raise ValueError(
+            f"target maps in mode {mode!r} must hold values in [0, 1], got {low:g} to {high:g} "
+            f"(ignore_index is {ignore_index})"
+        )
+    soft = target.is_floating_point() and bool(((target != 0) & (target != 1)).any())
+    if mode == "multiclass":
+        columns = target.sum(1, keepdim=True, dtype=torch.float32)
+        empty = columns == 0
+        wrong = (columns - 1).abs() > (1e-2 if soft else 0)
+        if bool((wrong & ~empty).any()):
+            raise ValueError(
+                f"the {target.shape[1]} maps of a multiclass target must add up to 1 in every voxel (or be all 0 where "
+                f"ignored), got sums from {columns.min().item():g} to {columns.max().item():g}"
+            )
+        if bool(empty.any()):
+            ignored = empty if ignored is None else ignored | empty
+    return target, None if ignored is None else ~ignored, soft
+
+
+def _countable(target: Tensor) -> torch.dtype:
+    return torch.uint8 if target.dtype == torch.bool else target.dtype
+
+
+def _labels_of(maps: Tensor, valid: Tensor | None, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
+    """Class indices of one-hot maps, 0 where ignored; a class may itself be the ignored value."""
+    labels = maps.to(torch.uint8).argmax(1)
+    if ignore_index is None or not 0 <= ignore_index < maps.shape[1]:
+        return labels, valid
+    kept = labels != ignore_index
+    return labels * kept, kept.unsqueeze(1) if valid is None else valid & kept.unsqueeze(1)
+
+
+def _weight(valid: Tensor | None, voxel_weight: Tensor | None, logits: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """What each element counts: validity times the caller's weight, (b 1|c *s)."""
+    if voxel_weight is None:
+        return None if valid is None else valid.to(dtype)
+    _check_space(voxel_weight, logits, "voxel_weight")
+    weight = voxel_weight.to(dtype)
+    weight = weight.unsqueeze(1) if weight.ndim == logits.ndim - 1 else weight
+    if not bool(((weight >= 0) & weight.isfinite()).all()):
+        raise ValueError(f"voxel_weight must be finite and at least 0, got {weight.min():g} to {weight.max():g}")
+    return weight if valid is None else weight * valid
+
+
+def _check_space(values: Tensor | None, logits: Tensor, name: str) -> None:
+    """Refuse a map that does not lie over the logits."""
+    if values is None:
+        return
+    b, c, *space = logits.shape
+    if tuple(values.shape) not in ((b, *space), (b, 1, *space), (b, c, *space)):
+        raise ValueError(
+            f"{name} must be {(b, *space)}, {(b, 1, *space)} or {(b, c, *space)}, got {tuple(values.shape)}"
+        )
+
+
+def _class_mask(mask: Tensor | None, logits: Tensor, dtype: torch.dtype) -> Tensor | None:
+    if mask is None:
+        return None
+    if tuple(mask.shape) != tuple(logits.shape[:2]):
+        raise ValueError(f"class_mask must be (b, c) = {tuple(logits.shape[:2])}, got {tuple(mask.shape)}")
+    return mask.to(logits.device, dtype)
+
+
+def _spacing(spacing_mm: Tensor | Sequence[float] | None, logits: Tensor) -> Tensor | None:
+    """Voxel sizes (b axes) on the CPU, where distances start from."""
+    if spacing_mm is None:
+        return None
+    axes = logits.ndim - 2
+    spacing = torch.as_tensor(spacing_mm, dtype=torch.float64, device="cpu")
+    if spacing.shape not in ((axes,), (logits.shape[0], axes)) or not bool((spacing > 0).all()):
+        raise ValueError(
+            f"spacing_mm must be {axes} positive numbers, or ({logits.shape[0]}, {axes}) of them, "
+            f"got {spacing.tolist()}"
+        )
+    return spacing.expand(logits.shape[0], axes)

@@ -1,0 +1,90 @@
+"""Legal knobs and their types: a wrong one is answered with the right ones before any training starts."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+from medseg.errors import nearest
+from medseg.losses.table import Row
+
+Weights = Sequence[float] | Tensor | None
+"""A number per class, background included, or None for equal weights."""
+
+SHARED_TYPES: dict[str, Any] = {
+    "include_background": bool,
+    "weight": Weights,
+    "weight_mode": Literal["normalized", "plain"],
+    "absent": Literal["keep", "ignore"],
+    "normalize": Literal["voxels", "weights"],
+    "batch": bool,
+}
+
+
+def check_knobs(row: Row, knobs: dict[str, Any]) -> None:
+    """Refuse a knob the loss does not have, or a value of another type.
+
+    Raises:
+        ValueError: Naming the nearest legal knob and all of them, or the type expected.
+    """
+    for name, value in knobs.items():
+        if name not in row.knobs:
+            legal = list(row.knobs)
+            guess = nearest(name, legal)
+            hint = f"Did you mean {guess!r}? " if guess else ""
+            raise ValueError(f"{row.name} has no knob {name!r}. {hint}Its knobs are: {', '.join(legal) or 'none'}.")
+        expected = knob_type(row, name)
+        if not fits(value, expected):
+            raise ValueError(f"{row.name}({name}={value!r}): expected {words(expected)}")
+
+
+def knob_type(row: Row, name: str) -> Any:
+    """The annotation of a knob."""
+    hints = get_type_hints(inspect.unwrap(row.function))
+    if name in hints:
+        return hints[name]
+    owners = [part for part in row.parts if name in part.knobs]
+    return knob_type(owners[0], name) if owners else SHARED_TYPES[name]
+
+
+def fits(value: Any, expected: Any) -> bool:
+    """Whether a literal is of a type.
+
+    Example:
+        >>> fits(1, float), fits(True, float), fits([1, 2], Sequence[float] | None)
+        (True, False, True)
+    """
+    origin, arguments = get_origin(expected), get_args(expected)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, option) for option in arguments)
+    if origin is Literal:
+        return value in arguments
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        return isinstance(value, list | tuple) and all(fits(item, arguments[0]) for item in value)
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, expected)
+
+
+def words(expected: Any) -> str:
+    """Say a type in words.
+
+    Example:
+        >>> words(Sequence[float] | None), words(Literal["a", "b"])
+        ("a list (each a number) or None", "one of 'a', 'b'")
+    """
+    origin, arguments = get_origin(expected), get_args(expected)
+    if origin in (Union, types.UnionType):
+        return " or ".join(words(option) for option in arguments if option is not Tensor)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(option) for option in arguments)
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        return f"a list (each {words(arguments[0])})"
+    names = {float: "a number", int: "a whole number", bool: "True or False", str: "a string", type(None): "None"}
+    return names.get(expected, str(expected))
