@@ -8,7 +8,22 @@ Example:
 
 from __future__ import annotations
 
-from medseg.losses import compound, distribution, focal, generalized, lovasz, region, robust, tversky
+from medseg.losses import (
+    boundary,
+    compound,
+    contours,
+    distribution,
+    focal,
+    generalized,
+    instances,
+    lovasz,
+    region,
+    robust,
+    topology,
+    tversky,
+    unified,
+    weight_maps,
+)
 from medseg.losses.criterion import Criterion, build_loss
 from medseg.losses.table import rows
 

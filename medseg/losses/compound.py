@@ -8,7 +8,7 @@ import torch
 
 from medseg.losses.comparison import Comparison
 from medseg.losses.distribution import cross_entropy, topk_cross_entropy, yes_and_no
-from medseg.losses.focal import Alpha, asymmetric_focal, focal, symmetric_focal
+from medseg.losses.focal import focal
 from medseg.losses.generalized import generalized_dice
 from medseg.losses.knobs import Weights
 from medseg.losses.reduction import (
@@ -23,7 +23,7 @@ from medseg.losses.reduction import (
 )
 from medseg.losses.region import dice
 from medseg.losses.table import Reduced, loss
-from medseg.losses.tversky import YEUNG, asymmetric_focal_tversky, focal_tversky, symmetric_focal_tversky, tversky
+from medseg.losses.tversky import tversky
 
 
 @loss(
@@ -39,15 +39,12 @@ def dice_ce(x: Comparison, *, lambda_dice: float = 1.0, lambda_ce: float = 1.0, 
     Equation:
         λ_d dice + λ_c cross_entropy
 
-    Use:
-        First. nnU-Net's preset is dice_ce(batch=True, include_background=False).
+    Use: First. nnU-Net's preset is dice_ce(batch=True, include_background=False).
 
-    Trouble:
-        Very small structures may still be missed; see batch, focal_tversky, blob.
+    Known trouble: Very small structures may still be missed; see batch, focal_tversky, blob.
 
-    Elsewhere:
-        nnU-Net agrees (its value is 1 less). MONAI agrees, except that with sigmoid=True and several channels its
-        cross-entropy silently is a softmax one, and include_background does not reach it.
+    Public code: nnU-Net agrees (its value is 1 less). MONAI agrees, except that with sigmoid=True and several channels
+    its cross-entropy silently is a softmax one, and include_background does not reach it.
 
     Args:
         x: The comparison.
@@ -71,14 +68,11 @@ def dice_focal(x: Comparison, *, lambda_dice: float = 1.0, lambda_focal: float =
     Equation:
         λ_d dice + λ_f focal
 
-    Use:
-        Small organs.
+    Use: Small organs.
 
-    Trouble:
-        As focal.
+    Known trouble: As focal.
 
-    Elsewhere:
-        MONAI agrees with sigmoids; with softmax=True its focal part is still sigmoid (#8242).
+    Public code: MONAI agrees with sigmoids; with softmax=True its focal part is still sigmoid (#8242).
 
     Args:
         x: The comparison.
@@ -103,14 +97,11 @@ def generalized_dice_focal(
     Equation:
         λ_g generalized_dice + λ_f focal
 
-    Use:
-        Organs of very different size.
+    Use: Organs of very different size.
 
-    Trouble:
-        As generalized_dice.
+    Known trouble: As generalized_dice.
 
-    Elsewhere:
-        MONAI agrees with sigmoids; with softmax its focal part is still sigmoid.
+    Public code: MONAI agrees with sigmoids; with softmax its focal part is still sigmoid.
 
     Args:
         x: The comparison.
@@ -133,14 +124,11 @@ def dice_topk(x: Comparison, *, lambda_dice: float = 1.0, lambda_topk: float = 1
     Equation:
         λ_d dice + λ_t topk_cross_entropy
 
-    Use:
-        Hard borders in clean labels.
+    Use: Hard borders in clean labels.
 
-    Trouble:
-        Follows label noise.
+    Known trouble: Follows label noise.
 
-    Elsewhere:
-        nnU-Net agrees (its value is 1 less).
+    Public code: nnU-Net agrees (its value is 1 less).
 
     Args:
         x: The comparison.
@@ -174,15 +162,12 @@ def combo(
     Equation:
         -α/N Σ [β g log p + (1 - β)(1 - g) log(1 - p)] - (1 - α) DSC
 
-    Use:
-        Where false negatives and false positives in the voxels have a known price.
+    Use: Where false negatives and false positives in the voxels have a known price.
 
-    Trouble:
-        Negative by design: its minimum is -(1 - α).
+    Known trouble: Negative by design: its minimum is -(1 - α).
 
-    Elsewhere:
-        No public port agrees with the paper: the author's has the background term's sign wrong, a tutorial's weighs
-        it with α (1 - α), another puts β on the background.
+    Public code: No public port agrees with the paper: the author's has the background term's sign wrong, a tutorial's
+    weighs it with α (1 - α), another puts β on the background.
 
     Args:
         x: The comparison.
@@ -233,15 +218,12 @@ def exp_log(
     Equation:
         w_D mean_c (-ln Dice_c)^γ_D + w_C mean_x w_y (-ln p_y)^γ_C,  w_c = √(Σ f / f_c)
 
-    Use:
-        Organs whose sizes differ by orders of magnitude.
+    Use: Organs whose sizes differ by orders of magnitude.
 
-    Trouble:
-        The slope at a perfect voxel is infinite in theory (bounded here); the AnatomyNet authors report poor results.
-        Take class_weight from the training set; without it the batch's volumes serve.
+    Known trouble: The slope at a perfect voxel is infinite in theory (bounded here); the AnatomyNet authors report
+    poor results. Take class_weight from the training set; without it the batch's volumes serve.
 
-    Elsewhere:
-        SegLossOdyssey takes the power of the mean Dice and leaves the cross-entropy without one.
+    Public code: SegLossOdyssey takes the power of the mean Dice and leaves the cross-entropy without one.
 
     Args:
         x: The comparison.
@@ -302,15 +284,13 @@ def anatomynet(
     Equation:
         Σ_c [1 - TP / (TP + FN/2 + FP/2)] - λ/N Σ_i Σ_c g (1 - p)^γ log p
 
-    Use:
-        Many organs, not all annotated in every case: pass ``class_mask`` (b, c) to the call.
+    Use: Many organs, not all annotated in every case: pass ``class_mask`` (b, c) to the call.
 
-    Trouble:
-        Grows with the number of classes. Sums run over the batch, as the paper trains on whole volumes one by one.
+    Known trouble: Grows with the number of classes. Sums run over the batch, as the paper trains on whole volumes one
+    by one.
 
-    Elsewhere:
-        The published AnatomyNet.py never calls its focal loss, the baseline script is another loss. A tutorial's
-        Dice + focal sums Dice over the batch and goes negative.
+    Public code: The published AnatomyNet.py never calls its focal loss, the baseline script is another loss. A
+    tutorial's Dice + focal sums Dice over the batch and goes negative.
 
     Args:
         x: The comparison.
@@ -326,100 +306,3 @@ def anatomynet(
     if x.mode != "multiclass":  # the structures only: channels have no voxels of their own for "not this one"
         values = values * x.onehot * x.shape[1]
     return overlap + lam * mean_over_voxels(values, x, weight=class_weight)
-
-
-@loss(
-    family="compound",
-    paper=f"{YEUNG}, Eq. 15; Yeung et al. 2021, Focus U-Net, arXiv 2105.07467",
-    parts=(focal_tversky,),
-    handles=("imbalance", "small", "missing"),
-)
-def hybrid_focal(
-    x: Comparison,
-    *,
-    lam: float = 0.5,
-    focal_gamma: float = 2.0,
-    focal_alpha: Alpha = None,
-    **knobs: Any,
-) -> Reduced:
-    """Focal plus focal Tversky.
-
-    Equation:
-        λ focal + (1 - λ) focal_tversky
-
-    Use:
-        Small lesions; the unified losses have fewer knobs.
-
-    Trouble:
-        Six numbers to tune.
-
-    Elsewhere:
-        Old code of the author attaches λ to the Tversky part.
-
-    Args:
-        x: The comparison.
-        lam: Share of focal.
-        focal_gamma: The gamma of focal.
-        focal_alpha: The alpha of focal.
-        **knobs: Those of focal_tversky; weight goes to both parts.
-    """
-    voxels = reduced(focal, x, gamma=focal_gamma, alpha=focal_alpha, weight=knobs.get("weight"))
-    return lam * voxels + (1 - lam) * part(focal_tversky, x, knobs)
-
-
-@loss(
-    family="compound",
-    paper=f"{YEUNG}, Eq. 19",
-    parts=(symmetric_focal, symmetric_focal_tversky),
-    handles=("imbalance", "small", "missing"),
-)
-def symmetric_unified_focal(x: Comparison, *, lam: float = 0.5, **knobs: Any) -> Reduced:
-    """Yeung's focal and focal Tversky under three common knobs.
-
-    Equation:
-        λ symmetric_focal + (1 - λ) symmetric_focal_tversky
-
-    Use:
-        Imbalanced classes with few knobs to tune.
-
-    Trouble:
-        With γ = 0 and δ = 0.5, λ = 0 is dice exactly but λ = 1 is half a cross-entropy, not a whole one.
-
-    Elsewhere:
-        λ is on the focal part, as in the equations; the paper's figure and the author's code have it on the other.
-
-    Args:
-        x: The comparison.
-        lam: Share of the focal part.
-        **knobs: delta, gamma in [0, 1), and the others of the two parts.
-    """
-    return lam * part(symmetric_focal, x, knobs) + (1 - lam) * part(symmetric_focal_tversky, x, knobs)
-
-
-@loss(
-    family="compound",
-    paper=f"{YEUNG}, Eq. 22",
-    parts=(asymmetric_focal, asymmetric_focal_tversky),
-    handles=("imbalance", "small", "missing"),
-)
-def asymmetric_unified_focal(x: Comparison, *, lam: float = 0.5, **knobs: Any) -> Reduced:
-    """The unified focal loss that suppresses easy background only, never a structure.
-
-    Equation:
-        λ asymmetric_focal + (1 - λ) asymmetric_focal_tversky
-
-    Use:
-        As symmetric_unified_focal; the authors' own choice for small structures.
-
-    Trouble:
-        As symmetric_unified_focal, which it is for γ = 0.
-
-    Elsewhere:
-        MONAI's form halves the focal part, uses δ = 0.7 and applies no activation in spite of its documentation.
-
-    Args:
-        x: The comparison.
-        lam: Share of the focal part.
-        **knobs: delta, gamma in [0, 1), and the others of the two parts.
-    """
-    return lam * part(asymmetric_focal, x, knobs) + (1 - lam) * part(asymmetric_focal_tversky, x, knobs)

@@ -26,16 +26,13 @@ def bce(x: Comparison, *, pos_weight: float | Sequence[float] | None = None) -> 
     Equation:
         -(w g log p + (1 - g) log(1 - p)), averaged over voxels and channels
 
-    Use:
-        Overlapping structures (multilabel), or a single one (binary).
+    Use: Overlapping structures (multilabel), or a single one (binary).
 
-    Trouble:
-        Dominated by the background; see pos_weight, focal or a compound with dice. In multiclass mode it is
-        one-versus-rest on softmax probabilities.
+    Known trouble: Dominated by the background; see pos_weight, focal or a compound with dice. In multiclass mode it is
+    one-versus-rest on softmax probabilities.
 
-    Elsewhere:
-        torch's binary_cross_entropy_with_logits agrees. Clamping p before the logarithm, as many ports do, gives
-        the worst voxels no gradient at all.
+    Public code: torch's binary_cross_entropy_with_logits agrees. Clamping p before the logarithm, as many ports do,
+    gives the worst voxels no gradient at all.
 
     Args:
         x: The comparison.
@@ -89,14 +86,11 @@ def cross_entropy(
     Equation:
         -(1/N) Σ_i Σ_c w_c q_ic log p_ic,  q = (1 - ε) g + ε / C
 
-    Use:
-        Everywhere, together with a region loss: it has a good gradient from the first step on.
+    Use: Everywhere, together with a region loss: it has a good gradient from the first step on.
 
-    Trouble:
-        Dominated by the background: alone it misses small organs. In the sigmoid modes it is bce.
+    Known trouble: Dominated by the background: alone it misses small organs. In the sigmoid modes it is bce.
 
-    Elsewhere:
-        torch agrees, label smoothing included. Ports that sum over space grow with the patch.
+    Public code: torch agrees, label smoothing included. Ports that sum over space grow with the patch.
 
     Args:
         x: The comparison.
@@ -139,14 +133,11 @@ def weighted_cross_entropy(
     Equation:
         Σ_i w_{y_i} CE_i / Σ_i w_{y_i}; in the sigmoid modes -(β g log p + (1 - g) log(1 - p)), β = pos_weight
 
-    Use:
-        Known class frequencies: take weights from the training set, not from the minibatch.
+    Use: Known class frequencies: take weights from the training set, not from the minibatch.
 
-    Trouble:
-        Large weights make noisy gradients and over-segmentation.
+    Known trouble: Large weights make noisy gradients and over-segmentation.
 
-    Elsewhere:
-        torch's weight= agrees with normalize="weights"; textbooks divide by the number of voxels.
+    Public code: torch's weight= agrees with normalize="weights"; textbooks divide by the number of voxels.
 
     Args:
         x: The comparison.
@@ -168,14 +159,12 @@ def balanced_cross_entropy(x: Comparison, *, beta: float | None = None) -> PerVo
         sigmoid: -(β g log p + (1 - β)(1 - g) log(1 - p)), β the share of negatives;
         multiclass: n / (K n_c) CE, K classes present
 
-    Use:
-        Imbalance without known class frequencies.
+    Use: Imbalance without known class frequencies.
 
-    Trouble:
-        Prices jump from batch to batch. Without any positive β is 1, so the negatives cost nothing and the loss is 0.
+    Known trouble: Prices jump from batch to batch. Without any positive β is 1, so the negatives cost nothing and the
+    loss is 0.
 
-    Elsewhere:
-        Calling sklearn's balanced weights on a minibatch yields a vector without the absent classes, shifted.
+    Public code: Calling sklearn's balanced weights on a minibatch yields a vector without the absent classes, shifted.
 
     Args:
         x: The comparison.
@@ -204,14 +193,11 @@ def topk_cross_entropy(x: Comparison, *, k: float = 10, weight: Weights = None) 
     Equation:
         mean of the max(1, ⌊k N / 100⌋) largest CE_i of the batch
 
-    Use:
-        Hard borders in large, easy volumes; usually with dice (dice_topk).
+    Use: Hard borders in large, easy volumes; usually with dice (dice_topk).
 
-    Trouble:
-        Follows label noise: mislabelled voxels are the worst ones.
+    Known trouble: Follows label noise: mislabelled voxels are the worst ones.
 
-    Elsewhere:
-        nnU-Net agrees, but divides by nothing on tiny inputs; ignored voxels must go before counting.
+    Public code: nnU-Net agrees, but divides by nothing on tiny inputs; ignored voxels must go before counting.
 
     Args:
         x: The comparison.
@@ -250,14 +236,11 @@ def logit_margin(x: Comparison, *, margin: float = 10.0, alpha: float = 0.1) -> 
     Equation:
         CE + α mean_c max(0, max_j z_j - z_c - m)
 
-    Use:
-        Where probabilities will be read as confidence.
+    Use: Where probabilities will be read as confidence.
 
-    Trouble:
-        Does nothing for imbalance.
+    Known trouble: Does nothing for imbalance.
 
-    Elsewhere:
-        The author's code agrees.
+    Public code: The author's code agrees.
 
     Args:
         x: The comparison.
@@ -285,14 +268,12 @@ def nacl(x: Comparison, *, kernel_size: int = 3, alpha: float = 0.1, distance: L
     Equation:
         CE + α mean_c |u_c - z_c|, u the box mean of the one-hot target
 
-    Use:
-        Calibrated probabilities at borders.
+    Use: Calibrated probabilities at borders.
 
-    Trouble:
-        Compares logits with proportions in [0, 1], as published; zero padding biases u at the volume's edge.
+    Known trouble: Compares logits with proportions in [0, 1], as published; zero padding biases u at the volume's
+    edge.
 
-    Elsewhere:
-        MONAI agrees.
+    Public code: MONAI agrees.
 
     Args:
         x: The comparison.

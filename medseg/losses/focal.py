@@ -35,15 +35,13 @@ def focal(x: Comparison, *, gamma: float = 2.0, alpha: Alpha = None) -> PerVoxel
     Equation:
         -α_t (1 - p_t)^γ log p_t
 
-    Use:
-        Small structures in a large, easy background; usually with dice.
+    Use: Small structures in a large, easy background; usually with dice.
 
-    Trouble:
-        Probabilities come out timid (badly calibrated). The scale is far below cross-entropy's: raise its weight.
+    Known trouble: Probabilities come out timid (badly calibrated). The scale is far below cross-entropy's: raise its
+    weight.
 
-    Elsewhere:
-        γ = 0 is cross-entropy, not γ = 1 as a tutorial says. MONAI's and kornia's softmax form is 1/C of this;
-        smp's multiclass form is sigmoid.
+    Public code: γ = 0 is cross-entropy, not γ = 1 as a tutorial says. MONAI's and kornia's softmax form is 1/C of
+    this; smp's multiclass form is sigmoid.
 
     Args:
         x: The comparison.
@@ -100,14 +98,11 @@ def poly1_cross_entropy(x: Comparison, *, epsilon: float = 1.0) -> PerVoxel:
     Equation:
         -log p_t + ε (1 - p_t)
 
-    Use:
-        A cheap extra knob on cross-entropy; tune epsilon, about -1 to 8.
+    Use: A cheap extra knob on cross-entropy; tune epsilon, about -1 to 8.
 
-    Trouble:
-        Does nothing for imbalance. Below epsilon = -1 it rewards mistakes.
+    Known trouble: Does nothing for imbalance. Below epsilon = -1 it rewards mistakes.
 
-    Elsewhere:
-        abhuse/polyloss agrees.
+    Public code: abhuse/polyloss agrees.
 
     Args:
         x: The comparison.
@@ -123,14 +118,11 @@ def poly1_focal(x: Comparison, *, epsilon: float = 1.0, gamma: float = 2.0, alph
     Equation:
         focal + ε (1 - p_t)^(γ+1)
 
-    Use:
-        As focal.
+    Use: As focal.
 
-    Trouble:
-        As focal.
+    Known trouble: As focal.
 
-    Elsewhere:
-        abhuse/polyloss agrees.
+    Public code: abhuse/polyloss agrees.
 
     Args:
         x: The comparison.
@@ -148,15 +140,12 @@ def symmetric_focal(x: Comparison, *, delta: float = 0.6, gamma: float = 0.5) ->
     Equation:
         -w_t (1 - p_t)^γ log p_t,  w = 1 - δ for background, δ for structures
 
-    Use:
-        As the voxel half of symmetric_unified_focal.
+    Use: As the voxel half of symmetric_unified_focal.
 
-    Trouble:
-        The smallest value of δ = 0.5 is half a cross-entropy, not a whole one.
+    Known trouble: The smallest value of δ = 0.5 is half a cross-entropy, not a whole one.
 
-    Elsewhere:
-        The author's code agrees in 2D; in 3D it indexes the wrong axis. The equations were printed with γ and
-        1 - γ exchanged between the pair, the code decides.
+    Public code: The author's code agrees in 2D; in 3D it indexes the wrong axis. The equations were printed with γ and
+    1 - γ exchanged between the pair, the code decides.
 
     Args:
         x: The comparison.
@@ -173,15 +162,12 @@ def asymmetric_focal(x: Comparison, *, delta: float = 0.6, gamma: float = 0.5) -
     Equation:
         -(1 - δ) (1 - p_t)^γ log p_t on background, -δ log p_t on structures
 
-    Use:
-        As the voxel half of asymmetric_unified_focal.
+    Use: As the voxel half of asymmetric_unified_focal.
 
-    Trouble:
-        As symmetric_focal.
+    Known trouble: As symmetric_focal.
 
-    Elsewhere:
-        The author's code agrees in 2D. The paper's Eq. 20 prints the rare class's logarithm in the common sum.
-        MONAI's form is half of this.
+    Public code: The author's code agrees in 2D. The paper's Eq. 20 prints the rare class's logarithm in the common
+    sum. MONAI's form is half of this.
 
     Args:
         x: The comparison.

@@ -36,15 +36,12 @@ def generalized_dice(
     Equation:
         1 - (2 Σ_c w_c TP_c + s) / (Σ_c w_c (Σp_c + Σg_c) + s),  w_c = 1 / (Σg_c)²
 
-    Use:
-        Classes of very different volume.
+    Use: Classes of very different volume.
 
-    Trouble:
-        A class of a few voxels rules the whole loss. In a binary mode the weight cancels (up to s) and an empty
-        target costs nothing. The weights shrink with volume squared, so s is not small for large structures.
+    Known trouble: A class of a few voxels rules the whole loss. In a binary mode the weight cancels (up to s) and an
+    empty target costs nothing. The weights shrink with volume squared, so s is not small for large structures.
 
-    Elsewhere:
-        MONAI agrees. 1 / (n + 1e-10)², as in SegLossOdyssey, makes an absent class the whole loss.
+    Public code: MONAI agrees. 1 / (n + 1e-10)², as in SegLossOdyssey, makes an absent class the whole loss.
 
     Args:
         x: The comparison.
@@ -88,14 +85,11 @@ def penalty_generalized_dice(x: Comparison, *, k: float = 2.5, **knobs: Any) -> 
     Equation:
         1 - GD / (1 + k (1 - GD))
 
-    Use:
-        As generalized_dice, where false positives and negatives must both be pressed harder.
+    Use: As generalized_dice, where false positives and negatives must both be pressed harder.
 
-    Trouble:
-        As generalized_dice.
+    Known trouble: As generalized_dice.
 
-    Elsewhere:
-        SegLossOdyssey puts the negative score into the formula, which breaks it.
+    Public code: SegLossOdyssey puts the negative score into the formula, which breaks it.
 
     Args:
         x: The comparison.
@@ -128,14 +122,11 @@ def generalized_wasserstein_dice(
     Equation:
         W_i = Σ_l M[y_i, l] p_il;  TP = Σ_{y_i ≠ b} (M[y_i, b] - W_i);  1 - (2 TP + s) / (2 TP + Σ_i W_i + s)
 
-    Use:
-        Nested or related classes, such as tumour core and oedema: say how far apart they are.
+    Use: Nested or related classes, such as tumour core and oedema: say how far apart they are.
 
-    Trouble:
-        Without a matrix all classes are equally far apart, and nothing is gained over dice.
+    Known trouble: Without a matrix all classes are equally far apart, and nothing is gained over dice.
 
-    Elsewhere:
-        The author's code and MONAI agree; both ask for a matrix.
+    Public code: The author's code and MONAI agree; both ask for a matrix.
 
     Args:
         x: The comparison.

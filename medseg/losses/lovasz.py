@@ -27,15 +27,12 @@ def lovasz_softmax(
     Equation:
         mean_c J̄_c(|g_c - p_c|), J̄_c the Lovász extension of the Jaccard loss of class c
 
-    Use:
-        To finish a network whose score of record is the IoU, after some epochs of cross-entropy.
+    Use: To finish a network whose score of record is the IoU, after some epochs of cross-entropy.
 
-    Trouble:
-        Sorts every class's voxels: the slowest of the region losses. By default a class present nowhere in the batch
-        is skipped, so false positives of it cost nothing. The sort is per process, not over ranks.
+    Known trouble: Sorts every class's voxels: the slowest of the region losses. By default a class present nowhere in
+    the batch is skipped, so false positives of it cost nothing. The sort is per process, not over ranks.
 
-    Elsewhere:
-        The author's code agrees.
+    Public code: The author's code agrees.
 
     Args:
         x: The comparison.
@@ -59,14 +56,11 @@ def lovasz_hinge(x: Comparison, *, per_image: bool = True) -> PerSample:
     Equation:
         J̄(relu(1 - (2g - 1) z))
 
-    Use:
-        As lovasz_softmax, in the sigmoid modes.
+    Use: As lovasz_softmax, in the sigmoid modes.
 
-    Trouble:
-        Unbounded in the logits; sorts every channel's voxels.
+    Known trouble: Unbounded in the logits; sorts every channel's voxels.
 
-    Elsewhere:
-        The author's code agrees.
+    Public code: The author's code agrees.
 
     Args:
         x: The comparison.

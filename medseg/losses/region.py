@@ -35,16 +35,13 @@ def dice(
     Equation:
         1 - (2 Σ p g + s) / (Σ p + Σ g + s)
 
-    Use:
-        The first choice for organs of any size, together with a voxel loss (`dice_ce`) that gives it a gradient
-        while the prediction is still far off.
+    Use: The first choice for organs of any size, together with a voxel loss (`dice_ce`) that gives it a gradient while
+    the prediction is still far off.
 
-    Trouble:
-        A class absent from the patch costs about 1 whatever the network does; absent="ignore" leaves it out.
-        Fractional targets have their minimum at p = 1, not at p = g: set soft_target=True or use dice_squared.
+    Known trouble: A class absent from the patch costs about 1 whatever the network does; absent="ignore" leaves it
+    out. Fractional targets have their minimum at p = 1, not at p = g: set soft_target=True or use dice_squared.
 
-    Elsewhere:
-        MONAI and nnU-Net agree (nnU-Net reports the value minus 1). Summing in fp16 overflows (smp #463).
+    Public code: MONAI and nnU-Net agree (nnU-Net reports the value minus 1). Summing in fp16 overflows (smp #463).
 
     Args:
         x: The comparison.
@@ -75,14 +72,11 @@ def dice_squared(x: Comparison, *, smooth_nr: float = 1e-5, smooth_dr: float = 1
     Equation:
         1 - (2 Σ p g + s) / (Σ p² + Σ g² + s)
 
-    Use:
-        Where targets are fractions (resampled or averaged labels): the minimum is at p = g.
+    Use: Where targets are fractions (resampled or averaged labels): the minimum is at p = g.
 
-    Trouble:
-        As dice.
+    Known trouble: As dice.
 
-    Elsewhere:
-        MONAI squared_pred agrees. SegLossOdyssey's square=True squares the products tp, fp and fn instead.
+    Public code: MONAI squared_pred agrees. SegLossOdyssey's square=True squares the products tp, fp and fn instead.
     """
     return dice(x, smooth_nr=smooth_nr, smooth_dr=smooth_dr, squared=True)
 
@@ -109,14 +103,12 @@ def batch_dice(
     Equation:
         1 - (2 Σ_n Σ p g + s) / (Σ_n Σ p + Σ_n Σ g + s)
 
-    Use:
-        Patch-wise training where many patches miss an organ.
+    Use: Patch-wise training where many patches miss an organ.
 
-    Trouble:
-        The value depends on the batch size; with one sample on one GPU it is dice.
+    Known trouble: The value depends on the batch size; with one sample on one GPU it is dice.
 
-    Elsewhere:
-        MONAI batch=True agrees on one process. nnU-Net once gathered the sums of the ranks without adding them (#1354).
+    Public code: MONAI batch=True agrees on one process. nnU-Net once gathered the sums of the ranks without adding
+    them (#1354).
     """
     return dice(x, smooth_nr=smooth_nr, smooth_dr=smooth_dr, squared=squared, soft_target=soft_target)
 
@@ -134,14 +126,11 @@ def jaccard(x: Comparison, *, smooth_nr: float = 1e-5, smooth_dr: float = 1e-5) 
     Equation:
         1 - (TP + s) / (TP + FP + FN + s)
 
-    Use:
-        Where the score of record is the IoU.
+    Use: Where the score of record is the IoU.
 
-    Trouble:
-        As dice, whose monotone function it is: J = D / (2 - D).
+    Known trouble: As dice, whose monotone function it is: J = D / (2 - D).
 
-    Elsewhere:
-        MONAI jaccard=True agrees when given s / 2.
+    Public code: MONAI jaccard=True agrees when given s / 2.
     """
     return 1 - (x.tp + smooth_nr) / (x.sum_p + x.sum_g - x.tp + smooth_dr)
 
@@ -159,15 +148,12 @@ def log_cosh_dice(x: Comparison, *, per_class: bool = False, **knobs: Any) -> Re
     Equation:
         log cosh(dice)
 
-    Use:
-        Where plain dice oscillates late in training.
+    Use: Where plain dice oscillates late in training.
 
-    Trouble:
-        Its gradient vanishes with the loss (about L²/2): slow to finish.
+    Known trouble: Its gradient vanishes with the loss (about L²/2): slow to finish.
 
-    Elsewhere:
-        The survey lists it twice; its code takes the log cosh of the averaged loss, as here. per_class=True bends
-        every class's loss first, which is ours.
+    Public code: The survey lists it twice; its code takes the log cosh of the averaged loss, as here. per_class=True
+    bends every class's loss first, which is ours.
 
     Args:
         x: The comparison.
@@ -195,14 +181,12 @@ def sensitivity_specificity(x: Comparison, *, r: float = 0.05, smooth: float = 1
     Equation:
         r Σ (g - p)² g / (Σ g + s) + (1 - r) Σ (g - p)² (1 - g) / (Σ (1 - g) + s)
 
-    Use:
-        Small lesions; the authors found r from 0.01 to 0.1 alike.
+    Use: Small lesions; the authors found r from 0.01 to 0.1 alike.
 
-    Trouble:
-        For an absent class only false positives cost. The small default r asks for few false positives.
+    Known trouble: For an absent class only false positives cost. The small default r asks for few false positives.
 
-    Elsewhere:
-        SegLossOdyssey agrees. Jadon's survey prints the score r SE + (1 - r) SP, which descends the wrong way.
+    Public code: SegLossOdyssey agrees. Jadon's survey prints the score r SE + (1 - r) SP, which descends the wrong
+    way.
 
     Args:
         x: The comparison.
@@ -228,14 +212,12 @@ def mcc(x: Comparison, *, eps: float = 1e-5) -> PerClass:
     Equation:
         1 - (TP TN - FP FN) / √((TP + FP) (TP + FN) (TN + FP) (TN + FN) + ε)
 
-    Use:
-        Where the background matters as much as the structure, as in skin lesions that fill the image.
+    Use: Where the background matters as much as the structure, as in skin lesions that fill the image.
 
-    Trouble:
-        An absent class costs 1 with a weak gradient, unless nothing at all is predicted.
+    Known trouble: An absent class costs 1 with a weak gradient, unless nothing at all is predicted.
 
-    Elsewhere:
-        The author's code and MONAI agree; there the product of four sums overflows single precision above 3e9.
+    Public code: The author's code and MONAI agree; there the product of four sums overflows single precision above
+    3e9.
 
     Args:
         x: The comparison.

@@ -34,16 +34,13 @@ def t_loss(
         -lgamma((ν+D)/2) + lgamma(ν/2) + D/2 log(π ν) - D/2 λ + (ν+D)/2 log(1 + e^λ |p - g|² / ν),
         ν = exp(ν~) + ε, D voxels
 
-    Use:
-        Noisy annotations. ν~ is a parameter of the loss: give ``loss.parameters()`` to the optimiser.
+    Use: Noisy annotations. ν~ is a parameter of the loss: give ``loss.parameters()`` to the optimiser.
 
-    Trouble:
-        Unbounded, may be negative, and grows with the number of voxels; per_voxel=True divides by it and is the
-        better choice in 3D. A large ν forgives nothing (a Gaussian), a small one much.
+    Known trouble: Unbounded, may be negative, and grows with the number of voxels; per_voxel=True divides by it and is
+    the better choice in 3D. A large ν forgives nothing (a Gaussian), a small one much.
 
-    Elsewhere:
-        The author's code takes e for its identity matrix (log_precision=1 here); a TensorFlow port drops the minus
-        sign of the first term.
+    Public code: The author's code takes e for its identity matrix (log_precision=1 here); a TensorFlow port drops the
+    minus sign of the first term.
 
     Args:
         x: The comparison.

@@ -162,7 +162,7 @@ def dice_cldice(
 @loss(
     family="boundary",
     paper="Kirchhoff et al. 2024, Skeleton Recall Loss for connectivity conserving segmentation, arXiv 2404.03010",
-    batch=True,
+    batch=False,
     alone=False,
     handles=("boundary", "small"),
     cost="distance",
@@ -229,7 +229,7 @@ def _given_tubes(x: Comparison, skeleton: Tensor, first: int) -> Tensor:
 @loss(
     family="compound",
     paper="Kirchhoff et al. 2024, arXiv 2404.03010 (its trainer's default)",
-    batch=True,
+    batch=False,
     handles=("imbalance", "boundary", "small"),
     cost="distance",
 )

@@ -27,16 +27,13 @@ def tversky(x: Comparison, *, alpha: float = 0.3, beta: float = 0.7, smooth: flo
     Equation:
         1 - (TP + s) / (TP + α FP + β FN + s)
 
-    Use:
-        Small structures that the network tends to miss; raise beta.
+    Use: Small structures that the network tends to miss; raise beta.
 
-    Trouble:
-        Over-segmentation if beta is large. Never sum over softmax classes first: there Σ FP = Σ FN and the two
-        knobs cancel.
+    Known trouble: Over-segmentation if beta is large. Never sum over softmax classes first: there Σ FP = Σ FN and the
+    two knobs cancel.
 
-    Elsewhere:
-        MONAI and SegLossOdyssey agree. kornia's micro average removes the asymmetry; Jadon's survey swaps the roles;
-        tversky(0.5, 0.5, s) is dice with 2s.
+    Public code: MONAI and SegLossOdyssey agree. kornia's micro average removes the asymmetry; Jadon's survey swaps the
+    roles; tversky(0.5, 0.5, s) is dice with 2s.
 
     Args:
         x: The comparison.
@@ -72,14 +69,11 @@ def asymmetric_similarity(x: Comparison, *, beta: float = 1.5, smooth: float = 1
     Equation:
         1 - (1 + β²) TP / ((1 + β²) TP + β² FN + FP)
 
-    Use:
-        As tversky, with one knob in the language of the F-score.
+    Use: As tversky, with one knob in the language of the F-score.
 
-    Trouble:
-        As tversky, which it is with α = 1 / (1 + β²) and β² / (1 + β²).
+    Known trouble: As tversky, which it is with α = 1 / (1 + β²) and β² / (1 + β²).
 
-    Elsewhere:
-        SegLossOdyssey agrees.
+    Public code: SegLossOdyssey agrees.
 
     Args:
         x: The comparison.
@@ -110,15 +104,13 @@ def focal_tversky(
     Equation:
         mean_c (1 - TI_c)^(1/γ)
 
-    Use:
-        Small lesions among large organs.
+    Use: Small lesions among large organs.
 
-    Trouble:
-        Three conventions of gamma are about: here (the paper's) the exponent is 1/γ, Yeung's is 1 - γ, and some
-        ports write the exponent itself. γ = 4/3 here is 0.75 there and 0.25 for Yeung.
+    Known trouble: Three conventions of gamma are about: here (the paper's) the exponent is 1/γ, Yeung's is 1 - γ, and
+    some ports write the exponent itself. γ = 4/3 here is 0.75 there and 0.25 for Yeung.
 
-    Elsewhere:
-        The author's Keras code agrees. SegLossOdyssey and smp take the power after averaging the classes (smp #734).
+    Public code: The author's Keras code agrees. SegLossOdyssey and smp take the power after averaging the classes (smp
+    #734).
 
     Args:
         x: The comparison.
@@ -142,15 +134,12 @@ def symmetric_focal_tversky(x: Comparison, *, delta: float = 0.6, gamma: float =
     Equation:
         mean_c (1 - mTI_c)^(1-γ),  mTI = (TP + s) / (TP + δ FN + (1-δ) FP + s)
 
-    Use:
-        As the region half of symmetric_unified_focal.
+    Use: As the region half of symmetric_unified_focal.
 
-    Trouble:
-        The sigmoid modes average a channel with its complement, the paper's two classes.
+    Known trouble: The sigmoid modes average a channel with its complement, the paper's two classes.
 
-    Elsewhere:
-        The author's code agrees, but clamps p at its smoothing, so that a perfectly predicted absent class costs 1;
-        MONAI inherited this.
+    Public code: The author's code agrees, but clamps p at its smoothing, so that a perfectly predicted absent class
+    costs 1; MONAI inherited this.
 
     Args:
         x: The comparison.
@@ -170,14 +159,11 @@ def asymmetric_focal_tversky(
     Equation:
         mean over classes of 1 - mTI_0 and (1 - mTI_c)^(1-γ)
 
-    Use:
-        As the region half of asymmetric_unified_focal.
+    Use: As the region half of asymmetric_unified_focal.
 
-    Trouble:
-        As symmetric_focal_tversky, which it is for γ = 0.
+    Known trouble: As symmetric_focal_tversky, which it is for γ = 0.
 
-    Elsewhere:
-        The author's code agrees; MONAI does in its binary form.
+    Public code: The author's code agrees; MONAI does in its binary form.
 
     Args:
         x: The comparison.
