@@ -10,8 +10,8 @@ import numpy as np
 
 from medseg.report.style import SERIES
 
-_WIDTH, _HEIGHT = 360, 200
-_LEFT, _BOTTOM, _TOP, _RIGHT = 44, 24, 8, 8
+_WIDTH, _HEIGHT = 360.0, 200.0
+_LEFT, _BOTTOM, _TOP, _RIGHT = 44.0, 24.0, 8.0, 8.0
 
 Points = Sequence[tuple[float, float]]
 
@@ -104,7 +104,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, x_name: str) -> str:
         f"{name} from {curve[0][1]:.3g} to {curve[-1][1]:.3g}" for name, curve in series.items()
     )
     return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
         f'aria-label="{escape(text)}">{_axes(x_low, x_high, y_low, y_high, x_name)}{"".join(lines)}</svg>'
         f'<ul class="legend">{"".join(legend)}</ul></figure>'
     )
@@ -114,7 +114,7 @@ def _axes(x_low: float, x_high: float, y_low: float, y_high: float, x_name: str)
     floor, edge = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     parts = []
     for share in (0.0, 0.5, 1.0):
-        y = _scale(share, 0, 1, floor, _TOP)
+        y = _scale(share, 0.0, 1.0, floor, _TOP)
         value = y_low + share * (y_high - y_low)
         parts.append(f'<line class="ground" x1="{_LEFT}" x2="{edge}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
