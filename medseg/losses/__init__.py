@@ -29,16 +29,12 @@ from medseg.losses.table import rows
 
 __all__ = ["Criterion", "build_loss", "list_losses"]
 
-_CHAPTERS = (
-    distribution,
-    focal,
-    robust,
-    region,
-    tversky,
-    generalized,
-    lovasz,
-    compound,
-)  # importing a chapter files its losses
+_CHAPTERS = (  # importing a chapter files its losses in the table
+    *(distribution, focal, robust, weight_maps),
+    *(region, tversky, generalized, lovasz),
+    *(boundary, contours, topology),
+    *(compound, unified, instances),
+)
 
 
 def list_losses(family: str | None = None) -> list[str]:
