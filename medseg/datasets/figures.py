@@ -128,7 +128,7 @@ def _view(volume: NDArray[Any], axis: int, centre: tuple[int, int, int]) -> NDAr
     return np.ascontiguousarray(flat.T[::-1, ::-1])
 
 
-def _stretch(picture: Picture, spacing_mm: Spacing, axis: int) -> Picture:
+def _stretch(picture: NDArray[np.uint8], spacing_mm: Spacing, axis: int) -> NDArray[np.uint8]:
     """Repeat pixels until the tile has its height and its true proportions."""
     across, up = (spacing_mm[a] for a in range(3) if a != axis)
     height, width = picture.shape[:2]
@@ -136,5 +136,5 @@ def _stretch(picture: Picture, spacing_mm: Spacing, axis: int) -> Picture:
     rows = (np.arange(_PIXELS) * height) // _PIXELS
     columns_out = max(1, round(width * across * pixels_per_mm))
     columns = (np.arange(columns_out) * width) // columns_out
-    stretched: Picture = picture[rows][:, columns]
+    stretched: NDArray[np.uint8] = picture[rows][:, columns]
     return stretched
