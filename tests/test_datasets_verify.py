@@ -426,6 +426,6 @@ def test_a_picture_shows_the_right_of_the_patient_on_the_left(toy_dataset):
     image.array[:] = 0
     image.array[0, -4:] = 100  # RAS: the last voxels along i are the patient's right
     picture = draw(image, None)
-    axial = picture[:, -200:]
+    axial = picture[:, -320:]
     columns = axial.mean(axis=(0, 2))
     assert columns[:5].mean() > columns[-5:].mean()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medseg.datasets.case import read_case, read_dataset
 from medseg.errors import DataError
 from medseg.space.png import write_png
-from medseg.space.volume import Spacing, Volume
+from medseg.space.volume import Shape, Spacing, Volume
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -66,7 +66,7 @@ def draw(image: Volume, labels: Volume | None, *, is_ct: bool = False) -> Pictur
     image = image.reoriented("RAS")
     marked = labels.reoriented("RAS").array[0] if labels is not None else None
     grey = windowed(image.array[0], is_ct=is_ct)
-    centre = _centre(marked if marked is not None and (marked > 0).any() else np.ones(image.shape, dtype=np.int32))
+    centre = _centre(image.shape, marked)
     tiles = []
     for axis in range(3):
         flat = _view(grey, axis, centre)
@@ -116,13 +116,15 @@ def colour(value: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _centre(mask: NDArray[Any]) -> tuple[int, int, int]:
-    """The slice of each axis that meets the most labelled voxels."""
-    i, j, k = (int(np.argmax((mask > 0).sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3))
+def _centre(shape: Shape, marked: NDArray[Any] | None) -> Shape:
+    """The slice of each axis that meets the most labelled voxels, the middle one where there are none."""
+    if marked is None or not (marked > 0).any():
+        return shape[0] // 2, shape[1] // 2, shape[2] // 2
+    i, j, k = (int(np.argmax((marked > 0).sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3))
     return i, j, k
 
 
-def _view(volume: NDArray[Any], axis: int, centre: tuple[int, int, int]) -> NDArray[Any]:
+def _view(volume: NDArray[Any], axis: int, centre: Shape) -> NDArray[Any]:
     """A slice as it is looked at: the head or the front upwards, the patient's right on the left."""
     flat = np.take(volume, centre[axis], axis=axis)
     return np.ascontiguousarray(flat.T[::-1, ::-1])
