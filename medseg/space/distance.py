@@ -39,15 +39,15 @@ def euclidean_distance(
     sampling = checked_spacing(spacing_mm, mask.ndim)
     if not mask.any():
         return np.full(mask.shape, np.inf)
-    nearest = ndimage.distance_transform_edt(~mask, sampling=sampling, return_distances=False, return_indices=True)
-    squared = np.zeros(mask.shape)
-    for axis, step in enumerate(sampling):
-        here = np.arange(mask.shape[axis], dtype=nearest.dtype).reshape(_along(axis, mask.ndim))
-        offset = (nearest[axis] - here).astype(np.float64)
-        offset *= step
-        squared += np.square(offset, out=offset)
-    distance: NDArray[np.float64] = np.sqrt(squared, out=squared)
-    return distance
+    offsets = ndimage.distance_transform_edt(~mask, sampling=sampling, return_distances=False, return_indices=True)
+    for axis in range(mask.ndim):
+        offsets[axis] -= np.arange(mask.shape[axis], dtype=offsets.dtype).reshape(_along(axis, mask.ndim))
+    offsets *= offsets  # still whole numbers, in place: SciPy would make three copies in double precision
+    if len(set(sampling)) == 1:
+        distance: NDArray[np.float64] = np.sqrt(offsets.sum(axis=0, dtype=np.float64))
+        return distance if sampling[0] == 1 else distance * sampling[0]
+    squared = sum(axis_offsets * step**2 for axis_offsets, step in zip(offsets, sampling, strict=True))
+    return np.asarray(np.sqrt(squared))
 
 
 def signed_distance(
