@@ -16,7 +16,7 @@ from medseg import __version__
 from medseg.errors import DataError
 from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, score_case
 from medseg.metrics.overlap import Organs, values_of
-from medseg.report.matching import Failure, Pair, match, read_references
+from medseg.report.matching import Failure, Pair, References, match, read_references
 from medseg.report.rows import CaseRow, write_rows, write_text
 from medseg.report.summary import Summary, summarise
 from medseg.space.nifti import read_header, read_labels, read_volume
@@ -61,7 +61,7 @@ class Evaluation:
 
 def evaluate(
     predictions: Path,
-    references: Path,
+    references: Path | References,
     *,
     output: Path,
     organs: Organs | None = None,
@@ -79,7 +79,7 @@ def evaluate(
     Args:
         predictions: Folder of label maps, or of 4D files with one mask per organ in the order of ``organs``.
         references: Folder of label maps, each of which must be predicted, or a dataset (folder with a ``dataset.json``,
-            or that file), of which any part may be predicted.
+            or that file), of which any part may be predicted; or such a list already made.
         output: Folder to write to.
         organs: Organ name -> value or values; None takes the dataset's, else every value seen as ``label 1`` and so on.
         ignore: Reference value of voxels that count for nothing; None takes the dataset's.
@@ -95,7 +95,7 @@ def evaluate(
         DataError: A folder is missing or holds no NIfTI file, or the dataset's description is at fault.
         ValueError: A tolerance names no organ.
     """
-    pool = read_references(references)
+    pool = references if isinstance(references, References) else read_references(references)
     ignore = pool.ignore if ignore is None else ignore
     matched = match(predictions, pool.labels, cases=cases, all_expected=pool.all_expected)
     workers = workers or min(8, os.cpu_count() or 1)

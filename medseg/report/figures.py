@@ -11,7 +11,7 @@ import numpy as np
 from medseg.report.style import SERIES
 
 _WIDTH, _HEIGHT = 360.0, 200.0
-_LEFT, _BOTTOM, _TOP, _RIGHT = 44.0, 24.0, 8.0, 8.0
+_LEFT, _BOTTOM, _TOP, _RIGHT = 56.0, 24.0, 8.0, 8.0
 
 Points = Sequence[tuple[float, float]]
 
@@ -86,7 +86,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, x_name: str) -> str:
     """Draw curves over one axis; the line's dash tells them apart where colour cannot."""
     points = [point for curve in series.values() for point in curve]
     x_low, x_high = _range([x for x, _ in points])
-    y_low, y_high = _range([y for _, y in points])
+    y_low, y_high = (0.0, 1.0) if "dice" in title else _range([y for _, y in points])
     lines, legend = [], []
     for index, (name, curve) in enumerate(series.items()):
         colour, dash = SERIES[index % len(SERIES)]
@@ -106,7 +106,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, x_name: str) -> str:
     return (
         f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
         f'aria-label="{escape(text)}">{_axes(x_low, x_high, y_low, y_high, x_name)}{"".join(lines)}</svg>'
-        f'<ul class="legend">{"".join(legend)}</ul></figure>'
+        f'<ul class="legend">{"".join(legend) if len(legend) > 1 else ""}</ul></figure>'
     )
 
 
@@ -117,7 +117,7 @@ def _axes(x_low: float, x_high: float, y_low: float, y_high: float, x_name: str)
         y = _scale(share, 0.0, 1.0, floor, _TOP)
         value = y_low + share * (y_high - y_low)
         parts.append(f'<line class="ground" x1="{_LEFT}" x2="{edge}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2g}</text>')
     parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{x_low:g}</text>')
     parts.append(f'<text x="{edge}" y="{_HEIGHT - 6}" text-anchor="end">{escape(x_name)} {x_high:g}</text>')
     return "".join(parts)

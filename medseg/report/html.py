@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
@@ -11,9 +11,9 @@ from medseg.metrics.empty import Outcome
 from medseg.report.cases_html import all_cases, picked_cases
 from medseg.report.evaluate import Evaluation
 from medseg.report.figures import box_plot, interval_bar, line_chart
-from medseg.report.record import RunRecord, read_record
+from medseg.report.record import Curve, RunRecord, read_record
 from medseg.report.rows import write_text
-from medseg.report.style import CSS
+from medseg.report.style import CSS, SERIES
 from medseg.report.summary import OrganSummary, Summary
 
 _NAMES = {"dice": "Dice", "nsd": "Surface Dice (NSD)", "hd95_mm": "HD95 in mm"}
@@ -130,9 +130,8 @@ def _organ_table(summary: Summary) -> str:
             + "</tr>"
         )
     return (
-        f'<div class="scroll" tabindex="0"><table><caption>Mean ± standard deviation over {summary.cases} cases; '
-        f"bootstrap interval of the mean.</caption><thead><tr>{columns}</tr></thead>"
-        f"<tbody>{rows}{total}</tbody></table></div>"
+        f'<p class="soft">Mean ± standard deviation over {summary.cases} cases; bootstrap interval of the mean.</p>'
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{columns}</tr></thead><tbody>{rows}{total}</tbody></table></div>'
     )
 
 
@@ -180,8 +179,17 @@ def _longest_found_mm(evaluation: Evaluation) -> float:
 
 
 def _curves(record: RunRecord) -> str:
-    charts = "".join(line_chart(title, series, x_name="step") for title, series in record.curves.items())
+    charts = "".join(line_chart(title, _legible(series), x_name="step") for title, series in record.curves.items())
     return f'<div class="charts">{charts}</div>' if charts else ""
+
+
+def _legible(series: Mapping[str, Curve]) -> Mapping[str, Curve]:
+    """Of many lines keep the first, which is their mean, and those that end lowest."""
+    if len(series) <= len(SERIES):
+        return series
+    first, *others = series
+    lowest = sorted(others, key=lambda name: series[name][-1][1])[: len(SERIES) - 1]
+    return {f"{first} and the {len(lowest)} lowest of {len(others)}": series[first], **{n: series[n] for n in lowest}}
 
 
 def _failures(evaluation: Evaluation) -> str:

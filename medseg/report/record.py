@@ -58,7 +58,8 @@ def read_record(run: Path | None, *, plan: str = "", config: str = "", commands:
 def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
     """Read Lightning's metrics.csv as charts: training loss, validation Dice, learning rate and what else was logged.
 
-    Columns that share the first two parts of their name (``val/dice``, ``val/dice/liver``) share a chart.
+    Columns that share the first two parts of their name (``val/dice``, ``val/dice/liver``) share a chart, and so do all
+    terms of the training loss. Validation comes first.
     """
     if not path.is_file():
         return {}
@@ -72,8 +73,15 @@ def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
         )
         points = tuple(point for point in points if math.isfinite(point[1]))
         if points:
-            charts.setdefault("/".join(column.split("/")[:2]), {})[column] = points
-    return charts
+            charts.setdefault(_chart_of(column), {})[column] = points
+    return dict(
+        sorted(charts.items(), key=lambda chart: (not chart[0].startswith("val"), chart[0] != "train", chart[0]))
+    )
+
+
+def _chart_of(column: str) -> str:
+    parts = column.split("/")
+    return "train" if parts[0] == "train" else "/".join(parts[:2])
 
 
 def environment() -> dict[str, str]:

@@ -17,7 +17,8 @@ CSS = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --line: #d0d7de; --page: #ffffff; --card: #f6f8fa;
   --mark: #0072b2; --box: #cfe3f1; --bad: #b3261e; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9aa6b2; --line: #3a434d; --page: #0d1117;
-  --card: #161b22; --mark: #6cb6e8; --box: #1f4059; --bad: #ff8a80; } }
+  --card: #161b22; --mark: #6cb6e8; --box: #1f4059; --bad: #ff8a80; }
+  .charts polyline, .charts path { filter: brightness(1.5); } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem clamp(0.8rem, 3vw, 2.5rem) 4rem; max-width: 76rem; background: var(--page);
   color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
@@ -26,14 +27,13 @@ h2 { font-size: 1.2rem; margin: 2.6rem 0 0.6rem; padding-bottom: 0.25rem; border
 h3 { font-size: 1rem; margin: 1.6rem 0 0.4rem; }
 p { margin: 0.4rem 0; max-width: 46rem; } .case p { max-width: none; }
 a { color: var(--mark); }
-.soft, figcaption, caption { color: var(--soft); font-size: 0.9rem; }
+.soft, figcaption { color: var(--soft); font-size: 0.9rem; }
 nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; font-size: 0.9rem; margin: 0.8rem 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 0.8rem; margin: 1.2rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 0.7rem 0.9rem; }
 .tile b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: 0.2rem 0 0.5rem; }
 th, td { padding: 0.35rem 0.55rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal; min-width: 6.5rem;
   overflow-wrap: break-word; }
@@ -52,7 +52,7 @@ tr.total th, tr.total td { border-top: 2px solid var(--ink); font-weight: 700; }
 .axis { display: flex; justify-content: space-between; color: var(--soft); font-size: 0.8rem; }
 svg .ground { stroke: var(--line); } svg .box { fill: var(--box); stroke: var(--ink); }
 svg .median { stroke: var(--ink); stroke-width: 3; } svg .whisker { stroke: var(--ink); }
-svg .cases { stroke: var(--mark); opacity: 0.55; } svg line, svg path, svg rect { vector-effect: non-scaling-stroke; }
+svg .cases { stroke: var(--mark); opacity: 0.8; } svg line, svg path, svg rect { vector-effect: non-scaling-stroke; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem 2rem; }
 .charts svg { width: 100%; height: auto; display: block; } .charts text { fill: var(--soft); font-size: 12px; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.1rem 1rem; font-size: 0.85rem; list-style: none; padding: 0;
