@@ -124,9 +124,11 @@ def _choose_topology(grid: _Grid, classes: int, memory_gb: float) -> Topology:
     topology = topology_for(
         [max(1, min(edge, size)) for edge, size in zip(guess, grid.median_shape, strict=True)], grid.spacing_mm
     )
+    coarsest = max(range(3), key=lambda axis: (grid.spacing_mm[axis], axis))
+    order = sorted(range(3), key=lambda axis: (axis == coarsest, axis))  # who gives way first when two are level
     while topology.activations(classes) > _budget(memory_gb):
         size = list(topology.patch_size)
-        axis = int(np.argmax([edge / whole for edge, whole in zip(size, grid.median_shape, strict=True)]))
+        axis = max(order, key=lambda axis: size[axis] / grid.median_shape[axis])
         if size[axis] <= topology.multiple[axis]:
             break  # one voxel in the bottleneck: nothing is left to take away
         trial = size.copy()
