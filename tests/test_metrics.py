@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -191,24 +188,6 @@ def test_iou_is_monais(drawn):
     found = iou(count_labels(prediction.int(), reference.int(), {"organ": 1})["organ"])
     expected = compute_iou(prediction[None, None].float(), reference[None, None].float())
     assert found == pytest.approx(float(expected), abs=1e-6)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("surface_distance") is None, reason="surface-distance is not installed")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # it imports scipy.ndimage.filters
-@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.7, 0.7, 2.5)])
-def test_deepminds_area_weighted_measures_lie_within_a_voxel(spacing_mm):
-    from surface_distance import metrics as deepmind
-
-    one, other = ball((40, 40, 30), (18, 20, 15), 11), ball((40, 40, 30), (21, 19, 14), 10)
-    theirs = deepmind.compute_surface_distances(one, other, spacing_mm)
-    ours = surface_distances(one, other, spacing_mm=spacing_mm)
-    voxel_mm = math.hypot(*spacing_mm)
-    assert abs(hausdorff_mm(ours, percentile=95.0) - deepmind.compute_robust_hausdorff(theirs, 95)) < voxel_mm
-    assert abs(hausdorff_mm(ours) - deepmind.compute_robust_hausdorff(theirs, 100)) < voxel_mm
-    forth, back = deepmind.compute_average_surface_distance(theirs)
-    assert abs(average_distance_mm(ours) - (forth + back) / 2) < voxel_mm / 2
-    nsd = deepmind.compute_surface_dice_at_tolerance(theirs, 2.0)
-    assert surface_dice(ours, tolerance_mm=2.0) == pytest.approx(nsd, abs=0.15)
 
 
 @given(masks(2), SPACINGS)

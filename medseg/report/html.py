@@ -131,7 +131,8 @@ def _organ_table(summary: Summary) -> str:
         )
     return (
         f'<p class="soft">Mean ± standard deviation over {summary.cases} cases; bootstrap interval of the mean.</p>'
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{columns}</tr></thead><tbody>{rows}{total}</tbody></table></div>'
+        f'<div class="scroll" tabindex="0"><table><thead><tr>{columns}</tr></thead>'
+        f"<tbody>{rows}{total}</tbody></table></div>"
     )
 
 
