@@ -12,12 +12,13 @@ import pytorch_lightning as pl
 import torch
 from jaxtyping import Bool, Integer
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, Timer
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 import medseg
 from medseg.errors import CheckpointError, MedsegError
-from medseg.losses import build_loss
+from medseg.losses import Criterion, build_loss
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.optimise import build_optimizer, schedule_factor
@@ -76,11 +77,12 @@ class SegmentationTask(pl.LightningModule):
         self.save_hyperparameters(logger=False)  # config.yaml of the run already has them
         self.plan = Plan.from_dict(plan)
         self.net = build_net(net, net_spec(self.plan), net_options)
-        self.loss = build_loss(loss, mode=self.plan.mode, ignore_index=IGNORED)
+        self.loss: Criterion = build_loss(loss, mode=self.plan.mode, ignore_index=IGNORED)
         self.schedule_factor = schedule_factor(schedule, warmup=warmup)
         organs = class_values(self.plan)
         self.val_dice = PerOrganDice(organs, ignore=IGNORED)
         self.test_dice = PerOrganDice(organs, ignore=IGNORED)
+        self.membership: Tensor
         self.register_buffer("membership", torch.from_numpy(self.plan.membership).bool(), persistent=False)
         if channels_last:
             self.net = self.net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # absent from stubs
@@ -134,7 +136,7 @@ class SegmentationTask(pl.LightningModule):
         masks = self.membership[:, labels.clamp(min=0).long()].transpose(0, 1).to(torch.int8)
         return masks.masked_fill((labels == IGNORED).unsqueeze(1), IGNORED)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer by name, its learning rate a function of the budget that is spent."""
         options = self.hparams
         optimizer = build_optimizer(
@@ -150,7 +152,7 @@ class SegmentationTask(pl.LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         """Averaged weights, where asked for."""
         decay = self.hparams["ema"]
-        return [EMAWeightAveraging(decay=decay)] if decay else []
+        return [EMAWeightAveraging(decay=decay)] if decay and self.trainer.training else []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint, so that a foreign one is told apart, and note how it scored."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,7 @@ def _plan(options: Options) -> int:
 
     print_of_data = fingerprint(read_dataset(options.dataset), workers=options.workers)
     write_plan(options.out, make_plan(print_of_data, memory_gb=options.memory))
-    _say(
-        f"wrote {options.out}; read it, edit it, then: medseg prepare {options.dataset} --out STORE --plan {options.out}"
-    )
+    _say(f"wrote {options.out}; edit it, then: medseg prepare {options.dataset} --out STORE --plan {options.out}")
     return 0
 
 
@@ -114,10 +112,22 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(options: Options) -> int:
-    from medseg.report.command import evaluate_folder
+    from medseg.datasets.manifest import read_manifest
+    from medseg.report.evaluate import evaluate
+    from medseg.report.html import write_report
+    from medseg.report.tables import print_summary
 
-    outcome = evaluate_folder(options.predictions, options.references, options.output, labels=options.labels)
-    return _report_failures(outcome.failures)
+    named = read_manifest(options.labels) if options.labels else None
+    evaluation = evaluate(
+        options.predictions,
+        options.references,
+        output=options.output,
+        organs=named.labels if named else None,
+        ignore=named.ignore if named else None,
+    )
+    write_report(evaluation)
+    print_summary(evaluation)
+    return evaluation.exit_status
 
 
 def _losses_options(parser: argparse.ArgumentParser) -> None:
@@ -161,7 +171,7 @@ def _workers_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
 
 
-def _report_failures(failures: tuple[Exception, ...]) -> int:
+def _report_failures(failures: Sequence[Exception]) -> int:
     for failure in failures:
         sys.stderr.write(f"medseg: {failure}\n")
     return 1 if failures else 0

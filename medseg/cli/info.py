@@ -30,13 +30,13 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     options = checkpoint["hyper_parameters"]
     plan = Plan.from_dict(options["plan"])
-    weights = [tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith("net.")]
+    weights = {tensor.data_ptr(): tensor for name, tensor in checkpoint["state_dict"].items() if name[:4] == "net."}
     return {
         "what": "checkpoint",
         "written by": f"medseg {checkpoint['medseg']['version']}, torch {checkpoint['medseg']['torch']}",
         **_plan(plan),
         "network": options["net"],
-        "parameters": sum(tensor.numel() for tensor in weights),
+        "parameters": sum(tensor.numel() for tensor in weights.values()),
         "loss": options["loss"],
         "optimizer": f"{options['optimizer']}, lr {options['lr']:g}, {options['schedule']}",
         "trained": f"{checkpoint['global_step']} steps, {checkpoint['epoch'] + 1} epochs",

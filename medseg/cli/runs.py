@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 from medseg.errors import CheckpointError, UsageError
+from medseg.plan.plan import Plan
+from medseg.report.evaluate import Evaluation, evaluate
+from medseg.report.html import write_report
+from medseg.report.matching import References
+from medseg.report.tables import print_summary
+from medseg.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,42 @@ class Run:
             raise UsageError(
                 f"{self.path} already holds a training", "Go on with --ckpt_path last, or choose another --run"
             )
+
+    def report(self, store: Store, cases: Sequence[str], plan: Plan) -> Evaluation:
+        """Score the predictions of `medseg test` against the source files, print the table, write the report.
+
+        Args:
+            store: Knows where each reference is.
+            cases: Those that were predicted.
+            plan: Names the organs.
+        """
+        infos = {case: store.info(case) for case in cases}
+        evaluation = evaluate(
+            self.predictions,
+            References(
+                labels={case: Path(str(info.label)) for case, info in infos.items()},
+                images={case: Path(info.images[0]) for case, info in infos.items()},
+                organs=plan.labels,
+                ignore=plan.ignore,
+                all_expected=True,
+                annotated={case: info.annotated for case, info in infos.items() if info.annotated is not None},
+            ),
+            output=self.path / "test",
+            cases=cases,
+        )
+        write_report(
+            evaluation,
+            self.path / "report.html",
+            run=self.path,
+            plan=(store.path / "plan.yaml").read_text(),
+            commands=(
+                f"medseg fit --config {self.path / 'config.yaml'} --run {self.path}",
+                f"medseg test --run {self.path}",
+            ),
+            title=plan.name,
+        )
+        print_summary(evaluation)
+        return evaluation
 
 
 class _AppendingWriter(ExperimentWriter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 import warnings
@@ -18,9 +19,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from medseg.cli.runs import Run, RunCsvLogger
 from medseg.errors import DataError, UsageError, nearest
+from medseg.hardware import best_precision, keep_freed_memory
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
-from medseg.precision import best_precision
+from medseg.store.store import Store
 from medseg.task import SegmentationTask, load_task
 
 PrecisionName = Literal[
@@ -46,6 +48,8 @@ class Trainer(pl.Trainer):
 
 class MedsegCLI(LightningCLI):
     """Lightning's command line plus ``--run``, the one folder that a training writes."""
+
+    exit_status = 0
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a misspelt key or a wrong value becomes one sentence."""
@@ -88,6 +92,7 @@ class MedsegCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.subcommand != "fit":
             self.model = load_task(Path(config.ckpt_path))
+            config.ckpt_path = self.config_init[self.subcommand].ckpt_path = None  # its weights are in place
             _require_same_labels(self.model.plan, self.datamodule.plan, config.data.store)
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
@@ -101,12 +106,15 @@ class MedsegCLI(LightningCLI):
         """Write every test prediction on the grid of its image."""
         from medseg.inference.writer import WritePredictions
 
-        self.trainer.callbacks.append(WritePredictions(self.run_folder.predictions, self.datamodule))
+        self.trainer.callbacks.append(WritePredictions(self.run_folder.predictions, Store(self.datamodule.store)))
 
     def after_test(self) -> None:
         """Score the written predictions and report per organ."""
         if self.trainer.is_global_zero:
-            self.run_folder.report(self.datamodule, self.model.plan)
+            evaluation = self.run_folder.report(
+                Store(self.datamodule.store), self.datamodule.cases.val, self.model.plan
+            )
+            self.exit_status = evaluation.exit_status
         self.trainer.strategy.barrier()
 
 
@@ -118,9 +126,10 @@ def run_lightning(words: Sequence[str]) -> int:
         MedsegError: The data or a checkpoint is at fault.
     """
     _quieten()
+    keep_freed_memory()
     strict = {"exit_on_error": False, "allow_abbrev": False}
     try:
-        MedsegCLI(
+        done = MedsegCLI(
             SegmentationTask,
             VolumesDataModule,
             trainer_class=Trainer,
@@ -130,11 +139,33 @@ def run_lightning(words: Sequence[str]) -> int:
             parser_kwargs={"prog": "medseg", **strict, **{name: dict(strict) for name in MedsegCLI.subcommands()}},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=list(words),
+            args=_with_config_of_run(list(words)),
         )
     except MisconfigurationException as error:
         raise UsageError(str(error).rstrip("."), "Correct the options of the trainer") from None
-    return 0
+    return done.exit_status
+
+
+def _with_config_of_run(words: list[str]) -> list[str]:
+    """For a finished run, its own config, unless one is given."""
+    command, *rest = words
+    names = {word.split("=")[0] for word in rest}
+    if command == "fit" or names & {"--config", "-c", "--help", "-h"}:
+        return words
+    options, _ = _run_options(rest)
+    run = Path(options.run) if options.run else Path(options.ckpt_path or ".").parent.parent
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise UsageError(f"{command} needs the run it is about", "Name its folder with --run, or give a --config")
+    given = [] if options.run else ["--run", str(run)]
+    return [command, "--config", str(config), *given, *rest]
+
+
+def _run_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run")
+    parser.add_argument("--ckpt_path")
+    return parser.parse_known_args(words)
 
 
 def explain(message: str, legal: list[str]) -> UsageError:
@@ -204,6 +235,8 @@ def _require_same_labels(trained: Plan, given: Plan, store: str) -> None:
 
 def _quieten() -> None:
     """Hide what Lightning says that a user can do nothing about."""
+    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")  # as we do
+    warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")  # nobody asked for MB
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # volumes are cached in memory
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # short demo epochs

@@ -20,7 +20,7 @@ from medseg.errors import CheckpointError, DataError, MedsegError, UsageError
 from medseg.inference.restore import label_values
 from medseg.patches.stitch import Predict, mirrored, sliding_window
 from medseg.plan.plan import Plan
-from medseg.precision import best_precision
+from medseg.hardware import best_precision
 from medseg.space.nifti import case_name, write_channels, write_labels
 from medseg.space.volume import Volume
 from medseg.store.grid import GridChange, probabilities_from_plan_grid, to_plan_grid

@@ -29,7 +29,7 @@ def vnet(spec: NetSpec, *, dropout: float = 0.0, bias: bool = False) -> nn.Modul
         in_channels=spec.in_channels if fits else _WIDTH,
         out_channels=spec.out_channels,
         dropout_prob_down=dropout or None,
-        dropout_prob_up=(dropout or None, dropout or None),
+        dropout_prob_up=(dropout, dropout),
         bias=bias,
     )
     if not fits:

@@ -1,0 +1,84 @@
+"""Instance normalisation that stays in the memory layout which CPU convolutions are fast in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the field's own abbreviation
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+aten = torch.ops.aten
+
+
+class _PerSampleNorm(torch.autograd.Function):
+    """Batch normalisation of one sample at a time, in place of the copy to and from the contiguous layout.
+
+    PyTorch normalises instances by viewing ``(b, c, ...)`` as ``(1, b c, ...)``, which channels-last memory cannot be
+    viewed as: it is copied, both ways, forward and backward. Batch normalisation of a single sample is the same
+    function and has a channels-last kernel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        out = torch.empty_like(x)
+        mean, rstd = torch.empty(2, *x.shape[:2], device=x.device)
+        for at in range(len(x)):
+            one = slice(at, at + 1)
+            aten.native_batch_norm.out(
+                *(x[one], weight, bias, None, None, True, 0.0, eps),
+                out=out[one],
+                save_mean=mean[at],
+                save_invstd=rstd[at],
+            )
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        d_out = d_out.contiguous(memory_format=torch.channels_last_3d)
+        d_x = torch.empty_like(x)
+        d_weight, d_bias = torch.empty_like(mean), torch.empty_like(mean)
+        for at in range(len(x)):
+            one = slice(at, at + 1)
+            aten.native_batch_norm_backward.out(
+                *(d_out[one], x[one], weight, None, None, mean[at], rstd[at], True, ctx.eps, [True, True, True]),
+                out0=d_x[one],
+                out1=d_weight[at],
+                out2=d_bias[at],
+            )
+        if weight is None:
+            return d_x, None, None, None
+        return d_x, d_weight.sum(0), d_bias.sum(0), None
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """`torch.nn.InstanceNorm3d`, without its copies where activations on the CPU are channels-last.
+
+    Same parameters, same values: x -> (x - mean) / sqrt(var + eps) * weight + bias per sample and channel.
+    """
+
+    def forward(self, x: Float[Tensor, "b c i j k"]) -> Float[Tensor, "b c i j k"]:
+        """Normalise each sample and channel over its voxels."""
+        channels_last = x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+        if x.device.type != "cpu" or not channels_last or x[0, 0].numel() == 1:
+            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        normalised: Tensor = _PerSampleNorm.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        return normalised
+
+
+def with_fast_norms(net: nn.Module) -> nn.Module:
+    """Replace every plain `torch.nn.InstanceNorm3d` of a network by ours, parameters and names kept."""
+    for name, child in net.named_children():
+        if type(child) is nn.InstanceNorm3d and not child.track_running_stats:
+            ours = InstanceNorm3d(child.num_features, eps=child.eps, affine=child.affine)
+            ours.load_state_dict(child.state_dict())
+            setattr(net, name, ours)
+        else:
+            with_fast_norms(child)
+    return net
