@@ -21,7 +21,6 @@ def augment(
     geometry: Geometry,
     *,
     nearest: bool = False,
-    present: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Float[Tensor, "b m x y z"], Integer[Tensor, "b x y z"]]:
     """Turn crops into augmented patches: one interpolation for all that moves voxels, then intensities, then mirrors.
 
@@ -31,7 +30,6 @@ def augment(
         draw: Parameters from `medseg.patches.draw.draw`.
         geometry: The grid they were drawn for.
         nearest: Labels of the nearest voxel instead of the largest interpolated share.
-        present: The labels in each sample, if known.
 
     Returns:
         Patches of ``geometry.patch_size`` and their labels; on another device the same, except for the noise, which is
@@ -46,7 +44,7 @@ def augment(
         >>> [tuple(t.shape) for t in augment(image, labels, drawn, grid)]
         [(2, 1, 8, 8, 8), (2, 8, 8, 8)]
     """
-    patches, targets = deform(image, labels, draw, geometry.patch_size, nearest=nearest, present=present)
+    patches, targets = deform(image, labels, draw, geometry.patch_size, nearest=nearest)
     degrade(patches, draw)
     for sample in np.flatnonzero(np.any(draw.flips, 1)):
         flips = draw.flips[sample].tolist()

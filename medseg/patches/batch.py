@@ -36,19 +36,17 @@ class Crops(NamedTuple):
     Attributes:
         batch: The crops.
         draw: Parameters of the augmentation, on the host.
-        present: The labels in each crop that is to be interpolated.
     """
 
     batch: Batch
     draw: Draw
-    present: tuple[tuple[int, ...], ...]
 
 
 def augmented(crops: Crops, geometry: Geometry, *, nearest: bool) -> Batch:
     """Apply what was drawn, on the device where the crops are; no gradient is recorded."""
     batch = crops.batch
     with torch.no_grad():
-        image, labels = augment(batch.image, batch.labels, crops.draw, geometry, nearest=nearest, present=crops.present)
+        image, labels = augment(batch.image, batch.labels, crops.draw, geometry, nearest=nearest)
     mask = batch.class_mask
     if mask is not None and geometry.swap_labels:
         order = _exchanged(mask.shape[1], geometry.swap_labels)

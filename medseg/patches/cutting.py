@@ -148,8 +148,7 @@ class TrainingCrops(TorchDataset[Any]):
         spacing_mm = torch.tensor([self.geometry.spacing_mm] * len(slots))
         mask = self.cases.mask([slot.case for slot in slots])
         cut = Batch(torch.from_numpy(image), torch.from_numpy(labels), spacing_mm, ids, mask)
-        known = tuple(_present(labels[s]) if drawn.spatial[s] else () for s in range(len(slots)))
-        return Crops(cut, drawn, known)
+        return Crops(cut, drawn)
 
     def _fill(
         self,
@@ -205,8 +204,3 @@ class WholeVolumes(TorchDataset[Any]):
     def names(self, number: int) -> tuple[str, ...]:
         """The case that a batch holds."""
         return (self.cases.ids[number],)
-
-
-def _present(labels: NDArray[np.int16]) -> tuple[int, ...]:
-    counts = np.bincount((labels - IGNORED).ravel())
-    return tuple(int(index) + IGNORED for index in counts.nonzero()[0])

@@ -116,7 +116,7 @@ def _draw_sample(
     )
     matrix = _affine(settings, geometry, rng, rotated=rotated, scaled=scaled)
     elastic = _elastic(settings, geometry, rng, bent=bent) if settings.elastic_probability > 0 else None
-    allowed = np.isin(np.arange(3), geometry.mirror_axes)
+    allowed = np.array([axis in geometry.mirror_axes for axis in range(3)])
     flips = allowed & (rng.random(3) < settings.mirror_probability)
     noisy = rng.random() < settings.noise_probability
     noise_std = np.float32(math.sqrt(rng.uniform(*settings.noise_variance)) if noisy else 0.0)
@@ -182,33 +182,40 @@ def _elastic(
 
 
 def _bias(settings: Augmentation, modalities: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    drawn = rng.random() < settings.bias_probability
     shape = (modalities, *[settings.bias_points] * 3)
-    return (rng.standard_normal(shape) * (settings.bias_log_std if drawn else 0.0)).astype(np.float32)
+    if rng.random() >= settings.bias_probability:
+        return np.zeros(shape, np.float32)
+    return np.asarray(rng.standard_normal(shape) * settings.bias_log_std, np.float32)
 
 
 def _blur(settings: Augmentation, modalities: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    drawn = rng.random() < settings.blur_probability
+    if rng.random() >= settings.blur_probability:
+        return np.zeros((modalities, 3), np.float32)
     channels = rng.random((modalities, 1)) < settings.blur_channel_probability
-    sigma = rng.uniform(*settings.blur_sigma_voxels, size=(modalities, 3))
-    return np.where(drawn & channels, sigma, 0.0).astype(np.float32)
+    return np.where(channels, rng.uniform(*settings.blur_sigma_voxels, size=(modalities, 3)), 0.0).astype(np.float32)
 
 
 def _resolution(
     settings: Augmentation, geometry: Geometry, modalities: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    drawn = rng.random() < settings.low_resolution_probability
-    channels = rng.random((modalities, 1)) < settings.low_resolution_channel_probability
-    share = np.repeat(rng.uniform(*settings.low_resolution, size=(modalities, 1)), 3, axis=1)
+    share = np.ones((modalities, 3), np.float32)
+    if rng.random() >= settings.low_resolution_probability:
+        return share
+    channels = rng.random(modalities) < settings.low_resolution_channel_probability
+    share[channels] = rng.uniform(*settings.low_resolution, size=(int(channels.sum()), 1))
     if geometry.through_plane is not None:
         share[:, geometry.through_plane] = 1.0
-    return np.where(drawn & channels, share, 1.0).astype(np.float32)
+    return share
 
 
 def _factors(rng: np.random.Generator, modalities: int, probability: float, limits: Range) -> NDArray[np.float32]:
     """A factor per modality, below and above one equally often (where the range has both sides), as nnU-Net draws."""
-    drawn = rng.random() < probability
-    below = (rng.random(modalities) < 0.5) & (limits[0] < 1)
-    lowest = np.where(below, limits[0], max(limits[0], 1.0))
-    highest = np.where(below, min(limits[1], 1.0), max(limits[1], lowest.max()))
-    return np.where(drawn, rng.uniform(lowest, highest), 1.0).astype(np.float32)
+    factors = np.ones(modalities, np.float32)
+    if rng.random() >= probability:
+        return factors
+    for modality in range(modalities):
+        below = limits[1] <= 1 or (limits[0] < 1 and rng.random() < 0.5)
+        factors[modality] = (
+            rng.uniform(limits[0], min(limits[1], 1)) if below else rng.uniform(max(limits[0], 1), limits[1])
+        )
+    return factors

@@ -62,9 +62,10 @@ def _add_noise(image: Tensor, draw: Draw) -> None:
 def blur(rows: Rows, sigma_voxels: Float[Tensor, "n 3"]) -> Rows:
     """Gaussian blur, each row and axis with its own width: three one-dimensional sums, the border repeated."""
     for axis in range(3):
-        radius = max(1, math.ceil(3 * float(sigma_voxels[:, axis].max())))
-        distance = torch.arange(radius + 1, dtype=torch.float32)
-        weights = torch.exp(-(distance**2) / (2 * sigma_voxels[:, axis, None] ** 2).clamp_min(_SMALL))
+        width = sigma_voxels[:, axis, None].clamp_min(_SMALL)
+        reach = (3 * width).ceil()
+        distance = torch.arange(float(reach.max()) + 1)
+        weights = torch.exp(-((distance / width) ** 2) / 2) * (distance <= reach)  # a row must not feel its neighbours
         weights /= weights.sum(1, keepdim=True) * 2 - weights[:, :1]
         rows = _smooth(rows, weights.to(rows.device), axis + 1)
     return rows
@@ -108,11 +109,18 @@ def lower_resolution(rows: Rows, share: Float[Tensor, "n 3"]) -> Rows:
 
 def gamma(rows: Rows, exponent: PerRow) -> Rows:
     r"""A power of the intensities in [0, 1], :math:`u \mapsto u^\gamma`; mean and deviation stay as they were."""
-    deviation, mean = torch.std_mean(rows, (1, 2, 3), keepdim=True)
+    mean, deviation = _moments(rows)
     low, high = rows.amin((1, 2, 3), keepdim=True), rows.amax((1, 2, 3), keepdim=True)
     curved = ((rows - low) / (high - low).clamp_min(_SMALL)).pow_(_wide(exponent, rows))
-    new_deviation, new_mean = torch.std_mean(curved, (1, 2, 3), keepdim=True)
+    new_mean, new_deviation = _moments(curved)
     return curved.sub_(new_mean).mul_(deviation / new_deviation.clamp_min(_SMALL)).add_(mean)
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each row, in two passes that torch vectorises (its `std_mean` does not)."""
+    mean = rows.mean((1, 2, 3), keepdim=True)
+    norm = torch.linalg.vector_norm(rows - mean, dim=(1, 2, 3), keepdim=True)
+    return mean, norm / math.sqrt(rows[0].numel())
 
 
 def inverted_gamma(rows: Rows, exponent: PerRow) -> Rows:

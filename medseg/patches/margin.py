@@ -26,7 +26,7 @@ def crop_size(settings: Augmentation, geometry: Geometry, largest: Shape) -> Sha
         >>> grid = Geometry((40, 40, 40), (1.0, 1.0, 1.0))
         >>> crop_size(Augmentation(), grid, (300, 300, 44))
         (60, 60, 44)
-        >>> crop_size(Augmentation(rotation_probability=0, scale_probability=0), grid, (300, 300, 300))
+        >>> crop_size(Augmentation(rotation_probability=0.0, scale_probability=0.0), grid, (300, 300, 300))
         (40, 40, 40)
     """
     if not settings.spatial:

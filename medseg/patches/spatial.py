@@ -16,8 +16,8 @@ from medseg.space.volume import Shape
 IGNORED = -1
 """Label of voxels outside the scan or not annotated: no loss is taken there."""
 
-_LABELS_AT_ONCE = 8
 _SLICES_AT_ONCE = 8
+_MIXED = -1
 
 
 def centre(volume: Tensor, patch_size: Shape) -> Tensor:
@@ -35,11 +35,10 @@ def deform(
     patch_size: Shape,
     *,
     nearest: bool = False,
-    present: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Float[Tensor, "b m x y z"], Integer[Tensor, "b x y z"]]:
     """Cut the patch out of its larger crop, interpolated where a sample was rotated, scaled or bent.
 
-    Image and labels are read at the same places, in the same call. Voxels from outside the crop are zero in the image
+    Image and labels are read at the same places. Voxels from outside the crop are zero in the image
     (its mean, in normalised units, which is what prediction pads with) and ignored in the labels.
 
     Args:
@@ -48,17 +47,12 @@ def deform(
         draw: Parameters of the batch.
         patch_size: Voxels that remain.
         nearest: Labels of the nearest voxel; otherwise the label with the largest interpolated share.
-        present: The labels in each sample, if the caller knows them: spares a GPU the wait for its own answer.
     """
     patches, targets = centre(image, patch_size).clone(), centre(labels, patch_size).clone()
     for sample in np.flatnonzero(draw.spatial).tolist():
         grid = _grid(draw, sample, patch_size, image)
-        if nearest:
-            patches[sample] = _sample(image[sample], grid)
-            targets[sample] = _nearest_labels(labels[sample], grid)
-        else:
-            known = present[sample] if present is not None else _labels_in(labels[sample])
-            patches[sample], targets[sample] = _with_shares(image[sample], labels[sample], grid, known)
+        patches[sample] = _sample(image[sample], grid)
+        targets[sample] = (_nearest_labels if nearest else _linear_labels)(labels[sample], grid)
     return patches, targets
 
 
@@ -123,31 +117,49 @@ def _sample(channels: Float[Tensor, "c i j k"], grid: Tensor, mode: str = "bilin
 
 def _nearest_labels(labels: Tensor, grid: Tensor) -> Tensor:
     shifted = (labels - IGNORED).float()[None]  # outside reads as zero, so zero must mean ignored
-    return _sample(shifted, grid, "nearest")[0].round_().to(labels.dtype) + IGNORED
+    return _sample(shifted, grid, "nearest")[0].to(labels.dtype) + IGNORED
 
 
-def _labels_in(labels: Tensor) -> list[int]:
-    return (torch.bincount((labels - IGNORED).flatten().int()).nonzero()[:, 0] + IGNORED).tolist()
+def _linear_labels(labels: Tensor, grid: Tensor) -> Tensor:
+    """The argmax of the interpolated one-hot map, which is never made, so that any number of labels costs the same.
+
+    Only where the eight voxels around a point differ is there anything to decide. A GPU decides everywhere, which is
+    cheaper for it than to wait for the list of such points.
+    """
+    if grid.device.type != "cpu":
+        return _vote(labels, grid)
+    sizes = grid.new_tensor(labels.shape[::-1])
+    found = _sample(_cells(labels)[None], grid * (sizes / (sizes + 1)), "nearest")[0]
+    result = found.to(labels.dtype) + IGNORED
+    mixed = (found.flatten() == _MIXED).nonzero()[:, 0]
+    result.view(-1)[mixed] = _vote(labels, grid.view(-1, 3)[mixed])
+    return result
 
 
-def _with_shares(image: Tensor, labels: Tensor, grid: Tensor, present: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Image channels and label shares in one call; many labels in several, so that memory stays bounded."""
-    known = [value for value in present if value != IGNORED]
-    modalities = image.shape[0]
-    best: Tensor | None = None
-    rest, patch = torch.ones((), device=image.device), image[:0]
-    chosen = labels.new_full((), IGNORED).expand(grid.shape[:3])
-    for first in range(0, max(len(known), 1), _LABELS_AT_ONCE):
-        some = known[first : first + _LABELS_AT_ONCE]
-        shares = [(labels == value).to(image.dtype)[None] for value in some]
-        sampled = _sample(torch.cat([*([image] if first == 0 else []), *shares]), grid)
-        if first == 0:
-            patch, sampled = sampled[:modalities], sampled[modalities:]
-        for value, share in zip(some, sampled, strict=True):
-            rest = rest - share
-            larger = share > (best if best is not None else 0)
-            chosen = torch.where(larger, value, chosen)
-            best = share if best is None else torch.maximum(best, share)
-    if best is not None:
-        chosen = torch.where(rest > best, IGNORED, chosen)
-    return patch, chosen.to(labels.dtype)
+def _cells(labels: Tensor) -> Float[Tensor, "i_and_1 j_and_1 k_and_1"]:
+    """Between each eight neighbouring voxels their label, counted from the ignored one, or `_MIXED` if they differ."""
+    low = high = F.pad(labels - IGNORED, (1, 1) * 3)
+    for axis in range(3):
+        size = low.shape[axis] - 1
+        low = torch.minimum(low.narrow(axis, 0, size), low.narrow(axis, 1, size))
+        high = torch.maximum(high.narrow(axis, 0, size), high.narrow(axis, 1, size))
+    return low.masked_fill_(low != high, _MIXED).float()
+
+
+def _vote(labels: Tensor, points: Float[Tensor, "*n 3"]) -> Integer[Tensor, "*n"]:
+    """The label that the eight voxels around a point give the most weight; outside the crop is ignored."""
+    padded = F.pad(labels, (1, 1) * 3, value=IGNORED)
+    index, weights = torch.zeros((), dtype=torch.long, device=labels.device), torch.ones((), device=labels.device)
+    for axis, (size, stride) in enumerate(zip(padded.shape, padded.stride(), strict=True)):
+        position = ((points[..., 2 - axis] + 1) * ((size - 2) / 2) + 0.5).clamp(0, size - 1.001)
+        corner = position.floor()
+        after = position - corner
+        first = corner.long() * stride
+        index = (index + torch.stack([first, first + stride])[:, None]).flatten(0, 1)
+        weights = (weights * torch.stack([1 - after, after])[:, None]).flatten(0, 1)
+    names = padded.flatten()[index]
+    winner, most = names[0], (names == names[0]).mul(weights).sum(0)
+    for name in names[1:]:
+        votes = (names == name).mul(weights).sum(0)
+        winner, most = torch.where(votes > most, name, winner), torch.maximum(votes, most)
+    return winner

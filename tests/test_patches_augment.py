@@ -1,0 +1,398 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from medseg.patches import intensity
+from medseg.patches.augment import augment, swapped
+from medseg.patches.draw import Geometry, draw, geometry_of, rotation
+from medseg.patches.margin import crop_size
+from medseg.patches.settings import PRESETS, Augmentation, augmentation
+from medseg.patches.spatial import deform, smooth_field
+
+PATCH = (12, 16, 14)
+NOTHING = PRESETS["none"]
+SPATIAL = {
+    "rotation": replace(NOTHING, rotation_probability=1.0),
+    "scaling": replace(NOTHING, scale_probability=1.0),
+    "elastic": replace(NOTHING, elastic_probability=1.0, elastic_mm=2.0),
+    "mirror": replace(NOTHING, mirror_probability=1.0),
+    "together": replace(
+        NOTHING, rotation_probability=1.0, scale_probability=1.0, elastic_probability=1.0, mirror_probability=0.5
+    ),
+}
+GRIDS = {
+    "cubes": Geometry(PATCH, (1.0, 1.0, 1.0), (0, 1, 2)),
+    "slices": Geometry(PATCH, (5.0, 0.8, 0.8), (0, 2)),
+    "mild": Geometry(PATCH, (1.0, 1.0, 2.5), (1,)),
+}
+
+
+def blobs(shape, seed, labels=4):
+    """Smooth random regions, so that boundaries are few and a wrong voxel is no accident."""
+    noise = np.random.default_rng(seed).standard_normal((labels, *shape))
+    smooth = [ndimage.gaussian_filter(field, 2.0) for field in noise]
+    return torch.from_numpy(np.argmax(smooth, axis=0).astype(np.int16))[None]
+
+
+def drawn(setting, grid, seed=0, samples=1, modalities=1):
+    return draw(setting, grid, modalities=modalities, key=(seed,), samples=samples)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("name", SPATIAL)
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10_000), extra=st.sampled_from([0, 4, 8]))
+def test_image_and_labels_stay_together(name, grid, seed, extra):
+    labels = blobs(tuple(size + extra for size in PATCH), seed)
+    one_hot = torch.nn.functional.one_hot(labels[0].long(), 4).permute(3, 0, 1, 2)[None].float()
+    parameters = drawn(SPATIAL[name], grid, seed, modalities=4)
+    image, moved = augment(one_hot, labels, parameters, grid)
+    shares = torch.cat([1 - image.sum(1, keepdim=True), image], dim=1)  # what comes from outside belongs to nobody
+    best = shares.max(1).values
+    chosen = shares.gather(1, moved.long()[:, None] + 1)[:, 0]
+    assert (best - chosen).max() < 1e-3
+
+
+@pytest.mark.parametrize("name", SPATIAL)
+def test_nearest_labels_are_those_of_the_image_at_the_same_place(name):
+    grid = GRIDS["cubes"]
+    labels = blobs((20, 24, 22), 5)
+    position = (
+        torch.stack(torch.meshgrid(*[torch.arange(n) for n in labels.shape[1:]], indexing="ij")).float()[None] + 100
+    )
+    image, moved = augment(position, labels, drawn(SPATIAL[name], grid, 3, modalities=3), grid, nearest=True)
+    inside = moved[0] >= 0
+    inside &= (image[0] > 99.99).all(0)  # interpolation with the outside says nothing about where it was
+    i, j, k = (axis[inside].sub(100).round().long() for axis in image[0])
+    assert inside.float().mean() > 0.5
+    assert (labels[0, i, j, k] == moved[0][inside]).float().mean() > 0.999  # the rest are ties at half a voxel
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_the_shortcut_for_labels_equals_the_argmax_of_an_interpolated_one_hot_map(seed):
+    labels = blobs((16, 20, 18), seed, labels=6)
+    labels[:, :2] = -1
+    parameters = drawn(SPATIAL["together"], GRIDS["cubes"], seed)
+    one_hot = torch.stack([labels == value for value in range(6)], dim=1).float()
+    shares, _ = deform(one_hot, labels, parameters, PATCH)
+    _, ours = deform(one_hot[:, :1], labels, parameters, PATCH)
+    with_outside = torch.cat([1 - shares.sum(1, keepdim=True), shares], dim=1)
+    ties = with_outside.topk(2, dim=1).values
+    clear = (ties[:, 0] - ties[:, 1]) > 1e-4
+    assert torch.equal(ours[clear], (with_outside.argmax(1) - 1).to(ours.dtype)[clear])
+
+
+def test_a_rotation_by_ninety_degrees_is_exact():
+    grid = Geometry((9, 9, 9), (1.0, 1.0, 1.0))
+    setting = replace(NOTHING, rotation_probability=1.0)
+    parameters = drawn(setting, grid)
+    parameters.affine[0] = rotation(np.array([0.0, 0.0, math.pi / 2]))
+    image, labels = torch.rand(1, 1, 9, 9, 9), blobs((9, 9, 9), 0)
+    turned, moved = deform(image, labels, parameters, grid.patch_size)
+    torch.testing.assert_close(turned, image.rot90(-1, (2, 3)), rtol=0, atol=1e-4)
+    assert torch.equal(moved, labels.rot90(-1, (1, 2)))
+
+
+def test_rotation_is_in_millimetres():
+    grid = Geometry((17, 17, 17), (1.0, 1.0, 2.0))
+    parameters = drawn(SPATIAL["rotation"], grid, 7)
+    spacing = np.diag(grid.spacing_mm)
+    in_mm = spacing @ parameters.affine[0] @ np.linalg.inv(spacing)
+    np.testing.assert_allclose(in_mm @ in_mm.T, np.eye(3), atol=1e-6)
+    assert np.linalg.det(in_mm) == pytest.approx(1.0, abs=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_anisotropic_volumes_are_moved_within_their_planes_only(seed):
+    grid = GRIDS["slices"]
+    assert grid.through_plane == 0
+    parameters = drawn(replace(SPATIAL["together"], low_resolution_probability=1.0), grid, seed)
+    np.testing.assert_array_equal(parameters.affine[0][0], [1, 0, 0])
+    np.testing.assert_array_equal(parameters.affine[0][:, 0], [1, 0, 0])
+    assert not parameters.elastic[0][0].any()
+    assert (parameters.resolution[..., 0] == 1).all()
+
+
+def test_mild_anisotropy_rotates_about_every_axis():
+    assert GRIDS["mild"].through_plane is None
+    assert np.abs(drawn(SPATIAL["rotation"], GRIDS["mild"]).affine[0] - np.eye(3)).min() > 1e-4
+
+
+def test_scale_looks_at_a_region_of_that_length():
+    grid = GRIDS["cubes"]
+    parameters = drawn(replace(NOTHING, scale_probability=1.0, scale=(1.25, 1.25)), grid)
+    np.testing.assert_allclose(parameters.affine[0], 1.25 * np.eye(3), rtol=1e-6)
+
+
+def test_only_axes_of_the_plan_are_mirrored():
+    flips = drawn(SPATIAL["mirror"], GRIDS["slices"], samples=5).flips
+    assert (flips == [True, False, True]).all()
+
+
+def test_mirrored_left_and_right_change_names():
+    grid = Geometry((4, 4, 4), (1.0, 1.0, 1.0), (0,), swap_labels=((1, 2),))
+    labels = torch.zeros(1, 4, 4, 4, dtype=torch.int16)
+    labels[0, 0], labels[0, 3], labels[0, 1, 0], labels[0, 2, 0] = 1, 2, 3, -1
+    image = labels[:, None].float()
+    _, moved = augment(image, labels, drawn(SPATIAL["mirror"], grid), grid)
+    assert (moved[0, 0] == 1).all()
+    assert (moved[0, 3] == 2).all()
+    assert (moved[0, 2, 0] == 3).all()
+    assert (moved[0, 1, 0] == -1).all()
+
+
+def test_swapping_leaves_other_labels_alone():
+    assert swapped(torch.tensor([[[9, 1, 2]]]), ((1, 2),)).tolist() == [[[9, 2, 1]]]
+
+
+def test_outside_is_zero_in_the_image_and_ignored_in_the_labels():
+    grid = Geometry((8, 8, 8), (1.0, 1.0, 1.0))
+    parameters = drawn(replace(NOTHING, scale_probability=1.0, scale=(2.0, 2.0)), grid)
+    for nearest in (False, True):
+        image, labels = torch.ones(1, 1, 8, 8, 8), torch.ones(1, 8, 8, 8, dtype=torch.int16)
+        patch, target = augment(image, labels, parameters, grid, nearest=nearest)
+        assert (patch[0, 0, 0] == 0).all()
+        assert (target[0, 0] == -1).all()
+        assert (target[0, 2:6, 2:6, 2:6] == 1).all()
+
+
+def test_an_untouched_patch_is_the_middle_of_its_crop():
+    image, labels = torch.rand(2, 1, 16, 20, 18), blobs((16, 20, 18), 0).repeat(2, 1, 1, 1)
+    patch, target = augment(image, labels, drawn(NOTHING, GRIDS["cubes"], samples=2), GRIDS["cubes"])
+    assert torch.equal(patch, image[:, :, 2:-2, 2:-2, 2:-2])
+    assert torch.equal(target, labels[:, 2:-2, 2:-2, 2:-2])
+
+
+def test_the_crops_are_left_as_they_were():
+    image, labels = torch.rand(4, 2, *PATCH), blobs(PATCH, 1).repeat(4, 1, 1, 1)
+    before = image.clone(), labels.clone()
+    augment(image, labels, drawn(everything(), GRIDS["cubes"], samples=4, modalities=2), GRIDS["cubes"])
+    assert torch.equal(image, before[0])
+    assert torch.equal(labels, before[1])
+
+
+def everything():
+    always = {name: 1.0 for name in Augmentation.__dataclass_fields__ if name.endswith("_probability")}
+    return replace(Augmentation(), **always)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_everything_at_once_stays_finite_and_each_sample_is_its_own(seed):
+    grid = GRIDS["cubes"]
+    image, labels = torch.randn(3, 2, *PATCH), blobs(PATCH, seed).repeat(3, 1, 1, 1)
+    parameters = drawn(everything(), grid, seed, samples=3, modalities=2)
+    together, targets = augment(image, labels, parameters, grid)
+    assert torch.isfinite(together).all()
+    assert together.std() > 0.05
+    alone = type(parameters)(*(field[1:2] for field in parameters))
+    single, target = augment(image[1:2], labels[1:2], alone, grid)
+    torch.testing.assert_close(single[0], together[1])
+    assert torch.equal(target[0], targets[1])
+
+
+def test_what_is_drawn_depends_on_key_and_sample_only():
+    grid = GRIDS["cubes"]
+    few, many = drawn(everything(), grid, 3, samples=2), drawn(everything(), grid, 3, samples=5)
+    for a, b in zip(few, many, strict=True):
+        np.testing.assert_array_equal(a, b[:2])
+    assert not np.array_equal(few.affine, drawn(everything(), grid, 4, samples=2).affine)
+    assert len({row.tobytes() for row in many.affine}) == 5
+
+
+def test_probabilities_are_kept():
+    parameters = drawn(PRESETS["full"], GRIDS["cubes"], samples=4000, modalities=2)
+    shares = {
+        "spatial": (parameters.spatial.mean(), 1 - 0.8 * 0.8),
+        "flips": (parameters.flips.mean(), 0.5),
+        "noise": ((parameters.noise_std > 0).mean(), 0.1),
+        "blur": ((parameters.blur_sigma > 0).all(2).mean(), 0.2 * 0.5),
+        "brightness": ((parameters.brightness != 1).mean(), 0.15),
+        "contrast": ((parameters.contrast != 1).mean(), 0.15),
+        "resolution": ((parameters.resolution < 1).all(2).mean(), 0.25 * 0.5),
+        "gamma": ((parameters.gamma != 1).mean(), 0.3),
+        "inverted": ((parameters.gamma_inverted != 1).mean(), 0.1),
+    }
+    for name, (found, wanted) in shares.items():
+        assert found == pytest.approx(wanted, abs=0.03), name
+    below = (parameters.gamma < 1).sum() / (parameters.gamma != 1).sum()
+    assert below == pytest.approx(0.5, abs=0.05)
+    assert parameters.gamma.min() >= 0.7
+    assert parameters.gamma.max() <= 1.5
+
+
+def test_one_sided_ranges_are_kept():
+    grid = GRIDS["cubes"]
+    setting = replace(NOTHING, brightness_probability=1.0, contrast_probability=1.0)
+    setting = replace(setting, brightness=(0.5, 0.9), contrast=(1.1, 1.2))
+    parameters = drawn(setting, grid, samples=200)
+    assert parameters.brightness.min() >= 0.5
+    assert parameters.brightness.max() <= 0.9
+    assert parameters.contrast.min() >= 1.1
+    assert parameters.contrast.max() <= 1.2
+
+
+ROWS = torch.randn(3, 12, 14, 13, generator=torch.Generator().manual_seed(0))
+
+
+def test_blur_is_a_gaussian():
+    sigma = torch.tensor([[0.5, 0.7, 1.0], [1.0, 1.0, 1.0], [0.8, 0.5, 0.6]])
+    ours = intensity.blur(ROWS, sigma)
+    for row, widths, blurred in zip(ROWS, sigma, ours, strict=True):
+        radius = np.ceil(3 * widths.numpy()).astype(int)
+        reference = ndimage.gaussian_filter(row.numpy(), widths.numpy(), mode="nearest", radius=radius)
+        np.testing.assert_allclose(blurred.numpy(), reference, atol=1e-4)
+
+
+def test_brightness_multiplies():
+    torch.testing.assert_close(intensity.brighten(ROWS, torch.tensor([2.0, 1.0, 0.5]))[2], ROWS[2] / 2)
+
+
+def test_contrast_keeps_mean_and_extremes():
+    weaker = intensity.change_contrast(ROWS, torch.tensor([0.5] * 3))
+    torch.testing.assert_close(weaker.mean((1, 2, 3)), ROWS.mean((1, 2, 3)))
+    torch.testing.assert_close(weaker.std((1, 2, 3)), ROWS.std((1, 2, 3)) / 2)
+    stronger = intensity.change_contrast(ROWS, torch.tensor([2.0] * 3))
+    assert stronger.max() <= ROWS.max()
+    assert stronger.min() >= ROWS.min()
+
+
+@pytest.mark.parametrize("curve", [intensity.gamma, intensity.inverted_gamma])
+def test_gamma_keeps_order_mean_and_deviation(curve):
+    curved = curve(ROWS, torch.tensor([0.7, 1.0, 1.5]))
+    torch.testing.assert_close(curved.mean((1, 2, 3)), ROWS.mean((1, 2, 3)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(curved.std((1, 2, 3)), ROWS.std((1, 2, 3)), atol=1e-3, rtol=0)
+    torch.testing.assert_close(curved[1], ROWS[1], atol=1e-3, rtol=0)
+    for before, after in zip(ROWS, curved, strict=True):
+        assert after.flatten()[before.flatten().argsort()].diff().min() >= -1e-5
+
+
+def test_gamma_bends_the_dark_end_and_inverted_gamma_the_bright_one():
+    ramp = torch.linspace(0, 1, 1000).reshape(1, 10, 10, 10)
+    upright = intensity.gamma(ramp, torch.tensor([1.5])).flatten().diff()
+    upside_down = intensity.inverted_gamma(ramp, torch.tensor([1.5])).flatten().diff()
+    assert upright[0] < upright[-1]
+    torch.testing.assert_close(upside_down, upright.flip(0), atol=1e-5, rtol=0)
+
+
+def test_gamma_of_a_constant_is_that_constant():
+    constant = torch.full((1, 4, 4, 4), 3.0)
+    torch.testing.assert_close(intensity.gamma(constant, torch.tensor([1.5])), constant)
+
+
+def test_low_resolution_loses_detail_not_size_and_spares_full_resolution():
+    lower = intensity.lower_resolution(ROWS, torch.tensor([[0.5] * 3, [1.0] * 3, [1.0, 0.5, 0.5]]))
+    assert lower.shape == ROWS.shape
+    torch.testing.assert_close(lower[1], ROWS[1])
+    assert lower[0].diff(dim=0).abs().mean() < ROWS[0].diff(dim=0).abs().mean() / 1.5
+
+
+def test_bias_is_a_smooth_factor_above_the_darkest_voxel():
+    setting = replace(NOTHING, bias_probability=1.0)
+    image = torch.rand(1, 1, *PATCH) + 2
+    changed, _ = augment(image, blobs(PATCH, 0), drawn(setting, GRIDS["cubes"]), GRIDS["cubes"])
+    above = image > image.min() + 0.05
+    factor = ((changed - image.min()) / (image - image.min()))[above]
+    assert factor.min() > 0.3
+    assert factor.std() > 0.02
+
+
+def test_noise_has_the_drawn_variance_and_repeats():
+    setting = replace(NOTHING, noise_probability=1.0, noise_variance=(0.09, 0.09))
+    image, labels = torch.zeros(2, 1, *PATCH), blobs(PATCH, 0).repeat(2, 1, 1, 1)
+    parameters = drawn(setting, GRIDS["cubes"], samples=2)
+    noisy, _ = augment(image, labels, parameters, GRIDS["cubes"])
+    assert noisy.std() == pytest.approx(0.3, rel=0.05)
+    assert not torch.equal(noisy[0], noisy[1])
+    assert torch.equal(noisy, augment(image, labels, parameters, GRIDS["cubes"])[0])
+
+
+def test_a_field_of_equal_control_points_is_constant():
+    field = smooth_field(torch.full((5, 5, 5), 2.0), (7, 9, 8))
+    torch.testing.assert_close(field, torch.full((7, 9, 8), 2.0))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_the_margin_holds_what_moderate_transforms_look_at(seed):
+    grid = Geometry((40, 40, 40), (1.0, 1.0, 1.0))
+    setting = replace(PRESETS["moderate"], rotation_probability=1.0, scale_probability=1.0, margin=1.0, elastic_mm=0.0)
+    half = np.array(crop_size(setting, grid, (500, 500, 500))) / 2
+    corners = np.array(np.meshgrid(*[[-19.5, 19.5]] * 3)).reshape(3, -1)
+    single = drawn(replace(setting, rotation_deg=0.0, rotation_probability=0.0), grid, seed)
+    assert (np.abs(single.affine[0] @ corners) <= half[:, None]).all()
+
+
+def test_the_margin_covers_elastic_and_planar_motion():
+    grid = Geometry((8, 40, 40), (5.0, 1.0, 1.0))
+    setting = replace(NOTHING, elastic_probability=1.0, scale_probability=1.0, rotation_probability=1.0)
+    assert crop_size(setting, grid, (100, 500, 500)) == (8, 60, 60)
+    assert crop_size(NOTHING, grid, (100, 500, 500)) == (8, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ("moderat", "did you mean moderate"),
+        ({"rotation_degrees": 10}, "did you mean rotation_deg"),
+        ({"scale": 3}, "expected one like"),
+        ({"scale": [1.2, 0.8]}, "is a range"),
+        ({"gamma": [0.0, 1.0]}, "above 0"),
+        ({"noise_probability": 1.5}, "between 0 and 1"),
+        ({"low_resolution": [0.5, 1.5]}, "at most 1"),
+        ({"elastic_points": 1}, "at least 2"),
+        ({"margin": -0.1}, "must not be negative"),
+        ({"label_interpolation": "cubic"}, "'linear' or 'nearest'"),
+        ("gjhgkjh", "choose from"),
+    ],
+)
+def test_wrong_settings_are_answered_with_a_way_out(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        augmentation(wrong)
+
+
+def test_settings_come_by_name_by_number_or_ready_made():
+    assert augmentation("full") == Augmentation()
+    assert augmentation({}) == Augmentation()
+    assert augmentation(PRESETS["light"]) is PRESETS["light"]
+    assert augmentation({"preset": "none", "scale": [0.5, 1], "scale_probability": 1}).scale == (0.5, 1.0)
+    assert not PRESETS["light"].spatial
+
+
+def test_overlapping_organs_cannot_be_swapped(tiny_plan):
+    plan = replace(tiny_plan, labels={"left": (1, 2), "right": (2, 3)}, swap_labels=(("left", "right"),))
+    with pytest.raises(ValueError, match="cannot split overlapping"):
+        geometry_of(plan)
+
+
+def test_geometry_follows_the_plan(tiny_plan):
+    plan = replace(tiny_plan, labels={"left": 4, "right": 7}, swap_labels=(("left", "right"),))
+    assert geometry_of(plan).swap_labels == ((1, 2),)
+    assert geometry_of(plan, (8, 8, 8)).patch_size == (8, 8, 8)
+
+
+@pytest.fixture
+def tiny_plan():
+    from medseg.plan.plan import Normalisation, Plan
+
+    return Plan(
+        "tiny",
+        ("MRI",),
+        {"left": 1, "right": 2},
+        "RAS",
+        (1.0, 1.0, 1.0),
+        (16, 16, 16),
+        2,
+        (Normalisation(),),
+        ((1, 1, 1), (2, 2, 2)),
+        ((3, 3, 3), (3, 3, 3)),
+        (8, 16),
+    )
