@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,7 +18,7 @@ except ImportError:  # a platform without it: plain memory-mapped files, larger 
     blosc2 = None
 
 ENDINGS = (".b2nd", ".npy")
-BLOCK = 32  # voxels along the edge of what is decompressed at once: fits a core's own cache
+BLOCK = 32  # voxels along the edge of what is decompressed at once, at most: fits a core's own cache
 MANTISSA_BITS = 12  # kept of 23: values exact to one part in 8,000, far below any scanner's noise, at half the size
 
 
@@ -56,7 +57,7 @@ def write_array(folder: Path, name: str, array: NDArray[Any], *, patch: Sequence
     path = folder / f"{name}.b2nd"
     leading = array.shape[:-3]
     chunks = [*leading, *(max(1, min(size, edge)) for size, edge in zip(patch, array.shape[-3:], strict=True))]
-    blocks = [*(1 for _ in leading), *(min(BLOCK, chunk) for chunk in chunks[-3:])]
+    blocks = [*(1 for _ in leading), *(ceil(chunk / ceil(chunk / BLOCK)) for chunk in chunks[-3:])]
     blosc2.asarray(
         np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams=_cparams(array)
     )

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,12 @@ from jaxtyping import Int16, Int32
 from numpy.typing import NDArray
 
 from medseg.datasets.case import Case, Dataset, read_case
+from medseg.errors import DataError
 from medseg.plan.plan import Plan
 from medseg.plan.workers import MachineError
 from medseg.store.arrays import write_array
 from medseg.store.grid import labels_to_plan_grid, to_plan_grid
-from medseg.store.store import SCHEMA, CaseInfo, Source, grid_of
+from medseg.store.store import SCHEMA, CaseInfo, Source, grid_of, read_info
 
 FOREGROUND_SAMPLES = 10_000
 UNFINISHED = ".tmp"  # ending of a folder that is being written
@@ -63,26 +64,28 @@ def prepare_case(task: CaseTask) -> str:
         DataError: The case is at fault.
         MachineError: The store cannot be written.
     """
-    image, labels = read_case(task.case, task.dataset)
     sources = tuple(_source(path) for path in task.files)
     name = folder_name(task, sources)
     final = task.store / "cases" / name
     if final.is_dir():
+        _refresh(final, task, sources)
         return name
+    image, labels = read_case(task.case, task.dataset)
+    if not all(source.unchanged() for source in sources):
+        raise DataError(task.case.images[0], "or its label changed while it was read", "Run again when it is complete")
     array, change = to_plan_grid(image, task.plan)
     del image  # as large as the result: let go before the labels are resampled
     atoms = None if labels is None else labels_to_plan_grid(labels, task.plan, change)
-    counts = {} if atoms is None else _count(atoms)
     info = CaseInfo(
         id=task.case.id,
         patient=task.case.patient,
         annotated=task.case.annotated,
-        images=tuple(str(path) for path in task.case.images),
-        label=None if task.case.label is None else str(task.case.label),
+        images=_names(task.case.images),
+        label=None if task.case.label is None else str(task.case.label.resolve()),
         sources=sources,
         settings=task.settings,
         change=change,
-        voxels=counts,
+        voxels={} if atoms is None else _count(atoms),
     )
     _write(final, array, atoms, info, task.plan)
     return name
@@ -140,13 +143,36 @@ def _write(
         (unfinished / "info.json").write_text(json.dumps(info.to_dict()), encoding="utf-8")
         _rename(unfinished, final)
     except (OSError, RuntimeError) as error:  # blosc2 answers a full disk with RuntimeError
+        failure = _cannot_write(final, info, error)
         shutil.rmtree(unfinished, ignore_errors=True)
-        cause = getattr(error, "strerror", None) or str(error)
-        raise MachineError(
-            final.parent.parent,
-            f"could not be written while preparing {info.id} ({cause})",
-            "Free space or choose another place, then run again; finished cases are kept",
-        ) from None
+        raise failure from None
+
+
+def _refresh(final: Path, task: CaseTask, sources: tuple[Source, ...]) -> None:
+    """Note where the very same files lie now."""
+    known = read_info(final)
+    label = None if task.case.label is None else str(task.case.label.resolve())
+    info = replace(known, images=_names(task.case.images), label=label, sources=sources)
+    if info == known:
+        return
+    unfinished = final / f".info.{os.getpid()}"
+    try:
+        unfinished.write_text(json.dumps(info.to_dict()), encoding="utf-8")
+        os.replace(unfinished, final / "info.json")
+    except OSError as error:
+        raise _cannot_write(final, info, error) from None
+
+
+def _cannot_write(final: Path, info: CaseInfo, error: Exception) -> MachineError:
+    store = final.parent.parent
+    cause = getattr(error, "strerror", None) or str(error)
+    if shutil.disk_usage(store).free < 1 << 20:  # blosc2 does not say what went wrong
+        cause = "the disk is full"
+    return MachineError(
+        store,
+        f"could not be written while preparing {info.id} ({cause})",
+        "Free space or choose another place, then run again; finished cases are kept",
+    )
 
 
 def _rename(unfinished: Path, final: Path) -> None:
@@ -165,11 +191,18 @@ def _count(atoms: NDArray[np.int16]) -> dict[int, int]:
 
 def _source(path: Path) -> Source:
     digest = hashlib.sha256()
-    before = path.stat()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
+    try:
+        before = path.stat()
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror})", "Check the path and its permissions") from None
     return Source(str(path.resolve()), before.st_size, before.st_mtime_ns, digest.hexdigest())
+
+
+def _names(paths: tuple[Path, ...]) -> tuple[str, ...]:
+    return tuple(str(path.resolve()) for path in paths)
 
 
 def _digest(text: str) -> str:

@@ -58,7 +58,7 @@ def prepare(dataset_root: Path, out: Path, plan: Plan | None = None, workers: in
 
 def _settle_plan(root: Path, dataset: Dataset, out: Path, plan: Plan | None, workers: int | None) -> Plan:
     """The plan given, or the store's own, or a new one; it must fit the dataset and what the store holds."""
-    file = out / "plan.yaml"
+    file, given = out / "plan.yaml", plan is not None
     if plan is None:
         plan = read_plan(file) if file.is_file() else make_plan(fingerprint(dataset, workers))
     for what, ours, theirs in (
@@ -71,12 +71,8 @@ def _settle_plan(root: Path, dataset: Dataset, out: Path, plan: Plan | None, wor
                 root, f"has {what} {theirs}, the plan for {plan.name} has {ours}", "Make a new plan and a new store"
             )
     if (out / "index.json").is_file():
-        require_same_grid(
-            out / "plan.yaml" if plan is None else out,
-            plan,
-            read_index(out)["grid"],
-            f"Choose another --out, delete {out}, or leave --plan away",
-        )
+        remedy = "Choose another --out, or leave --plan away" if given else "Undo the edit, or choose another --out"
+        require_same_grid(out if given else file, plan, read_index(out)["grid"], remedy)
     return plan
 
 
@@ -123,6 +119,9 @@ def _begin(out: Path, plan: Plan) -> None:
 
 def _finish(out: Path, plan: Plan, dataset: Dataset, folders: Mapping[str, str]) -> None:
     """Write the index, then remove what it no longer names."""
+    gone = [name for name, folder in folders.items() if not (out / "cases" / folder).is_dir()]
+    if gone:
+        raise MachineError(out, f"lost {', '.join(gone)}: another process works on it", "Run again when it has ended")
     unfinished = out / f".index.{os.getpid()}"
     try:
         unfinished.write_text(json.dumps(_index(plan, dataset, folders), indent=1), encoding="utf-8")
