@@ -110,7 +110,7 @@ def _choose_grid(fingerprint: Fingerprint) -> _Grid:
         )
     i, j, k = (float(edge) for edge in target)
     resampled = [
-        resampled_shape((int(shape[0]), int(shape[1]), int(shape[2])), spacing, target)
+        resampled_shape((int(shape[0]), int(shape[1]), int(shape[2])), spacing.tolist(), (i, j, k))
         for shape, spacing in zip(shapes, spacings, strict=True)
     ]
     median_shape = np.median(resampled, axis=0)
