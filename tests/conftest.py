@@ -50,13 +50,12 @@ def toy_case(index: int) -> tuple[np.ndarray, np.ndarray]:
     return image.astype(np.int16), labels
 
 
-@pytest.fixture
-def toy_dataset(tmp_path: Path) -> Path:
+def write_toy_dataset(folder: Path) -> Path:
     """Four anisotropic, oblique cases in the Decathlon's layout; label values 1 and 5, 9 is ignored.
 
     Case toy_2 lacks the spleen, toy_3 has ignored voxels; there is a test image without a label.
     """
-    root = tmp_path / "toy"
+    root = folder / "toy"
     for index in range(5):
         image, labels = toy_case(index)
         part = "Tr" if index < 4 else "Ts"
@@ -73,3 +72,9 @@ def toy_dataset(tmp_path: Path) -> Path:
     }
     (root / "dataset.json").write_text(json.dumps(content))
     return root
+
+
+@pytest.fixture
+def toy_dataset(tmp_path: Path) -> Path:
+    """A toy dataset that the test may damage; see `write_toy_dataset`."""
+    return write_toy_dataset(tmp_path)
