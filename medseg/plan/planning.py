@@ -262,5 +262,5 @@ def _budget(memory_gb: float) -> float:
     return REFERENCE_ACTIVATIONS * memory_gb / REFERENCE_MEMORY_GB
 
 
-def _edges(numbers: Sequence[float] | np.ndarray) -> str:
+def _edges(numbers: Sequence[float | int] | np.ndarray) -> str:
     return " x ".join(f"{float(number):.3g}" if float(number) < 100 else f"{float(number):.0f}" for number in numbers)
