@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812  torch's own alias
 from jaxtyping import Float
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
-from medseg.losses.knobs import Weights
 from medseg.losses.masks import (
     Threshold,
     all_channels,
@@ -20,7 +21,7 @@ from medseg.losses.masks import (
     target_distance,
     target_masks,
 )
-from medseg.losses.reduction import reduced
+from medseg.losses.reduction import part
 from medseg.losses.table import Reduced, loss
 from medseg.space.fields import boundary_distance
 from medseg.types import PerClass
@@ -47,15 +48,15 @@ def hausdorff_dt(
         (1/M) Σ_i (p_i - g_i)² (d_P(i)^α + d_G(i)^α),  d = distance to the other side of the mask's boundary,
         P = {p > threshold}; ``one_sided`` keeps d_G alone
 
-    Use it to bring down the Hausdorff distance of an organ that Dice already finds: the paper adds it to Dice with a
+    Use: To bring down the Hausdorff distance of an organ that Dice already finds: the paper adds it to Dice with a
     weight that keeps the two equal, and its values grow with the square of the distance (hundreds, thousands).
 
-    Known trouble: a mask that is empty or fills the volume has no boundary and a distance of 0. Where that is so of
+    Known trouble: A mask that is empty or fills the volume has no boundary and a distance of 0. Where that is so of
     target and prediction both, loss and gradient are 0 even for p just below 0.5: alone it collapses to background.
     Two distance transforms per class and step, of which the target's can be given as ``distance_map`` (see
-    `boundary`) and the prediction's left out by ``one_sided``.
+    boundary) and the prediction's left out by ``one_sided``.
 
-    Public code: the fields of LIVIAETS and SegWithDistMap are 0 outside the mask and differ by up to 86 %; MONAI
+    Public code: The fields of LIVIAETS and SegWithDistMap are 0 outside the mask and differ by up to 86 %; MONAI
     agrees.
 
     Args:
@@ -80,44 +81,29 @@ def hausdorff_dt(
 @loss(
     family="boundary",
     paper="Karimi and Salcudean 2019, arXiv 1904.10030; the logarithm is MONAI's",
+    parts=(hausdorff_dt,),
     alone=False,
     handles=("boundary",),
     cost="distance",
 )
-def log_hausdorff_dt(
-    x: Comparison,
-    *,
-    alpha: float = 2.0,
-    one_sided: bool = False,
-    threshold: Threshold = 0.5,
-    include_background: bool = False,
-    weight: Weights = None,
-) -> Reduced:
+def log_hausdorff_dt(x: Comparison, **knobs: Any) -> Reduced:
     """Logarithm of the Hausdorff loss, so that it can stand beside Dice without a weight of its own.
 
     Equation:
         log(1 + hausdorff_dt), of the mean over classes and samples (per sample with ``reduction="none"``)
 
-    Use it where `hausdorff_dt` drowns the loss it is added to. Known trouble: the same blind spot; never alone.
+    Use: Where hausdorff_dt drowns the loss it is added to: dice + log_hausdorff_dt.
+
+    Known trouble: That of hausdorff_dt, blind spot included; never alone. The mean is taken before the logarithm, so
+    the batch's value is not the mean of its samples' values.
+
+    Public code: MONAI agrees.
 
     Args:
         x: The comparison.
-        alpha: Exponent of the distances, above 0.
-        one_sided: Whether to leave out the prediction's own distances.
-        threshold: The probability above which a voxel is predicted, or ``argmax``.
-        include_background: Whether channel 0 counts.
-        weight: A number per class, background included.
+        **knobs: Those of hausdorff_dt.
     """
-    inner = reduced(
-        hausdorff_dt,
-        x,
-        alpha=alpha,
-        one_sided=one_sided,
-        threshold=threshold,
-        include_background=include_background,
-        weight=weight,
-    )
-    return torch.log1p(inner)
+    return torch.log1p(part(hausdorff_dt, x, knobs))
 
 
 @loss(
@@ -141,9 +127,9 @@ def hausdorff_er(
         Σ_{k=1..K} k^α mean(E_k),  E_0 = (p - g)²,  E_k = max(E_{k-1} * cross/(2d+1) - 1/2, 0), each E_k then
         stretched to [0, 1] in every sample and class
 
-    Use it on a GPU instead of `hausdorff_dt`, beside a region loss: it needs convolutions only.
+    Use: On a GPU instead of hausdorff_dt, beside a region loss; it needs convolutions only.
 
-    Known trouble: mistakes one voxel thick vanish in the first erosion, so it is 0 with no gradient for a prediction
+    Known trouble: Mistakes one voxel thick vanish in the first erosion, so it is 0 with no gradient for a prediction
     that is nearly right; and the stretching makes the smallest survivor count as much as the largest.
 
     Public code: SegLossOdyssey and PatRyg99 erode NumPy copies and so have no gradient, and their 3D kernel lies
@@ -207,10 +193,10 @@ def boundary(x: Comparison, *, include_background: bool = False) -> PerClass:
     Equation:
         (1/M) Σ_i φ_G(i) p_i,  φ = distance to the organ outside it, -(distance to its outside - 1) inside
 
-    Use it beside a region loss for small, unbalanced structures, as the paper does: ``dice + increase() * boundary``
+    Use: Beside a region loss for small, unbalanced structures, as the paper does: ``dice + increase() * boundary``
     (its "increase") or ``(1 - increase()) * dice + increase() * boundary`` ("rebalance"), 0.01 more every epoch.
 
-    Known trouble: negative, and not bounded by 0: the minimum is minus the organ's summed depth, so a falling curve
+    Known trouble: Negative, and not bounded by 0: the minimum is minus the organ's summed depth, so a falling curve
     says little. Alone it favours the empty prediction. A class that is absent or fills the volume contributes 0.
 
     Public code: LIVIAETS measures a full mask against nothing and gets arbitrary numbers; MONAI agrees but counts

@@ -47,14 +47,14 @@ def weighted_hausdorff(
         Σ_i p_i min_y d(i, y) / (Σ p + ε) + mean_y (mean_i f_iy^a)^(1/a),
         f_iy = p_i d(i, y) + (1 - p_i) d_max + ε,  y = voxels of the target,  d_max = diagonal of the volume
 
-    The first term pulls probability towards the target, the second asks that every target voxel has some nearby.
-    Use it to locate small objects, or beside a region loss for distances in the unit the report uses.
+    Use: To locate small objects, or beside a region loss for distances in the unit the report uses. The first term
+    pulls probability towards the target, the second asks that every target voxel has some nearby.
 
-    Known trouble: time grows with voxels times target voxels, so take ``points="boundary"`` and ``max_points`` (spread
+    Known trouble: Time grows with voxels times target voxels, so take ``points="boundary"`` and ``max_points`` (spread
     evenly) for volumes; with the default exponent the mean over all voxels is dominated by d_max until p is sharp.
     A class without target voxels is left out (``absent="ignore"``) or costs d_max, a constant (``"keep"``).
 
-    Public code: the authors' computes (f + ε)^a directly, which overflows in single precision for a = -9 (here the
+    Public code: The authors' computes (f + ε)^a directly, which overflows in single precision for a = -9 (here the
     smallest f is taken out first); the fork that most tutorials link implements another loss, of the first preprint.
     The authors' repository is not free for commercial use and says that its method is covered by US patents. This
     is written from the paper's formula alone; if you ship a product, ask a lawyer before you train with it.
@@ -173,13 +173,13 @@ def shape_aware(x: Comparison, *, region: Literal["mismatch", "all"] = "mismatch
         mean CE + (1/M) Σ_{i: predicted ≠ y} E_n CE_i,  E_n = mean over the predicted contour's voxels of the distance
         to the target's contour, averaged over the foreground classes that have both
 
-    Use it in place of cross-entropy; it is cross-entropy once the contours agree. In ``multilabel`` mode each channel
-    has its own E.
+    Use: In place of cross-entropy, which it is once the contours agree. In ``multilabel`` mode each channel has its
+    own E.
 
     Known trouble: E is a number per sample that carries no gradient, so it raises the learning rate of bad samples
     rather than moving their contours. A missing contour contributes nothing.
 
-    Public code: none found; Jadon's survey prints both terms with a minus and without the restriction to wrong
+    Public code: None found; Jadon's survey prints both terms with a minus and without the restriction to wrong
     voxels (``region="all"``).
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812  torch's own alias
 from jaxtyping import Bool, Float
@@ -10,9 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from medseg.losses.comparison import Comparison
 from medseg.losses.distribution import cross_entropy
-from medseg.losses.knobs import Weights
 from medseg.losses.masks import all_channels, existing, first_channel, sum_over_space, target_masks
-from medseg.losses.reduction import reduced
+from medseg.losses.reduction import part
 from medseg.losses.region import dice
 from medseg.losses.table import Reduced, loss
 from medseg.space.skeleton import skeleton_tube
@@ -34,13 +35,13 @@ def cldice(x: Comparison, *, iterations: int = 3, smooth: float = 1.0, include_b
         1 - 2 T_p T_s / (T_p + T_s),  T_p = (Σ S(p) g + s) / (Σ S(p) + s),  T_s = (Σ S(g) p + s) / (Σ S(g) + s),
         S = soft skeleton: what repeated opening (minimum over a cross, then maximum over a 3^d cube) takes away
 
-    Use it beside Dice (see `dice_cldice`) for vessels, airways and neurites, with ``iterations`` at least the largest
+    Use: Beside Dice (see dice_cldice) for vessels, airways and neurites, with ``iterations`` at least the largest
     radius in voxels: a thicker vessel keeps no centre line.
 
-    Known trouble: the soft skeleton of a probability map is neither connected nor one voxel wide; memory grows with
+    Known trouble: The soft skeleton of a probability map is neither connected nor one voxel wide; memory grows with
     ``iterations`` (each is recomputed in the backward pass, which leaves two maps each).
 
-    Public code: the authors' PyTorch ignores the number it is given and adds up the batch; their Keras erodes over
+    Public code: The authors' PyTorch ignores the number it is given and adds up the batch; their Keras erodes over
     the plane and finds another skeleton; MONAI pools the channels together, applies no activation by itself and adds
     1e-4 to the denominator.
 
@@ -144,7 +145,11 @@ def dice_cldice(
     Equation:
         (1 - α) (1 - (2 Σ p g + s) / (Σ p + Σ g + s)) + α cldice
 
-    Use it for vessels, airways and neurites. Known trouble and public code: see `cldice`.
+    Use: For vessels, airways and neurites.
+
+    Known trouble: See cldice.
+
+    Public code: See cldice.
 
     Args:
         x: The comparison.
@@ -174,14 +179,14 @@ def skeleton_recall(x: Comparison, *, smooth: float = 1e-5, include_background: 
     Equation:
         1 - (Σ p s + ε) / (Σ s + ε),  s = skeleton of the class, dilated twice
 
-    Use it beside Dice and cross-entropy (see `dice_ce_skeleton_recall`) for thin structures in 3D and for many
-    classes, where `cldice` costs too much. Give ``skeleton`` (b, c, *s), made beforehand in the data pipeline, or a map
+    Use: Beside Dice and cross-entropy (see dice_ce_skeleton_recall) for thin structures in 3D and for many
+    classes, where cldice costs too much. Give ``skeleton`` (b, c, *s), made beforehand in the data pipeline, or a map
     of class indices (b, *s); without it the target is skeletonised on the CPU in every step, in threads.
 
-    Known trouble: it rewards recall only, so alone it favours predicting the structure everywhere. A class without a
+    Known trouble: It rewards recall only, so alone it favours predicting the structure everywhere. A class without a
     skeleton contributes 0 and no gradient.
 
-    Public code: the authors skeletonise all classes together and multiply by the label, which loses the lines of
+    Public code: The authors skeletonise all classes together and multiply by the label, which loses the lines of
     touching classes; here each class has its own.
 
     Args:
@@ -229,7 +234,7 @@ def _given_tubes(x: Comparison, skeleton: Tensor, first: int) -> Tensor:
 @loss(
     family="compound",
     paper="Kirchhoff et al. 2024, arXiv 2404.03010 (its trainer's default)",
-    batch=False,
+    parts=(dice, cross_entropy, skeleton_recall),
     handles=("imbalance", "boundary", "small"),
     cost="distance",
 )
@@ -239,25 +244,28 @@ def dice_ce_skeleton_recall(
     lambda_dice: float = 1.0,
     lambda_ce: float = 1.0,
     lambda_skeleton: float = 1.0,
-    weight: Weights = None,
+    include_background: bool = False,
+    **knobs: Any,
 ) -> Reduced:
     """Dice, cross-entropy and the recall of centre lines: nnU-Net's loss, taught not to break thin structures.
 
     Equation:
-        λ_d dice (foreground) + λ_c cross_entropy + λ_s skeleton_recall
+        λ_d dice (of the foreground) + λ_c cross_entropy + λ_s skeleton_recall
 
-    Use it for vessels, airways, nerves and roots, with ``batch=True`` as nnU-Net's Dice when patches are many.
+    Use: For vessels, airways, nerves and roots; the authors train with batch=True.
 
-    Known trouble and public code: see `skeleton_recall`; the authors report minus the Dice, 1 less than this.
+    Known trouble: That of skeleton_recall, whose skeletons are best made in the data pipeline.
+
+    Public code: The authors count minus the Dice and so report 1 less; see also skeleton_recall.
 
     Args:
         x: The comparison; ``skeleton`` as in `skeleton_recall`.
         lambda_dice: Weight of Dice.
         lambda_ce: Weight of cross-entropy.
         lambda_skeleton: Weight of skeleton recall.
-        weight: A number per class, background included, for all three.
+        include_background: Whether channel 0 counts in Dice and skeleton recall.
+        **knobs: Those of the three; weight goes to all.
     """
-    overlap = reduced(dice, x, include_background=False, weight=weight, batch=x.batch)
-    voxels = reduced(cross_entropy, x, weight=weight)
-    lines = reduced(skeleton_recall, x, weight=weight, batch=x.batch)
+    knobs["include_background"] = include_background
+    overlap, voxels, lines = (part(each, x, knobs) for each in (dice, cross_entropy, skeleton_recall))
     return lambda_dice * overlap + lambda_ce * voxels + lambda_skeleton * lines

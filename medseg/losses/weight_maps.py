@@ -40,10 +40,10 @@ def distance_penalized_ce(x: Comparison) -> PerVoxel:
         (1/N) Σ_i (1 + Φ_i) CE_i,  Φ = (d_max - d) / (d_max - d_min) inside each class's region, background included,
         d = distance to the region's outside: 1 at its border, 0 in its deepest voxel
 
-    Use it in place of cross-entropy when surfaces are ragged; it lies between one and two times cross-entropy, and so
+    Use: In place of cross-entropy when surfaces are ragged; it lies between one and two times cross-entropy, and so
     needs no weight of its own. In the sigmoid modes each channel has two regions, the structure and the rest.
 
-    Known trouble: one distance transform per class and step, unless ``distance_map`` (see `boundary`) is given. A
+    Known trouble: One distance transform per class and step, unless ``distance_map`` (see boundary) is given. A
     region whose voxels are all at its border has Φ = 1; a volume of a single class Φ = 0.
 
     Public code: SegLossOdyssey computes the weighted loss and returns the unweighted mean, and divides 0 by 0 where
@@ -106,13 +106,13 @@ def unet_weighted_cross_entropy(
         (1/N) Σ_i w_i CE_i,  w = w_c + w0 exp(-(d1 + d2)² / (2σ²)),
         d1, d2 = distance to the border voxels of the nearest and second nearest instance
 
-    Use it to keep cells, glands or lesions apart that would grow together. Instances are the connected components
+    Use: To keep cells, glands or lesions apart that would grow together. Instances are the connected components
     (over corners too) of everything that is not background, or ``instances`` (b, *s), numbered from 1, 0 elsewhere:
     the only way to tell touching objects apart, and worth making in the data pipeline.
 
-    Known trouble: the loss is up to 1 + w0 times cross-entropy; with fewer than two instances it is cross-entropy.
+    Known trouble: The loss is up to 1 + w0 times cross-entropy; with fewer than two instances it is cross-entropy.
 
-    Public code: many ports restrict the second term to background (here ``background_only``) and take 0 as the
+    Public code: Many ports restrict the second term to background (here ``background_only``) and take 0 as the
     distance inside an instance; the paper does neither, and prints Eq. 1 without its minus.
 
     Args:
