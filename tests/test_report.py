@@ -18,6 +18,7 @@ from medseg.errors import DataError, UsageError
 from medseg.metrics import Outcome
 from medseg.report.compare import compare_runs, holm, print_comparison, signed_rank_p
 from medseg.report.evaluate import evaluate
+from medseg.report.matching import References
 from medseg.report.rows import COLUMNS, read_rows
 from medseg.report.summary import bootstrap_means, summarise
 from medseg.report.tables import print_summary
@@ -195,6 +196,18 @@ def test_a_dataset_names_organs_and_ignored_voxels(toy_dataset, tmp_path):
     absent = [row.case for row in evaluation.rows if row.scores.outcome is Outcome.ABSENT]
     assert absent == ["toy_2"]
     assert set(evaluation.images) >= {row.case for row in evaluation.rows}
+
+
+def test_a_label_folder_inside_a_dataset_takes_its_names(toy_dataset, tmp_path):
+    evaluation = evaluate(toy_dataset / "labelsTr", toy_dataset / "labelsTr", output=tmp_path / "out", cases=["toy_0"])
+    assert (set(evaluation.organs), evaluation.ignore) == ({"liver", "spleen"}, 9)
+    assert "toy_0" in evaluation.images
+
+
+def test_a_list_of_references_made_elsewhere(folders, tmp_path):
+    listed = References({"a": folders[1] / "a.nii.gz"}, {}, ORGANS, None, all_expected=True)
+    evaluation = evaluate(folders[0], listed, output=tmp_path / "out", cases=["a"])
+    assert (evaluation.exit_status, evaluation.summary.mean_dice) == (0, 1.0)
 
 
 def test_a_part_of_a_dataset_may_be_predicted(toy_dataset, tmp_path):

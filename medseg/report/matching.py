@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medseg.datasets.case import read_dataset
@@ -68,11 +68,24 @@ class References:
 def read_references(place: Path) -> References:
     """List the references of a folder of label maps, or of a dataset.
 
+    A folder of label maps that belongs to the dataset one level up takes its names and images.
+
     Raises:
         DataError: The folder is missing or holds no NIfTI file, or the dataset's description is at fault.
     """
-    if place.name != "dataset.json" and not (place / "dataset.json").is_file():
-        return References(nifti_files(place), {}, {}, None, all_expected=True)
+    if place.name == "dataset.json" or (place / "dataset.json").is_file():
+        return _of_dataset(place)
+    labels = nifti_files(place)
+    nameless = References(labels, {}, {}, None, all_expected=True)
+    try:
+        around = _of_dataset(place.parent)
+    except DataError:
+        return nameless
+    belongs = any(path.parent.resolve() == place.resolve() for path in around.labels.values())
+    return replace(around, labels=labels, all_expected=True) if belongs else nameless
+
+
+def _of_dataset(place: Path) -> References:
     dataset = read_dataset(place, missing_ok=True)
     cases = [case for case in (*dataset.cases, *dataset.test) if case.label is not None]
     return References(
