@@ -13,12 +13,12 @@ import numpy as np
 import yaml
 from jaxtyping import Float
 
-from medseg.errors import DataError, nearest
+from medseg.errors import DataError
+from medseg.plan.plain import Triple, known_keys, label_values, misspelt, pair, spacing, to_plain, triple, whole
 
 SCHEMA = 1
 """Version of the plan's layout; a plan of another version is refused with a sentence."""
 
-Triple = tuple[int, int, int]
 SCHEMES = ("ct", "zscore", "zscore_nonzero", "rescale", "none")
 
 
@@ -44,7 +44,7 @@ class Normalisation:
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
-            raise ValueError(_misspelt("normalisation scheme", self.scheme, SCHEMES))
+            raise ValueError(misspelt("normalisation scheme", self.scheme, SCHEMES))
         if self.scheme == "ct" and not (self.upper > self.lower and self.std > 0):
             raise ValueError(
                 f"normalisation ct needs lower < upper and std > 0, got lower {self.lower}, upper {self.upper}, "
@@ -56,13 +56,13 @@ class Normalisation:
         return asdict(self) if self.scheme == "ct" else {"scheme": self.scheme}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Normalisation:
+    def from_dict(cls, data: Any) -> Normalisation:
         """Rebuild from plain data.
 
         Raises:
             ValueError: A key or a value is not one of ours; the sentence names the nearest.
         """
-        known = _known_keys(cls, data, "normalisation")
+        known = known_keys(cls, data, "normalisation")
         try:
             numbers = {key: float(value) for key, value in known.items() if key != "scheme"}
         except (TypeError, ValueError):
@@ -183,7 +183,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: str, int, float, None, list and dict only, so that it loads under ``weights_only=True``."""
-        data = {spec.name: _plain(getattr(self, spec.name)) for spec in fields(self) if spec.name != "reasons"}
+        data = {spec.name: to_plain(getattr(self, spec.name)) for spec in fields(self) if spec.name != "reasons"}
         return {"schema": data.pop("schema")} | data
 
     @classmethod
@@ -195,7 +195,7 @@ class Plan:
                 type or contradicts another.
         """
         _check_schema(data.get("schema", SCHEMA))
-        known = _known_keys(cls, data, "the plan")
+        known = known_keys(cls, data, "the plan")
         missing = [key for key in REQUIRED if key not in known]
         if missing:
             raise ValueError(f"the plan lacks {', '.join(missing)}; add it or write a new plan with medseg plan")
@@ -211,7 +211,7 @@ def read_plan(path: Path) -> Plan:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        return Plan.from_dict(yaml.safe_load(text), reasons=_comments(text))
+        return Plan.from_dict(known_keys(Plan, yaml.safe_load(text), "the plan"), reasons=_comments(text))
     except OSError as error:
         raise DataError(path, f"cannot be read ({error.strerror})", "Write a plan with medseg plan") from None
     except yaml.YAMLError as error:
@@ -261,32 +261,6 @@ REQUIRED = tuple(spec.name for spec in fields(Plan) if spec.default is MISSING a
 LEGAL_CODES = ({"L", "R"}, {"P", "A"}, {"I", "S"})
 
 
-def _misspelt(what: str, word: object, legal: tuple[str, ...]) -> str:
-    meant = nearest(str(word), list(legal))
-    hint = f"did you mean {meant}?" if meant else f"expected one of {', '.join(legal)}"
-    return f"{what} {word!r} is not known; {hint}"
-
-
-def _known_keys(kind: type[Any], data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where} must be a table of keys and values, got {data!r}")
-    legal = tuple(spec.name for spec in fields(kind))
-    for key in data:
-        if key not in legal:
-            raise ValueError(_misspelt(f"key of {where}", key, legal))
-    return dict(data)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Normalisation):
-        return value.to_dict()
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return value
-
-
 def _typed(key: str, value: Any) -> Any:
     try:
         return _CONVERTERS[key](value)
@@ -296,48 +270,23 @@ def _typed(key: str, value: Any) -> Any:
         raise ValueError(f"the plan's {key}: {error}") from None
 
 
-def _triple(value: Any) -> Triple:
-    i, j, k = (_whole(item) for item in value)
-    return i, j, k
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or int(value) != value:
-        raise ValueError(f"expected a whole number, got {value!r}")
-    return int(value)
-
-
-def _spacing(value: Any) -> tuple[float, float, float]:
-    i, j, k = (float(item) for item in value)
-    return i, j, k
-
-
-def _label_values(value: Any) -> int | tuple[int, ...]:
-    return tuple(_whole(item) for item in value) if isinstance(value, list | tuple) else _whole(value)
-
-
-def _pair(value: Any) -> tuple[str, str]:
-    left, right = value
-    return str(left), str(right)
-
-
 _CONVERTERS: dict[str, Any] = {
-    "schema": _whole,
+    "schema": whole,
     "name": str,
     "modalities": lambda value: tuple(str(item) for item in value),
-    "labels": lambda value: {str(name): _label_values(item) for name, item in value.items()},
-    "ignore": lambda value: None if value is None else _whole(value),
-    "paint_order": lambda value: None if value is None else tuple(_whole(item) for item in value),
+    "labels": lambda value: {str(name): label_values(item) for name, item in value.items()},
+    "ignore": lambda value: None if value is None else whole(value),
+    "paint_order": lambda value: None if value is None else tuple(whole(item) for item in value),
     "orientation": str,
-    "spacing_mm": _spacing,
-    "patch_size": _triple,
-    "batch_size": _whole,
+    "spacing_mm": spacing,
+    "patch_size": triple,
+    "batch_size": whole,
     "normalisation": lambda value: tuple(Normalisation.from_dict(item) for item in value),
-    "strides": lambda value: tuple(_triple(item) for item in value),
-    "kernels": lambda value: tuple(_triple(item) for item in value),
-    "features": lambda value: tuple(_whole(item) for item in value),
-    "mirror_axes": lambda value: tuple(_whole(item) for item in value),
-    "swap_labels": lambda value: tuple(_pair(item) for item in value),
+    "strides": lambda value: tuple(triple(item) for item in value),
+    "kernels": lambda value: tuple(triple(item) for item in value),
+    "features": lambda value: tuple(whole(item) for item in value),
+    "mirror_axes": lambda value: tuple(whole(item) for item in value),
+    "swap_labels": lambda value: tuple(pair(item) for item in value),
 }
 
 
@@ -356,10 +305,10 @@ def _check_labels(plan: Plan) -> None:
         raise ValueError(f"ignore {plan.ignore} is also a label; unannotated voxels need a value of their own")
     if plan.paint_order is not None and len(plan.paint_order) != len(plan.labels):
         raise ValueError(f"paint_order needs a value per organ ({len(plan.labels)}), got {len(plan.paint_order)}")
-    for pair in plan.swap_labels:
-        for name in pair:
+    for two in plan.swap_labels:
+        for name in two:
             if name not in plan.labels:
-                raise ValueError(_misspelt("organ of swap_labels", name, plan.organs))
+                raise ValueError(misspelt("organ of swap_labels", name, plan.organs))
 
 
 def _check_grid(plan: Plan) -> None:
