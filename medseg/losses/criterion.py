@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,7 @@ class Criterion(nn.Module):
         terms: Each term's value in the last call, detached and before its weight, for logging.
     """
 
-    def __init__(
-        self, expression: str, *, mode: Mode, ignore_index: int | None, reduction: Literal["mean", "none"]
-    ) -> None:
+    def __init__(self, expression: str, *, mode: Mode, ignore_index: int | None, reduction: str) -> None:
         super().__init__()
         self.expression, self.mode = expression, mode
         self.ignore_index, self.reduction = ignore_index, reduction
@@ -118,9 +116,9 @@ class Criterion(nn.Module):
 
 def build_loss(
     expression: str,
-    mode: Mode = "multiclass",
+    mode: str = "multiclass",
     ignore_index: int | None = None,
-    reduction: Literal["mean", "none"] = "mean",
+    reduction: str = "mean",
 ) -> Criterion:
     """Build a loss from an expression.
 
@@ -148,7 +146,7 @@ def build_loss(
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
-    return Criterion(expression, mode=mode, ignore_index=ignore_index, reduction=reduction)
+    return Criterion(expression, mode=cast(Mode, mode), ignore_index=ignore_index, reduction=reduction)
 
 
 def _unique(index: int, term: Term, terms: list[Term]) -> str:

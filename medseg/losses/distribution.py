@@ -187,7 +187,7 @@ def balanced_cross_entropy(x: Comparison, *, beta: float | None = None) -> PerVo
     paper="Wu et al. 2016, Bridging category-level and instance-level semantic image segmentation, arXiv 1605.06885",
     handles=("imbalance",),
 )
-def topk_cross_entropy(x: Comparison, *, k: float = 10, weight: Weights = None) -> Reduced:
+def topk_cross_entropy(x: Comparison, *, k: float = 10.0, weight: Weights = None) -> Reduced:
     """Cross-entropy of the worst voxels only.
 
     Equation:

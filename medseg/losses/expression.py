@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medseg.errors import nearest
-from medseg.losses.knobs import check_knobs
+from medseg.losses.knobs import checked_knobs
 from medseg.losses.schedule import SCHEDULES, Weight, constant
 from medseg.losses.table import Row, rows
 
@@ -120,8 +120,7 @@ def _term(name: str, keywords: list[ast.keyword], weight: Weight) -> Term:
     if any(keyword.arg is None for keyword in keywords):
         raise ValueError(f"{name}(**...) is not a literal. Write the knobs out.")
     knobs = {str(keyword.arg): literal(keyword.value) for keyword in keywords}
-    check_knobs(table[name], knobs)
-    return Term(weight, table[name], knobs)
+    return Term(weight, table[name], checked_knobs(table[name], knobs))
 
 
 def literal(node: ast.expr) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison, Mode
@@ -20,8 +19,8 @@ FORMS = {
 
 
 def compare(
-    logits: Shaped[Tensor, "b c *s"],
-    target: Shaped[Tensor, "b *rest"],
+    logits: Tensor,
+    target: Tensor,
     *,
     mode: Mode,
     ignore_index: int | None = None,

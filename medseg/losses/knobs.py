@@ -25,8 +25,8 @@ SHARED_TYPES: dict[str, Any] = {
 }
 
 
-def check_knobs(row: Row, knobs: dict[str, Any]) -> None:
-    """Refuse a knob the loss does not have, or a value of another type.
+def checked_knobs(row: Row, knobs: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a knob the loss does not have, or a value of another type; whole numbers pass for real ones.
 
     Raises:
         ValueError: Naming the nearest legal knob and all of them, or the type expected.
@@ -40,6 +40,22 @@ def check_knobs(row: Row, knobs: dict[str, Any]) -> None:
         expected = knob_type(row, name)
         if not fits(value, expected):
             raise ValueError(f"{row.name}({name}={value!r}): expected {words(expected)}")
+    return {name: _real(value, knob_type(row, name)) for name, value in knobs.items()}
+
+
+def _real(value: Any, expected: Any) -> Any:
+    """Turn whole numbers into real ones where those are expected."""
+    if isinstance(value, list | tuple):
+        inner = [get_args(form)[0] for form in (expected, *get_args(expected)) if _is_sequence(form)]
+        return [_real(item, inner[0]) for item in value] if inner else value
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    wanted = (expected, *get_args(expected))
+    return float(value) if whole and float in wanted and int not in wanted else value
+
+
+def _is_sequence(form: Any) -> bool:
+    origin = get_origin(form)
+    return inspect.isclass(origin) and issubclass(origin, Sequence)
 
 
 def knob_type(row: Row, name: str) -> Any:
@@ -63,7 +79,7 @@ def fits(value: Any, expected: Any) -> bool:
         return any(fits(value, option) for option in arguments)
     if origin is Literal:
         return value in arguments
-    if inspect.isclass(origin) and issubclass(origin, Sequence):
+    if _is_sequence(expected):
         return isinstance(value, list | tuple) and all(fits(item, arguments[0]) for item in value)
     if expected is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
@@ -84,7 +100,7 @@ def words(expected: Any) -> str:
         return " or ".join(words(option) for option in arguments if option is not Tensor)
     if origin is Literal:
         return "one of " + ", ".join(repr(option) for option in arguments)
-    if inspect.isclass(origin) and issubclass(origin, Sequence):
+    if _is_sequence(expected):
         return f"a list (each {words(arguments[0])})"
     names = {float: "a number", int: "a whole number", bool: "True or False", str: "a string", type(None): "None"}
     return names.get(expected, str(expected))
