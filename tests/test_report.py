@@ -163,6 +163,12 @@ def test_an_empty_or_missing_folder_is_an_error_that_names_it(folders, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_two_files_of_one_case_are_named(folders, tmp_path):
+    save(folders[0] / "b.nii", labels())
+    with pytest.raises(DataError, match=r"b.nii and b.nii.gz, two files of one case"):
+        run(folders, tmp_path)
+
+
 def test_without_organs_every_value_seen_is_one(folders, tmp_path):
     evaluation = run(folders, tmp_path, organs=None)
     assert evaluation.organs == {"label 1": 1, "label 5": 5}

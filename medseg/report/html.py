@@ -12,7 +12,7 @@ from medseg.report.cases_html import all_cases, picked_cases
 from medseg.report.evaluate import Evaluation
 from medseg.report.figures import box_plot, interval_bar, line_chart
 from medseg.report.record import Curve, RunRecord, read_record
-from medseg.report.rows import write_text
+from medseg.report.rows import MEASURES, write_text
 from medseg.report.style import CSS, SERIES
 from medseg.report.summary import OrganSummary, Summary
 
@@ -132,8 +132,28 @@ def _organ_table(summary: Summary) -> str:
     return (
         f'<p class="soft">Mean ± standard deviation over {summary.cases} cases; bootstrap interval of the mean.</p>'
         f'<div class="scroll" tabindex="0"><table><thead><tr>{columns}</tr></thead>'
-        f"<tbody>{rows}{total}</tbody></table></div>"
+        f"<tbody>{rows}{total}</tbody></table></div>{_more_measures(summary)}"
     )
+
+
+def _more_measures(summary: Summary) -> str:
+    """Tabulate the mean of every measure that the first table leaves out, folded away."""
+    names = [name for name in MEASURES if name not in (*_NAMES, "volume_error_ml")]
+    heads = "".join(f"<th scope=col>{head}</th>" for head in ("organ", "dice where present", *names))
+    rows = "".join(
+        f"<tr><th scope=row>{escape(organ)}</th><td>{_number(one.measures['dice'].mean_where_present)}</td>"
+        + "".join(f"<td>{_number(one.measures[name].mean)}</td>" for name in names)
+        + "</tr>"
+        for organ, one in summary.organs.items()
+    )
+    return (
+        '<details><summary>More measures, means over cases</summary><div class="scroll" tabindex="0"><table><thead>'
+        f"<tr>{heads.replace('_', ' ')}</tr></thead><tbody>{rows}</tbody></table></div></details>"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def _organ_cells(organ: OrganSummary) -> str:

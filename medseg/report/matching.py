@@ -132,11 +132,16 @@ def nifti_files(folder: Path) -> dict[str, Path]:
     """List the NIfTI files of a folder by case name; hidden ones are somebody's unfinished work.
 
     Raises:
-        DataError: The folder is missing or holds no NIfTI file.
+        DataError: The folder is missing, holds no NIfTI file, or two of one case.
     """
     if not folder.is_dir():
         raise DataError(folder, "is not a folder", "Give the folder that holds the .nii.gz files")
     files = sorted(path for path in folder.iterdir() if path.name.endswith(NIFTI_ENDINGS) and path.name[0] != ".")
     if not files:
         raise DataError(folder, "holds no .nii.gz or .nii file", "Check the path, or predict first")
-    return {case_name(path): path for path in files}
+    named = {case_name(path): path for path in files}
+    for path in files:
+        if named[case_name(path)] != path:
+            both = f"{path.name} and {named[case_name(path)].name}"
+            raise DataError(folder, f"holds {both}, two files of one case", "Remove one of them")
+    return named

@@ -84,8 +84,8 @@ class Summary:
 def summarise(rows: Sequence[CaseRow]) -> Summary:
     """Summarise the rows of cases.csv; an organ that a case's reference does not cover has no row there.
 
-    Every organ and measure is resampled with the same draws of cases, so the interval of the mean Dice respects that
-    the organs of one case belong together.
+    Every organ is resampled with the same draws of cases (one seed), so the interval of the mean Dice respects that the
+    organs of one case belong together.
     """
     organs, cases = organs_of(rows), cases_of(rows)
     if not cases:
@@ -96,13 +96,13 @@ def summarise(rows: Sequence[CaseRow]) -> Summary:
     for row in rows:
         values[at_case[row.case], at_organ[row.organ]] = [row.value(measure) for measure in MEASURES]
         outcomes[row.organ].append(row.scores.outcome)
-    means = bootstrap_means(values.reshape(len(cases), -1)).reshape(-1, len(organs), len(MEASURES))
-    intervals = np.nanpercentile(means, _INTERVAL, axis=0)
-    summaries = {
-        name: _summarise_organ(values[:, index], outcomes[name], intervals[:, index])
-        for index, name in enumerate(organs)
-    }
-    low, high = np.nanpercentile(np.nanmean(means[:, :, MEASURES.index("dice")], axis=1), _INTERVAL)
+    summaries, mean_dices = {}, []
+    for index, name in enumerate(organs):  # one by one, since the resampled means of 100 organs would fill gigabytes
+        means = bootstrap_means(values[:, index])
+        mean_dices.append(means[:, MEASURES.index("dice")])
+        intervals = np.nanpercentile(means, _INTERVAL, axis=0)
+        summaries[name] = _summarise_organ(values[:, index], outcomes[name], intervals)
+    low, high = np.nanpercentile(np.nanmean(mean_dices, axis=0), _INTERVAL)
     mean_dice = sum(organ.measures["dice"].mean for organ in summaries.values()) / len(summaries)
     return Summary(summaries, len(cases), mean_dice, (float(low), float(high)))
 
