@@ -11,7 +11,9 @@ import pytest
 
 from medseg.datasets.anatomy import ABDOMEN
 from medseg.datasets.case import read_case, read_dataset
+from medseg.datasets.msd import TASKS
 from medseg.datasets.phantom import draw_case, write_phantom
+from medseg.datasets.recipes import NESTED_TUMOUR, recipe_for
 from medseg.errors import DataError
 
 
@@ -135,3 +137,35 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_a_dataset_needs_cases(tmp_path, cases, test):
     with pytest.raises(ValueError, match="at least one case"):
         write_phantom(tmp_path, cases, test=test)
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_every_decathlon_task_has_a_phantom_of_its_geometry(task, tmp_path):
+    recipe = recipe_for(task, shrink=6)
+    known = TASKS[task]
+    assert np.multiply(recipe.size, recipe.spacing_mm) == pytest.approx(np.multiply(known.size, known.spacing_mm))
+    dataset = read_dataset(write_phantom(tmp_path, 2, recipe=recipe))
+    assert dataset.labels == dict(known.labels)
+    assert dataset.modalities == known.modalities
+    seen = set()
+    for image, labels in volumes(dataset):
+        assert len(image.array) == len(known.modalities)
+        assert all(channel.std() > 0 for channel in image.array)
+        seen |= set(np.unique(labels.array))
+    assert seen == {0, *known.labels.values()}
+
+
+def test_a_recipe_has_the_size_of_its_task_unless_shrunk():
+    assert recipe_for("Spleen").size == TASKS["Task09_Spleen"].size
+    assert recipe_for("Spleen").spacing_mm == TASKS["Task09_Spleen"].spacing_mm
+
+
+def test_a_nested_tumour_is_declared_as_overlapping_regions(tmp_path):
+    recipe = replace(recipe_for("BrainTumour", shrink=6), regions=NESTED_TUMOUR)
+    dataset = read_dataset(write_phantom(tmp_path, 1, recipe=recipe))
+    assert dataset.labels == {"whole tumour": (1, 2, 3), "tumour core": (2, 3), "enhancing tumour": (3,)}
+    assert dataset.paint_order == (1, 2, 3)
+    image, labels = volumes(dataset)[0]
+    assert set(np.unique(labels.array)) == {0, 1, 2, 3}
+    assert (image.array[:, :3, :3, :3] == 0).all()  # as skull-stripped images are
+    assert image.array[:, labels.array[0] > 0].min() > 0

@@ -53,7 +53,7 @@ class PhantomRecipe:
         noise: Standard deviation of the white noise; spatially correlated noise is added at two thirds of it.
         zero_outside: Keep the surroundings exactly zero, as skull-stripped images are.
         without: Index of a case to the label it lacks.
-        regions: Overlapping regions, name to values; declared in place of ``labels`` when not empty.
+        regions: Overlapping regions, name to values, outer ones first; declared in place of ``labels`` when not empty.
     """
 
     name: str

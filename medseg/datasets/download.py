@@ -29,7 +29,9 @@ Advance = Callable[[int, int], None]
 """Told how many bytes are there, and how many there will be (0 while unknown)."""
 
 
-def download(task: str | MsdTask, root: Path, *, mirror: str = MIRROR, attempts: int = 5, pause_s: float = 2.0) -> Path:
+def download(
+    task: str | MsdTask, root: Path, *, mirror: str = MIRROR, attempts: int = 5, pause_s: float | int = 2
+) -> Path:
     """Fetch and unpack a task of the Decathlon.
 
     What arrived before an interruption lies in ``<archive>.part`` and is continued by the next call. The folder of the
@@ -71,7 +73,7 @@ def download(task: str | MsdTask, root: Path, *, mirror: str = MIRROR, attempts:
     return target
 
 
-def _fetch(url: str, part: Path, advance: Advance, *, attempts: int, pause_s: float) -> None:
+def _fetch(url: str, part: Path, advance: Advance, *, attempts: int, pause_s: float | int) -> None:
     failures = 0
     while True:
         before = _size(part)

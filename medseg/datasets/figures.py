@@ -90,7 +90,7 @@ def windowed(channel: Float[np.ndarray, "*space"], *, is_ct: bool = False) -> UI
 
 
 def overlay(
-    grey: UInt8[np.ndarray, "height width"], labels: Integer[np.ndarray, "height width"], *, opacity: float = 0.45
+    grey: UInt8[np.ndarray, "height width"], labels: Integer[np.ndarray, "height width"], *, opacity: float | int = 0.45
 ) -> Picture:
     """Lay coloured labels over a grey picture; value 0 and negative values stay clear.
 

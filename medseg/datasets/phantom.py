@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medseg.datasets.anatomy import ABDOMEN, PhantomRecipe, Structure, Triple
+from medseg.datasets.anatomy import ABDOMEN, PhantomRecipe, Real, Structure, Triple
 from medseg.errors import DataError
 from medseg.space.nifti import save_atomically
 from medseg.space.volume import Affine, Shape, Volume
@@ -256,7 +256,7 @@ def _paint(image: Floats, labels: NDArray[np.uint8], grid: _Grid, shape: _Shape,
         labels[box][inside] = values[structure.label] if structure.label else 0
 
 
-def _acquire(channel: Floats, grid: _Grid, rng: np.random.Generator, *, noise: float, is_ct: bool) -> None:
+def _acquire(channel: Floats, grid: _Grid, rng: np.random.Generator, *, noise: Real, is_ct: bool) -> None:
     """What a scanner does to the truth: partial volume, a bias field, white and correlated noise."""
     ndimage.gaussian_filter(channel, 0.5, output=channel)
     field = _Waves.draw(rng, 3, 1, frequency=1.5, amplitude=1.0)
@@ -304,8 +304,15 @@ def _describe(recipe: PhantomRecipe) -> dict[str, Any]:
     }
     if recipe.regions:
         regions = {name: list(values) for name, values in recipe.regions.items()}
-        return described | {"labels": {"background": 0, **regions}}
+        return described | {"labels": {"background": 0, **regions}, "regions_class_order": _paint_order(recipe)}
     return described | {"labels": {"0": "background", **{str(v): name for name, v in recipe.labels.items()}}}
+
+
+def _paint_order(recipe: PhantomRecipe) -> list[int]:
+    """For each region the value that no later region has: painted in order, inner regions over outer ones."""
+    regions = list(recipe.regions.values())
+    later = [{value for inner in regions[position + 1 :] for value in inner} for position in range(len(regions))]
+    return [next(value for value in region if value not in rest) for region, rest in zip(regions, later, strict=True)]
 
 
 def _require_free(root: Path, recipe: PhantomRecipe) -> None:
