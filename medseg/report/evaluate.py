@@ -100,10 +100,9 @@ def evaluate(
     matched = match(predictions, pool.labels, cases=cases, all_expected=pool.all_expected)
     workers = workers or min(8, os.cpu_count() or 1)
     named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
-    outcomes = _each_case(lambda pair: _score_pair(pair, named, ignore, tolerance_mm), matched.pairs, workers)
-    scored_rows = (row for one in outcomes if not isinstance(one, Failure) for row in one)
-    rows = tuple(row for row in scored_rows if row.organ in pool.annotated.get(row.case, named))
-    failures = (*matched.failures, *(one for one in outcomes if isinstance(one, Failure)))
+    rows, failed = _score_pairs(matched.pairs, named, ignore, tolerance_mm, workers)
+    rows = tuple(row for row in rows if row.organ in pool.annotated.get(row.case, named))
+    failures = (*matched.failures, *failed)
     scored = {row.case for row in rows}
     evaluation = Evaluation(
         organs=dict(named),
@@ -159,6 +158,14 @@ def _read_labels_or_masks(path: Path, organ_count: int) -> Volume:
             "Save one mask per organ, or a label map",
         )
     return Volume(volume.array.astype(bool), volume.affine)
+
+
+def _score_pairs(
+    pairs: Sequence[Pair], organs: Organs, ignore: int | None, tolerance_mm: float | Mapping[str, float], workers: int
+) -> tuple[tuple[CaseRow, ...], tuple[Failure, ...]]:
+    outcomes = _each_case(lambda pair: _score_pair(pair, organs, ignore, tolerance_mm), pairs, workers)
+    rows = tuple(row for one in outcomes if not isinstance(one, Failure) for row in one)
+    return rows, tuple(one for one in outcomes if isinstance(one, Failure))
 
 
 def _score_pair(

@@ -90,11 +90,12 @@ def line_chart(title: str, series: Mapping[str, Points], *, x_name: str) -> str:
     lines, legend = [], []
     for index, (name, curve) in enumerate(series.items()):
         colour, dash = SERIES[index % len(SERIES)]
-        style = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
+        style = f'fill="none" stroke="{colour}" stroke-width="2" stroke-linecap="round" stroke-dasharray="{dash}"'
+        drawn = curve if len(curve) > 1 else [*curve, *curve]  # a single value shows as the dot that round ends make
         path = " ".join(
             f"{_scale(x, x_low, x_high, _LEFT, _WIDTH - _RIGHT):.1f},"
             f"{_scale(y, y_low, y_high, _HEIGHT - _BOTTOM, _TOP):.1f}"
-            for x, y in _thinned(curve)
+            for x, y in _thinned(drawn)
         )
         lines.append(f'<polyline {style} points="{path}"/>')
         legend.append(

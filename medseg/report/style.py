@@ -54,6 +54,7 @@ svg .ground { stroke: var(--line); } svg .box { fill: var(--box); stroke: var(--
 svg .median { stroke: var(--ink); stroke-width: 3; } svg .whisker { stroke: var(--ink); }
 svg .cases { stroke: var(--mark); opacity: 0.8; } svg line, svg path, svg rect { vector-effect: non-scaling-stroke; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem 2rem; }
+.charts figure { max-width: 30rem; }
 .charts svg { width: 100%; height: auto; display: block; } .charts text { fill: var(--soft); font-size: 12px; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.1rem 1rem; font-size: 0.85rem; list-style: none; padding: 0;
   margin: 0.3rem 0; }
