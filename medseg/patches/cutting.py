@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import get_worker_info
 
 from medseg.errors import DataError, MedsegError
 from medseg.patches.batch import Batch, Crops
@@ -39,6 +40,7 @@ class Cases:
         ids: The cases, in order.
         masks: Per case which classes were annotated, or None when all were in all cases.
         in_memory: Keep decoded volumes.
+        reading: Shared between processes: the number of the case that each worker is at, for the day it is killed.
     """
 
     store: Path
@@ -46,6 +48,7 @@ class Cases:
     ids: tuple[str, ...]
     masks: tuple[tuple[bool, ...], ...] | None = None
     in_memory: bool = False
+    reading: torch.Tensor | None = None
     _opened: Store | None = field(default=None, repr=False)
     _kept: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False)
     _organs: dict[str, Organs] = field(default_factory=dict, repr=False)
@@ -65,6 +68,9 @@ class Cases:
 
     def arrays(self, case: str) -> tuple[Any, Any]:
         """Image and labels, to be sliced; from memory when kept there."""
+        worker = get_worker_info()
+        if worker is not None and self.reading is not None:
+            self.reading[worker.id] = self.ids.index(case)
         if case in self._kept:
             return self._kept[case]
         image, labels = self.opened.image(case), self.opened.labels(case)
@@ -126,11 +132,6 @@ class TrainingCrops(TorchDataset[Any]):
             return self.cut(*divmod(number, self.schedule.steps))
         except MedsegError as error:
             return error
-
-    def names(self, number: int) -> tuple[str, ...]:
-        """The cases that a batch needs."""
-        slots = self.schedule.batch(*divmod(number, self.schedule.steps), self.rank)
-        return tuple(self.cases.ids[slot.case] for slot in slots)
 
     def cut(self, epoch: int, batch: int) -> Crops:
         """The crops of one batch and all that chance has to say about them."""
@@ -200,7 +201,3 @@ class WholeVolumes(TorchDataset[Any]):
         return Batch(
             pixels, torch.from_numpy(np.ascontiguousarray(labels))[None], spacing_mm, (case,), self.cases.mask([number])
         )
-
-    def names(self, number: int) -> tuple[str, ...]:
-        """The case that a batch holds."""
-        return (self.cases.ids[number],)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from medseg.errors import DataError, MedsegError
-from medseg.patches.cutting import TrainingCrops, WholeVolumes
+from medseg.patches.cutting import Cases, TrainingCrops, WholeVolumes
 
 
 class EpochOrder(DistributedSampler[Any]):
@@ -61,33 +61,36 @@ class CaseLoader(DataLoader[Any]):
     delivered = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch promises its private iterator
-        order = iter(list(self.sampler))
         first = self.sampler.first if isinstance(self.sampler, EpochOrder) else 0
         self.delivered = first
         batches = super().__iter__()
         if isinstance(self.sampler, EpochOrder):
             self.sampler.interrupted = None
-        for number in order:
-            item = self._next(batches, number)
+        while (item := self._next(batches)) is not None:
             if isinstance(item, MedsegError):
                 raise item
             self.delivered += 1
             yield item
 
-    def _next(self, batches: Iterator[Any], number: int) -> Any:
+    def _next(self, batches: Iterator[Any]) -> Any:
         try:
-            return next(batches)
+            return next(batches, None)
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
-            if not isinstance(self.dataset, TrainingCrops | WholeVolumes):
-                raise
-            names = ", ".join(self.dataset.names(number))
-            raise DataError(
-                self.dataset.cases.store,
-                f"lost a loader worker while it read {names} ({str(error).splitlines()[0]})",
-                "If memory ran out, lower data.workers or set data.cache to disk; data.workers 0 shows the cause",
-            ) from error
+            raise self._lost(batches, str(error).splitlines()[0]) from error
+
+    def _lost(self, batches: Iterator[Any], cause: str) -> DataError:
+        """Name the cases that the dead workers were at; torch tells no more than their process numbers."""
+        cases: Cases = self.dataset.cases  # type: ignore[attr-defined]  # our datasets have them
+        at = [] if cases.reading is None else cases.reading.tolist()
+        dead = [not worker.is_alive() for worker in getattr(batches, "_workers", [])]
+        names = [cases.ids[number] for number, gone in zip(at, dead, strict=False) if gone and number >= 0]
+        return DataError(
+            cases.store,
+            f"lost a loader worker{' over ' if names else ''}{', '.join(names)} ({cause})",
+            "If memory ran out, lower data.workers or set data.cache to disk; data.workers 0 shows the cause",
+        )
 
     def state_dict(self) -> dict[str, int]:
         """Which batch of which epoch comes next."""
@@ -105,8 +108,10 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def case_loader(dataset: Any, sampler: DistributedSampler[Any], *, workers: int) -> CaseLoader:
+def case_loader(dataset: TrainingCrops | WholeVolumes, sampler: DistributedSampler[Any], *, workers: int) -> CaseLoader:
     """A loader of ready-made batches: no collation, spawned workers that stay alive between epochs."""
+    if workers > 0:
+        dataset.cases.reading = torch.full((workers,), -1).share_memory_()  # type: ignore[no-untyped-call]
     return CaseLoader(
         dataset,
         batch_size=None,
