@@ -32,35 +32,47 @@ SCHEDULES: dict[str, Schedule] = {
 """Name -> factor on the learning rate, a function of the share of the budget that is spent, in [0, 1]."""
 
 
+def find_optimizer(name: str) -> tuple[Callable[..., Optimizer], dict[str, Any]]:
+    """The class of an optimizer and the options it has by default.
+
+    Args:
+        name: One of `OPTIMIZERS`, or the dotted path of an ``Optimizer`` class.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    path, defaults = OPTIMIZERS.get(name, (name, {}))
+    module_name, _, class_name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), class_name), defaults
+    except (ImportError, AttributeError, ValueError):
+        hint = nearest(name, list(OPTIMIZERS))
+        raise UsageError(
+            f"there is no optimizer {name!r}" + (f", did you mean {hint!r}" if hint else ""),
+            f"Choose one of {', '.join(OPTIMIZERS)}, or the dotted path of a torch.optim.Optimizer class",
+        ) from None
+
+
 def build_optimizer(
     name: str, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float, options: Mapping[str, Any]
 ) -> Optimizer:
-    """Build an optimizer from a name of `OPTIMIZERS` or the dotted path of an ``Optimizer`` class.
+    """Build an optimizer by name; see `find_optimizer`.
 
     Biases and normalisation scales, the parameters with one axis, are not decayed.
 
     Raises:
         UsageError: The name is unknown or an option is refused.
     """
-    path, defaults = OPTIMIZERS.get(name, (name, {}))
-    if "." not in path:
-        hint = nearest(name, list(OPTIMIZERS))
-        raise UsageError(
-            f"there is no optimizer {name!r}" + (f", did you mean {hint!r}" if hint else ""),
-            f"Choose one of {', '.join(OPTIMIZERS)}, or the dotted path of a torch.optim.Optimizer class",
-        )
+    factory, defaults = find_optimizer(name)
     trainable = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    module_name, _, class_name = path.rpartition(".")
     try:
-        factory = getattr(importlib.import_module(module_name), class_name)
-        optimizer: Optimizer = factory(groups, **{"lr": lr, **defaults, **options})
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        return factory(groups, **{"lr": lr, **defaults, **options})
+    except (TypeError, ValueError) as error:
         raise UsageError(f"optimizer {name!r} cannot be built ({error})", "Correct optimizer_options") from None
-    return optimizer
 
 
 def schedule_factor(name: str, *, warmup: float = 0.0) -> Schedule:

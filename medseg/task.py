@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from medseg.errors import CheckpointError, MedsegError
 from medseg.losses import Criterion, build_loss
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
-from medseg.optimise import build_optimizer, schedule_factor
+from medseg.optimise import build_optimizer, find_optimizer, schedule_factor
 from medseg.patches.datamodule import Batch
 from medseg.patches.stitch import sliding_window
 from medseg.plan.plan import Plan
@@ -79,6 +80,7 @@ class SegmentationTask(pl.LightningModule):
         self.net = build_net(net, net_spec(self.plan), net_options)
         self.loss: Criterion = build_loss(loss, mode=self.plan.mode, ignore_index=IGNORED)
         self.schedule_factor = schedule_factor(schedule, warmup=warmup)
+        find_optimizer(optimizer)  # a misspelt name is answered before anything is built on it
         organs = class_values(self.plan)
         self.val_dice = PerOrganDice(organs, ignore=IGNORED)
         self.test_dice = PerOrganDice(organs, ignore=IGNORED)
@@ -116,6 +118,11 @@ class SegmentationTask(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Tell the loss the epoch, for weights that change over time."""
         self.loss.set_epoch(self.current_epoch)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
+        """Stop as for a spent time budget when the steps are spent: with a last validation and its checkpoint."""
+        if 0 < self.trainer.max_steps <= self.trainer.global_step:
+            self.trainer.should_stop = True
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over cases, per organ by name."""
@@ -253,14 +260,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: The file is missing, unreadable, holds code, or was not written by medseg.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on a foreign pickle's protocol; we say more below
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(path, "does not exist", "Check the path; a run keeps checkpoints/best.ckpt") from None
     except pickle.UnpicklingError:
         raise CheckpointError(
             path, "is not a checkpoint, or holds code that could run on loading", "Use one that medseg wrote"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(path, f"is not a readable checkpoint ({reason})", "Copy it again") from None
     if not isinstance(checkpoint, dict) or "medseg" not in checkpoint:

@@ -23,6 +23,11 @@ FAST = [
 ]
 
 
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def fit(store, run, *more):
     return main(["fit", "--data.store", str(store), "--data.folds", "2", "--run", str(run), *FAST, *more])
 
@@ -42,7 +47,7 @@ def test_the_run_folder_is_as_designed(trained):
     assert (run / "config.yaml").is_file()
     assert list(run.glob("events.out.tfevents*"))
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    rows = table(run / "metrics.csv")
     assert {"val/dice", "val/dice/liver", "val/dice/spleen", "train/loss"} <= set(rows[0])
     means = [float(row["val/dice"]) for row in rows if row["val/dice"]]
     organs = [(float(r["val/dice/liver"]), float(r["val/dice/spleen"])) for r in rows if r["val/dice"]]
@@ -90,7 +95,7 @@ def test_test_scores_the_held_back_cases_on_their_own_grid(trained, capsys):
     assert summary["cases"] == 2
     assert "<html" in (trained / "run" / "report.html").read_text()
     predicted = {path.name for path in (trained / "run" / "test" / "predictions").iterdir()}
-    rows = list(csv.DictReader((trained / "run" / "test" / "cases.csv").open()))
+    rows = table(trained / "run" / "test" / "cases.csv")
     assert {f"{row['case']}.nii.gz" for row in rows} == predicted
     assert "liver" in capsys.readouterr().out
 
@@ -102,12 +107,11 @@ def test_validate_repeats_the_score_of_the_checkpoint(trained, capsys):
 
 
 def test_evaluate_names_the_organs(trained, tmp_path, capsys):
-    labels = trained / "toy" / "labelsTr"
-    named = ["--labels", str(trained / "toy" / "dataset.json")]
-    assert (
-        main(["evaluate", "--predictions", str(labels), "--references", str(labels), *named, "--output", str(tmp_path)])
-        == 0
-    )
+    labels = tmp_path / "labels"
+    shutil.copytree(trained / "toy" / "labelsTr", labels)
+    (labels / "toy_3.nii.gz").unlink()  # its ignored voxels are no prediction
+    folders = ["--predictions", str(labels), "--references", str(labels), "--output", str(tmp_path)]
+    assert main(["evaluate", *folders, "--labels", str(trained / "toy" / "dataset.json")]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["organs"]["liver"]["dice"]["mean"] == 1
     assert summary["mean_dice"] == 1
@@ -132,7 +136,7 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, tmp_path):
     for part in ("state_dict", "current_model_state"):
         for name, tensor in whole[part].items():
             assert torch.equal(tensor, halves[part][name]), name
-    steps = [int(row["step"]) for row in csv.DictReader((tmp_path / "metrics.csv").open())]
+    steps = [int(row["step"]) for row in table(tmp_path / "metrics.csv")]
     assert min(steps) == 0
     assert max(steps) == 7
 
@@ -169,7 +173,7 @@ CONFIG_MISTAKES = [
     (["--model.lr", "fast"], "model.lr"),
     (["--model.loss", "dcie"], "dice"),
     (["--model.net", "unte"], "did you mean 'unet'"),
-    (["--model.optimizer", "adamv"], "did you mean 'adamw'"),
+    (["--model.optimizer", "adamww"], "did you mean 'adamw'"),
     (["--model.schedule", "cosin"], "did you mean 'cosine'"),
     (["--trainer.max_time", "15m"], "DD:HH:MM:SS"),
     (["--trainer.precision", "bf17"], "precision"),
@@ -179,7 +183,7 @@ CONFIG_MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "expected"), CONFIG_MISTAKES, ids=lambda value: " ".join(value)[:30])
+@pytest.mark.parametrize(("words", "expected"), CONFIG_MISTAKES, ids=[words[0] for words, _ in CONFIG_MISTAKES])
 def test_a_mistake_in_the_config_is_one_sentence(trained, tmp_path, capsys, words, expected):
     assert fit(trained / "store", tmp_path / "run", *words) in (1, 2)
     message = capsys.readouterr().err.strip().splitlines()[-1]

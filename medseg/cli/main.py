@@ -60,7 +60,9 @@ def _run(words: list[str]) -> int:
         from medseg.cli.training import run_lightning
 
         return run_lightning(words)
-    options = build_parser().parse_args(words)
+    options, strangers = build_parser().parse_known_args(words)
+    if strangers:  # the parser of the command, not the one above it, knows what was meant
+        options.parser.error(f"unrecognized arguments: {' '.join(strangers)}")
     status: int = options.run_command(options)
     return status
 
@@ -75,5 +77,5 @@ def build_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         subparser = commands.add_parser(name, help=command.sentence, description=command.sentence)
         command.add_options(subparser)
-        subparser.set_defaults(run_command=command.run)
+        subparser.set_defaults(run_command=command.run, parser=subparser)
     return parser

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
-from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 from medseg.errors import CheckpointError, UsageError
 from medseg.plan.plan import Plan
@@ -118,6 +118,6 @@ class RunCsvLogger(CSVLogger):
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         """The writer of this process."""
-        if self._experiment is None:
+        if not isinstance(self._experiment, ExperimentWriter):
             self._experiment = _AppendingWriter(log_dir=self.log_dir)
         return self._experiment

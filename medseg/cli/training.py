@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 from jsonargparse import ArgumentError
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from medseg.cli.runs import Run, RunCsvLogger
 from medseg.errors import DataError, UsageError, nearest
@@ -28,6 +28,8 @@ from medseg.task import SegmentationTask, load_task
 PrecisionName = Literal[
     "auto", 16, 32, 64, "16", "32", "64", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "32-true", "64-true"
 ]
+
+_DEFAULT_EPOCHS = 1000  # Lightning's and nnU-Net's
 
 
 class Trainer(pl.Trainer):
@@ -43,6 +45,8 @@ class Trainer(pl.Trainer):
             options: As Lightning's.
         """
         chosen = best_precision(accelerator) if precision == "auto" else precision
+        if not any(options.get(budget) for budget in ("max_epochs", "max_time")) and options.get("max_steps", -1) == -1:
+            options["max_epochs"] = _DEFAULT_EPOCHS
         super().__init__(precision=chosen, accelerator=accelerator, **options)
 
 
@@ -88,12 +92,15 @@ class MedsegCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, task and trainer; a finished task comes whole from its checkpoint."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # a plan, a loss expression or a setting; its sentence says which
+            raise UsageError(str(error).rstrip("."), "Correct the config") from None
         config = self.config[self.subcommand]
         if self.subcommand != "fit":
             self.model = load_task(Path(config.ckpt_path))
             config.ckpt_path = self.config_init[self.subcommand].ckpt_path = None  # its weights are in place
-            _require_same_labels(self.model.plan, self.datamodule.plan, config.data.store)
+            _require_same_labels(self.model.plan, self.datamodule.plan, self.datamodule.store)
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """Give the trainer the loggers of the run, unless the config names its own."""
@@ -213,6 +220,7 @@ def _fit_callbacks(run: Run) -> list[Callback]:
         monitor="val/dice",
         mode="max",
         save_last=True,
+        save_on_train_epoch_end=False,
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )
@@ -223,7 +231,7 @@ def _loggers(run: Run) -> list[Logger]:
     return [TensorBoardLogger(run.path.parent, name=run.path.name, version=""), RunCsvLogger(run.path)]
 
 
-def _require_same_labels(trained: Plan, given: Plan, store: str) -> None:
+def _require_same_labels(trained: Plan, given: Plan, store: Path) -> None:
     if trained.labels != given.labels or trained.modalities != given.modalities:
         raise DataError(
             store,
@@ -237,6 +245,7 @@ def _quieten() -> None:
     """Hide what Lightning says that a user can do nothing about."""
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")  # as we do
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")  # nobody asked for MB
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")  # a resumed run's
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # volumes are cached in memory
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # short demo epochs

@@ -17,10 +17,10 @@ from torch import Tensor
 from medseg.datasets.case import read_image
 from medseg.datasets.layout import images_by_name
 from medseg.errors import CheckpointError, DataError, MedsegError, UsageError
+from medseg.hardware import best_precision
 from medseg.inference.restore import label_values
 from medseg.patches.stitch import Predict, mirrored, sliding_window
 from medseg.plan.plan import Plan
-from medseg.hardware import best_precision
 from medseg.space.nifti import case_name, write_channels, write_labels
 from medseg.space.volume import Volume
 from medseg.store.grid import GridChange, probabilities_from_plan_grid, to_plan_grid
@@ -113,7 +113,7 @@ class Predictor:
         exclusive = self.plan.exclusive
 
         def activated(patches: Tensor) -> Tensor:
-            logits = task(patches).float()
+            logits: Tensor = task(patches).float()
             return logits.softmax(dim=1) if exclusive else logits.sigmoid()
 
         return mirrored(activated, self.plan.mirror_axes) if self.mirror else activated

@@ -31,8 +31,9 @@ def label_values(
     """
     if plan.exclusive:
         values = np.array((0, *plan.atoms))
-        table: NDArray[Any] = values.astype(np.min_scalar_type(int(values.max())))
-        return table[argmax_from_plan_grid(scores, change)]
+        table = values.astype(np.min_scalar_type(int(values.max())))
+        decided: NDArray[Any] = table[argmax_from_plan_grid(scores, change)]
+        return decided
     paint = plan.paint_order or tuple(range(1, len(plan.organs) + 1))
     painted = np.zeros(change.source_shape, dtype=np.min_scalar_type(max(paint)))
     threshold = 0.5 if averaged else 0.0

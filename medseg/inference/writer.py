@@ -41,4 +41,4 @@ class WritePredictions(Callback):
             raise TypeError(f"expected a SegmentationTask, got {type(pl_module).__name__}")
         info = self.store.info(batch.id[0])
         values = label_values(outputs[0].float().cpu().numpy(), info.change, pl_module.plan)
-        write_labels(self.folder / f"{batch.id[0]}.nii.gz", values, like=info.images[0])
+        write_labels(self.folder / f"{batch.id[0]}.nii.gz", values, like=Path(info.images[0]))
