@@ -27,7 +27,7 @@ METRICS_CSV = """epoch,step,lr-SGD,train/loss,val/dice,val/dice/liver,val/dice/<
 1,19,0.005,0.9,,,
 1,19,,,0.8,nan,0.9
 """
-VOID = {"meta", "link", "br", "line", "rect", "path", "polyline", "image"}
+VOID = {"meta", "link", "br", "line", "rect", "path", "polyline", "circle", "image"}
 
 
 class Page(HTMLParser):

@@ -90,14 +90,15 @@ def line_chart(title: str, series: Mapping[str, Points], *, x_name: str) -> str:
     lines, legend = [], []
     for index, (name, curve) in enumerate(series.items()):
         colour, dash = SERIES[index % len(SERIES)]
-        style = f'fill="none" stroke="{colour}" stroke-width="2" stroke-linecap="round" stroke-dasharray="{dash}"'
-        drawn = curve if len(curve) > 1 else [*curve, *curve]  # a single value shows as the dot that round ends make
-        path = " ".join(
-            f"{_scale(x, x_low, x_high, _LEFT, _WIDTH - _RIGHT):.1f},"
-            f"{_scale(y, y_low, y_high, _HEIGHT - _BOTTOM, _TOP):.1f}"
-            for x, y in _thinned(drawn)
-        )
+        style = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
+        places = [
+            (_scale(x, x_low, x_high, _LEFT, _WIDTH - _RIGHT), _scale(y, y_low, y_high, _HEIGHT - _BOTTOM, _TOP))
+            for x, y in _thinned(curve)
+        ]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         lines.append(f'<polyline {style} points="{path}"/>')
+        if len(places) == 1:  # a line of one point is not drawn
+            lines.append(f'<circle cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3.5" fill="{colour}"/>')
         legend.append(
             f'<li><svg viewBox="0 0 28 8" aria-hidden="true"><path {style} d="M0 4h28"/></svg>{escape(name)}</li>'
         )
