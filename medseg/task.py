@@ -227,7 +227,8 @@ def budget_spent(trainer: pl.Trainer) -> float:
     steps = trainer.estimated_stepping_batches
     if math.isfinite(steps):
         spent.append(trainer.global_step / max(1, steps))
-    timer = next((callback for callback in trainer.callbacks if isinstance(callback, Timer)), None)
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+    timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
     remaining = timer.time_remaining() if timer else None
     if timer and remaining is not None:
         spent.append(timer.time_elapsed() / max(1e-9, timer.time_elapsed() + remaining))

@@ -113,7 +113,8 @@ class MedsegCLI(LightningCLI):
         """Write every test prediction on the grid of its image."""
         from medseg.inference.writer import WritePredictions
 
-        self.trainer.callbacks.append(WritePredictions(self.run_folder.predictions, Store(self.datamodule.store)))
+        write = WritePredictions(self.run_folder.predictions, Store(self.datamodule.store))
+        self.trainer.callbacks.append(write)  # type: ignore[attr-defined]  # set by Lightning's connector
 
     def after_test(self) -> None:
         """Score the written predictions and report per organ."""
