@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-import pickle
-import warnings
-from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Bool, Integer
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, Timer
+from lightning_utilities.core.rank_zero import rank_zero_info
+from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging, Timer
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 import medseg
-from medseg.errors import CheckpointError, MedsegError
+from medseg.checkpoints import matching_weights, read_checkpoint
+from medseg.errors import CheckpointError, MedsegError, UsageError
 from medseg.losses import Criterion, build_loss
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
@@ -26,7 +26,8 @@ from medseg.optimise import build_optimizer, find_optimizer, schedule_factor
 from medseg.patches.datamodule import Batch
 from medseg.patches.stitch import sliding_window
 from medseg.plan.plan import Plan
-from medseg.types import Image, Logits
+from medseg.types import Image, Labels, Logits
+from medseg.watch import SkipBadSteps, StepClock
 
 IGNORED = -1
 """What the store writes where a voxel was not annotated."""
@@ -50,6 +51,12 @@ class SegmentationTask(pl.LightningModule):
             is spent first.
         warmup: Share of the budget over which the learning rate rises from zero.
         ema: Decay per step of the averaged weights that are validated and kept; 0 trains without averaging.
+        deep_supervision: Also judge the coarser outputs of the decoder, each level with half the weight of the finer.
+        patience: Validations without a better ``val/dice`` after which training stops; None never stops early.
+        init_from: A checkpoint whose network to start from; weights of another shape, such as those of the last layer
+            for other labels, keep their initial values.
+        freeze: Patterns of weights that stay as they are, such as ``net.*downsamples*``.
+        bad_steps: Steps in a row with a gradient that is NaN or infinite which are skipped before training stops.
         overlap: Share by which neighbouring windows overlap when a whole volume is predicted.
         channels_last: Lay out activations with the channels innermost, which matrix units prefer.
 
@@ -71,13 +78,19 @@ class SegmentationTask(pl.LightningModule):
         schedule: str = "poly",
         warmup: float = 0.0,
         ema: float = 0.0,
+        deep_supervision: bool = False,
+        patience: int | None = None,
+        init_from: str | None = None,
+        freeze: list[str] | None = None,
+        bad_steps: int = 10,
         overlap: float = 0.5,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # config.yaml of the run already has them
         self.plan = Plan.from_dict(plan)
-        self.net = build_net(net, net_spec(self.plan), net_options)
+        knobs = {**(net_options or {}), **({"deep_supervision": True} if deep_supervision else {})}
+        self.net = build_net(net, net_spec(self.plan), knobs)
         self.loss: Criterion = build_loss(loss, mode=self.plan.mode, ignore_index=IGNORED)
         self.schedule_factor = schedule_factor(schedule, warmup=warmup)
         find_optimizer(optimizer)  # a misspelt name is answered before anything is built on it
@@ -89,22 +102,23 @@ class SegmentationTask(pl.LightningModule):
         if channels_last:
             self.net = self.net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # absent from stubs
 
-    def forward(self, image: Image) -> Logits:
-        """Map normalised intensities ``(b, m, i, j, k)`` to logits ``(b, c, i, j, k)``."""
+    def forward(self, image: Image) -> Logits | tuple[Logits, ...]:
+        """Map normalised intensities ``(b, m, i, j, k)`` to logits ``(b, c, i, j, k)``.
+
+        With deep supervision and in training, to a tuple of logits, the finest first.
+        """
         if self.hparams["channels_last"]:
             image = image.contiguous(memory_format=torch.channels_last_3d)
-        logits: Tensor = self.net(image)
+        logits: Logits | tuple[Logits, ...] = self.net(image)
         return logits
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One optimization step on a batch of patches."""
-        target = self.target_of(batch.labels)
-        loss: Tensor = self.loss(self(batch.image), target, batch.spacing_mm, class_mask=batch.class_mask)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(batch.id, self.loss.terms, self.global_step)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.id))
+        loss = self._judge(self(batch.image), batch)
+        terms = {"train/loss": loss.detach()}
         if len(self.loss.terms) > 1:
-            self.log_dict({f"train/{name}": value for name, value in self.loss.terms.items()}, batch_size=len(batch.id))
+            terms |= {f"train/{name}": value for name, value in self.loss.terms.items()}
+        self.log_dict(terms, prog_bar=True, batch_size=len(batch.id))
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -143,6 +157,21 @@ class SegmentationTask(pl.LightningModule):
         masks = self.membership[:, labels.clamp(min=0).long()].transpose(0, 1).to(torch.int8)
         return masks.masked_fill((labels == IGNORED).unsqueeze(1), IGNORED)
 
+    def setup(self, stage: str) -> None:
+        """Before training: take over weights, freeze some."""
+        if stage != "fit":
+            return
+        if self.hparams["init_from"]:
+            fitting, fresh = matching_weights(Path(self.hparams["init_from"]), self.state_dict())
+            self.load_state_dict(fitting, strict=False)
+            rank_zero_info(f"{len(fitting)} weights come from {self.hparams['init_from']}, {len(fresh)} start afresh")
+        for pattern in self.hparams["freeze"] or ():
+            named = [parameter for name, parameter in self.named_parameters() if fnmatch(name, pattern)]
+            if not named:
+                raise UsageError(f"model.freeze: no weight is called {pattern!r}", "Use a pattern such as net.*")
+            for parameter in named:
+                parameter.requires_grad_(False)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer by name, its learning rate a function of the budget that is spent."""
         options = self.hparams
@@ -157,15 +186,54 @@ class SegmentationTask(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
-        """Averaged weights, where asked for."""
-        decay = self.hparams["ema"]
-        return [EMAWeightAveraging(decay=decay)] if decay and self.trainer.training else []
+        """While training: the watches, averaged weights and early stopping, where asked for."""
+        options = self.hparams
+        if not self.trainer.training:
+            return []
+        callbacks: list[Callback] = [SkipBadSteps(options["bad_steps"]), StepClock()]
+        if options["ema"]:
+            callbacks.append(EMAWeightAveraging(decay=options["ema"]))
+        if options["patience"] is not None:
+            callbacks.append(EarlyStopping("val/dice", mode="max", patience=options["patience"]))
+        return callbacks
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on only with the labels and channels that the checkpoint was trained on.
+
+        Raises:
+            CheckpointError: It was trained on others, or is not one of ours.
+        """
+        theirs = checkpoint.get("hyper_parameters", {}).get("plan")
+        if "medseg" not in checkpoint or theirs is None:
+            raise CheckpointError("--ckpt_path", "was not written by medseg", "Use a checkpoint of a medseg run")
+        ours = self.plan.to_dict()
+        for key in ("labels", "modalities"):
+            if theirs[key] != ours[key]:
+                raise CheckpointError(
+                    "--ckpt_path",
+                    f"was trained on the {key} {', '.join(theirs[key])}, the store has {', '.join(ours[key])}",
+                    "To fine-tune on others, give it as --model.init_from instead",
+                )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint, so that a foreign one is told apart, and note how it scored."""
         scores = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name[:8] == "val/dice"}
         torch_version = torch.__version__.split("+")[0]
         checkpoint["medseg"] = {"version": medseg.__version__, "torch": torch_version, "scores": scores}
+
+    def _judge(self, outputs: Logits | tuple[Logits, ...], batch: Batch) -> Tensor:
+        """The loss, over all levels of deep supervision; the terms that are logged are those of the finest."""
+        levels = outputs if isinstance(outputs, tuple) else (outputs,)
+        weights = [0.5**depth for depth in range(len(levels))]
+        total = torch.zeros((), device=batch.image.device)
+        for logits, weight in reversed(list(zip(levels, weights, strict=True))):  # finest last: its terms remain
+            labels = nearest_labels(batch.labels, logits.shape[2:])
+            coarser = torch.tensor(batch.labels.shape[1:], device=total.device) / torch.tensor(
+                logits.shape[2:], device=total.device
+            )
+            value = self.loss(logits, self.target_of(labels), batch.spacing_mm * coarser, class_mask=batch.class_mask)
+            total = total + weight / sum(weights) * value
+        return total
 
     def _count(self, batch: Batch, metric: PerOrganDice) -> Logits:
         logits = self.predict_volume(batch.image)
@@ -182,18 +250,6 @@ class SegmentationTask(pl.LightningModule):
         )
 
 
-class NonFiniteLossError(MedsegError):
-    """The loss became NaN or infinite; names the step, the cases and the terms."""
-
-    def __init__(self, cases: tuple[str, ...], terms: Mapping[str, Tensor], step: int) -> None:
-        values = ", ".join(f"{name} = {float(value):g}" for name, value in terms.items())
-        super().__init__(
-            f"the loss is not finite at step {step} on the cases {', '.join(cases)} ({values}). "
-            "Lower the learning rate, or train with --trainer.precision 32; "
-            "the last good checkpoint is checkpoints/last.ckpt of the run."
-        )
-
-
 def net_spec(plan: Plan) -> NetSpec:
     """The plan's numbers that shape a network."""
     return NetSpec(
@@ -204,6 +260,15 @@ def net_spec(plan: Plan) -> NetSpec:
         kernels=plan.kernels,
         features=plan.features,
     )
+
+
+def nearest_labels(labels: Labels, shape: torch.Size) -> Integer[Tensor, "b *coarse"]:
+    """Labels at a coarser grid: of each of its voxels, the one in the middle of the finer voxels that it covers."""
+    for axis, (fine, coarse) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
+        if fine != coarse:
+            centres = (torch.arange(coarse, device=labels.device) + 0.5) * (fine / coarse)
+            labels = labels.index_select(axis, centres.long())
+    return labels
 
 
 def class_values(plan: Plan) -> dict[str, int | tuple[int, ...]]:
@@ -252,27 +317,3 @@ def load_task(path: Path) -> SegmentationTask:
             f"Train again, or use the version that wrote it ({checkpoint['medseg']['version']})",
         ) from None
     return task.eval()
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint as plain data and tensors, read so that no code in it can run.
-
-    Raises:
-        CheckpointError: The file is missing, unreadable, holds code, or was not written by medseg.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on a foreign pickle's protocol; we say more below
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(path, "does not exist", "Check the path; a run keeps checkpoints/best.ckpt") from None
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            path, "is not a checkpoint, or holds code that could run on loading", "Use one that medseg wrote"
-        ) from None
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(path, f"is not a readable checkpoint ({reason})", "Copy it again") from None
-    if not isinstance(checkpoint, dict) or "medseg" not in checkpoint:
-        raise CheckpointError(path, "was not written by medseg", "Use a checkpoint of a medseg run")
-    return checkpoint

@@ -25,7 +25,7 @@ def describe_path(path: Path) -> dict[str, Any]:
 
 def _checkpoint(path: Path) -> dict[str, Any]:
     from medseg.plan.plan import Plan
-    from medseg.task import read_checkpoint
+    from medseg.checkpoints import read_checkpoint
 
     checkpoint = read_checkpoint(path)
     options = checkpoint["hyper_parameters"]

@@ -1,0 +1,67 @@
+"""Checkpoints as files: read so that no code in them can run, refused with a sentence when they are not ours."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medseg.errors import CheckpointError
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint as plain data and tensors, on the CPU.
+
+    Raises:
+        CheckpointError: The file is missing, unreadable, holds code, or was not written by medseg.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on a foreign pickle's protocol; we say more below
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(path, "does not exist", "Check the path; a run keeps checkpoints/best.ckpt") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            path, "is not a checkpoint, or holds code that could run on loading", "Use one that medseg wrote"
+        ) from None
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(path, f"is not a readable checkpoint ({reason})", "Copy it again") from None
+    if not isinstance(checkpoint, dict) or "medseg" not in checkpoint:
+        raise CheckpointError(path, "was not written by medseg", "Use a checkpoint of a medseg run")
+    return checkpoint
+
+
+def matching_weights(
+    path: Path, state: dict[str, Tensor], prefix: str = "net."
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights of a checkpoint that fit a network, for fine-tuning on other labels or channels.
+
+    Args:
+        path: The checkpoint to start from.
+        state: The weights of the new task, by name.
+        prefix: Only names that begin so are taken: the network's, not the loss's.
+
+    Returns:
+        The weights whose name and shape fit, and the names of the new task that keep their initial values.
+
+    Raises:
+        CheckpointError: As `read_checkpoint`, or nothing fits: another network.
+    """
+    theirs = read_checkpoint(path)["state_dict"]
+    wanted = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    fitting = {
+        name: theirs[name] for name, tensor in wanted.items() if name in theirs and theirs[name].shape == tensor.shape
+    }
+    if 2 * len(fitting) < len(wanted):
+        raise CheckpointError(
+            path,
+            f"holds another network: {len(fitting)} of {len(wanted)} weights fit",
+            "Start from a checkpoint of the same net and net_options",
+        )
+    return fitting, tuple(name for name in wanted if name not in fitting)

@@ -1,0 +1,143 @@
+"""What a config value of the task does to a training: one small store, a few steps each."""
+
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import write_toy_dataset
+from torch import nn
+
+from medseg.cli import main
+from medseg.errors import CheckpointError, MedsegError, UsageError
+from medseg.patches.datamodule import VolumesDataModule
+from medseg.plan.plan import Plan
+from medseg.store.prepare import prepare
+from medseg.task import SegmentationTask, nearest_labels
+from medseg.watch import NonFiniteError, SkipBadSteps
+
+SMALL = {"net_options": {"features": [4, 8, 8]}, "optimizer": "adamw", "lr": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    prepare(write_toy_dataset(folder), folder / "store", workers=1)
+    return folder / "store"
+
+
+def data_of(store, **options):
+    return VolumesDataModule(store, folds=2, batch_size=2, steps_per_epoch=2, workers=0, **options)
+
+
+def trainer_of(**options):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    return pl.Trainer(accelerator="cpu", enable_checkpointing=False, **{"max_epochs": 1, **quiet, **options})
+
+
+def train(store, trainer=None, **options):
+    torch.manual_seed(0)
+    data = data_of(store)
+    task = SegmentationTask(data.plan.to_dict(), **{**SMALL, **options})
+    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    trainer = trainer or trainer_of()
+    trainer.fit(task, data)
+    return task, before, trainer
+
+
+def changed(task, before):
+    return {name for name, tensor in task.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def test_frozen_weights_stay_and_the_others_move(store):
+    task, before, _ = train(store, freeze=["net.*input_block*"])
+    moved = changed(task, before)
+    assert moved
+    assert not [name for name in moved if "input_block" in name]
+
+
+def test_a_pattern_that_freezes_nothing_is_refused(store):
+    with pytest.raises(UsageError, match="no weight is called 'encoder"):
+        train(store, freeze=["encoder*"])
+
+
+def test_training_stops_early_without_progress(store):
+    _, _, trainer = train(store, trainer_of(max_epochs=20), lr=0.0, patience=2)
+    assert trainer.current_epoch < 5
+
+
+def test_fine_tuning_takes_what_fits_and_resuming_refuses_other_labels(store, tmp_path):
+    task, _, trainer = train(store)
+    trainer.save_checkpoint(tmp_path / "two_organs.ckpt")
+    plan = Plan.from_dict(task.plan.to_dict() | {"labels": {"liver": 1}})
+    other = SegmentationTask(plan.to_dict(), **SMALL, init_from=str(tmp_path / "two_organs.ckpt"))
+    other.setup("fit")
+    theirs, ours = task.state_dict(), other.state_dict()
+    heads = [name for name in ours if name in theirs and ours[name].shape != theirs[name].shape]
+    assert heads
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name in theirs and name not in heads)
+    with pytest.raises(CheckpointError, match="init_from"):
+        other.on_load_checkpoint(torch.load(tmp_path / "two_organs.ckpt", weights_only=True))
+    stranger = SegmentationTask(plan.to_dict(), net="vnet", init_from=str(tmp_path / "two_organs.ckpt"))
+    with pytest.raises(CheckpointError, match="another network"):
+        stranger.setup("fit")
+
+
+class Poisoned(nn.Module):
+    """A network whose gradient is not finite from its second step on."""
+
+    def __init__(self, in_channels, out_channels, good_steps=1):
+        super().__init__()
+        self.layer = nn.Conv3d(in_channels, out_channels, 1)
+        self.steps, self.good_steps = 0, good_steps
+
+    def forward(self, image):
+        self.steps += self.training
+        logits = self.layer(image)
+        if self.training and self.steps > self.good_steps:
+            logits.register_hook(lambda gradient: gradient * math.inf)
+        return logits
+
+
+def test_bad_steps_are_skipped_then_named(store):
+    poisoned = {"net": f"{__name__}.Poisoned", "net_options": {"good_steps": 100}}
+    task, _, _ = train(store, trainer_of(max_steps=3, max_epochs=-1), **poisoned)
+    good = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    task.net.net.good_steps = 0
+    with pytest.warns(UserWarning, match="was skipped"), pytest.raises(NonFiniteError, match=r"last at step .*toy_"):
+        trainer_of(max_steps=50, max_epochs=-1, callbacks=[SkipBadSteps(3)]).fit(task, data_of(store))
+    assert not changed(task, good)
+    assert issubclass(NonFiniteError, MedsegError)
+
+
+def test_deep_supervision_halves_the_weight_of_every_level(store):
+    data = data_of(store)
+    task = SegmentationTask(data.plan.to_dict(), **SMALL, loss="cross_entropy")
+    data.trainer = None
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    fine = torch.randn(2, 3, *batch.labels.shape[1:])
+    coarse = torch.randn(2, 3, *(size // 2 for size in batch.labels.shape[1:]))
+    both = task._judge((fine, coarse), batch)
+    one, two = task._judge(fine, batch), task._judge(coarse, batch)
+    torch.testing.assert_close(both, (2 * one + two) / 3)
+
+
+def test_coarse_labels_are_the_middle_of_what_they_cover():
+    labels = torch.arange(9).reshape(1, 9, 1, 1)
+    assert nearest_labels(labels, torch.Size((3, 1, 1))).flatten().tolist() == [1, 4, 7]
+    assert nearest_labels(labels, torch.Size((9, 1, 1))) is labels
+
+
+def test_training_longer_is_more_steps_on_the_last_checkpoint(store, tmp_path):
+    words = [
+        *("fit", "--data.store", str(store), "--data.folds", "2", "--run", str(tmp_path / "a")),
+        *("--model.net_options", '{"features": [4, 8, 8]}', "--data.steps_per_epoch", "2", "--trainer.max_steps", "2"),
+        *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.precision", "32"),
+        *("--trainer.num_sanity_val_steps", "0", "--trainer.log_every_n_steps", "1"),
+    ]
+    assert main(words) == 0
+    more = list(words)
+    more[more.index("--trainer.max_steps") + 1] = "4"
+    assert main([*more, "--ckpt_path", "last"]) == 0
+    last = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
