@@ -261,7 +261,7 @@ def test_unknown_modes_and_reductions_are_refused():
         build_loss("dice", mode="softmax")
     with pytest.raises(ValueError, match="'mean' or 'none', got 'sum'"):
         build_loss("dice", reduction="sum")
-    with pytest.raises(ValueError, match="lovasz_hinge has no meaning in mode 'multiclass'.*binary, multilabel"):
+    with pytest.raises(ValueError, match=r"lovasz_hinge has no meaning in mode 'multiclass'.*binary, multilabel"):
         build_loss("lovasz_hinge")
     with pytest.raises(ValueError, match="no background channel"):
         build_loss("dice(include_background=False)", mode="multilabel")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -146,7 +146,7 @@ def build_loss(
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
-    return Criterion(expression, mode=cast(Mode, mode), ignore_index=ignore_index, reduction=reduction)
+    return Criterion(expression, mode=mode, ignore_index=ignore_index, reduction=reduction)
 
 
 def _unique(index: int, term: Term, terms: list[Term]) -> str:
