@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import oblique_affine, toy_case, write_nifti
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from medseg.datasets.case import Case, Dataset, dataset_json, read_case, read_dataset
 from medseg.errors import DataError
@@ -109,6 +114,27 @@ def test_modalities_are_ordered_by_number_not_by_text(toy_dataset):
     names = {str(index): f"m{index}" for index in reversed(range(11))}
     dataset = read_dataset(edit(toy_dataset, modality=names))
     assert dataset.modalities == tuple(f"m{index}" for index in range(11))
+
+
+def test_lists_and_single_words_are_understood(toy_dataset):
+    dataset = read_dataset(edit(toy_dataset, modality="CT", labels=["background", "liver", "spleen"]))
+    assert dataset.modalities == ("CT",)
+    assert dataset.labels == {"liver": 1, "spleen": 2}
+
+
+def test_a_plain_folder_needs_no_test_images(toy_dataset):
+    root = as_plain(toy_dataset)
+    shutil.rmtree(root / "imagesTs")
+    assert read_dataset(root).test == ()
+
+
+def test_a_description_that_may_not_be_read(toy_dataset, monkeypatch):
+    def refuse(self, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(DataError, match="Permission denied"):
+        read_dataset(toy_dataset)
 
 
 def test_overlapping_regions_and_their_order(toy_dataset):
@@ -393,3 +419,27 @@ def test_a_case_needs_an_image():
     with pytest.raises(ValueError, match="at least one image"):
         read_case(case, dataset)
     assert replace(dataset, ignore=3).values == (0, 1, 3)
+
+
+WORDS = st.sampled_from(["0", "1", "liver", "background", "ignore", "CT", "", "./imagesTr/toy_0.nii.gz", "(x)", "-1"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 300) | st.floats(-2, 2) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | st.sampled_from(["image", "label"]), inner),
+    max_leaves=8,
+)
+KEYS = ["labels", "training", "test", "modality", "channel_names", "file_ending", "dataset", "patient", "patients"]
+KEYS += ["annotated", "regions_class_order", "image_folder", "label_folder", "test_folder", "label_suffix", "name"]
+
+
+@settings(max_examples=50)
+@given(st.dictionaries(st.sampled_from(KEYS), JSON), st.booleans())
+def test_whatever_a_description_holds_it_is_read_or_refused_with_a_sentence(content, sound_labels):
+    if sound_labels:
+        content["labels"] = {"0": "background", "1": "liver"}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "dataset.json"
+        file.write_text(json.dumps(content))
+        dataset = None
+        with contextlib.suppress(DataError):
+            dataset = read_dataset(file, missing_ok=True)
+        assert dataset is None or (dataset.labels and (dataset.cases or dataset.test))

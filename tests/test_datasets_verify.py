@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from medseg.datasets.case import read_dataset
 from medseg.datasets.figures import draw, write_figures
-from medseg.datasets.inspection import inspect_case
+from medseg.datasets.inspection import Problem, inspect_case
 from medseg.datasets.repair import repair
 from medseg.datasets.verify import verify
 from medseg.datasets.workers import for_each_case
@@ -155,7 +156,7 @@ def test_a_sound_dataset_has_no_problem(toy_dataset):
     assert report.problems == ()
     assert report.cases == 5
     assert json.loads(report.to_json())["ok"] is True
-    assert report.verdict == "5 cases, no problem found"
+    assert str(report.table()) == report.verdict == "5 cases, no problem found"
 
 
 @pytest.mark.parametrize(("spoil", "case", "kind", "words"), FAULTS.values(), ids=FAULTS.keys())
@@ -229,6 +230,26 @@ def test_what_nothing_stumbles_over_is_remarked_on(toy_dataset, spoil, case, kin
     assert re.search(words, problem.problem), problem.problem
 
 
+def test_where_no_label_can_be_read_none_is_called_unused(toy_dataset):
+    for path in (toy_dataset / "labelsTr").iterdir():
+        path.write_bytes(b"")
+    report = verify(toy_dataset, workers=1)
+    assert {problem.kind for problem in report.problems} == {"unreadable"}
+
+
+def test_a_problem_without_a_file_is_the_whole_cases(toy_dataset):
+    report = replace(verify(toy_dataset, workers=1), problems=(Problem("toy_1", None, "died", "ended", "Mend it"),))
+    assert json.loads(report.to_json())["problems"][0]["file"] is None
+
+
+def test_an_affine_without_a_qform_is_no_disagreement(toy_dataset):
+    image = nib.load(toy_dataset / IMAGE)
+    image = nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header)
+    image.header.set_qform(None, code=0)
+    nib.save(image, toy_dataset / IMAGE)
+    assert verify(toy_dataset, workers=1).problems == ()
+
+
 def test_channels_that_repeat_each_other(toy_dataset):
     for index in range(5):
         part = "Ts" if index == 4 else "Tr"
@@ -286,6 +307,7 @@ def test_a_repaired_copy_has_no_problem_and_the_original_is_untouched(toy_datase
         ("toy_1", "affine"),
         ("toy_2", "integers"),
     }
+    assert "4 can be repaired into a copy with --fix OUT" in report.verdict
     mended = repair(report, tmp_path / "mended")
     assert mended == report.repairable
     assert verify(tmp_path / "mended", workers=1).problems == ()

@@ -59,15 +59,15 @@ def repair(report: VerifyReport, out: Path) -> tuple[Problem, ...]:
 
 def _write_copy(report: VerifyReport, root: Path, copy: Path) -> None:
     shutil.copytree(root, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("._*"))
-    for problem in sorted(report.repairable, key=lambda problem: problem.repair):  # affines first, integers after
-        if problem.file is None or problem.like is None:
-            continue
-        target = copy / problem.file.resolve().relative_to(root)
-        if problem.repair == "affine":
-            _copy_affine(target, problem.like)
+    faults = [(problem.repair, problem.file, problem.like) for problem in report.repairable]
+    known = ((kind, file, like) for kind, file, like in faults if file and like)
+    for kind, file, like in sorted(known):  # affines first, integers after
+        target = copy / file.resolve().relative_to(root)
+        if kind == "affine":
+            _copy_affine(target, like)
         else:
             labels = np.rint(read_volume(target).array[0]).astype(np.int64)
-            write_labels(target, labels, like=problem.like)
+            write_labels(target, labels, like=like)
 
 
 def _copy_affine(target: Path, like: Path) -> None:
