@@ -32,6 +32,18 @@ def _demo(options: Options) -> int:
     return demo(options.out)
 
 
+def _download_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", help="name, number or organ of a task, such as Task09_Spleen")
+    parser.add_argument("--root", type=Path, default=Path("data/raw"), help="folder to unpack in (default: data/raw)")
+
+
+def _download(options: Options) -> int:
+    from medseg.datasets.download import download
+
+    _say(f"{download(options.task, options.root)} is ready")
+    return 0
+
+
 def _verify_options(parser: argparse.ArgumentParser) -> None:
     _dataset_option(parser)
     parser.add_argument("--json", type=Path, help="also write the problems to this file")
@@ -41,12 +53,19 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(options: Options) -> int:
+    from medseg.datasets.figures import write_figures
+    from medseg.datasets.repair import repair
     from medseg.datasets.verify import verify
 
     report = verify(options.dataset, workers=options.workers)
     _show(report.table())
     if options.json:
         report.write_json(options.json)
+    if options.figures:
+        _say(f"{len(write_figures(options.dataset, options.figures))} pictures are in {options.figures}")
+    if options.fix:
+        left = repair(report, options.fix)
+        _say(f"a repaired copy is in {options.fix}; {len(left)} problems are left in it")
     return 0 if report.ok else 1
 
 
@@ -130,6 +149,19 @@ def _evaluate(options: Options) -> int:
     return evaluation.exit_status
 
 
+def _compare_runs_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", type=Path, help="a cases.csv, or a folder that holds one")
+    parser.add_argument("b", type=Path, help="another, of the same cases")
+    parser.add_argument("--measure", default="dice", help="column to compare (default: dice)")
+
+
+def _compare_runs(options: Options) -> int:
+    from medseg.report.compare import compare_runs, print_comparison
+
+    print_comparison(compare_runs(options.a, options.b, measure=options.measure))
+    return 0
+
+
 def _losses_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="one loss, in full")
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -189,11 +221,15 @@ def _show(renderable: Any) -> None:
 
 COMMANDS = {
     "demo": Command("the whole journey on an embedded phantom dataset", _demo_options, _demo),
+    "download": Command("fetch a task of the Medical Segmentation Decathlon", _download_options, _download),
     "verify": Command("list every problem of every case of a dataset", _verify_options, _verify),
     "plan": Command("measure a dataset and write the plan of its training", _plan_options, _plan),
     "prepare": Command("resample, normalise and store a dataset for training", _prepare_options, _prepare),
     "predict": Command("segment images with a checkpoint", _predict_options, _predict),
     "evaluate": Command("score predictions against references, per organ", _evaluate_options, _evaluate),
+    "compare-runs": Command(
+        "test two evaluations of the same cases against each other, per organ", _compare_runs_options, _compare_runs
+    ),
     "losses": Command("list the losses, or explain one", _losses_options, _losses),
     "info": Command("say what a checkpoint, a store or a dataset is", _info_options, _info),
 }

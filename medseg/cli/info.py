@@ -24,8 +24,8 @@ def describe_path(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from medseg.plan.plan import Plan
     from medseg.checkpoints import read_checkpoint
+    from medseg.plan.plan import Plan
 
     checkpoint = read_checkpoint(path)
     options = checkpoint["hyper_parameters"]
