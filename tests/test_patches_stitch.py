@@ -62,12 +62,27 @@ def test_tiles_cover_the_volume_and_overlap_enough(size, patch, overlap):
 @given(size=sizes, patch=patches)
 def test_slabs_cover_the_volume_once_and_equal_the_whole(size, patch):
     image = torch.rand(1, 1, *size)
-    slabs = list(stitched_slabs(image, patch, position_dependent))
+    slabs = [(where, slab.clone()) for where, slab in stitched_slabs(image, patch, position_dependent)]
     assert [where.start for where, _ in slabs] == [0, *(where.stop for where, _ in slabs[:-1])]
     assert slabs[-1][0].stop == size[0]
     assert all(slab.shape[1] == where.stop - where.start for where, slab in slabs)
     whole = sliding_window(image, patch, position_dependent)
     assert torch.equal(torch.cat([slab for _, slab in slabs], dim=1), whole[0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(size=sizes, patch=patches, axis=st.integers(0, 2), half=st.booleans())
+def test_any_axis_may_be_cut_into_slabs_and_the_sums_be_halved(size, patch, axis, half):
+    image = torch.rand(1, 2, *size)
+    dtype, tolerance = (torch.float16, 4e-3) if half else (torch.float32, 1e-5)
+    slabs = [
+        (where, slab.clone())
+        for where, slab in stitched_slabs(image, patch, position_dependent, axis=axis, dtype=dtype, batch_size=3)
+    ]
+    assert [where.start for where, _ in slabs] == [0, *(where.stop for where, _ in slabs[:-1])]
+    assert slabs[0][1].dtype == dtype
+    whole = torch.cat([slab for _, slab in slabs], dim=axis + 1).float()
+    torch.testing.assert_close(whole, sliding_window(image, patch, position_dependent)[0], rtol=0, atol=tolerance)
 
 
 def test_sums_in_float32_whatever_the_network_returns():

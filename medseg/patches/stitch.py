@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ Predict = Callable[[Tensor], Tensor]
 """A batch of patches ``(b, m, i, j, k)`` to one value per class ``(b, c, i, j, k)``: logits or probabilities."""
 
 TILINGS = ("even", "shifted")
+_TOGETHER = 2**24  # numbers that are turned into float32 and added at once
 
 
 def tile_starts(size: int, patch: int, *, overlap: float = 0.5, tiling: str = "even") -> list[int]:
@@ -110,28 +111,43 @@ def stitched_slabs(
     sigma: float = 0.125,
     tiling: str = "even",
     device: torch.device | None = None,
+    axis: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[slice, Float[Tensor, "c i j k"]]]:
-    """The same blending, handed out slab by slab along the first axis as soon as no later tile can change a voxel.
+    """The same blending, handed out slab by slab along one axis as soon as no later tile can change a voxel.
 
     No more than one tile's depth of the volume is held with all its classes, so a consumer that keeps labels only
     (or resamples and writes) needs memory that does not grow with the length of the volume.
 
+    Args:
+        image: As for `sliding_window`, like all that is not named here.
+        patch_size: Voxels of a tile.
+        predict: From tiles to predictions.
+        overlap: Least share of a tile that its neighbour covers too.
+        batch_size: Tiles per call.
+        sigma: Width of the weights.
+        tiling: ``"even"`` or ``"shifted"``.
+        device: Where the sums are kept.
+        axis: The spatial axis that is cut into slabs; `sweep_axis` names the one that takes least memory.
+        dtype: Of the sums; float16, in which nnU-Net adds, takes half the memory.
+
     Yields:
-        The slice of the first axis that is finished, and its predictions ``(c, depth, j, k)`` in float32; together the
-        slices cover the volume once, in order. Arguments are those of `sliding_window`.
+        The slice of that axis which is finished, and its predictions ``(c, i, j, k)``; together the slices cover the
+        volume once, in order. The tensor is a view of the sums: use or copy it before asking for the next.
     """
+    image = image.movedim(axis + 2, 2)
     shape: Shape = (image.shape[2], image.shape[3], image.shape[4])
-    before = [max(size - extent, 0) // 2 for size, extent in zip(patch_size, shape, strict=True)]
-    padded: Shape = tuple(max(size, extent) for size, extent in zip(patch_size, shape, strict=True))  # type: ignore[assignment]
+    size = _to_front(patch_size, axis)
+    before = [max(edge - extent, 0) // 2 for edge, extent in zip(size, shape, strict=True)]
+    padded: Shape = tuple(max(edge, extent) for edge, extent in zip(size, shape, strict=True))  # type: ignore[assignment]
     rows, *columns = (
-        tile_starts(extent, size, overlap=overlap, tiling=tiling)
-        for extent, size in zip(padded, patch_size, strict=True)
+        tile_starts(extent, edge, overlap=overlap, tiling=tiling) for extent, edge in zip(padded, size, strict=True)
     )
     corners = itertools.product(rows, *columns)
-    tiles = [PatchLocation((i - before[0], j - before[1], k - before[2]), patch_size) for i, j, k in corners]
-    predictions = _predictions(image, tiles, predict, batch_size)
-    weights = gaussian_weights(patch_size, sigma=sigma).to(device or image.device)
-    blend = _Blend(weights, (padded[1], padded[2]))
+    tiles = [PatchLocation((i - before[0], j - before[1], k - before[2]), size) for i, j, k in corners]
+    predictions = _predictions(image, tiles, predict, batch_size=batch_size, axis=axis)
+    weights = gaussian_weights(size, sigma=sigma).to(device or image.device)
+    blend = _Blend(weights, (padded[1], padded[2]), dtype)
     inner = tuple(slice(start, start + extent) for start, extent in zip(before[1:], shape[1:], strict=True))
     for start, following in zip(rows, [*rows[1:], padded[0]], strict=True):
         for j, k in itertools.product(*columns):
@@ -140,20 +156,48 @@ def stitched_slabs(
         first, last = max(start - before[0], 0), min(following - before[0], shape[0])
         skipped = first - (start - before[0])
         if last > first:
-            yield slice(first, last), slab[:, skipped : skipped + last - first]
+            yield slice(first, last), slab[:, skipped : skipped + last - first].movedim(1, axis + 1)
+        blend.advance(following - start)
 
 
-def _predictions(image: Tensor, tiles: list[PatchLocation], predict: Predict, batch_size: int) -> Iterator[Tensor]:
-    """The prediction of each tile in turn; batches run on over rows, so that small volumes fill them too."""
+def sweep_axis(shape: Sequence[int], patch_size: Sequence[int]) -> int:
+    """The axis along which one tile's depth of the volume has the fewest voxels.
+
+    Example:
+        >>> sweep_axis((240, 240, 400), (128, 128, 128))
+        2
+    """
+    lengths = [extent / edge for extent, edge in zip(shape, patch_size, strict=True)]
+    return lengths.index(max(lengths))
+
+
+def _predictions(
+    image: Tensor, tiles: list[PatchLocation], predict: Predict, *, batch_size: int, axis: int
+) -> Iterator[Tensor]:
+    """The prediction of each tile in turn; batches run on over rows, so that small volumes fill them too.
+
+    The swept axis lies in front here; the network sees the axes in their own order.
+    """
     for first in range(0, len(tiles), batch_size):
-        batch = torch.stack([_cut(image[0], tile) for tile in tiles[first : first + batch_size]])
+        batch = torch.stack([_cut(image[0], tile) for tile in tiles[first : first + batch_size]]).movedim(2, axis + 2)
         predicted = predict(batch)
         if predicted.shape[0] != len(batch) or predicted.shape[2:] != batch.shape[2:]:
             raise ValueError(
                 f"predict must keep samples and voxels of {tuple(batch.shape)}, it returned {tuple(predicted.shape)}; "
                 "hand over the full-resolution output only"
             )
-        yield from predicted
+        yield from predicted.movedim(axis + 2, 2)
+
+
+def _to_front(triple: Shape, axis: int) -> Shape:
+    """The triple with one of its numbers moved to the front.
+
+    Example:
+        >>> _to_front((1, 2, 3), 2)
+        (3, 1, 2)
+    """
+    first, second, third = triple[axis], *(number for place, number in enumerate(triple) if place != axis)
+    return first, second, third
 
 
 def _cut(volume: Tensor, tile: PatchLocation) -> Tensor:
@@ -167,32 +211,41 @@ def _cut(volume: Tensor, tile: PatchLocation) -> Tensor:
 class _Blend:
     """Weighted sums of one tile's depth of the volume, and of the weights themselves."""
 
-    def __init__(self, weights: Tensor, plane: tuple[int, int]) -> None:
+    def __init__(self, weights: Tensor, plane: tuple[int, int], dtype: torch.dtype) -> None:
         self.weights = weights
         self.plane = plane
+        self.dtype = dtype
         self.sums: Tensor | None = None
         self.total = weights.new_zeros((weights.shape[0], *plane))
+        self.together = max(1, _TOGETHER // weights.numel())
 
     def add(self, j: int, k: int, prediction: Tensor) -> None:
         depth, height, width = self.weights.shape
         if self.sums is None:
-            self.sums = self.weights.new_zeros((prediction.shape[0], depth, *self.plane))
+            self.sums = self.weights.new_zeros((prediction.shape[0], depth, *self.plane), dtype=self.dtype)
         where = (slice(None), slice(j, j + height), slice(k, k + width))
-        prediction = prediction.to(self.weights.device, torch.float32)
-        self.sums[(slice(None), *where)].addcmul_(prediction, self.weights)
         self.total[where] += self.weights
+        target = self.sums[(slice(None), *where)]
+        for first in range(0, len(prediction), self.together):  # a float32 copy of all classes would be the largest
+            part = slice(first, first + self.together)
+            values = prediction[part].to(self.weights.device, torch.float32)
+            if self.dtype == torch.float32:
+                target[part].addcmul_(values, self.weights)
+            else:
+                target[part].add_(values * self.weights)
 
     def finish(self, depth: int) -> Tensor:
-        """The mean of the first ``depth`` planes, which are then given up and the rest moved to the front."""
+        """The mean of the first ``depth`` planes, in place; they are given up by `advance`."""
         if self.sums is None:
             raise ValueError("expected at least one tile before a slab can be finished")
-        mean = self.sums[:, :depth] / self.total[:depth]
-        for sums, axis in ((self.sums, 1), (self.total, 0)):
-            kept = sums.shape[axis] - depth
-            front, rest = sums.narrow(axis, 0, kept), sums.narrow(axis, depth, kept).clone()
-            front.copy_(rest)
-            sums.narrow(axis, kept, depth).zero_()
-        return mean
+        return self.sums[:, :depth].div_(self.total[:depth])
+
+    def advance(self, depth: int) -> None:
+        """Move what later tiles will add to to the front."""
+        kept = len(self.total) - depth
+        for sums in (self.total, *(self.sums if self.sums is not None else ())):
+            sums[:kept] = sums[depth:].clone()
+            sums[kept:] = 0
 
 
 def mirrored(predict: Predict, axes: tuple[int, ...]) -> Predict:
