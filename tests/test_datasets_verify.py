@@ -308,8 +308,7 @@ def test_a_repaired_copy_has_no_problem_and_the_original_is_untouched(toy_datase
         ("toy_2", "integers"),
     }
     assert "4 can be repaired into a copy with --fix OUT" in report.verdict
-    mended = repair(report, tmp_path / "mended")
-    assert mended == report.repairable
+    assert repair(report, tmp_path / "mended") == ()
     assert verify(tmp_path / "mended", workers=1).problems == ()
     assert {path: path.read_bytes() for path in toy_dataset.rglob("*") if path.is_file()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mended", "toy"]
@@ -321,6 +320,14 @@ def test_a_repaired_copy_has_no_problem_and_the_original_is_untouched(toy_datase
     unharmed = "imagesTr/toy_0.nii.gz"
     assert (tmp_path / "mended" / unharmed).read_bytes() == (toy_dataset / unharmed).read_bytes()
     assert not (tmp_path / "mended/._ghost").exists()
+
+
+def test_what_cannot_be_repaired_is_copied_and_told(toy_dataset, tmp_path):
+    spoil_repairably(toy_dataset)
+    change_image(toy_dataset, lambda a: setting(a, 0, np.nan))
+    left = repair(verify(toy_dataset, workers=1), tmp_path / "mended")
+    assert [(problem.case, problem.kind) for problem in left] == [("toy_0", "non-finite")]
+    assert kinds(verify(tmp_path / "mended", workers=1)) == {("toy_0", "non-finite")}
 
 
 def test_an_image_whose_affine_is_mended_keeps_its_voxels(toy_dataset, tmp_path):

@@ -28,7 +28,7 @@ def repair(report: VerifyReport, out: Path) -> tuple[Problem, ...]:
         out: Folder of the copy; must not exist yet, or be empty.
 
     Returns:
-        The problems that the copy no longer has.
+        The problems that the copy still has.
 
     Raises:
         DataError: The target is not empty or lies within the dataset, a file to repair lies outside it, or the copy
@@ -54,7 +54,7 @@ def repair(report: VerifyReport, out: Path) -> tuple[Problem, ...]:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise DataError(out, f"cannot be written ({error.strerror or error})", "Choose another folder") from None
-    return report.repairable
+    return tuple(problem for problem in report.problems if not problem.repair)
 
 
 def _write_copy(report: VerifyReport, root: Path, copy: Path) -> None:
