@@ -8,9 +8,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from monai.metrics import DiceMetric, HausdorffDistanceMetric
 
-from medseg.metrics import average_distance_mm, hausdorff_mm, score_case, surface_dice, surface_distances
+from medseg.metrics import (
+    average_distance_mm,
+    element_distances,
+    hausdorff_mm,
+    score_case,
+    surface_dice,
+    surface_distances,
+)
 
 needs_deepmind = pytest.mark.skipif(
     importlib.util.find_spec("surface_distance") is None, reason="surface-distance is not installed"
@@ -27,7 +36,7 @@ def ball(shape, centre, radius):
 @needs_deepmind
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # it imports scipy.ndimage.filters
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.7, 0.7, 2.5)])
-def test_deepminds_area_weighted_measures_lie_within_a_voxel(spacing_mm):
+def test_surface_voxels_lie_within_a_voxel_of_deepminds_surface_elements(spacing_mm):
     from surface_distance import metrics as deepmind
 
     one, other = ball((40, 40, 30), (18, 20, 15), 11), ball((40, 40, 30), (21, 19, 14), 10)
@@ -40,6 +49,37 @@ def test_deepminds_area_weighted_measures_lie_within_a_voxel(spacing_mm):
     assert abs(average_distance_mm(ours) - (forth + back) / 2) < voxel_mm / 2
     nsd = deepmind.compute_surface_dice_at_tolerance(theirs, 2.0)
     assert surface_dice(ours, tolerance_mm=2.0) == pytest.approx(nsd, abs=0.15)
+
+
+@needs_deepmind
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@settings(max_examples=30)
+@given(st.tuples(*[st.integers(2, 7)] * 3), st.integers(0, 2**32), st.tuples(*[st.floats(0.3, 6.0)] * 3))
+def test_surface_elements_are_deepminds(shape, seed, spacing_mm):
+    from surface_distance import metrics as deepmind
+
+    masks = np.random.default_rng(seed).random((2, *shape)) > 0.6
+    masks[:, 0, 0, 0] = True  # neither is empty
+    theirs = deepmind.compute_surface_distances(*masks, spacing_mm)
+    ours = element_distances(*masks, spacing_mm=spacing_mm)
+    for percentile in (50.0, 95.0, 100.0):
+        expected = deepmind.compute_robust_hausdorff(theirs, percentile)
+        assert hausdorff_mm(ours, percentile=percentile) == pytest.approx(expected, rel=1e-6)
+    nsd = deepmind.compute_surface_dice_at_tolerance(theirs, 1.234)
+    assert surface_dice(ours, tolerance_mm=1.234) == pytest.approx(nsd, abs=1e-6)
+    means = [(ways * area).sum() / area.sum() for ways, area in ours.sides]
+    assert means == pytest.approx(deepmind.compute_average_surface_distance(theirs), rel=1e-6)
+
+
+def test_the_kind_of_surface_is_chosen_per_case():
+    moved = np.roll(ORGAN, 1, axis=0)
+    by_voxels, by_areas = (
+        score_case(moved, ORGAN, {"organ": 1}, spacing_mm=(1.0, 1.0, 1.0), tolerance_mm=0.5, element=element)["organ"]
+        for element in ("voxels", "areas")
+    )
+    assert by_voxels.dice == by_areas.dice
+    assert by_voxels.nsd != by_areas.nsd
+    assert by_voxels.hd_mm == by_areas.hd_mm == 1.0
 
 
 @pytest.mark.filterwarnings("ignore:.*(all 0|nan/inf).*:UserWarning", "ignore::FutureWarning")

@@ -163,6 +163,19 @@ def test_an_empty_or_missing_folder_is_an_error_that_names_it(folders, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_surfaces_may_be_weighed_by_area(folders, tmp_path):
+    by_voxels, by_areas = (run(folders, tmp_path, element=element) for element in ("voxels", "areas"))
+    assert by_voxels.summary.mean_dice == by_areas.summary.mean_dice
+    assert by_voxels.rows != by_areas.rows
+    assert json.loads((tmp_path / "out/summary.json").read_text())["surface_element"] == "areas"
+
+
+def test_progress_is_shown_where_it_is_asked_for(folders, tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True)
+    run(folders, tmp_path, console=console)
+    assert "scoring" in console.file.getvalue()
+
+
 def test_two_files_of_one_case_are_named(folders, tmp_path):
     save(folders[0] / "b.nii", labels())
     with pytest.raises(DataError, match=r"b.nii and b.nii.gz, two files of one case"):
@@ -206,7 +219,7 @@ def test_a_dataset_names_organs_and_ignored_voxels(toy_dataset, tmp_path):
 
 def test_a_label_folder_inside_a_dataset_takes_its_names(toy_dataset, tmp_path):
     evaluation = evaluate(toy_dataset / "labelsTr", toy_dataset / "labelsTr", output=tmp_path / "out", cases=["toy_0"])
-    assert (set(evaluation.organs), evaluation.ignore) == ({"liver", "spleen"}, 9)
+    assert (set(evaluation.organs), evaluation.scoring.ignore) == ({"liver", "spleen"}, 9)
     assert "toy_0" in evaluation.images
 
 

@@ -1,7 +1,8 @@
 """Scores of a segmentation against its reference: functions that compute, and torchmetrics shells that remember."""
 
-from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, OrganScores, score_case
+from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element, OrganScores, score_case
 from medseg.metrics.detection import Lesions, lesion_f1, match_lesions, volume_ml
+from medseg.metrics.elements import element_distances
 from medseg.metrics.empty import Outcome, image_diagonal_mm, outcome
 from medseg.metrics.overlap import Counts, Organs, count_labels, count_masks, dice, iou, precision, recall
 from medseg.metrics.per_organ import PerOrganDice, PerOrganScores
@@ -10,6 +11,7 @@ from medseg.metrics.surface import Surfaces, average_distance_mm, hausdorff_mm, 
 __all__ = [
     "DEFAULT_TOLERANCE_MM",
     "Counts",
+    "Element",
     "Lesions",
     "OrganScores",
     "Organs",
@@ -21,6 +23,7 @@ __all__ = [
     "count_labels",
     "count_masks",
     "dice",
+    "element_distances",
     "hausdorff_mm",
     "image_diagonal_mm",
     "iou",

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Integer
 from scipy import ndimage
 
 from medseg.metrics.detection import lesion_f1, match_lesions, volume_ml
+from medseg.metrics.elements import element_distances
 from medseg.metrics.empty import Outcome, distance_without_surfaces_mm, image_diagonal_mm, overlap_score
 from medseg.metrics.overlap import Counts, Organs, dice, iou, precision, recall, values_of
-from medseg.metrics.surface import average_distance_mm, hausdorff_mm, surface_dice, surface_distances
+from medseg.metrics.surface import Surfaces, average_distance_mm, hausdorff_mm, surface_dice, surface_distances
 from medseg.space.distance import Box, bounding_box
+
+Element = Literal["voxels", "areas"]
+"""What a surface is made of: boundary voxels that count alike (MONAI), or faces that count by area (deepmind)."""
 
 DEFAULT_TOLERANCE_MM = 2.0
 """Tolerance of the surface Dice where none is given for an organ."""
@@ -62,6 +67,9 @@ class OrganScores:
     lesions_false: int
 
 
+_DISTANCES: dict[str, Callable[..., Surfaces]] = {"voxels": surface_distances, "areas": element_distances}
+
+
 @dataclass(frozen=True)
 class _Pair:
     """Prediction and reference of one organ, cut to the box that holds both."""
@@ -77,6 +85,7 @@ def score_case(
     *,
     spacing_mm: Sequence[float],
     tolerance_mm: float | Mapping[str, float] = DEFAULT_TOLERANCE_MM,
+    element: Element = "voxels",
     ignore: int | None = None,
     workers: int = 1,
 ) -> dict[str, OrganScores]:
@@ -91,6 +100,7 @@ def score_case(
         organs: Organ name -> value or values.
         spacing_mm: Distance between voxel centres along each axis.
         tolerance_mm: Tolerance of the surface Dice, one for all or by name (others have the default, 2 mm).
+        element: ``voxels`` measures surfaces as MONAI does, ``areas`` as deepmind's surface-distance does.
         ignore: Reference value of voxels that count for nothing; they are outside of both masks.
         workers: Threads, shared out over the organs.
 
@@ -111,7 +121,8 @@ def score_case(
         reference = np.where(reference == ignore, 0, reference)
     boxes = zip(_boxes(prediction, organs), _boxes(reference, organs), strict=True)
     worst_mm = image_diagonal_mm(space, spacing_mm)
-    score = partial(_score_organ, prediction, reference, spacing_mm=spacing_mm, worst_mm=worst_mm)
+    measure = partial(_DISTANCES[element], spacing_mm=spacing_mm)
+    score = partial(_score_organ, prediction, reference, spacing_mm=spacing_mm, worst_mm=worst_mm, measure=measure)
     with ThreadPoolExecutor(max_workers=max(1, workers)) as threads:
         jobs = [
             threads.submit(score, index, values_of(values), _union(mine, true), tolerance_mm=tolerances[name])
@@ -187,6 +198,7 @@ def _score_organ(
     *,
     spacing_mm: Sequence[float],
     worst_mm: float,
+    measure: Callable[..., Surfaces],
     tolerance_mm: float,
 ) -> OrganScores:
     if box is None:
@@ -203,7 +215,7 @@ def _score_organ(
         iou=iou(counts),
         precision=precision(counts),
         recall=recall(counts),
-        **_surface_scores(pair, counts, spacing_mm, worst_mm, tolerance_mm),
+        **_surface_scores(pair, counts, worst_mm, measure, tolerance_mm),
         volume_ml=volume_ml(counts.predicted, spacing_mm),
         reference_volume_ml=volume_ml(counts.reference, spacing_mm),
         volume_error_ml=volume_ml(counts.predicted - counts.reference, spacing_mm),
@@ -215,13 +227,13 @@ def _score_organ(
 
 
 def _surface_scores(
-    pair: _Pair, counts: Counts, spacing_mm: Sequence[float], worst_mm: float, tolerance_mm: float
+    pair: _Pair, counts: Counts, worst_mm: float, measure: Callable[..., Surfaces], tolerance_mm: float
 ) -> dict[str, float]:
     if counts.outcome is not Outcome.FOUND:
         distance_mm = distance_without_surfaces_mm(counts.outcome, worst_mm)
         nsd = overlap_score(0, 0, counts.outcome)
         return {"hd_mm": distance_mm, "hd95_mm": distance_mm, "assd_mm": distance_mm, "nsd": nsd}
-    surfaces = surface_distances(pair.prediction, pair.reference, spacing_mm=spacing_mm)
+    surfaces = measure(pair.prediction, pair.reference)
     return {
         "hd_mm": hausdorff_mm(surfaces),
         "hd95_mm": hausdorff_mm(surfaces, percentile=95.0),

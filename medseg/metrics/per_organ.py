@@ -13,7 +13,7 @@ from jaxtyping import Bool, Integer
 from torch import Tensor
 from torchmetrics import Metric
 
-from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, OrganScores, score_case
+from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element, OrganScores, score_case
 from medseg.metrics.overlap import Counts, Organs, count_labels, count_masks, dice
 
 _NOT_ANNOTATED = -1
@@ -129,6 +129,7 @@ class PerOrganScores(_CasewiseMetric):
     Args:
         organs: Organ name -> label value, or values of a region.
         tolerance_mm: Tolerance of the surface Dice, one for all or by name.
+        element: What surfaces are made of, see `score_case`.
         ignore: Reference value of voxels that count for nothing.
         workers: Threads per case.
         torchmetrics_options: Passed to `torchmetrics.Metric`.
@@ -148,12 +149,14 @@ class PerOrganScores(_CasewiseMetric):
         organs: Organs,
         *,
         tolerance_mm: float | Mapping[str, float] = DEFAULT_TOLERANCE_MM,
+        element: Element = "voxels",
         ignore: int | None = None,
         workers: int = 1,
         **torchmetrics_options: Any,
     ) -> None:
         super().__init__(organs, columns=len(_MEASURES) * len(organs), dtype=torch.float64, **torchmetrics_options)
         self.tolerance_mm = tolerance_mm
+        self.element = element
         self.ignore = ignore
         self.workers = workers
 
@@ -176,6 +179,7 @@ class PerOrganScores(_CasewiseMetric):
             self.organs,
             spacing_mm=spacing_mm,
             tolerance_mm=self.tolerance_mm,
+            element=self.element,
             ignore=self.ignore,
             workers=self.workers,
         )

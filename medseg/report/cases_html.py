@@ -10,9 +10,10 @@ from jaxtyping import Bool, Num
 
 from medseg.errors import DataError
 from medseg.metrics.overlap import values_of
-from medseg.report.evaluate import Evaluation, read_pair
+from medseg.report.evaluate import Evaluation
 from medseg.report.overlays import DASH, PREDICTION_COLOUR, REFERENCE_COLOUR, draw_slice, three_planes
 from medseg.report.rows import CaseRow, cases_of, organs_of
+from medseg.report.scoring import read_pair
 from medseg.space.nifti import read_volume
 from medseg.space.volume import Volume, same_place
 

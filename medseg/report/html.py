@@ -17,6 +17,10 @@ from medseg.report.style import CSS, SERIES
 from medseg.report.summary import OrganSummary, Summary
 
 _NAMES = {"dice": "Dice", "nsd": "Surface Dice (NSD)", "hd95_mm": "HD95 in mm"}
+_ELEMENTS = {
+    "voxels": "Boundary voxels, which all count alike, as in MONAI.",
+    "areas": "Marching-cubes faces, which count by their area, as in deepmind's surface-distance.",
+}
 
 
 def write_report(
@@ -229,7 +233,7 @@ def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def _explanations(evaluation: Evaluation) -> str:
-    tolerance = evaluation.tolerance_mm
+    tolerance = evaluation.scoring.tolerance_mm
     text = (
         f"{tolerance:g} mm"
         if isinstance(tolerance, (int, float))
@@ -239,6 +243,7 @@ def _explanations(evaluation: Evaluation) -> str:
         (
             ("Dice", "Twice the shared volume over the sum of both volumes; 1 is perfect."),
             ("HD95", "95th percentile of surface distances, the larger of the two directions, in mm; 0 is perfect."),
+            ("Surfaces", _ELEMENTS[evaluation.scoring.element]),
             ("NSD", f"Share of both surfaces that lies within a tolerance of the other ({text}); 1 is perfect."),
             ("Volume error", "Volume of the prediction minus volume of the reference."),
             (

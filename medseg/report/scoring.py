@@ -1,0 +1,131 @@
+"""One case: read its two files, hold their grids and values against what is expected, score it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import DataError
+from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element, score_case
+from medseg.metrics.overlap import Organs, values_of
+from medseg.report.matching import Pair
+from medseg.report.rows import CaseRow
+from medseg.space.nifti import read_header, read_labels, read_volume
+from medseg.space.volume import Volume, same_place
+
+_CHUNK_VOXELS = 1 << 22  # bounds the int64 copies that bincount makes
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What every case of an evaluation is scored by.
+
+    Attributes:
+        organs: Organ name -> label value or values.
+        ignore: Reference value of voxels that count for nothing.
+        tolerance_mm: Tolerance of the surface Dice, one for all or by organ name.
+        element: What surfaces are made of, see `medseg.metrics.cases.score_case`.
+    """
+
+    organs: Organs
+    ignore: int | None = None
+    tolerance_mm: float | Mapping[str, float] = DEFAULT_TOLERANCE_MM
+    element: Element = "voxels"
+
+
+def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> list[CaseRow]:
+    """Score every organ of one case.
+
+    Raises:
+        DataError: As `read_pair`, or a file holds a value that no organ declares.
+    """
+    prediction, reference = read_pair(pair, scoring.organs)
+    _require_declared(pair.prediction, prediction, scoring.organs, None)
+    _require_declared(pair.reference, reference, scoring.organs, scoring.ignore)
+    scores = score_case(
+        _labels_or_masks(prediction),
+        _labels_or_masks(reference),
+        scoring.organs,
+        spacing_mm=reference.spacing_mm,
+        tolerance_mm=scoring.tolerance_mm,
+        element=scoring.element,
+        ignore=scoring.ignore,
+        workers=workers,
+    )
+    return [CaseRow(pair.case, organ, score) for organ, score in scores.items()]
+
+
+def read_pair(pair: Pair, organs: Organs) -> tuple[Volume, Volume]:
+    """Read prediction and reference of a case and hold their grids against each other.
+
+    Raises:
+        DataError: A file cannot be read, or shape, affine or channels do not fit.
+    """
+    prediction, reference = (_read(path, len(organs)) for path in (pair.prediction, pair.reference))
+    if prediction.shape != reference.shape:
+        raise DataError(
+            pair.prediction,
+            f"has shape {prediction.shape}, its reference has {reference.shape}",
+            "Export the prediction on the grid of its image",
+        )
+    if not same_place(prediction.affine, reference.affine, reference.shape):
+        raise DataError(
+            pair.prediction,
+            f"has another affine than its reference {pair.reference}",
+            "Export the prediction on the grid of its image, or correct the header that is wrong",
+        )
+    return prediction, reference
+
+
+def values_seen(pair: Pair) -> set[int]:
+    """Collect the label values of both files of a case.
+
+    Raises:
+        DataError: A file cannot be read or is no label map.
+    """
+    return set().union(*(_values_in(read_labels(path).array) for path in (pair.prediction, pair.reference)))
+
+
+def _read(path: Path, organ_count: int) -> Volume:
+    if read_header(path).channels == 1:
+        labels = read_labels(path)
+        low, high = int(labels.array.min(initial=0)), int(labels.array.max(initial=0))
+        smallest = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
+        return Volume(labels.array.astype(smallest), labels.affine)
+    volume = read_volume(path)
+    if volume.array.shape[0] != organ_count or not ((volume.array == 0) | (volume.array == 1)).all():
+        raise DataError(
+            path,
+            f"has {volume.array.shape[0]} channels, expected one label map or {organ_count} masks of 0 and 1",
+            "Save one mask per organ, or a label map",
+        )
+    return Volume(volume.array.astype(bool), volume.affine)
+
+
+def _labels_or_masks(volume: Volume) -> NDArray[Any]:
+    array: NDArray[Any] = volume.array if volume.array.dtype == bool else volume.array[0]
+    return array
+
+
+def _require_declared(path: Path, volume: Volume, organs: Organs, ignore: int | None) -> None:
+    if volume.array.dtype == bool:
+        return
+    declared = {0, *(value for organ in organs.values() for value in values_of(organ))}
+    strange = sorted(_values_in(volume.array) - declared - {ignore})
+    if strange:
+        raise DataError(
+            path,
+            f"holds the label value {', '.join(map(str, strange[:5]))}, which no organ declares",
+            "Name the value in the labels, or remap the file",
+        )
+
+
+def _values_in(labels: NDArray[Any]) -> set[int]:
+    flat, low = labels.reshape(-1), int(labels.min(initial=0))
+    chunks = (flat[start : start + _CHUNK_VOXELS] for start in range(0, flat.size, _CHUNK_VOXELS))
+    return {int(index) + low for chunk in chunks for index in np.flatnonzero(np.bincount(chunk.astype(np.int64) - low))}
