@@ -35,8 +35,9 @@ def all_channels(values: Float[Tensor, "b part"], first: int) -> PerClass:
 def target_masks(x: Comparison, first: int) -> Bool[Tensor, "b part *s"]:
     """Where the target is each class, from channel ``first`` on; False where ignored."""
     if x.labels is None:
-        return x.onehot[:, first:] > 0.5
-    masks = torch.stack([x.labels == c for c in range(first, x.shape[1])], 1)
+        masks = x.onehot[:, first:] > 0.5
+    else:
+        masks = torch.stack([x.labels == c for c in range(first, x.shape[1])], 1)
     here = counted(x, first)
     return masks if here is None else masks & (here > 0)
 

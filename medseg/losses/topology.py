@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  torch's own alias
 from jaxtyping import Bool, Float
@@ -42,8 +43,8 @@ def cldice(x: Comparison, *, iterations: int = 3, smooth: float = 1.0, include_b
     ``iterations`` (each is recomputed in the backward pass, which leaves two maps each).
 
     Public code: The authors' PyTorch ignores the number it is given and adds up the batch; their Keras erodes over
-    the plane and finds another skeleton; MONAI pools the channels together, applies no activation by itself and adds
-    1e-4 to the denominator.
+    the plane and finds another skeleton; MONAI adds up the channels before it divides, so that the largest structure
+    decides, and adds 1e-4 to the last denominator.
 
     Args:
         x: The comparison.
@@ -177,17 +178,18 @@ def skeleton_recall(x: Comparison, *, smooth: float = 1e-5, include_background: 
     """One minus the recall on a tube around the target's centre lines: connections at the price of a sum.
 
     Equation:
-        1 - (Σ p s + ε) / (Σ s + ε),  s = skeleton of the class, dilated twice
+        1 - (Σ p s + ε) / (Σ s + ε),  s = skeleton of the class, dilated twice, within the class
 
     Use: Beside Dice and cross-entropy (see dice_ce_skeleton_recall) for thin structures in 3D and for many
     classes, where cldice costs too much. Give ``skeleton`` (b, c, *s), made beforehand in the data pipeline, or a map
     of class indices (b, *s); without it the target is skeletonised on the CPU in every step, in threads.
 
-    Known trouble: It rewards recall only, so alone it favours predicting the structure everywhere. A class without a
-    skeleton contributes 0 and no gradient.
+    Known trouble: It rewards recall only, so alone it favours predicting the structure everywhere. An absent class
+    has no skeleton and contributes 0 without a gradient.
 
     Public code: The authors skeletonise all classes together and multiply by the label, which loses the lines of
-    touching classes; here each class has its own.
+    touching classes; here each class has its own. scikit-image's thinning in 3D wears small lumps away altogether;
+    here each keeps a voxel.
 
     Args:
         x: The comparison.
@@ -207,9 +209,8 @@ def _tubes(x: Comparison, first: int) -> Float[Tensor, "b part *s"]:
     if x.skeleton is not None:
         return _given_tubes(x, x.skeleton, first)
     truth = target_masks(x, first)
-    volumes = truth.flatten(0, 1).cpu().numpy()
-    tubes = torch.stack([torch.from_numpy(tube) for tube in in_threads(skeleton_tube, list(volumes))])
-    return tubes.reshape(truth.shape).to(x.raw.device, x.dtype)
+    tubes = in_threads(lambda mask: skeleton_tube(mask) & mask, list(truth.flatten(0, 1).cpu().numpy()))
+    return torch.from_numpy(np.stack(tubes)).reshape(truth.shape).to(x.raw.device, x.dtype)
 
 
 def _given_tubes(x: Comparison, skeleton: Tensor, first: int) -> Tensor:
