@@ -49,6 +49,18 @@ def rows(family: str | None = None) -> list[dict[str, Any]]:
     ]
 
 
+def overview() -> str:
+    """The list of all losses as text: a paragraph each, under its family."""
+    lines = []
+    for family, title in FAMILIES.items():
+        lines += [title, ""]
+        for row in table.rows().values():
+            if row.family == family:
+                knobs = ", ".join(f"{name}={value!r}" for name, value in row.knobs.items())
+                lines += [f"  {row.name}({knobs})", f"      {sections(row)['summary']}", f"      {row.paper}", ""]
+    return "\n".join(lines).rstrip()
+
+
 def describe(name: str) -> str:
     """One loss's page as text: formula, when to use it, known trouble, what public code gets wrong, knobs, paper.
 
