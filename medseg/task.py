@@ -129,6 +129,15 @@ class SegmentationTask(pl.LightningModule):
         """Count one whole test case and hand out its logits, on the store's grid, for whoever writes predictions."""
         return self._count(batch, self.test_dice)
 
+    def on_fit_start(self) -> None:
+        """Say in a line what is trained."""
+        weights = sum(parameter.numel() for parameter in self.net.parameters())
+        patch = " x ".join(map(str, self.plan.patch_size))
+        rank_zero_info(
+            f"{self.hparams['net']} with {weights / 1e6:.1f} M weights learns {', '.join(self.plan.organs)} "
+            f"from {self.plan.batch_size} patches of {patch} voxels a step by {self.hparams['loss']}"
+        )
+
     def on_train_epoch_start(self) -> None:
         """Tell the loss the epoch, for weights that change over time."""
         self.loss.set_epoch(self.current_epoch)

@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 
 from medseg.errors import MedsegError
 
+_WORTH_A_WORD_S = 5.0  # of an epoch; below that nobody waits
+
 
 class NonFiniteError(MedsegError):
     """Too many steps in a row had a gradient that is NaN or infinite; names the step, the cases and the terms."""
@@ -103,10 +105,10 @@ class StepClock(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log both, and say where the time went if it went to the data."""
         steps = max(1, trainer.num_training_batches if trainer.num_training_batches != float("inf") else 1)
-        pl_module.log("time/data_s", self._waited / steps)
-        pl_module.log("time/compute_s", self._computed / steps)
+        pl_module.log("time/data_s", self._waited / steps, sync_dist=True)
+        pl_module.log("time/compute_s", self._computed / steps, sync_dist=True)
         share = self._waited / max(1e-9, self._waited + self._computed)
-        if share > self.tolerated:
+        if share > self.tolerated and self._waited > _WORTH_A_WORD_S:
             rank_zero_info(
                 f"{share:.0%} of epoch {trainer.current_epoch} was spent waiting for data: give it more processes with "
                 "--data.workers, or keep the volumes in memory with --data.cache memory"

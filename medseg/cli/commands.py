@@ -110,17 +110,43 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, required=True, help="an image, or a folder of images")
     parser.add_argument("--output", type=Path, required=True, help="folder for the label files")
     parser.add_argument("--tta", action="store_true", help="average over the flips that the plan allows")
-    parser.add_argument("--save-probabilities", action="store_true", help="also write the probability of every class")
+    parser.add_argument("--save-probabilities", action="store_true", help="also write CASE.npz, in float16")
+    parser.add_argument("--no-cleaning", action="store_true", help="leave out the rules of medseg choose-cleaning")
+    parser.add_argument("--overwrite", action="store_true", help="predict anew what is there and still up to date")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
 
 
 def _predict(options: Options) -> int:
-    from medseg.inference.predict import Predictor, predict_cases
+    from medseg.inference.folder import predict_cases
+    from medseg.inference.predict import Predictor
 
-    predictor = Predictor.load(options.ckpt, mirror=options.tta, device=options.device)
-    outcome = predict_cases(predictor, options.input, options.output, save_probabilities=options.save_probabilities)
-    _say(f"{len(outcome.written)} predictions are in {options.output}")
+    predictor = Predictor.load(
+        options.ckpt, mirror=options.tta, device=options.device, cleaning=not options.no_cleaning
+    )
+    outcome = predict_cases(
+        predictor,
+        options.input,
+        options.output,
+        save_probabilities=options.save_probabilities,
+        overwrite=options.overwrite,
+    )
+    kept = f" ({len(outcome.kept)} of them from before)" if outcome.kept else ""
+    _say(f"{len(outcome.written) + len(outcome.kept)} predictions are in {options.output}{kept}")
     return _report_failures(outcome.failures)
+
+
+def _choose_cleaning_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help="the checkpoints to write the rules into")
+    parser.add_argument("--predictions", type=Path, required=True, help="uncleaned predictions of held-out cases")
+    parser.add_argument("--references", type=Path, required=True, help="folder of their reference labels")
+
+
+def _choose_cleaning(options: Options) -> int:
+    from medseg.inference.choose import choose_cleaning
+
+    choices = choose_cleaning(options.ckpt, options.predictions, options.references)
+    _say("\n".join(_lines({organ: choice.sentence for organ, choice in choices.items()})))
+    return 0
 
 
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
@@ -226,6 +252,9 @@ COMMANDS = {
     "plan": Command("measure a dataset and write the plan of its training", _plan_options, _plan),
     "prepare": Command("resample, normalise and store a dataset for training", _prepare_options, _prepare),
     "predict": Command("segment images with a checkpoint", _predict_options, _predict),
+    "choose-cleaning": Command(
+        "keep the cleaning of each organ that raises Dice on held-out cases", _choose_cleaning_options, _choose_cleaning
+    ),
     "evaluate": Command("score predictions against references, per organ", _evaluate_options, _evaluate),
     "compare-runs": Command(
         "test two evaluations of the same cases against each other, per organ", _compare_runs_options, _compare_runs

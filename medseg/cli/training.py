@@ -141,6 +141,7 @@ def run_lightning(words: Sequence[str]) -> int:
             SegmentationTask,
             VolumesDataModule,
             trainer_class=Trainer,
+            trainer_defaults={"enable_model_summary": False},  # the task says it in a line
             seed_everything_default=0,
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
@@ -247,6 +248,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")  # as we do
     warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")  # nobody asked for MB
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")  # a resumed run's
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides.*")  # of 1x1x1 kernels
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # volumes are cached in memory
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # short demo epochs
