@@ -301,7 +301,7 @@ def test_wrong_channels_at_prediction_are_named_and_the_others_go_on(trained, tm
     words = ["predict", "--ckpt", checkpoint, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
     assert main(words) == 1
     assert "two.nii.gz has 2 channels, expected 1" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
+    assert [path.name for path in (tmp_path / "out").glob("*.nii*")] == ["good.nii.gz"]
 
 
 @pytest.mark.parametrize(
