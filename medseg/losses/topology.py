@@ -165,6 +165,9 @@ def dice_cldice(
     return (1 - alpha) * (1 - overlap) + alpha * lines
 
 
+NOT_MIRRORED = {"mirror": "thinning takes directions in turn, so the mirror image's skeleton is not the skeleton's"}
+
+
 @loss(
     family="boundary",
     paper="Kirchhoff et al. 2024, Skeleton Recall Loss for connectivity conserving segmentation, arXiv 2404.03010",
@@ -173,6 +176,7 @@ def dice_cldice(
     handles=("boundary", "small"),
     cost="distance",
     range="[0, 1]",
+    excepts=NOT_MIRRORED,
 )
 def skeleton_recall(x: Comparison, *, smooth: float = 1e-5, include_background: bool = False) -> PerClass:
     """One minus the recall on a tube around the target's centre lines: connections at the price of a sum.
@@ -238,6 +242,7 @@ def _given_tubes(x: Comparison, skeleton: Tensor, first: int) -> Tensor:
     parts=(dice, cross_entropy, skeleton_recall),
     handles=("imbalance", "boundary", "small"),
     cost="distance",
+    excepts=NOT_MIRRORED,
 )
 def dice_ce_skeleton_recall(
     x: Comparison,
