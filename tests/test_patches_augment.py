@@ -11,6 +11,7 @@ from scipy import ndimage
 from medseg.patches import intensity
 from medseg.patches.augment import augment, swapped
 from medseg.patches.draw import Geometry, draw, geometry_of, rotation
+from medseg.patches.interpolate import Places, PlanePlaces
 from medseg.patches.margin import crop_size
 from medseg.patches.settings import PRESETS, Augmentation, augmentation
 from medseg.patches.spatial import deform, smooth_field
@@ -87,6 +88,29 @@ def test_the_shortcut_for_labels_equals_the_argmax_of_an_interpolated_one_hot_ma
     ties = with_outside.topk(2, dim=1).values
     clear = (ties[:, 0] - ties[:, 1]) > 1e-4
     assert torch.equal(ours[clear], (with_outside.argmax(1) - 1).to(ours.dtype)[clear])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), shape=st.tuples(*[st.integers(1, 15)] * 3), reach=st.floats(-3.0, 3.0))
+def test_planes_laid_end_to_end_read_as_three_dimensions_do(seed, shape, reach):
+    rng = torch.Generator().manual_seed(seed)
+    image, labels = torch.rand(2, *shape, generator=rng), torch.randint(-1, 4, shape, generator=rng)
+    sizes = [size + 2 * reach for size in shape]
+    positions = tuple(torch.rand(4, 5, 3, generator=rng) * size - reach for size in sizes)
+    flat, native = PlanePlaces(positions, shape), Places(positions, shape)
+    torch.testing.assert_close(flat.image(image), native.image(image), rtol=0, atol=1e-4)
+    assert torch.equal(flat.nearest(labels), native.nearest(labels))
+    assert torch.equal(flat.voted(labels), native.voted(labels))
+
+
+def test_positions_on_voxels_read_those_voxels():
+    image, labels = torch.rand(1, 5, 6, 7), torch.randint(0, 3, (5, 6, 7))
+    positions = torch.meshgrid(*[torch.arange(float(size)) for size in labels.shape], indexing="ij")
+    for kind in (PlanePlaces, Places):
+        look = kind(positions, (5, 6, 7))
+        torch.testing.assert_close(look.image(image), image)
+        assert torch.equal(look.voted(labels), labels)
+        assert torch.equal(look.nearest(labels), labels)
 
 
 def test_a_rotation_by_ninety_degrees_is_exact():

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from medseg.patches.draw import Draw, Geometry
 from medseg.patches.intensity import degrade
-from medseg.patches.spatial import IGNORED, deform, mirror
+from medseg.patches.interpolate import IGNORED
+from medseg.patches.spatial import deform, mirror
 
 
 def augment(

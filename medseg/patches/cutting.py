@@ -16,9 +16,9 @@ from torch.utils.data import get_worker_info
 from medseg.errors import DataError, MedsegError
 from medseg.patches.batch import Batch, Crops
 from medseg.patches.draw import Geometry, draw
+from medseg.patches.interpolate import IGNORED
 from medseg.patches.sample import APPEARANCE, WHERE, Schedule, place_patch
 from medseg.patches.settings import Augmentation
-from medseg.patches.spatial import IGNORED
 from medseg.plan.plan import Plan
 from medseg.space.patch import PatchLocation
 from medseg.space.volume import Shape
