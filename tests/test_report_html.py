@@ -200,7 +200,7 @@ def test_planes_show_the_patients_right_on_the_left_and_the_head_up():
 
 def test_curves_share_a_chart_by_the_first_two_parts_of_their_name(run_folder):
     curves = read_curves(run_folder / "metrics.csv")
-    assert set(curves) == {"val/dice", "train", "lr-SGD"}
+    assert set(curves) == {"val/dice", "train", "learning rate"}
     assert curves["val/dice"]["val/dice"] == ((9.0, 0.4), (19.0, 0.8))
     assert curves["val/dice"]["val/dice/liver"] == ((9.0, 0.3),)  # nan is not drawn
     assert read_curves(run_folder / "none.csv") == {}

@@ -41,11 +41,18 @@ def box_of(values: Sequence[float]) -> Box:
     return Box(float(inside[0]), first, median, third, float(inside[-1]))
 
 
-def box_row(name: str, measure: str, values: Sequence[float], *, top: float) -> str:
-    """Draw one line of a box plot: name, box, and a tick per case; it stretches to any width."""
+def box_row(name: str, measure: str, values: Sequence[float], *, axis: tuple[float, float]) -> str:
+    """Draw one line of a box plot: name, box, and a tick per case; it stretches to any width.
+
+    What lies beyond an end of the axis is drawn at that end.
+    """
     box = box_of(values)
-    x = {key: 100 * min(getattr(box, key), top) / top for key in ("low", "first", "median", "third", "high")}
-    ticks = "".join(f"M{100 * min(value, top) / top:.2f} 17v7" for value in values)
+    places = np.clip([_scale(value, *axis, 0.0, 100.0) for value in values], 0.0, 100.0)
+    x = {
+        key: float(np.clip(_scale(getattr(box, key), *axis, 0.0, 100.0), 0.0, 100.0))
+        for key in ("low", "first", "median", "third", "high")
+    }
+    ticks = "".join(f"M{place:.2f} 17v7" for place in places)
     text = (
         f"{name}, {measure}: median {box.median:.3g}, middle half {box.first:.3g} to {box.third:.3g}, "
         f"whiskers {box.low:.3g} to {box.high:.3g}, {len(values)} cases"
@@ -61,13 +68,14 @@ def box_row(name: str, measure: str, values: Sequence[float], *, top: float) -> 
     )
 
 
-def box_plot(measure: str, values: Mapping[str, Sequence[float]], *, top: float) -> str:
+def box_plot(measure: str, values: Mapping[str, Sequence[float]], *, axis: tuple[float, float]) -> str:
     """Draw the box plot of one measure, a line per organ."""
-    rows = "".join(box_row(name, measure, numbers, top=top) for name, numbers in values.items())
-    axis = "".join(f"<span>{tick * top:.3g}</span>" for tick in (0, 0.25, 0.5, 0.75, 1))
+    rows = "".join(box_row(name, measure, numbers, axis=axis) for name, numbers in values.items())
+    low, high = axis
+    labels = "".join(f"<span>{low + share * (high - low):.3g}</span>" for share in (0, 0.25, 0.5, 0.75, 1))
     return (
         f"<figure><figcaption>{escape(measure)}</figcaption>{rows}"
-        f'<div class="row" aria-hidden="true"><span></span><div class="axis">{axis}</div></div></figure>'
+        f'<div class="row" aria-hidden="true"><span></span><div class="axis">{labels}</div></div></figure>'
     )
 
 
@@ -86,7 +94,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, x_name: str) -> str:
     """Draw curves over one axis; the line's dash tells them apart where colour cannot."""
     points = [point for curve in series.values() for point in curve]
     x_low, x_high = _range([x for x, _ in points])
-    y_low, y_high = (0.0, 1.0) if "dice" in title else _range([y for _, y in points])
+    y_low, y_high = overlap_axis([y for _, y in points]) if "dice" in title else _range([y for _, y in points])
     lines, legend = [], []
     for index, (name, curve) in enumerate(series.items()):
         colour, dash = SERIES[index % len(SERIES)]
@@ -110,6 +118,16 @@ def line_chart(title: str, series: Mapping[str, Points], *, x_name: str) -> str:
         f'aria-label="{escape(text)}">{_axes(x_low, x_high, y_low, y_high, x_name)}{"".join(lines)}</svg>'
         f'<ul class="legend">{"".join(legend) if len(legend) > 1 else ""}</ul></figure>'
     )
+
+
+def overlap_axis(values: Sequence[float]) -> tuple[float, float]:
+    """Let the axis of a share end at 1 and begin at the tenth below its least value.
+
+    Example:
+        >>> overlap_axis([0.86, 0.93])
+        (0.8, 1.0)
+    """
+    return min(0.9, max(0.0, int(10 * min(values, default=0.0)) / 10)), 1.0
 
 
 def _axes(x_low: float, x_high: float, y_low: float, y_high: float, x_name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from html import escape
@@ -10,7 +11,7 @@ from pathlib import Path
 from medseg.metrics.empty import Outcome
 from medseg.report.cases_html import all_cases, picked_cases
 from medseg.report.evaluate import Evaluation
-from medseg.report.figures import box_plot, interval_bar, line_chart
+from medseg.report.figures import box_plot, interval_bar, line_chart, overlap_axis
 from medseg.report.record import Curve, RunRecord, read_record
 from medseg.report.rows import MEASURES, write_text
 from medseg.report.style import CSS, SERIES
@@ -188,19 +189,18 @@ def _box_plots(evaluation: Evaluation) -> str:
         values: dict[str, list[float]] = {}
         for row in evaluation.rows:
             values.setdefault(row.organ, []).append(row.value(measure))
-        top = _longest_found_mm(evaluation) if measure == "hd95_mm" else 1.0
-        plots.append(box_plot(name, values, top=top))
+        plots.append(box_plot(name, values, axis=_axis(evaluation, measure)))
     return (
         '<p class="soft">Box: middle half of the cases. Bar: median. Whiskers: 1.5 interquartile ranges. Each tick '
-        "below is one case; a missed or invented organ lies on the worst end of the axis.</p>"
+        "below is one case. The axis spans the organs that were found; a missed or invented one lies at its worst end.</p>"
         f'<div class="plots">{"".join(plots)}</div>'
     )
 
 
-def _longest_found_mm(evaluation: Evaluation) -> float:
-    """End the axis at the worst organ that was found, so that a missed one does not press the others together."""
-    found = [row.scores.hd95_mm for row in evaluation.rows if row.scores.outcome is Outcome.FOUND]
-    return max(found, default=0.0) or 1.0
+def _axis(evaluation: Evaluation, measure: str) -> tuple[float, float]:
+    """Span the organs that were found, so that a missed one does not press the others together."""
+    found = [row.value(measure) for row in evaluation.rows if row.scores.outcome is Outcome.FOUND]
+    return (0.0, float(math.ceil(max(found, default=0.0)) or 1)) if measure == "hd95_mm" else overlap_axis(found)
 
 
 def _curves(record: RunRecord) -> str:

@@ -81,6 +81,8 @@ def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
 
 def _chart_of(column: str) -> str:
     parts = column.split("/")
+    if parts[0].startswith("lr"):
+        return "learning rate"
     return "train" if parts[0] == "train" else "/".join(parts[:2])
 
 
