@@ -192,7 +192,8 @@ def _box_plots(evaluation: Evaluation) -> str:
         plots.append(box_plot(name, values, axis=_axis(evaluation, measure)))
     return (
         '<p class="soft">Box: middle half of the cases. Bar: median. Whiskers: 1.5 interquartile ranges. Each tick '
-        "below is one case. The axis spans the organs that were found; a missed or invented one lies at its worst end.</p>"
+        "below is one case. The axis spans the organs that were found; a missed or invented one lies at its worst "
+        "end.</p>"
         f'<div class="plots">{"".join(plots)}</div>'
     )
 
