@@ -101,9 +101,7 @@ def facts(row: Row) -> dict[str, str]:
 
 def knob_lines(row: Row) -> list[str]:
     """Each knob with default, type and meaning."""
-    meanings = {**SHARED_MEANINGS}
-    for part in (*row.parts, row):
-        meanings |= arguments(part)
+    meanings = {**SHARED_MEANINGS, **arguments(row)}
     return [
         f"  {name} = {value!r} ({words(knob_type(row, name))}): {meanings.get(name, '')}".rstrip(": ")
         for name, value in row.knobs.items()
@@ -111,6 +109,8 @@ def knob_lines(row: Row) -> list[str]:
 
 
 SHARED_MEANINGS = {
+    "smooth_nr": "Added to the numerator.",
+    "smooth_dr": "Added to the denominator.",
     "include_background": "Whether channel 0 counts (multiclass; the other modes have no such channel).",
     "weight": "One number per class, background included.",
     "weight_mode": "Divide by the sum of the weights (normalized) or by the number of classes (plain).",
@@ -131,11 +131,12 @@ def sections(row: Row) -> dict[str, Any]:
 
 
 def arguments(row: Row) -> dict[str, str]:
-    """The Args section of a docstring, by name."""
+    """The Args section of a docstring, by name, and those of the parts."""
     text = inspect.getdoc(row.function) or ""
     found = re.search(r"\nArgs:\n(.*?)(?:\n\n|\Z)", text, re.DOTALL)
     entries = re.findall(r"^    (\*{0,2}\w+): (.*(?:\n     .*)*)", found.group(1) if found else "", re.MULTILINE)
-    return {name: " ".join(meaning.split()) for name, meaning in entries}
+    inherited = {name: text for part in row.parts for name, text in arguments(part).items()}
+    return {**inherited, **{name: " ".join(meaning.split()) for name, meaning in entries}}
 
 
 def _indented(text: str) -> list[str]:

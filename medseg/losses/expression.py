@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from medseg.errors import nearest
-from medseg.losses.knobs import checked_knobs
+from medseg.losses.knobs import checked_knobs, fits, real, words
 from medseg.losses.schedule import SCHEDULES, Weight, constant
 from medseg.losses.table import Row, rows
 
@@ -96,13 +97,19 @@ def _weight(node: ast.expr) -> Weight | None:
 
 
 def _schedule(node: ast.Call) -> Weight:
-    arguments = [literal(argument) for argument in node.args]
+    schedule = SCHEDULES[ast.unparse(node.func)]
+    positional = [literal(argument) for argument in node.args]
     try:
-        return SCHEDULES[ast.unparse(node.func)](*arguments, **{str(k.arg): literal(k.value) for k in node.keywords})
+        given = inspect.signature(schedule).bind(*positional, **{str(k.arg): literal(k.value) for k in node.keywords})
     except TypeError as error:
         raise ValueError(
             f"{ast.unparse(node)!r} is not a schedule ({error}), such as linear(0, 1, epochs=50)"
         ) from error
+    types = get_type_hints(inspect.unwrap(schedule))
+    for name, value in given.arguments.items():
+        if not fits(value, types[name]):
+            raise ValueError(f"{ast.unparse(node)!r}: expected {words(types[name])} for {name}")
+    return schedule(**{name: real(value, types[name]) for name, value in given.arguments.items()})
 
 
 def _product(a: Weight, b: Weight) -> Weight:

@@ -40,14 +40,14 @@ def checked_knobs(row: Row, knobs: dict[str, Any]) -> dict[str, Any]:
         expected = knob_type(row, name)
         if not fits(value, expected):
             raise ValueError(f"{row.name}({name}={value!r}): expected {words(expected)}")
-    return {name: _real(value, knob_type(row, name)) for name, value in knobs.items()}
+    return {name: real(value, knob_type(row, name)) for name, value in knobs.items()}
 
 
-def _real(value: Any, expected: Any) -> Any:
+def real(value: Any, expected: Any) -> Any:
     """Turn whole numbers into real ones where those are expected."""
     if isinstance(value, list | tuple):
         inner = [get_args(form)[0] for form in (expected, *get_args(expected)) if _is_sequence(form)]
-        return [_real(item, inner[0]) for item in value] if inner else value
+        return [real(item, inner[0]) for item in value] if inner else value
     whole = isinstance(value, int) and not isinstance(value, bool)
     wanted = (expected, *get_args(expected))
     return float(value) if whole and float in wanted and int not in wanted else value

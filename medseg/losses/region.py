@@ -109,6 +109,13 @@ def batch_dice(
 
     Public code: MONAI batch=True agrees on one process. nnU-Net once gathered the sums of the ranks without adding
     them (#1354).
+
+    Args:
+        x: The comparison.
+        smooth_nr: Added to the numerator.
+        smooth_dr: Added to the denominator.
+        squared: As in dice.
+        soft_target: As in dice.
     """
     return dice(x, smooth_nr=smooth_nr, smooth_dr=smooth_dr, squared=squared, soft_target=soft_target)
 
