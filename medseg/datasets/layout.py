@@ -211,13 +211,15 @@ def _folder(root: Path, manifest: Manifest, key: str, defaults: tuple[str, ...])
     return found
 
 
-def images_by_name(folder: Path, modalities: tuple[str, ...]) -> dict[str, tuple[Path, ...]]:
+def images_by_name(
+    folder: Path, modalities: tuple[str, ...], *, endings: Sequence[str] = NIFTI_ENDINGS
+) -> dict[str, tuple[Path, ...]]:
     """Group files by case; ``_0000`` or the modality's own name may end the name of a file that holds one channel."""
     order = {f"_{index:04d}": index for index in range(len(modalities))}
     if len(modalities) > 1:
         order |= {f"_{name}": index for index, name in enumerate(modalities)}
     cases: dict[str, dict[int, Path]] = {}
-    for path in _volumes(folder, NIFTI_ENDINGS):
+    for path in _volumes(folder, endings):
         name = case_name(path)
         ending = next((ending for ending in order if name.endswith(ending)), "")
         cases.setdefault(_without(name, ending), {})[order.get(ending, 0)] = path

@@ -1,42 +1,108 @@
-"""From the scores of a network to label values on the grid of the image."""
+"""From the scores of a network to label values and probabilities on the grid of the image."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer
+import torch
+from jaxtyping import Integer
 from numpy.typing import NDArray
+from torch import Tensor
 
+from medseg.inference.slabs import Slabs, Window, box_of, windows
 from medseg.plan.plan import Plan
-from medseg.store.grid import GridChange, argmax_from_plan_grid, probabilities_from_plan_grid
+from medseg.store.grid import GridChange, kept_box
 
 
-def label_values(
-    scores: Float[np.ndarray, "c i j k"], change: GridChange, plan: Plan, *, averaged: bool = False
+def restore(
+    slabs: Slabs,
+    change: GridChange,
+    plan: Plan,
+    *,
+    axis: int = 0,
+    averaged: bool = False,
+    probabilities: NDArray[np.float16] | None = None,
 ) -> Integer[np.ndarray, "i2 j2 k2"]:
     """Decide every voxel of the image, in the label values of the dataset's own files.
 
-    Scores are interpolated on the image's grid class by class and compared there, so that an organ's border lies
-    between the plan's voxels where it belongs.
+    Scores are interpolated linearly on the image's grid class by class and compared there, so that an organ's border
+    lies between the plan's voxels where it belongs. A class is interpolated only in the box where it beats the
+    background somewhere: outside of it no blend of its scores can win.
 
     Args:
-        scores: Logits, or averaged probabilities, on the plan's grid.
+        slabs: Logits, or averaged probabilities, on the plan's grid, as of `medseg.patches.stitch.stitched_slabs`.
         change: What `to_plan_grid` returned for the image.
         plan: Names classes and values.
+        axis: Which axis the slabs follow.
         averaged: Whether the scores are probabilities; decides the threshold of overlapping regions.
+        probabilities: Where to write the probability of every class, ``(c, i, j, k)`` on the image's grid, zeros to
+            begin with; it may be a memory map, and then even the largest volume fits. They are activated before they
+            are interpolated.
 
     Returns:
         Integers of the smallest type that holds the values, on the grid of the file.
     """
-    if plan.exclusive:
-        values = np.array((0, *plan.atoms))
-        table = values.astype(np.min_scalar_type(int(values.max())))
-        decided: NDArray[Any] = table[argmax_from_plan_grid(scores, change)]
-        return decided
-    paint = plan.paint_order or tuple(range(1, len(plan.organs) + 1))
-    painted = np.zeros(change.source_shape, dtype=np.min_scalar_type(max(paint)))
-    threshold = 0.5 if averaged else 0.0
-    for region, value in zip(scores, paint, strict=True):  # later regions over earlier ones
-        painted[probabilities_from_plan_grid(region[None], change)[0] > threshold] = value
+    values = (0, *plan.atoms) if plan.exclusive else plan.paint_order or tuple(range(1, len(plan.organs) + 1))
+    labels = np.zeros(change.source_shape, dtype=np.min_scalar_type(max(values)))
+    target = np.moveaxis(kept_box(labels, change), axis, 0)
+    channels = [] if probabilities is None else [np.moveaxis(kept_box(p, change), axis, 0) for p in probabilities]
+    for window in windows(slabs, change, axis=axis):
+        decided = _best(window, values) if plan.exclusive else _painted(window, values, 0.5 if averaged else 0.0)
+        target[window.rows] = decided.cpu().numpy()
+        if channels:
+            _write_probabilities(window if averaged else _activated(window, plan), channels)
+    return labels
+
+
+def _best(window: Window, values: tuple[int, ...]) -> Tensor:
+    """The value of the class with the highest score; in a tie the first."""
+    background = window.of_class(0)
+    best = background.new_empty(window.shape)
+    for place, score in window.interpolated(background):
+        best[place] = score
+    winner = torch.zeros(window.shape, dtype=torch.int32, device=best.device)
+    for index in range(1, window.classes):
+        rivals = window.of_class(index)
+        box = box_of(rivals > background)
+        if box is None:
+            continue
+        for place, rival in window.interpolated(rivals, box):
+            held = best[place]
+            winner[place].masked_fill_(rival > held, values[index])
+            torch.maximum(held, rival, out=held)
+    return winner
+
+
+def _painted(window: Window, values: tuple[int, ...], threshold: float) -> Tensor:
+    """The values of overlapping regions, later ones over earlier ones."""
+    painted = torch.zeros(window.shape, dtype=torch.int32, device=window.slab.device)
+    for index, value in enumerate(values):
+        scores = window.of_class(index)
+        box = box_of(scores > threshold)
+        if box is None:
+            continue
+        for place, score in window.interpolated(scores, box):
+            painted[place].masked_fill_(score > threshold, value)
     return painted
+
+
+def _activated(window: Window, plan: Plan) -> Window:
+    """The window with probabilities in place of logits."""
+
+    def activate(logits: Tensor) -> Tensor:
+        out = torch.empty_like(logits, dtype=torch.float16)
+        for plane in range(logits.shape[1]):
+            numbers = logits[:, plane].float()
+            out[:, plane] = numbers.softmax(dim=0) if plan.exclusive else numbers.sigmoid()
+        return out
+
+    before = None if window.before is None else activate(window.before)
+    return Window(window.rows, window.first, before, activate(window.slab), window.axes)
+
+
+def _write_probabilities(window: Window, channels: list[NDArray[Any]]) -> None:
+    for index, channel in enumerate(channels):
+        rows = channel[window.rows]
+        for place, values in window.interpolated(window.of_class(index)):
+            rows[place] = values.half().cpu().numpy()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from medseg.inference.restore import label_values
+from medseg.inference.restore import restore
 from medseg.patches.datamodule import Batch
 from medseg.space.nifti import write_labels
 from medseg.store.store import Store
@@ -40,5 +40,6 @@ class WritePredictions(Callback):
         if not isinstance(pl_module, SegmentationTask):
             raise TypeError(f"expected a SegmentationTask, got {type(pl_module).__name__}")
         info = self.store.info(batch.id[0])
-        values = label_values(outputs[0].float().cpu().numpy(), info.change, pl_module.plan)
+        whole = (slice(0, outputs.shape[2]), outputs[0])
+        values = restore([whole], info.change, pl_module.plan)
         write_labels(self.folder / f"{batch.id[0]}.nii.gz", values, like=Path(info.images[0]))

@@ -173,6 +173,26 @@ def argmax_from_plan_grid(scores: Float[np.ndarray, "c i j k"], change: GridChan
     return _uncropped(resample_argmax(scores, change.size, through_plane=change.through_plane), change)
 
 
+def kept_box(array: NDArray[Any], change: GridChange) -> NDArray[Any]:
+    """See only the box that was kept of an array on the file's grid, its axes turned to the plan's.
+
+    Args:
+        array: ``(i, j, k)`` with the shape of the file.
+        change: What `to_plan_grid` returned.
+
+    Returns:
+        A view, ``change.size``: writing to it writes to the array.
+    """
+    turn = change._turn()
+    axes = [int(axis) for axis in turn[:, 0]]  # the file's axis n became the turned axis axes[n]
+    flips = [slice(None)] * 3
+    for position, direction in turn:
+        if direction < 0:
+            flips[int(position)] = slice(None, None, -1)
+    box: NDArray[Any] = array.transpose(np.argsort(axes))[tuple(flips)][change.box]
+    return box
+
+
 def normalise(
     image: Float[np.ndarray, "m i j k"], normalisation: tuple[Normalisation, ...]
 ) -> Float[np.ndarray, "m i j k"]:
@@ -263,15 +283,8 @@ def _look_up(values: NDArray[np.integer[Any]], table: dict[int, int]) -> NDArray
 
 def _uncropped(array: NDArray[Any], change: GridChange) -> NDArray[Any]:
     """Put the box back into the turned volume and turn the axes to the file's."""
-    turn = change._turn()
-    axes = [int(axis) for axis in turn[:, 0]]  # the file's axis n became the turned axis axes[n]
     out = np.zeros(change.source_shape, dtype=array.dtype)
-    turned = out.transpose(np.argsort(axes))
-    flips = [slice(None)] * 3
-    for position, direction in turn:
-        if direction < 0:
-            flips[int(position)] = slice(None, None, -1)
-    turned[tuple(flips)][change.box] = array
+    kept_box(out, change)[...] = array
     return out
 
 

@@ -1,0 +1,96 @@
+"""Decide the cleaning of each organ on held-out predictions, and write it into the checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medseg.checkpoints import read_checkpoint
+from medseg.datasets.case import require_same_grid
+from medseg.errors import CheckpointError, DataError
+from medseg.inference.clean import Choice, Rules, choose_rules, rules_to_plain
+from medseg.plan.plan import Plan
+from medseg.space.nifti import NIFTI_ENDINGS, case_name, read_labels
+
+
+def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: Path) -> dict[str, Choice]:
+    """Try every rule on predictions of cases that the checkpoints did not train on; keep what raises Dice.
+
+    The rules are written into the ``medseg`` entry of every checkpoint, replacing earlier ones, and `medseg predict`
+    follows them from then on. With the folds of one plan, gather the uncleaned predictions of every fold's held-out
+    cases in one folder: a choice on more cases is a better one.
+
+    Args:
+        checkpoints: Of one plan.
+        predictions: Folder of uncleaned predictions, such as ``test/predictions`` of a run.
+        references: Folder with a reference of the same name for each of them.
+
+    Returns:
+        Organ name -> its rule and the mean Dice without and with it.
+
+    Raises:
+        CheckpointError: One is not ours, or they are of different plans.
+        DataError: A folder is empty, a reference is missing, or the two lie on different grids.
+    """
+    contents = [read_checkpoint(path) for path in checkpoints]
+    plans = [Plan.from_dict(content["hyper_parameters"]["plan"]) for content in contents]
+    for path, plan in zip(checkpoints, plans, strict=True):
+        if plan != plans[0]:
+            raise CheckpointError(path, f"was trained on another plan than {checkpoints[0]}", "Choose for one plan")
+    plan = plans[0]
+    values = painted_values(plan)
+    pairs = _pairs(predictions, references)
+    choices = choose_rules(_read(pairs, plan), tuple(values.values()), ignore=plan.ignore)
+    rules = {value: choice.rule for value, choice in choices.items()}
+    for path, content in zip(checkpoints, contents, strict=True):
+        _write(path, content, rules)
+    return {organ: choices[value] for organ, value in values.items()}
+
+
+def painted_values(plan: Plan) -> dict[str, int]:
+    """Organ name -> the value that predictions have where it is."""
+    if plan.exclusive:
+        return dict(zip(plan.organs, plan.atoms, strict=True))
+    return dict(zip(plan.organs, plan.paint_order or tuple(range(1, len(plan.organs) + 1)), strict=True))
+
+
+def _pairs(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
+    found = sorted(path for path in predictions.glob("*") if path.name.endswith(NIFTI_ENDINGS) and path.name[0] != ".")
+    if not found:
+        raise DataError(predictions, "holds no prediction", "Give the folder that medseg test or predict wrote")
+    by_case = {case_name(path): path for path in references.glob("*") if path.name.endswith(NIFTI_ENDINGS)}
+    for path in found:
+        if case_name(path) not in by_case:
+            raise DataError(references, f"holds no reference for {path.name}", "Give the folder of its label files")
+    return [(path, by_case[case_name(path)]) for path in found]
+
+
+def _read(
+    pairs: list[tuple[Path, Path]], plan: Plan
+) -> Iterator[tuple[NDArray[Any], NDArray[Any], tuple[float, float, float]]]:
+    for prediction_file, reference_file in pairs:
+        prediction, reference = read_labels(prediction_file), read_labels(reference_file)
+        require_same_grid(prediction_file, prediction, reference_file, reference)
+        labels = reference.array[0]
+        if plan.exclusive:  # an organ of several values is predicted as the first of them
+            for several in plan.values:
+                labels = np.where(np.isin(labels, several[1:]), several[0], labels) if several[1:] else labels
+        yield prediction.array[0], labels, prediction.spacing_mm
+
+
+def _write(path: Path, content: dict[str, Any], rules: Rules) -> None:
+    content["medseg"]["cleaning"] = rules_to_plain(rules)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(content, unfinished)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be written ({error.strerror})", "Free space or check its rights") from None
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,196 @@
+"""A folder of images to a folder of label files: reading, computing and writing at once, going on where it stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import DataError, MedsegError, UsageError
+from medseg.inference.images import list_cases, read_case_image, voxel_bytes
+from medseg.inference.predict import Predictor, Prepared
+from medseg.inference.resume import Record
+from medseg.space.formats import is_foreign, write_labels_at
+from medseg.space.nifti import write_labels
+from medseg.store.grid import GridChange
+
+log = logging.getLogger(__name__)
+
+AHEAD_BYTES = 2**30
+"""The next image is read beside the one in work while both together are smaller than this in memory."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a prediction over a folder came to.
+
+    Attributes:
+        written: Label files written by this call.
+        failures: Why each other case has none.
+        kept: Label files of an earlier call that are still what this one would write.
+    """
+
+    written: tuple[Path, ...]
+    failures: tuple[MedsegError, ...]
+    kept: tuple[Path, ...] = ()
+
+
+def predict_cases(
+    predictor: Predictor, source: Path, output: Path, *, save_probabilities: bool = False, overwrite: bool = False
+) -> Outcome:
+    """Segment an image or a folder of images, each written as ``CASE.nii.gz`` on the grid of its image.
+
+    While the network works on one image, the next is read and the last is cleaned and written, one of each. A case that
+    fails is reported and the others go on; a file appears whole or not at all. A prediction that is there already, made
+    from the same files by the same checkpoints and options as ``predictions.json`` of the folder tells, is kept.
+
+    Args:
+        predictor: What to segment with.
+        source: An image file, or a folder; a case with several modalities is one 4D file, or a file per modality
+            ending in ``_0000``, ``_0001`` and so on, or in the modality's name. NIfTI, NRRD, MetaImage or folders of
+            DICOM slices, see `medseg.inference.images`.
+        output: Folder to write to.
+        save_probabilities: Also write ``CASE.npz`` with ``probabilities`` ``(c, i, j, k)`` in float16 on the image's
+            grid, ``classes`` (their names) and ``affine``; NIfTI has no float16.
+        overwrite: Predict every case anew.
+
+    Raises:
+        DataError: The source is missing or holds no image.
+        UsageError: A prediction would overwrite its image.
+    """
+    cases = list_cases(source, predictor.plan)
+    _require_apart(cases, output)
+    work = _Work(predictor, output, save_probabilities)
+    todo = cases if overwrite else {case: files for case, files in cases.items() if not work.done(case, files)}
+    results: dict[str, MedsegError | None] = {}
+    with ThreadPoolExecutor(1) as writer:
+        pending: tuple[str, Future[None]] | None = None
+        for number, (case, read) in enumerate(_read_ahead(work, todo), start=1):
+            try:
+                labels, change = work.segment(case, todo[case], read)
+            except MedsegError as failure:
+                results[case] = failure
+            else:
+                _collect(results, pending)
+                pending = (case, writer.submit(work.write, case, todo[case], labels, change))
+                del labels  # the writer's now, which lets go of them when they are written
+            del read
+            log.info("%d of %d: %s", number, len(todo), case)
+        _collect(results, pending)
+    return Outcome(
+        tuple(work.label_file(case) for case in todo if results[case] is None),
+        tuple(problem for case in todo if (problem := results[case]) is not None),
+        tuple(work.label_file(case) for case in cases if case not in todo),
+    )
+
+
+class _Work:
+    """What is done with one case: read, segment, write."""
+
+    def __init__(self, predictor: Predictor, output: Path, save_probabilities: bool) -> None:
+        self.predictor = predictor
+        self.output = output
+        self.save_probabilities = save_probabilities
+        self.record = Record(output, predictor.settings | {"probabilities": save_probabilities})
+
+    def label_file(self, case: str) -> Path:
+        return self.output / f"{case}.nii.gz"
+
+    def probability_file(self, case: str) -> Path:
+        return self.output / f"{case}.npz"
+
+    def done(self, case: str, files: tuple[Path, ...]) -> bool:
+        outputs = [self.label_file(case), *([self.probability_file(case)] if self.save_probabilities else [])]
+        return bool(self.predictor.digests) and self.record.done(case, files, outputs)
+
+    def read(self, files: tuple[Path, ...]) -> Prepared:
+        with _explained(files[0], "could not be read"):
+            return self.predictor.prepare(read_case_image(files, self.predictor.plan))
+
+    def segment(self, case: str, files: tuple[Path, ...], read: Future[Prepared]) -> tuple[NDArray[Any], GridChange]:
+        prepared = read.result()
+        with _explained(files[0], "could not be segmented"):
+            if not self.save_probabilities:
+                return self.predictor.segment(prepared), prepared.change
+            self.output.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=".partial-", dir=self.output) as folder:
+                shape = (self.predictor.plan.num_classes, *prepared.change.source_shape)
+                maps = np.lib.format.open_memmap(Path(folder) / "maps.npy", mode="w+", dtype=np.float16, shape=shape)
+                labels = self.predictor.segment(prepared, probabilities=maps)
+                self._pack(Path(folder) / "packed.npz", maps, prepared.change)
+                os.replace(Path(folder) / "packed.npz", self.probability_file(case))
+        return labels, prepared.change
+
+    def write(self, case: str, files: tuple[Path, ...], labels: NDArray[Any], change: GridChange) -> None:
+        path = self.label_file(case)
+        with _explained(path, "could not be written"):
+            cleaned = self.predictor.clean(labels, change)
+            if is_foreign(files[0]):
+                write_labels_at(path, cleaned, np.array(change.source_affine))
+            else:
+                write_labels(path, cleaned, like=files[0])
+            self.record.add(case, files)
+
+    def _pack(self, path: Path, maps: NDArray[np.float16], change: GridChange) -> None:
+        plan = self.predictor.plan
+        names = ("background", *plan.organs) if plan.exclusive else plan.organs
+        np.savez_compressed(path, probabilities=maps, classes=np.array(names), affine=np.array(change.source_affine))
+
+
+def _read_ahead(work: _Work, cases: Mapping[str, tuple[Path, ...]]) -> Iterator[tuple[str, Future[Prepared]]]:
+    """Futures of the images in order, the next being read beside the one in use unless the two are too large."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead: Future[Prepared] | None = None
+        names = list(cases)
+        sizes = [voxel_bytes(files) for files in cases.values()]
+        for index, case in enumerate(names):
+            current = ahead or reader.submit(work.read, cases[case])
+            ahead = None
+            if index + 1 < len(names) and sizes[index] + sizes[index + 1] <= AHEAD_BYTES:
+                ahead = reader.submit(work.read, cases[names[index + 1]])
+            yield case, current
+            del current
+
+
+def _collect(results: dict[str, MedsegError | None], pending: tuple[str, Future[None]] | None) -> None:
+    """Wait for a write, so that no more than one is under way."""
+    if pending is None:
+        return
+    case, future = pending
+    try:
+        future.result()
+        results[case] = None
+    except MedsegError as failure:
+        results[case] = failure
+
+
+@contextmanager
+def _explained(path: Path, problem: str) -> Iterator[None]:
+    """Turn what the machine lacks into a failure of this case."""
+    lack = DataError(path, f"{problem}: memory ran out", "Crop it, or use --device cpu")
+    try:
+        yield
+    except MemoryError:
+        raise lack from None
+    except OSError as error:
+        raise DataError(path, f"{problem} ({error.strerror or error})", "Free space or choose another folder") from None
+    except RuntimeError as error:  # of which torch's own lack of memory is one, on the CPU without a type of its own
+        if "alloc" not in str(error) and "out of memory" not in str(error):
+            raise
+        raise lack from None
+
+
+def _require_apart(cases: Mapping[str, tuple[Path, ...]], output: Path) -> None:
+    for case, files in cases.items():
+        target = (output / f"{case}.nii.gz").resolve()
+        if any(target == path.resolve() for path in files):
+            raise UsageError(f"the prediction of {files[0]} would overwrite it", "Choose another --output")

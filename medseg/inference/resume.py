@@ -1,0 +1,75 @@
+"""What a folder of predictions was made of, so that a second call goes on where the first one stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import medseg
+
+MANIFEST = "predictions.json"
+
+
+class Record:
+    """The manifest of an output folder: for every case, what it was made from and with.
+
+    A case is done when its files are there, its images have the size and time they had, and the checkpoints and the
+    options are the same. The manifest is rewritten, whole, after every case.
+
+    Args:
+        folder: The output folder.
+        settings: Everything but the images that decides a prediction; any plain data.
+        checkpoints: Their paths, for the reader's information.
+    """
+
+    def __init__(self, folder: Path, settings: Any, *, checkpoints: Iterable[Path] = ()) -> None:
+        self.path = folder / MANIFEST
+        self.settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self.checkpoints = [str(path) for path in checkpoints]
+        self.cases: dict[str, Any] = _read(self.path)
+        self._lock = threading.Lock()
+
+    def done(self, case: str, sources: Iterable[Path], outputs: Iterable[Path]) -> bool:
+        """Whether the case need not be predicted again."""
+        known = self.cases.get(case)
+        return known == self._entry(sources) and all(path.is_file() for path in outputs)
+
+    def add(self, case: str, sources: Iterable[Path]) -> None:
+        """Note that the case is written."""
+        with self._lock:
+            self.cases[case] = self._entry(sources)
+            content = {"medseg": medseg.__version__, "checkpoints": self.checkpoints, "cases": self.cases}
+            unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            unfinished.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+            os.replace(unfinished, self.path)
+
+    def _entry(self, sources: Iterable[Path]) -> dict[str, Any]:
+        files = [file for path in sources for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        states = [(str(file.resolve()), file.stat()) for file in files if file.is_file()]
+        return {
+            "settings": self.settings,
+            "sources": [[name, state.st_size, state.st_mtime_ns] for name, state in states],
+        }
+
+
+def digest_of(path: Path) -> str:
+    """A checkpoint's content as a short name: copies share it, a retrained one does not."""
+    content = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            content.update(block)
+    return content.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The cases of a manifest; none where it is missing or damaged, for then everything is predicted anew."""
+    try:
+        cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return cases if isinstance(cases, dict) else {}
