@@ -15,7 +15,7 @@ from medseg.losses.table import Row, rows
 CELLS = [(row, mode) for row in rows().values() for mode in row.modes]
 EVERY_CELL = pytest.mark.parametrize(("row", "mode"), CELLS, ids=lambda v: v.name if isinstance(v, Row) else v)
 CHANNELS = {"multiclass": 3, "binary": 1, "multilabel": 2}
-LAWS = {"crop", "mirror", "half", "rank", "scale", "sample"}
+LAWS = {"crop", "mirror", "half", "rank"}
 
 
 def law(test):
@@ -179,7 +179,8 @@ def test_half_precision_logits_agree(row, mode):
 def test_rank_of_the_knobs_is_full(row, mode):
     """No two numeric knobs are one: the derivatives by the knobs, over random inputs, are linearly independent."""
     knobs = {k: v for k, v in row.knobs.items() if isinstance(v, float) and not k.startswith(("smooth", "eps"))}
-    examples = [(8 * z, y) for z, y in (example(mode, seed=i, dtype=torch.float64) for i in range(len(knobs) + 3))]
+    pairs = (example(mode, (8, 7), seed=seed, dtype=torch.float64) for seed in range(len(knobs) + 2))
+    examples = [(8 * logits, target) for logits, target in pairs]
 
     def values(**changed):
         text = ", ".join(f"{k}={v!r}" for k, v in {**knobs, **changed}.items())

@@ -285,6 +285,7 @@ def nacl(x: Comparison, *, kernel_size: int = 3, alpha: float = 0.1, distance: L
         raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
     pool = F.avg_pool2d if len(x.shape) == 4 else F.avg_pool3d
     with torch.no_grad():
-        proportions = pool(x.onehot, kernel_size, stride=1, padding=kernel_size // 2)
+        margin = [kernel_size // 2] * 2 * (len(x.shape) - 2)
+        proportions = pool(F.pad(x.onehot, margin), kernel_size, stride=1)
     gap = proportions - x.logits
     return -x.log_p_true + alpha * (gap.abs() if distance == "l1" else gap.square()).mean(1)
