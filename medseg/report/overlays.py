@@ -28,14 +28,14 @@ class Slice:
 
     Attributes:
         plane: Axial, coronal or sagittal.
-        grey: Image intensities, None without an image.
+        grey: The image, windowed to the organ and its surroundings; None without an image.
         prediction: Mask of the prediction.
         reference: Mask of the reference.
         spacing_mm: Height and width of a pixel.
     """
 
     plane: str
-    grey: Num[np.ndarray, "y x"] | None
+    grey: UInt8[np.ndarray, "y x"] | None
     prediction: Bool[np.ndarray, "y x"]
     reference: Bool[np.ndarray, "y x"]
     spacing_mm: tuple[float, float]
@@ -56,19 +56,20 @@ def three_planes(
     interest = prediction ^ reference
     if not interest.any():
         interest = reference
-    box = bounding_box(prediction | reference) or tuple(slice(0, size) for size in reference.shape)
+    organ = bounding_box(prediction | reference) or tuple(slice(0, size) for size in reference.shape)
     box = tuple(
         slice(max(0, cut.start - round(_MARGIN_MM / step)), min(size, cut.stop + round(_MARGIN_MM / step)))
-        for cut, step, size in zip(box, spacing_mm, reference.shape, strict=True)
+        for cut, step, size in zip(organ, spacing_mm, reference.shape, strict=True)
     )
+    low, high = (0.0, 1.0) if image is None else _window(image[organ], image[box])
     slices = []
     for plane, axis in zip(PLANES, (2, 1, 0), strict=True):
         across = tuple(other for other in range(3) if other != axis)
         at = int(np.argmax(interest.sum(axis=across)))
         where = tuple(at if index == axis else cut for index, cut in enumerate(box))
-        high, wide = spacing_mm[across[1]], spacing_mm[across[0]]
-        grey = None if image is None else _upright(image[where])
-        slices.append(Slice(plane, grey, _upright(prediction[where]), _upright(reference[where]), (high, wide)))
+        pixel_mm = spacing_mm[across[1]], spacing_mm[across[0]]
+        grey = None if image is None else _grey(_upright(image[where]), low, high)
+        slices.append(Slice(plane, grey, _upright(prediction[where]), _upright(reference[where]), pixel_mm))
     return tuple(slices)
 
 
@@ -168,11 +169,22 @@ def _border_steps(mask: Bool[np.ndarray, "y x"]) -> dict[tuple[int, int], list[t
     return steps
 
 
-def _image_tag(grey: Num[np.ndarray, "y x"], width: float, height: float) -> str:
-    low, high = np.percentile(grey, [1, 99])
-    stretched = np.clip((grey - low) / max(float(high - low), 1e-6), 0, 1)
+def _window(organ: Num[np.ndarray, "i j k"], around: Num[np.ndarray, "p q r"]) -> tuple[float, float]:
+    """Choose black and white by the organ, wider by its own range, so that air and bone do not flatten it."""
+    low, high = np.percentile(organ, [2, 98])
+    darkest, brightest = np.percentile(around, [1, 99])
+    margin = max(0.75 * (high - low), 0.15 * (brightest - darkest), 1e-6)
+    return float(max(low - margin, darkest)), float(min(high + margin, brightest))
+
+
+def _grey(cut: Num[np.ndarray, "y x"], low: float, high: float) -> UInt8[np.ndarray, "y x"]:
+    shades: np.ndarray = (255 * np.clip((cut - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
+    return shades
+
+
+def _image_tag(grey: UInt8[np.ndarray, "y x"], width: float, height: float) -> str:
     step = max(1, -(-max(grey.shape) // _MOST_PIXELS))
-    encoded = base64.b64encode(png((255 * stretched[::step, ::step]).astype(np.uint8))).decode()
+    encoded = base64.b64encode(png(grey[::step, ::step])).decode()
     return (
         f'<image href="data:image/png;base64,{encoded}" width="{width:.6g}" height="{height:.6g}" '
         f'preserveAspectRatio="none"/>'
