@@ -1,0 +1,172 @@
+"""NRRD, MetaImage and DICOM in: written by SimpleITK, found where SimpleITK says that they lie."""
+
+import sys
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_inference import PLAN, affines, predictor, random_affine, smooth
+
+from medseg.errors import DataError
+from medseg.inference.folder import predict_cases
+from medseg.inference.images import list_cases, read_case_image
+from medseg.space.formats import is_dicom_folder, read_foreign, write_labels_at
+
+sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install 'medseg[formats]'")
+
+
+def itk_image(voxels, affine):
+    """The image that has the voxel (i, j, k) at the RAS point affine · (i, j, k, 1)."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.T))
+    to_lps = np.diag([-1.0, -1.0, 1.0])
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((to_lps @ affine[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin((to_lps @ affine[:3, 3]).tolist())
+    return image
+
+
+def write_series(folder, voxels, affine, *, series="1.2.3", leave_out=()):
+    folder.mkdir(parents=True, exist_ok=True)
+    image = itk_image(voxels.astype(np.int16), affine)
+    d = image.GetDirection()
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for index in set(range(image.GetSize()[2])) - set(leave_out):
+        part = image[:, :, index]
+        tags = {
+            "0008|0060": "CT",
+            "0020|000e": series,
+            "0008|0018": f"{series}.{index + 1}",
+            "0020|0037": "\\".join(f"{d[n]:.12f}" for n in (0, 3, 6, 1, 4, 7)),
+            "0020|0032": "\\".join(f"{x:.9f}" for x in image.TransformIndexToPhysicalPoint((0, 0, index))),
+            "0020|0013": str(index),
+        }
+        for tag, value in tags.items():
+            part.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{index:03d}{series}.dcm"))
+        writer.Execute(part)
+    return folder
+
+
+def right_handed(affine):
+    """DICOM and ITK's DICOM reader know right-handed grids only."""
+    return affine if np.linalg.det(affine[:3, :3]) > 0 else affine @ np.diag([1.0, 1.0, -1.0, 1.0])
+
+
+@settings(max_examples=15)
+@given(affine=affines, ending=st.sampled_from([".nrrd", ".mha"]), seed=st.integers(0, 99))
+def test_every_voxel_is_where_itk_says(tmp_path_factory, affine, ending, seed):
+    path = tmp_path_factory.mktemp("itk") / f"a{ending}"
+    voxels = smooth((4, 5, 6), seed)[0]
+    sitk.WriteImage(itk_image(voxels, affine), str(path))
+    volume = read_foreign(path)
+    np.testing.assert_array_equal(volume.array[0], voxels)
+    image = sitk.ReadImage(str(path))
+    for corner in ((0, 0, 0), (3, 0, 0), (0, 4, 0), (3, 4, 5)):
+        x, y, z = image.TransformIndexToPhysicalPoint(corner)
+        np.testing.assert_allclose(volume.affine @ [*corner, 1], [-x, -y, z, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["nrrd", "mha", "dicom"])
+def test_a_prediction_lies_on_the_image_and_is_nifti(tmp_path, kind):
+    voxels = np.round(100 * smooth((12, 9, 7), 4)[0])
+    spacing = np.array([0.9, 1.3, 2.5])
+    affine = right_handed(random_affine(5, (1, -1, 1), (2, 0, 1), spacing))
+    if kind == "dicom":
+        write_series(tmp_path / "in" / "a", voxels, affine)
+    else:
+        (tmp_path / "in").mkdir()
+        sitk.WriteImage(itk_image(voxels.astype(np.float32), affine), str(tmp_path / "in" / f"a.{kind}"))
+    turned = tuple(float(spacing[axis]) for axis in np.argsort(nib.io_orientation(affine)[:, 0]))
+    plan = replace(PLAN, spacing_mm=turned)
+    outcome = predict_cases(
+        predictor(plan, slopes=[0.0, 1.0, 2.0], offsets=[0.0, -100.5, -301.0]), tmp_path / "in", tmp_path / "out"
+    )
+    assert not outcome.failures
+    written = nib.load(tmp_path / "out" / "a.nii.gz")
+    np.testing.assert_allclose(written.affine, affine, atol=1e-4)
+    np.testing.assert_allclose(written.get_qform(), affine, atol=1e-4)
+    expected = np.select([voxels > 200.5, voxels > 100.5], [5, 1], 0)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), expected)
+
+
+def test_a_dicom_folder_may_be_the_source_itself(tmp_path):
+    folder = write_series(tmp_path / "series", np.zeros((4, 4, 4)), np.eye(4))
+    assert is_dicom_folder(folder)
+    assert list_cases(folder, PLAN) == {"series": (folder,)}
+
+
+def test_channels_of_foreign_files(tmp_path):
+    two = sitk.GetImageFromArray(np.zeros((4, 4, 4, 2), np.float32), isVector=True)
+    sitk.WriteImage(two, str(tmp_path / "a.nrrd"))
+    assert read_foreign(tmp_path / "a.nrrd").array.shape == (2, 4, 4, 4)
+    with pytest.raises(DataError, match="has 2 channels, expected 1"):
+        read_case_image((tmp_path / "a.nrrd",), PLAN)
+    plan = replace(PLAN, modalities=("T1", "T2"), normalisation=PLAN.normalisation * 2)
+    for channel in range(2):
+        sitk.WriteImage(
+            itk_image(np.full((4, 4, 4), channel, np.float32), np.eye(4)), str(tmp_path / f"b_000{channel}.mha")
+        )
+    files = list_cases(tmp_path, plan)["b"]
+    assert read_case_image(files, plan).array[:, 0, 0, 0].tolist() == [0, 1]
+
+
+def missing_slice(folder):
+    write_series(folder / "a", np.zeros((4, 4, 6)), np.eye(4), leave_out=(2,))
+
+
+def two_series(folder):
+    write_series(folder / "a", np.zeros((4, 4, 4)), np.eye(4))
+    write_series(folder / "a", np.zeros((4, 4, 4)), np.eye(4), series="1.2.9")
+
+
+def truncated(folder):
+    sitk.WriteImage(itk_image(np.zeros((9, 9, 9), np.float32), np.eye(4)), str(folder / "a.mha"))
+    (folder / "a.mha").write_bytes((folder / "a.mha").read_bytes()[:600])
+
+
+def flat(folder):
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 4), np.float32)), str(folder / "a.nrrd"))
+
+
+def not_finite(folder):
+    sitk.WriteImage(itk_image(np.full((4, 4, 4), np.nan, np.float32), np.eye(4)), str(folder / "a.nrrd"))
+
+
+BAD = {
+    missing_slice: "missing or doubled",
+    two_series: "2 DICOM series, expected one",
+    truncated: "not a readable image",
+    flat: "has 2 axes",
+    not_finite: "NaN",
+}
+
+
+@pytest.mark.parametrize("make", BAD, ids=lambda f: f.__name__)
+def test_bad_files_are_named(tmp_path, make):
+    (tmp_path / "in").mkdir()
+    make(tmp_path / "in")
+    (failure,) = predict_cases(predictor(), tmp_path / "in", tmp_path / "out").failures
+    assert BAD[make] in str(failure)
+    assert str(tmp_path / "in" / "a") in str(failure)
+
+
+def test_without_simpleitk_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    (tmp_path / "a.nrrd").write_bytes(b"")
+    with pytest.raises(DataError, match=r"medseg\[formats\]"):
+        read_foreign(tmp_path / "a.nrrd")
+
+
+def test_labels_at_an_affine(tmp_path):
+    affine = random_affine(3, (-1, -1, 1), (0, 1, 2), np.array([1.0, 2.0, 3.0]))
+    labels = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
+    write_labels_at(tmp_path / "a.nii.gz", labels, affine)
+    written = nib.load(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), labels)
+    np.testing.assert_allclose(written.affine, affine, atol=1e-5)
+    assert written.get_data_dtype() == np.uint8
