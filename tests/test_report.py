@@ -182,6 +182,13 @@ def test_two_files_of_one_case_are_named(folders, tmp_path):
         run(folders, tmp_path)
 
 
+def test_an_output_that_is_a_file_is_refused_before_any_work(folders, tmp_path):
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(DataError, match="is a file, expected a folder"):
+        run(folders, tmp_path)
+    assert (tmp_path / "out").read_text() == "precious"
+
+
 def test_without_organs_every_value_seen_is_one(folders, tmp_path):
     evaluation = run(folders, tmp_path, organs=None)
     assert evaluation.organs == {"label 1": 1, "label 5": 5}

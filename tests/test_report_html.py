@@ -26,6 +26,7 @@ METRICS_CSV = """epoch,step,lr-SGD,train/loss,val/dice,val/dice/liver,val/dice/<
 0,9,,,0.4,0.3,0.5
 1,19,0.005,0.9,,,
 1,19,,,0.8,nan,0.9
+2,29,0.0x
 """
 VOID = {"meta", "link", "br", "line", "rect", "path", "polyline", "circle", "image"}
 

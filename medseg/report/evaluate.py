@@ -98,9 +98,11 @@ def evaluate(
         The evaluation; its ``exit_status`` is 1 if a case failed.
 
     Raises:
-        DataError: A folder is missing or holds no NIfTI file, or the dataset's description is at fault.
+        DataError: A folder is missing or holds no NIfTI file, the dataset's description is at fault, or the output is
+            a file.
         ValueError: A tolerance names no organ.
     """
+    _require_folder(output)
     pool = references if isinstance(references, References) else read_references(references)
     ignore = pool.ignore if ignore is None else ignore
     matched = match(predictions, pool.labels, cases=cases, all_expected=pool.all_expected)
@@ -118,9 +120,13 @@ def evaluate(
         images={**pool.images, **(images or {})},
         output=output,
     )
-    write_rows(output / "cases.csv", rows)
-    write_text(output / "summary.json", json.dumps(_summary_json(evaluation), indent=1, allow_nan=False) + "\n")
+    _write(evaluation)
     return evaluation
+
+
+def _require_folder(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise DataError(output, "is a file, expected a folder to write to", "Choose another output")
 
 
 def _score_all(
@@ -161,8 +167,8 @@ def _each_case(
         return list(results)
 
 
-def _summary_json(evaluation: Evaluation) -> dict[str, object]:
-    return {
+def _write(evaluation: Evaluation) -> None:
+    summary = {
         **evaluation.summary.as_json(),
         "tolerance_mm": evaluation.scoring.tolerance_mm,
         "surface_element": evaluation.scoring.element,
@@ -170,3 +176,5 @@ def _summary_json(evaluation: Evaluation) -> dict[str, object]:
         "not_predicted": evaluation.not_predicted,
         "medseg": __version__,
     }
+    write_rows(evaluation.output / "cases.csv", evaluation.rows)
+    write_text(evaluation.output / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")

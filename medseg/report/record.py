@@ -68,10 +68,12 @@ def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
     for column in lines[0] if lines else ():
         if column in ("step", "epoch", None):
             continue
+        steps = (_number(line.get("step") or str(index)) for index, line in enumerate(lines))
         points = tuple(
-            (float(line.get("step") or index), float(line[column])) for index, line in enumerate(lines) if line[column]
+            point
+            for point in zip(steps, (_number(line[column]) for line in lines), strict=True)
+            if all(map(math.isfinite, point))
         )
-        points = tuple(point for point in points if math.isfinite(point[1]))
         if points:
             charts.setdefault(_chart_of(column), {})[column] = points
     return dict(
@@ -95,6 +97,14 @@ def environment() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return {**known, "System": platform.platform(terse=True), "Processors": str(os.cpu_count() or "?")}
+
+
+def _number(cell: str | None) -> float:
+    """Read a cell; one that is empty, or cut off in the middle of a crash, is no number."""
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        return math.nan
 
 
 def _text(run: Path | None, name: str) -> str:
