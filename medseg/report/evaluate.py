@@ -98,8 +98,7 @@ def evaluate(
         The evaluation; its ``exit_status`` is 1 if a case failed.
 
     Raises:
-        DataError: A folder is missing or holds no NIfTI file, the dataset's description is at fault, or the output is
-            a file.
+        DataError: A folder is missing or without NIfTI files, a dataset.json is at fault, or the output is a file.
         ValueError: A tolerance names no organ.
     """
     _require_folder(output)
