@@ -18,7 +18,7 @@ from medseg.losses.inputs import compare
 from medseg.losses.instances import one_vs_rest
 from medseg.losses.masks import signed_map, target_masks
 from medseg.losses.table import rows
-from medseg.losses.topology import soft_skeleton
+from medseg.losses.thinning import soft_skeleton
 from medseg.losses.weight_maps import gap_weight
 
 SHAPE = [
@@ -464,6 +464,27 @@ def test_soft_skeletons_are_recomputed_in_the_backward_pass_without_a_difference
     assert torch.autograd.gradcheck(lambda m: soft_skeleton(m, 2).sum(), (maps,))
     assert not soft_skeleton(maps.detach(), 2).requires_grad
     torch.testing.assert_close(soft_skeleton(maps, 2), soft_skeleton(maps.detach(), 2))
+
+
+@pytest.mark.parametrize("space", [(5, 4), (4, 3, 5), (1, 1, 2)])
+def test_soft_skeletons_are_those_of_pooling(space):
+    """The authors' recursion, written with the pooling that everybody uses."""
+    axes, pool = len(space), torch.nn.functional.max_pool2d if len(space) == 2 else torch.nn.functional.max_pool3d
+
+    def erode(m):
+        windows = [[3 if a == b else 1 for b in range(axes)] for a in range(axes)]
+        return torch.stack([-pool(-m, w, 1, [k // 2 for k in w]) for w in windows]).amin(0)
+
+    maps = torch.rand(2, 3, *space, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    m, lines = maps, torch.zeros_like(maps)
+    for _ in range(4):
+        ridge = (m - pool(erode(m), 3, 1, 1)).relu()
+        lines, m = lines + (ridge - lines * ridge).relu(), erode(m)
+    ours = soft_skeleton(maps, 3)
+    torch.testing.assert_close(ours, lines)
+    weights = torch.rand(ours.shape, dtype=torch.float64)
+    gradients = [torch.autograd.grad((s * weights).sum(), maps)[0] for s in (ours, lines)]
+    torch.testing.assert_close(*gradients)
 
 
 # ---------------------------------------------------------------------------------------------- refusals

@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  torch's own alias
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from medseg.losses.comparison import Comparison
 from medseg.losses.distribution import cross_entropy
@@ -17,6 +15,7 @@ from medseg.losses.masks import all_channels, existing, first_channel, sum_over_
 from medseg.losses.reduction import part
 from medseg.losses.region import dice
 from medseg.losses.table import Reduced, loss
+from medseg.losses.thinning import soft_skeleton
 from medseg.space.skeleton import skeleton_tube
 from medseg.space.threads import in_threads
 from medseg.types import PerClass
@@ -65,65 +64,6 @@ def _centre_line_dice(x: Comparison, first: int, *, iterations: int, smooth: flo
     precision = (sum_over_space(lines_p * g, x, first) + smooth) / (sum_over_space(lines_p, x, first) + smooth)
     recall = (sum_over_space(lines_g * p, x, first) + smooth) / (sum_over_space(lines_g, x, first) + smooth)
     return 1 - 2 * precision * recall / (precision + recall)
-
-
-def soft_skeleton(
-    maps: Float[Tensor, "b c *s"], iterations: int, here: Bool[Tensor, "b v *s"] | None = None
-) -> Float[Tensor, "b c *s"]:
-    """Skeletonise values in [0, 1] by what opening removes from ever more eroded maps.
-
-    Equation:
-        S_0 = relu(x_0 - open(x_0)),  x_k = erode(x_{k-1}),  S_k = S_{k-1} + relu(r_k - S_{k-1} r_k),
-        r_k = relu(x_k - open(x_k))
-
-    Args:
-        maps: Probabilities or a target.
-        iterations: K, the number of erosions.
-        here: Voxels that exist; the others take part in no minimum and no maximum.
-
-    Returns:
-        The skeleton's values, the shape of the maps.
-
-    Example:
-        >>> bar = torch.zeros(1, 1, 5, 7)
-        >>> bar[..., 1:4, 1:6] = 1
-        >>> soft_skeleton(bar, iterations=1)[0, 0, 2].tolist()
-        [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
-    """
-    lines = _ridge(maps, here)
-    for _ in range(iterations):
-        if maps.requires_grad:
-            maps, lines = checkpoint(_thinned, maps, lines, here, use_reentrant=False)
-        else:
-            maps, lines = _thinned(maps, lines, here)
-    return lines
-
-
-def _thinned(maps: Tensor, lines: Tensor, here: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One erosion, and what its opening adds to the lines."""
-    maps = _eroded(maps, here)
-    ridge = _ridge(maps, here)
-    return maps, lines + F.relu(ridge - lines * ridge)
-
-
-def _ridge(maps: Tensor, here: Tensor | None) -> Tensor:
-    """What an opening removes."""
-    eroded = _eroded(maps, here)
-    pool = F.max_pool2d if maps.ndim == 4 else F.max_pool3d
-    return F.relu(maps - pool(eroded if here is None else eroded * here, 3, stride=1, padding=1))
-
-
-def _eroded(maps: Tensor, here: Tensor | None) -> Tensor:
-    """The minimum over a voxel and the neighbours over its faces; a voxel that is not there counts as 1."""
-    axes = maps.ndim - 2
-    pool = F.max_pool2d if axes == 2 else F.max_pool3d
-    upside = -maps if here is None else -torch.where(here, maps, 1)
-    lowest = [
-        -pool(upside, [3 if a == axis else 1 for a in range(axes)], 1, [int(a == axis) for a in range(axes)])
-        for axis in range(axes)
-    ]
-    minimum = torch.minimum(lowest[0], lowest[1])
-    return minimum if axes == 2 else torch.minimum(minimum, lowest[2])
 
 
 @loss(
