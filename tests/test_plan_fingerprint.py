@@ -10,7 +10,7 @@ import pytest
 
 from medseg.datasets.case import read_dataset
 from medseg.errors import DataError
-from medseg.plan.fingerprint import fingerprint, nonzero_box
+from medseg.plan.fingerprint import FingerprintTask, fingerprint, fingerprint_case, nonzero_box
 
 
 def voxels(path):
@@ -98,6 +98,21 @@ def test_every_unusable_case_is_named(toy_dataset):
     assert "2 cases that cannot be used" in str(caught.value)
     assert "toy_1.nii.gz" in str(caught.value)
     assert "toy_2.nii.gz" in str(caught.value)
+
+
+def test_a_case_without_a_label_has_no_fingerprint(toy_dataset):
+    dataset = read_dataset(toy_dataset)
+    with pytest.raises(DataError, match="has no label file"):
+        fingerprint_case(FingerprintTask(dataset.test[0], dataset))
+
+
+def test_workers_are_chosen_by_what_a_case_needs(toy_dataset, monkeypatch):
+    asked = []
+    monkeypatch.setattr("medseg.plan.fingerprint.default_workers", lambda count: asked.append(count) or 1)
+    (toy_dataset / "imagesTr" / "toy_3.nii.gz").write_bytes(b"rubbish")
+    with pytest.raises(DataError, match="toy_3"):
+        fingerprint(read_dataset(toy_dataset))
+    assert 12 * 24 * 22 * 12 < asked[0] < 100 * 24 * 22 * 12
 
 
 def test_an_image_of_zeros_is_kept_whole():

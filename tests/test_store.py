@@ -429,6 +429,66 @@ def test_a_case_that_vanished_meanwhile_is_told(toy_dataset, tmp_path, monkeypat
         prepare(toy_dataset, tmp_path / "store", PLAN, workers=1)
 
 
+def test_killed_before_the_index_was_written(store, toy_dataset):
+    (store.path / "index.json").unlink()
+    before = files_of(store.path / "cases")
+    assert prepare(toy_dataset, store.path, workers=1).ids == store.ids
+    assert files_of(store.path / "cases") == before
+
+
+def test_an_index_that_cannot_be_written(toy_dataset, tmp_path, monkeypatch):
+    real = os.replace
+    refused = "index.json"
+    monkeypatch.setattr(os, "replace", lambda a, b: no_space() if Path(b).name == refused else real(a, b))
+    with pytest.raises(MachineError, match="No space left"):
+        prepare(toy_dataset, tmp_path / "store", PLAN, workers=1)
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["cases", "plan.yaml"]
+
+
+def test_moved_files_that_cannot_be_noted(store, toy_dataset, tmp_path, monkeypatch):
+    moved = toy_dataset.rename(tmp_path / "elsewhere")
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: no_space() if Path(b).name == "info.json" else real(a, b))
+    with pytest.raises(MachineError, match="while preparing toy_0"):
+        prepare(moved, store.path, workers=1)
+
+
+def test_a_case_whose_note_is_damaged_says_so(store, toy_dataset):
+    (store.folder("toy_1") / "info.json").write_text("{}")
+    with pytest.raises(DataError, match=r"info\.json cannot be read .* Delete"):
+        prepare(toy_dataset, store.path, workers=1)
+
+
+def test_a_disk_without_room_is_called_full(toy_dataset, tmp_path, monkeypatch):
+    def unexplained(*_, **__):
+        raise RuntimeError("Error while creating the NDArray")
+
+    monkeypatch.setattr(one_case, "write_array", unexplained)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(MachineError, match=r"\(the disk is full\)"):
+        prepare(toy_dataset, tmp_path / "store", PLAN, workers=1)
+
+
+def test_processes_of_other_users_are_alive(monkeypatch):
+    def forbidden(process, number):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", forbidden)
+    assert one_case._alive(1)
+    monkeypatch.setattr(os, "name", "nt")
+    assert one_case._alive(1)
+
+
+def test_workers_are_chosen_by_what_a_case_needs(toy_dataset, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("medseg.store.prepare.default_workers", lambda count: asked.append(count) or 1)
+    (toy_dataset / "imagesTr" / "toy_3.nii.gz").write_bytes(b"rubbish")
+    with pytest.raises(DataError, match="toy_3"):
+        prepare(toy_dataset, tmp_path / "store", PLAN)
+    voxels = 24 * 22 * 12
+    assert 16 * voxels < asked[0] < 100 * voxels
+
+
 def test_workers_give_what_one_process_gives(toy_dataset, tmp_path, store):
     parallel = prepare(toy_dataset, tmp_path / "parallel", PLAN, workers=2)
     assert not multiprocessing.active_children()
