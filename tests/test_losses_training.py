@@ -15,8 +15,16 @@ COMPANIONS = {
     "hausdorff_er": "dice + hausdorff_er",
     "boundary": "dice + increase(0.01, 0.01) * boundary",
     "skeleton_recall": "dice + cross_entropy + skeleton_recall",
+    "weighted_hausdorff": "dice + 0.1 * weighted_hausdorff",
 }
-"""What the papers add where SPEC and table say that a loss cannot train alone."""
+"""What the papers add to a loss that cannot train alone."""
+
+ONE_STRUCTURE = {
+    "generalized_wasserstein_dice": "without a distance matrix it tells structures from background, not from each other",
+    "blob": "its default criterion does not look at the background",
+    "cldice": "it compares centre lines, and the square has hardly one",
+}
+"""Losses that are shown the union of disc and square, and why."""
 
 
 def phantom(samples=2, size=28):
@@ -50,11 +58,14 @@ def worst_dice(logits, target, mode):
     return min(2.0 * (a & b).sum().item() / max(1, (a.sum() + b.sum()).item()) for a, b in pairs)
 
 
-def train(expression, mode, steps=120):
+def train(expression, mode, steps=80):
     images, labels = phantom()
     target, channels = target_of(labels, mode)
     torch.manual_seed(2)
-    net = nn.Sequential(nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, channels, 1))
+    layers = [
+        layer for c in (1, 16) for layer in (nn.Conv2d(c, 16, 3, padding=1), nn.InstanceNorm2d(16), nn.LeakyReLU())
+    ]
+    net = nn.Sequential(*layers, nn.Conv2d(16, channels, 1))
     loss = build_loss(expression, mode=mode)
     optimiser = torch.optim.Adam([*net.parameters(), *loss.parameters()], lr=0.03)
     before = worst_dice(net(images), target, mode)
@@ -69,7 +80,8 @@ def train(expression, mode, steps=120):
 @pytest.mark.parametrize("row", rows().values(), ids=lambda row: row.name)
 def test_the_network_learns(row):
     assert row.alone == (row.name not in COMPANIONS)
-    before, after = train(COMPANIONS.get(row.name, row.name), row.modes[0])
+    mode = "binary" if row.name in ONE_STRUCTURE else row.modes[0]
+    before, after = train(COMPANIONS.get(row.name, row.name), mode)
     assert before < 0.4
     assert after > 0.6
 
