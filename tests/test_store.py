@@ -113,6 +113,17 @@ def test_a_case_without_foreground(toy_dataset, tmp_path):
     assert prepare(toy_dataset, tmp_path / "store", PLAN, workers=1).foreground("toy_1") == {}
 
 
+def test_a_case_without_a_label_is_kept_for_prediction(toy_dataset, tmp_path, monkeypatch):
+    dataset = read_dataset(toy_dataset)
+    cases = (dataset.cases[0], replace(dataset.cases[1], label=None))
+    monkeypatch.setattr("medseg.store.prepare.read_dataset", lambda _: replace(dataset, cases=cases))
+    store = prepare(toy_dataset, tmp_path / "store", PLAN, workers=1)
+    assert store.image("toy_1")[:].any()
+    assert (store.foreground("toy_1"), store.info("toy_1").voxels) == ({}, {})
+    with pytest.raises(DataError, match="has no reference segmentation"):
+        store.labels("toy_1")
+
+
 def test_a_store_travels_to_other_processes(store):
     assert pickle.loads(pickle.dumps(store)).ids == store.ids
 
@@ -247,7 +258,7 @@ def test_a_damaged_case_says_what_to_do(store, toy_dataset, name, content, sente
     file = store.folder("toy_0") / name
     file.unlink() if content is None else file.write_bytes(content)
     with pytest.raises(DataError, match=sentence):
-        store.info("toy_0") if name == "info.json" else store.image("toy_0")
+        getattr(store, name.split(".")[0])("toy_0")
     shutil.rmtree(store.folder("toy_0"))
     assert prepare(toy_dataset, store.path, workers=1).image("toy_0")[:].any()
 

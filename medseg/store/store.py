@@ -122,15 +122,31 @@ class Store:
         Raises:
             DataError: The case has no reference segmentation.
         """
-        return open_array(self.folder(case), "labels")
+        try:
+            return open_array(self.folder(case), "labels")
+        except DataError:
+            info = self.info(case)
+            if info.label is not None:
+                raise
+            raise DataError(info.images[0], "has no reference segmentation", "Use it for prediction only") from None
 
     def foreground(self, case: str) -> dict[int, Integer[np.ndarray, "n 3"]]:
         """Voxels of each class that is present, at most 10,000 each, drawn evenly with a fixed seed.
 
         The keys are rows of ``plan.membership``: from 1 on for exclusive labels (0 is background), from 0 on for
-        overlapping regions.
+        overlapping regions. A case without a reference segmentation has none.
+
+        Raises:
+            DataError: The file is missing or damaged.
         """
-        table = np.load(self.folder(case) / "foreground.npy")
+        path = self.folder(case) / "foreground.npy"
+        if not path.is_file() and self.info(case).label is None:
+            return {}
+        try:
+            table = np.load(path)
+        except (OSError, ValueError, EOFError) as error:
+            remedy = f"Delete {path.parent} and run medseg prepare again"
+            raise DataError(path, f"is damaged ({error})", remedy) from None
         starts = np.flatnonzero(np.diff(table[:, 0], prepend=-1))
         return {int(part[0, 0]): part[:, 1:] for part in np.split(table, starts[1:])} if len(table) else {}
 
