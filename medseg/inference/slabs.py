@@ -16,7 +16,7 @@ Box = tuple[slice, slice, slice]
 Slabs = Iterable[tuple[slice, Tensor]]
 """Consecutive slices of one axis of the plan's grid with their scores ``(c, i, j, k)``, as of `stitched_slabs`."""
 
-_TOGETHER = {"cpu": 2**18}  # numbers interpolated at once: what fits the cache of a core
+_TOGETHER = {"cpu": 2**15}  # numbers interpolated at once: what fits the cache of a core
 _TOGETHER_ELSEWHERE = 2**24  # a GPU wants few large pieces
 
 
@@ -75,12 +75,18 @@ class Window:
         planes, needed = _needed(along, rows, self.first), _needed(down, lines)
         stretched = _blend(values[planes, needed], across, columns, dim=2)
         stretched = _blend(stretched, down, lines, dim=1, origin=needed.start)
+        origin = self.first + planes.start
         limit = _TOGETHER.get(values.device.type, _TOGETHER_ELSEWHERE)
         step = max(1, limit // (stretched.shape[1] * stretched.shape[2]))
         for start in range(rows.start, rows.stop, step):
             part = slice(start, min(start + step, rows.stop))
             place = slice(part.start - self.rows.start, part.stop - self.rows.start)
-            yield (place, lines, columns), _blend(stretched, along, part, dim=0, origin=self.first + planes.start)
+            blended = (
+                _row(stretched, along, start, origin)
+                if step == 1
+                else _blend(stretched, along, part, dim=0, origin=origin)
+            )
+            yield (place, lines, columns), blended
 
 
 def windows(slabs: Slabs, change: GridChange, *, axis: int) -> Iterator[Window]:
@@ -123,6 +129,13 @@ def box_of(mask: Tensor) -> Box | None:
 def _needed(axis: LinearAxis, target: slice, origin: int = 0) -> slice:
     """What the target depends on, counted from ``origin``."""
     return slice(int(axis.lower[target.start]) - origin, int(axis.upper[target.stop - 1]) + 1 - origin)
+
+
+def _row(values: Tensor, axis: LinearAxis, target: int, origin: int) -> Tensor:
+    """What `_blend` gives for one plane of the first dimension, without copies of its neighbours."""
+    lower, share = int(axis.lower[target]) - origin, float(axis.share[target])
+    first = values[lower : lower + 1]
+    return first if share == 0 else torch.lerp(first, values[lower + 1 : lower + 2], share)
 
 
 def _blend(values: Tensor, axis: LinearAxis, target: slice, *, dim: int, origin: int = 0) -> Tensor:
