@@ -100,6 +100,13 @@ def test_a_dicom_folder_may_be_the_source_itself(tmp_path):
     assert list_cases(folder, PLAN) == {"series": (folder,)}
 
 
+def test_a_dicom_folder_and_a_file_of_one_name_are_refused(tmp_path):
+    write_series(tmp_path / "a", np.zeros((4, 4, 4)), np.eye(4))
+    sitk.WriteImage(itk_image(np.zeros((4, 4, 4), np.float32), np.eye(4)), str(tmp_path / "a.mha"))
+    with pytest.raises(DataError, match="case name of an image"):
+        list_cases(tmp_path, PLAN)
+
+
 def test_channels_of_foreign_files(tmp_path):
     two = sitk.GetImageFromArray(np.zeros((4, 4, 4, 2), np.float32), isVector=True)
     sitk.WriteImage(two, str(tmp_path / "a.nrrd"))

@@ -38,7 +38,9 @@ def list_cases(source: Path, plan: Plan) -> dict[str, tuple[Path, ...]]:
     cases = images_by_name(source, plan.modalities, endings=ENDINGS)
     _require_distinct(source, cases)
     for folder in sorted(path for path in source.iterdir() if is_dicom_folder(path)):
-        cases.setdefault(folder.name, (folder,))
+        if folder.name in cases:
+            raise DataError(folder, "has the case name of an image beside it", "Rename or move one of the two")
+        cases[folder.name] = (folder,)
     if not cases:
         raise DataError(
             source,
