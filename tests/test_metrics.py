@@ -29,6 +29,7 @@ from medseg.metrics import (
     surface_distances,
     volume_ml,
 )
+from medseg.metrics.empty import distance_without_surfaces_mm
 from medseg.metrics.surface import surface_voxels
 from medseg.space.distance import euclidean_distance, surface
 
@@ -116,6 +117,7 @@ def test_everything_ignored_is_absent():
         (lambda: count_masks(torch.zeros(2, 3).bool(), torch.zeros(3).int(), ORGANS), "expected 4 masks"),
         (lambda: surface_distances(*np.zeros((2, 3), bool), spacing_mm=[1.0]), "empty"),
         (lambda: surface_distances(*np.ones((2, 3), bool), spacing_mm=[1.0, 1.0]), "spacing per axis"),
+        (lambda: distance_without_surfaces_mm(Outcome.FOUND, 9.0), "compute its distances"),
         (lambda: _score(tolerance_mm={"livr": 1.0}), "livr"),
         (lambda: _score(spacing_mm=[1.0]), "spacing per axis"),
         (lambda: _score(prediction=np.zeros((1, 2, 2), bool)), "expected 4 prediction masks"),

@@ -156,6 +156,22 @@ def test_without_images_outlines_are_drawn_alone(evaluation, tmp_path):
     assert text.count("<figcaption>axial") == 6
 
 
+def test_an_image_on_another_grid_is_not_drawn_under_the_outlines(evaluation, tmp_path):
+    for path in (tmp_path / "images").iterdir():
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)), path)
+    assert "data:image/png" not in write_report(evaluation).read_text()
+
+
+def test_of_many_curves_the_mean_and_the_lowest_are_drawn(evaluation, run_folder):
+    organs = [f"val/dice/organ_{index}" for index in range(20)]
+    values = [f"{index / 20}" for index in range(20)]
+    (run_folder / "metrics.csv").write_text(f"step,val/dice,{','.join(organs)}\n9,0.5,{','.join(values)}\n")
+    text = write_report(evaluation, run=run_folder).read_text()
+    assert "val/dice and the 5 lowest of 20" in text
+    assert "organ_4<" in text
+    assert "organ_5<" not in text
+
+
 def test_a_report_of_nothing_but_failures(evaluation, tmp_path):
     for path in (tmp_path / "predictions").iterdir():
         path.write_bytes(b"no nifti")
