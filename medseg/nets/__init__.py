@@ -1,6 +1,22 @@
 """Networks by name, built from the numbers of a plan; importing a chapter files its networks in the table."""
 
-from medseg.nets import unet, vnet
-from medseg.nets.table import NetSpec, build_net, list_nets
+from medseg.nets import anatomynet, attention, mednext, residual_encoder, segresnet, transformers, unet, vnet
+from medseg.nets.cost import Cost, estimate
+from medseg.nets.table import NetSpec, build_net, deeply_supervised_nets, list_nets
 
-__all__ = ["NetSpec", "build_net", "list_nets", "unet", "vnet"]
+__all__ = [
+    "Cost",
+    "NetSpec",
+    "anatomynet",
+    "attention",
+    "build_net",
+    "deeply_supervised_nets",
+    "estimate",
+    "list_nets",
+    "mednext",
+    "residual_encoder",
+    "segresnet",
+    "transformers",
+    "unet",
+    "vnet",
+]

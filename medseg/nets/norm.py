@@ -24,35 +24,40 @@ class _PerSampleNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         out = torch.empty_like(x)
-        mean, rstd = torch.empty(2, *x.shape[:2], device=x.device)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        mean, rstd = torch.empty(2, *x.shape[:2], device=x.device, dtype=exact)
+        # without parameters the kernel keeps the statistics of 16-bit activations in 16 bits: it is given neutral ones
+        scale = torch.ones_like(mean[0]) if weight is None else weight
+        shift = torch.zeros_like(mean[0]) if bias is None else bias
         for at in range(len(x)):
             one = slice(at, at + 1)
             aten.native_batch_norm.out(
-                *(x[one], weight, bias, None, None, True, 0.0, eps),
+                *(x[one], scale, shift, None, None, True, 0.0, eps),
                 out=out[one],
                 save_mean=mean[at],
                 save_invstd=rstd[at],
             )
-        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.save_for_backward(x, scale, mean, rstd)
         ctx.eps = eps
+        ctx.affine = weight is not None
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
-        x, weight, mean, rstd = ctx.saved_tensors
+        x, scale, mean, rstd = ctx.saved_tensors
         d_out = d_out.contiguous(memory_format=torch.channels_last_3d)
         d_x = torch.empty_like(x)
         d_weight, d_bias = torch.empty_like(mean), torch.empty_like(mean)
         for at in range(len(x)):
             one = slice(at, at + 1)
             aten.native_batch_norm_backward.out(
-                *(d_out[one], x[one], weight, None, None, mean[at], rstd[at], True, ctx.eps, [True, True, True]),
+                *(d_out[one], x[one], scale, None, None, mean[at], rstd[at], True, ctx.eps, [True, True, True]),
                 out0=d_x[one],
                 out1=d_weight[at],
                 out2=d_bias[at],
             )
-        if weight is None:
+        if not ctx.affine:
             return d_x, None, None, None
         return d_x, d_weight.sum(0), d_bias.sum(0), None
 
@@ -66,7 +71,8 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     def forward(self, x: Float[Tensor, "b c i j k"]) -> Float[Tensor, "b c i j k"]:
         """Normalise each sample and channel over its voxels."""
         channels_last = x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
-        if x.device.type != "cpu" or not channels_last or x[0, 0].numel() == 1:
+        compiling = torch.compiler.is_compiling()  # the compiler fuses the plain norm and needs no help
+        if compiling or x.device.type != "cpu" or not channels_last or x[0, 0].numel() == 1:
             return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
         normalised: Tensor = _PerSampleNorm.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
         return normalised

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from medseg.errors import UsageError, nearest
-from medseg.nets.padding import PadToMultiple
+from medseg.nets.padding import PadToMultiple, times
 
 Triple = tuple[int, int, int]
 Knob = int | float | str | bool | list[int] | list[float] | None
@@ -44,6 +45,35 @@ class NetSpec:
             i, j, k = i * stride[0], j * stride[1], k * stride[2]
         return i, j, k
 
+    def reshaped(self, fewest_stages: int, features: list[int] | None) -> NetSpec:
+        """These numbers with other channels, where given, and for tiny volumes with stages added: deeper, not coarser.
+
+        Channels beyond the last stage are left out; where there are too few, the last number goes on.
+        """
+        missing = max(0, fewest_stages - len(self.strides))
+        stages = len(self.strides) + missing
+        widths = [*(features or self.features)][:stages]
+        return replace(
+            self,
+            strides=(*self.strides, *[(1, 1, 1)] * missing),
+            kernels=(*self.kernels, *[(3, 3, 3)] * missing),
+            features=(*widths, *widths[-1:] * (stages - len(widths))),
+        )
+
+    def require_context(self, net: str, multiple: Triple) -> None:
+        """Refuse a patch of which the network's deepest stage would see a single voxel: nothing is left to normalise.
+
+        Raises:
+            UsageError: The patch is too small for so many halvings.
+        """
+        if math.prod(-(-n // m) for n, m in zip(self.patch_size, multiple, strict=True)) == 1:
+            raise UsageError(
+                f"{net} reduces its input by {times(multiple)}, which leaves one voxel of the patch of "
+                f"{times(self.patch_size)}",
+                f"Plan patches of more than {min(multiple)} voxels along an axis, or take a network that follows the "
+                "plan, such as unet",
+            )
+
 
 Builder = Callable[..., nn.Module]
 NETS: dict[str, Builder] = {}
@@ -60,8 +90,17 @@ def list_nets() -> list[str]:
     return sorted(NETS)
 
 
+def deeply_supervised_nets() -> list[str]:
+    """The names that take the knob ``deep_supervision``."""
+    return [name for name in list_nets() if "deep_supervision" in inspect.signature(NETS[name]).parameters]
+
+
 def build_net(name: str, spec: NetSpec, knobs: Mapping[str, Knob] | None = None) -> nn.Module:
     """Build a network that maps ``(b, m, i, j, k)`` to logits ``(b, c, i, j, k)`` for any input size.
+
+    With the knob ``deep_supervision``, where a network has it, the network returns in training a tuple of logits, full
+    resolution first, then each coarser level on its own grid; see `medseg.nets.padding.PadToMultiple` for how the
+    levels lie on the labels.
 
     Args:
         name: A name of `list_nets`, or the dotted path of any ``nn.Module`` class, which is then called with
@@ -70,7 +109,8 @@ def build_net(name: str, spec: NetSpec, knobs: Mapping[str, Knob] | None = None)
         knobs: Options of that network; the plan's numbers where not given.
 
     Raises:
-        UsageError: The name or a knob is unknown; the nearest legal one is proposed.
+        UsageError: The name or a knob is unknown, and the nearest legal one is proposed; or the network cannot work on
+            such patches.
 
     Example:
         >>> spec = NetSpec(1, 3, (16, 16, 16), ((1, 1, 1), (2, 2, 2)), ((3, 3, 3), (3, 3, 3)), (8, 16))
@@ -93,6 +133,11 @@ def build_net(name: str, spec: NetSpec, knobs: Mapping[str, Knob] | None = None)
 def _check_knobs(name: str, builder: Builder, knobs: Mapping[str, Knob]) -> None:
     legal = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for knob in knobs:
+        if knob == "deep_supervision" and knob not in legal:
+            raise UsageError(
+                f"network {name!r} has no deep supervision",
+                f"Those that have are {', '.join(deeply_supervised_nets())}",
+            )
         if knob not in legal:
             hint = nearest(knob, legal)
             raise UsageError(
