@@ -20,7 +20,7 @@ COMPANIONS = {
 """What the papers add to a loss that cannot train alone."""
 
 ONE_STRUCTURE = {
-    "generalized_wasserstein_dice": "without a distance matrix it tells structures from background, not from each other",
+    "generalized_wasserstein_dice": "without a matrix it tells structures from background only",
     "blob": "its default criterion does not look at the background",
     "cldice": "it compares centre lines, and the square has hardly one",
 }

@@ -141,7 +141,9 @@ def mean_over_voxels(
     """
     v, factor = element_weight(x), None if weight is None else class_factor(class_vector(weight, x), x)
     if v is None and factor is None:
-        return values.mean() if x.reduction == "mean" else values.flatten(1).mean(1)
+        if x.reduction == "none":
+            return values.flatten(1).mean(1)
+        return values.sum() / values.numel()  # unlike mean(), its gradient is one number seen as a map, not a map
     one = torch.ones((), dtype=values.dtype, device=values.device)
     v, factor = (one if v is None else v), (one if factor is None else factor)
     numerator = values * v if weighted else values * v * factor
