@@ -187,6 +187,7 @@ def _predictions(
                 "hand over the full-resolution output only"
             )
         yield from predicted.movedim(axis + 2, 2)
+        del predicted  # or two of the largest tensors there are would be alive during the next call
 
 
 def _to_front(triple: Shape, axis: int) -> Shape:
