@@ -26,7 +26,7 @@ from medseg.optimise import build_optimizer, find_optimizer, schedule_factor
 from medseg.patches.datamodule import Batch
 from medseg.patches.stitch import sliding_window
 from medseg.plan.plan import Plan
-from medseg.types import Image, Labels, Logits
+from medseg.types import Image, Labels, Levels, Logits
 from medseg.watch import SkipBadSteps, StepClock
 
 IGNORED = -1
@@ -102,14 +102,14 @@ class SegmentationTask(pl.LightningModule):
         if channels_last:
             self.net = self.net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # absent from stubs
 
-    def forward(self, image: Image) -> Logits | tuple[Logits, ...]:
+    def forward(self, image: Image) -> Logits | Levels:
         """Map normalised intensities ``(b, m, i, j, k)`` to logits ``(b, c, i, j, k)``.
 
         With deep supervision and in training, to a tuple of logits, the finest first.
         """
         if self.hparams["channels_last"]:
             image = image.contiguous(memory_format=torch.channels_last_3d)
-        logits: Logits | tuple[Logits, ...] = self.net(image)
+        logits: Logits | Levels = self.net(image)
         return logits
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
@@ -230,7 +230,7 @@ class SegmentationTask(pl.LightningModule):
         torch_version = torch.__version__.split("+")[0]
         checkpoint["medseg"] = {"version": medseg.__version__, "torch": torch_version, "scores": scores}
 
-    def _judge(self, outputs: Logits | tuple[Logits, ...], batch: Batch) -> Tensor:
+    def _judge(self, outputs: Logits | Levels, batch: Batch) -> Tensor:
         """The loss, over all levels of deep supervision; the terms that are logged are those of the finest."""
         levels = outputs if isinstance(outputs, tuple) else (outputs,)
         weights = [0.5**depth for depth in range(len(levels))]
@@ -246,8 +246,17 @@ class SegmentationTask(pl.LightningModule):
 
     def _count(self, batch: Batch, metric: PerOrganDice) -> Logits:
         logits = self.predict_volume(batch.image)
-        metric.update(decide(logits, self.plan)[0], batch.labels[0].long(), batch.id[0])
+        metric.update(
+            decide(logits, self.plan)[0], batch.labels[0].long(), batch.id[0], annotated=self._annotated(batch)
+        )
         return logits
+
+    def _annotated(self, batch: Batch) -> tuple[str, ...] | None:
+        """The organs that were annotated in the one case of a batch, or None for all."""
+        if batch.class_mask is None:
+            return None
+        covered = batch.class_mask[0, int(self.plan.exclusive) :].tolist()
+        return tuple(organ for organ, known in zip(self.plan.organs, covered, strict=True) if known)
 
     def _log_dice(self, stage: str, metric: PerOrganDice) -> None:
         scores = metric.compute()

@@ -17,6 +17,9 @@ Labels = Integer[Tensor, "b *space"]
 Logits = Float[Tensor, "b c *space"]
 """Raw network outputs, before softmax or sigmoid."""
 
+Levels = tuple[Float[Tensor, "b c ..."], ...]
+"""Logits at every level of deep supervision, the finest first, each on its own grid."""
+
 Probabilities = Float[Tensor, "b c *space"]
 """Activated logits in [0, 1]."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -154,9 +155,13 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", type=Path, required=True, help="folder of reference labels, or a dataset")
     parser.add_argument("--labels", type=Path, help="a dataset.json that names the labels")
     parser.add_argument("--output", type=Path, required=True, help="folder for summary.json, cases.csv, report.html")
+    parser.add_argument("--tolerance", type=float, metavar="MM", help="tolerance of the surface Dice (default: 2)")
+    _workers_option(parser)
 
 
 def _evaluate(options: Options) -> int:
+    from rich.console import Console
+
     from medseg.datasets.manifest import read_manifest
     from medseg.report.evaluate import evaluate
     from medseg.report.html import write_report
@@ -169,8 +174,11 @@ def _evaluate(options: Options) -> int:
         output=options.output,
         organs=named.labels if named else None,
         ignore=named.ignore if named else None,
+        workers=options.workers,
+        console=Console(stderr=True),
+        **({} if options.tolerance is None else {"tolerance_mm": options.tolerance}),
     )
-    write_report(evaluation)
+    write_report(evaluation, commands=[shlex.join(["medseg", *sys.argv[1:]])])
     print_summary(evaluation)
     return evaluation.exit_status
 
