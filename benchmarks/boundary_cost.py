@@ -34,6 +34,7 @@ class Contest:
     ours: Evaluate
     theirs: Evaluate | None
     same: bool = True
+    most_classes: int = 1000
 
 
 def patch(classes: int, side: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,7 +72,7 @@ def contests() -> list[Contest]:
         Contest("hausdorff_dt", ours("hausdorff_dt"), theirs("HausdorffDTLoss")),
         Contest("hausdorff_dt(one_sided=True)", ours("hausdorff_dt(one_sided=True)"), None),
         Contest("boundary", ours("boundary"), theirs("BoundaryLoss")),
-        Contest("cldice", ours("cldice"), theirs("SoftclDiceLoss", iter_=3), same=False),
+        Contest("cldice", ours("cldice"), theirs("SoftclDiceLoss", iter_=3), same=False, most_classes=3),
         Contest("distance_penalized_ce", ours("distance_penalized_ce"), None),
         Contest("skeleton_recall", ours("skeleton_recall"), None),
         Contest("blob", ours("blob"), None),
@@ -120,7 +121,7 @@ def main() -> None:
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     for classes in chosen.classes:
         logits, labels = patch(classes, chosen.side)
-        for contest in contests():
+        for contest in (entry for entry in contests() if classes <= entry.most_classes):
             print(contend(contest, logits, labels, chosen.rounds), flush=True)
 
 
