@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from medseg.losses import build_loss, list_losses
+from medseg.losses import build_loss, list_losses, statistics
 from medseg.losses.table import rows
 
 VALUES = Path(__file__).parents[2] / "shared" / "losses" / "values.json"
@@ -284,3 +284,40 @@ def test_the_tail_of_the_t_loss_reaches_optimiser_and_checkpoint():
 
 def test_every_learnable_number_has_a_first_value():
     assert all(row.knobs[knob] is not None for row in rows().values() for knob in row.learnable.values())
+
+
+# ---------------------------------------------------------------------------------------------- streamed gradients
+
+
+@pytest.mark.parametrize("mode", ["multiclass", "binary", "multilabel"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_streamed_gradients_are_the_derivatives(mode, weighted):
+    channels = {"multiclass": 3, "binary": 1, "multilabel": 2}[mode]
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(2, channels, 3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    shape = (2, 3, 4) if mode == "multiclass" else (2, channels, 3, 4)
+    target = torch.randint(0, min(3, channels + 1), shape, generator=generator)
+    weight = torch.rand(2, 3, 4, generator=generator, dtype=torch.float64) if weighted else None
+    for expression in ("dice_ce", "dice_squared + bce", "asymmetric_unified_focal", "combo + t_loss", "mcc", "exp_log"):
+        loss = build_loss(expression, mode=mode)
+        assert torch.autograd.gradcheck(lambda z: loss(z, target, voxel_weight=weight), (logits,))  # noqa: B023  at once
+
+
+def test_chunks_of_any_size_give_the_same(monkeypatch, multiclass):
+    logits, labels = multiclass
+    logits = logits.repeat(1, 1, 3, 3, 3).requires_grad_()
+    labels = labels.repeat(1, 3, 3, 3)
+    found = []
+    for size in (1 << 20, 4096):
+        monkeypatch.setitem(statistics.CHUNK_ELEMENTS, "cpu", size)
+        value = build_loss("dice_ce + dice_squared + bce")(logits, labels)
+        found.append((value.detach(), *torch.autograd.grad(value, logits)))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_second_derivatives_are_refused(multiclass):
+    logits, labels = multiclass
+    logits.requires_grad_()
+    (gradient,) = torch.autograd.grad(build_loss("dice")(logits, labels), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -67,6 +67,8 @@ class _SoftmaxPass(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_sum: Tensor | None, d_tp: Tensor | None, d_log: Tensor | None) -> Any:
         """dz_c = p_c (w d_sum_c - w <p, dp> - d_log) + [c = y] (w p_y d_tp_y + d_log)."""
+        if d_sum is None and d_tp is None and d_log is None:
+            return None, None, None
         logits, labels, weight, logsumexp = ctx.saved_tensors
         grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
         for at in chunks(logits):
