@@ -7,8 +7,9 @@
 One process, the three run alternately on the same crops: nnU-Net's list with nnU-Net's probabilities (or, with
 ``--always``, every transform on every patch): rotation and scaling in one interpolation, noise, blur, brightness,
 contrast, low resolution, inverted gamma, gamma, mirrors. batchgeneratorsv2 is given the very classes and arguments of
-nnU-Net 2.8's trainer, labels by argmax of the interpolated one-hot map, as ours; MONAI its nearest counterparts, labels
-by nearest (it has nothing else), rotation and scaling in one RandAffined, no metadata tracked. Seconds are of the wall
+nnU-Net 2.8's trainer, labels by argmax of the interpolated one-hot map, as ours (``--nearest``: both by nearest); MONAI
+its nearest counterparts, labels by nearest (it has nothing else), rotation and scaling in one RandAffined, no metadata
+tracked. Seconds are of the wall
 clock and of all processors together; the second is fairer on a busy machine. Needs ``pip install batchgeneratorsv2``.
 """
 
@@ -57,7 +58,7 @@ def crops(shape: tuple[int, ...], *, batch: int, labels: int) -> Batch:
     return torch.from_numpy(image), torch.from_numpy(regions)
 
 
-def ours(patch: tuple[int, int, int], *, always: bool) -> Callable[[Batch], Batch]:
+def ours(patch: tuple[int, int, int], *, always: bool, nearest: bool) -> Callable[[Batch], Batch]:
     """The batch as one."""
     settings, grid, step = Augmentation(), Geometry(patch, (1.0, 1.0, 1.0), (0, 1, 2)), count()
     if always:
@@ -67,12 +68,12 @@ def ours(patch: tuple[int, int, int], *, always: bool) -> Callable[[Batch], Batc
 
     def run(batch: Batch) -> Batch:
         drawn = draw(settings, grid, modalities=batch[0].shape[1], key=(0, next(step)), samples=len(batch[0]))
-        return augment(*batch, drawn, grid)
+        return augment(*batch, drawn, grid, nearest=nearest)
 
     return run
 
 
-def batchgenerators(patch: tuple[int, int, int], *, always: bool) -> Callable[[Batch], Batch]:
+def batchgenerators(patch: tuple[int, int, int], *, always: bool, nearest: bool) -> Callable[[Batch], Batch]:
     """As nnU-Net's trainer composes them, sample by sample."""
 
     def sometimes(transform: object, probability: float) -> RandomTransform:
@@ -82,6 +83,7 @@ def batchgenerators(patch: tuple[int, int, int], *, always: bool) -> Callable[[B
     gamma = {"gamma": BGContrast((0.7, 1.5)), "synchronize_channels": False, "p_per_channel": 1, "p_retain_stats": 1}
     quarter = BGContrast((0.75, 1.25))
     moved = {"p_elastic_deform": 0, "p_rotation": 1.0 if always else 0.2, "p_scaling": 1.0 if always else 0.2}
+    moved |= {"mode_seg": "nearest" if nearest else "bilinear"}
     moved |= {"rotation": (-ANGLE, ANGLE), "scaling": (0.7, 1.4), "p_synchronize_scaling_across_axes": 1}
     chain = ComposeTransforms(
         [
@@ -106,8 +108,8 @@ def batchgenerators(patch: tuple[int, int, int], *, always: bool) -> Callable[[B
     return run
 
 
-def monais(patch: tuple[int, int, int], *, always: bool) -> Callable[[Batch], Batch]:
-    """MONAI's dictionary transforms, sample by sample."""
+def monais(patch: tuple[int, int, int], *, always: bool, nearest: bool) -> Callable[[Batch], Batch]:
+    """MONAI's dictionary transforms, sample by sample; its labels are by nearest either way."""
     set_track_meta(False)
 
     def p(probability: float) -> float:
@@ -142,7 +144,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     margins = [2 * math.ceil(size * Augmentation().margin / 2) + size for size in patch]
     batch = crops(tuple(margins), batch=options.batch, labels=options.labels)
     made = {"medseg": ours, "MONAI": monais, "batchgeneratorsv2": batchgenerators}
-    runners = {name: make(patch, always=options.always) for name, make in made.items()}
+    runners = {name: make(patch, always=options.always, nearest=options.nearest) for name, make in made.items()}
     wall, processor = dict.fromkeys(runners, 0.0), dict.fromkeys(runners, 0.0)
     for round_number in range(options.rounds + 2):
         for name, run in runners.items():
@@ -169,6 +171,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--always", action="store_true", help="every transform on every patch")
+    parser.add_argument("--nearest", action="store_true", help="labels of the nearest voxel in all three")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

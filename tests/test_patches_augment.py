@@ -96,21 +96,35 @@ def test_planes_laid_end_to_end_read_as_three_dimensions_do(seed, shape, reach):
     rng = torch.Generator().manual_seed(seed)
     image, labels = torch.rand(2, *shape, generator=rng), torch.randint(-1, 4, shape, generator=rng)
     sizes = [size + 2 * reach for size in shape]
-    positions = tuple(torch.rand(4, 5, 3, generator=rng) * size - reach for size in sizes)
-    flat, native = PlanePlaces(positions, shape), Places(positions, shape)
-    torch.testing.assert_close(flat.image(image), native.image(image), rtol=0, atol=1e-4)
-    assert torch.equal(flat.nearest(labels), native.nearest(labels))
-    assert torch.equal(flat.voted(labels), native.voted(labels))
+    positions = [(torch.rand(4, 5, 1, generator=rng) * size - reach, torch.rand(3, generator=rng)) for size in sizes]
+    flat, native = read(PlanePlaces, positions, image, labels), read(Places, positions, image, labels)
+    torch.testing.assert_close(flat[0], native[0], rtol=0, atol=1e-4)
+    assert torch.equal(flat[1], native[1])
+    assert torch.equal(flat[2], native[2])
 
 
-def test_positions_on_voxels_read_those_voxels():
+def read(kind, positions, image, labels):
+    """Image, nearest labels and voted labels at some positions."""
+    look = kind(positions, tuple(labels.shape))
+    shape = torch.broadcast_shapes(*[part.shape for part in positions[0]])
+    patch = image.new_empty((len(image), *shape))
+    nearest, voted = labels.new_empty(shape), labels.new_empty(shape)
+    look.image(image, patch)
+    look.nearest(labels, nearest)
+    look.voted(labels, voted)
+    return patch, nearest, voted
+
+
+@pytest.mark.parametrize("kind", [PlanePlaces, Places])
+def test_positions_on_voxels_read_those_voxels(kind):
     image, labels = torch.rand(1, 5, 6, 7), torch.randint(0, 3, (5, 6, 7))
-    positions = torch.meshgrid(*[torch.arange(float(size)) for size in labels.shape], indexing="ij")
-    for kind in (PlanePlaces, Places):
-        look = kind(positions, (5, 6, 7))
-        torch.testing.assert_close(look.image(image), image)
-        assert torch.equal(look.voted(labels), labels)
-        assert torch.equal(look.nearest(labels), labels)
+    i, j, k = (torch.arange(float(size)) for size in labels.shape)
+    none = torch.zeros(7)
+    positions = [(i[:, None, None] + torch.zeros(6, 1), none), (torch.zeros(5, 1, 1) + j[:, None], none)]
+    patch, nearest, voted = read(kind, [*positions, (torch.zeros(5, 6, 1), k)], image, labels)
+    torch.testing.assert_close(patch, image)
+    assert torch.equal(voted, labels)
+    assert torch.equal(nearest, labels)
 
 
 def test_a_rotation_by_ninety_degrees_is_exact():

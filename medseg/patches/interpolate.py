@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own spelling
@@ -13,15 +15,16 @@ from medseg.space.volume import Shape
 IGNORED = -1
 """Label of voxels outside the scan or not annotated: no loss is taken there."""
 
-Positions = tuple[Float[Tensor, "x y z"], Float[Tensor, "x y z"], Float[Tensor, "x y z"]]
-"""For each voxel of a patch where it looks, along each axis of the crop, in voxels."""
+Positions = Sequence[tuple[Tensor, Tensor]]
+"""Where in the crop each voxel of a patch looks, in voxels: along each axis the sum of two tensors that broadcast to
+the patch, for a plane and a line are sooner rescaled than their sum."""
 
 _PARTS = 8
 
 
 def places(positions: Positions, crop: Shape) -> Places:
     """Prepare to read a crop of some shape at some positions; what lies outside is zero, and ignored."""
-    return PlanePlaces(positions, crop) if positions[0].device.type == "cpu" else Places(positions, crop)
+    return PlanePlaces(positions, crop) if positions[0][0].device.type == "cpu" else Places(positions, crop)
 
 
 class Places:
@@ -29,27 +32,29 @@ class Places:
 
     def __init__(self, positions: Positions, crop: Shape) -> None:
         self.crop = crop
-        sizes = zip(positions, crop, strict=True)
-        self.padded = [(position + 1).clamp_(0, size + 1) for position, size in sizes]
+        self.positions = positions
 
-    def image(self, image: Float[Tensor, "m i j k"]) -> Float[Tensor, "m x y z"]:
-        """Trilinear interpolation."""
-        return self._native(image, "bilinear")
+    def image(self, image: Float[Tensor, "m i j k"], target: Float[Tensor, "m x y z"]) -> None:
+        """Trilinear interpolation, written to a patch."""
+        target.copy_(self._native(image, "bilinear"))
 
-    def nearest(self, labels: Integer[Tensor, "i j k"]) -> Integer[Tensor, "x y z"]:
+    def nearest(self, labels: Integer[Tensor, "i j k"], target: Integer[Tensor, "x y z"]) -> None:
         """The label of the nearest voxel."""
         shifted = (labels - IGNORED).float()[None]  # outside reads as zero, so zero must mean ignored
-        return self._native(shifted, "nearest")[0].to(labels.dtype) + IGNORED
+        target.copy_(self._native(shifted, "nearest")[0]).add_(IGNORED)
 
-    def voted(self, labels: Integer[Tensor, "i j k"]) -> Integer[Tensor, "x y z"]:
+    def voted(self, labels: Integer[Tensor, "i j k"], target: Integer[Tensor, "x y z"]) -> None:
         """The argmax of the interpolated one-hot map: the label that most of the eight voxels around speak for.
 
         The map is never made, so that any number of labels costs the same.
         """
-        return _most(*_corners(_padded_labels(labels), self.padded))
+        padded = zip(self.positions, self.crop, strict=True)
+        points = [_sum(pair, shift=1.0).clamp_(0, size + 1) for pair, size in padded]
+        target.copy_(_most(*_corners(_padded_labels(labels), points)))
 
     def _native(self, channels: Tensor, mode: str) -> Tensor:
-        normalised = [(2 * position - 1) / size - 1 for position, size in zip(self.padded, self.crop, strict=True)]
+        sizes = zip(self.positions, self.crop, strict=True)
+        normalised = [_sum(pair, scale=2 / size, shift=1 / size - 1) for pair, size in sizes]
         grid = torch.stack(normalised[::-1], dim=-1)[None]
         return F.grid_sample(channels[None], grid, mode=mode, align_corners=False)[0]
 
@@ -64,45 +69,42 @@ class PlanePlaces(Places):
 
     def __init__(self, positions: Positions, crop: Shape) -> None:
         super().__init__(positions, crop)
-        i, j, k = self.padded
-        self.shape = i.shape
-        plane = i.floor().clamp_max_(crop[0])
-        above = i - plane
-        self.height, self.width = (crop[0] + 1) * (crop[1] + 2), crop[2] + 2
-        grid = torch.empty(*i.shape, 2)
-        grid[..., 0] = k * (2 / (self.width - 1)) - 1
-        grid[..., 1] = plane.mul_(crop[1] + 2).add_(j).mul_(2 / (self.height - 1)).sub_(1)
+        i, j, k = positions
+        rows, self.width = crop[1] + 2, crop[2] + 2
+        self.height = (crop[0] + 1) * rows
+        self.row_scale, self.column_scale = 2 / (self.height - 1), 2 / (self.width - 1)
+        above = _sum(i, shift=1.0).clamp_(0, crop[0] + 1)
+        self.plane = above.floor().clamp_max_(crop[0])
+        above -= self.plane
+        self.row = _sum(j, scale=self.row_scale, shift=self.row_scale).clamp_(0, (rows - 1) * self.row_scale).sub_(1)
+        grid = torch.empty(*above.shape, 2)
+        _sum(k, scale=self.column_scale, shift=self.column_scale - 1, out=grid[..., 0])
+        torch.add(self.row, self.plane, alpha=rows * self.row_scale, out=grid[..., 1])
         # in parts, for torch spreads the samples of a batch over its threads, and only those
-        rows = i.shape[0] * i.shape[1]
-        parts = next(number for number in range(_PARTS, 0, -1) if rows % number == 0)
-        self.grid, self.above = grid.view(parts, -1, i.shape[2], 2), above.view(parts, -1, i.shape[2])
+        parts = next(number for number in range(_PARTS, 0, -1) if above[..., 0].numel() % number == 0)
+        self.grid, self.above = grid.view(parts, -1, above.shape[2], 2), above.view(parts, -1, above.shape[2])
 
-    def image(self, image: Float[Tensor, "m i j k"]) -> Float[Tensor, "m x y z"]:
+    def image(self, image: Float[Tensor, "m i j k"], target: Float[Tensor, "m x y z"]) -> None:
         """Trilinear interpolation: bilinear in the plane below and the plane above, then between them."""
-        patch = image.new_empty((len(image), *self.shape))
-        for channel, target in zip(F.pad(image, (1, 1) * 3), patch, strict=True):
-            torch.lerp(*self._both(channel, self.grid), self.above, out=target.view(self.above.shape))
-        return patch
+        for channel, result in zip(F.pad(image, (1, 1) * 3), target, strict=True):
+            torch.lerp(*self._both(channel, self.grid), self.above, out=result.view(self.above.shape))
 
-    def nearest(self, labels: Integer[Tensor, "i j k"]) -> Integer[Tensor, "x y z"]:
-        """The label of the nearest voxel."""
-        padded = _padded_labels(labels)
-        index = torch.zeros((), dtype=torch.long)
-        for position, stride in zip(self.padded, padded.stride(), strict=True):
-            index = index + position.round().long() * stride
-        return padded.flatten()[index]
+    def nearest(self, labels: Integer[Tensor, "i j k"], target: Integer[Tensor, "x y z"]) -> None:
+        """The label of the nearest voxel: of the nearest in the plane below or of that in the plane above."""
+        values = F.pad(labels - IGNORED, (1, 1) * 3).float()
+        below, above = self._both(values, self.grid, "nearest")
+        target.view(self.above.shape).copy_(torch.lerp(below, above, self.above.round())).add_(IGNORED)
 
-    def voted(self, labels: Integer[Tensor, "i j k"]) -> Integer[Tensor, "x y z"]:
+    def voted(self, labels: Integer[Tensor, "i j k"], target: Integer[Tensor, "x y z"]) -> None:
         """The argmax of the interpolated one-hot map; only where the voxels around differ there is anything to do."""
         padded = _padded_labels(labels)
-        half_a_voxel = torch.tensor([1 / (self.width - 1), 1 / (self.height - 1)])
+        half_a_voxel = torch.tensor([self.column_scale / 2, self.row_scale / 2])
         extremes = _extremes(padded).view(1, 2, self.height, self.width)
         low, high = _in_picture(extremes, self.grid - half_a_voxel, "nearest").transpose(0, 1).reshape(2, -1)
-        result: Tensor = high.to(labels.dtype)
         mixed = torch.from_numpy(np.flatnonzero(low.numpy() != high.numpy()))  # several times as quick as torch's
-        result[mixed] = self._decide(padded, mixed, low[mixed], high[mixed]).to(labels.dtype)
-        result += IGNORED
-        return result.view(self.shape)
+        low, winner = low.index_select(0, mixed), high.index_select(0, mixed)
+        high.index_copy_(0, mixed, self._decide(padded, mixed, low, winner))
+        target.view(-1).copy_(high).add_(IGNORED)
 
     def _decide(
         self, padded: Integer[Tensor, "i j k"], where: Tensor, low: Float[Tensor, " n"], high: Float[Tensor, " n"]
@@ -112,21 +114,30 @@ class PlanePlaces(Places):
         Where only two labels meet, the interpolated label m₁ itself says how near each is, and the interpolated square
         m₂ says that it is so: m₂ = (low + high) m₁ − low high, from which every third label takes something away.
         """
-        grid, above = self.grid.view(-1, 2)[where].view(1, 1, -1, 2), self.above.view(-1)[where]
+        grid = self.grid.view(-1, 2).index_select(0, where).view(1, 1, -1, 2)
+        above = self.above.view(-1).index_select(0, where)
         shifted = (padded - IGNORED).float()
         first, second = (torch.lerp(*self._both(power, grid), above).flatten() for power in (shifted, shifted.square()))
         winner = torch.where(2 * first > low + high, high, low)
         lacking = (low + high) * first - low * high - second
         third = (lacking > 1e-3 + 1e-6 * high * high).nonzero()[:, 0]
-        points = [position.view(-1)[where[third]] for position in self.padded]
-        winner[third] = (_most(*_corners(padded, points)) - IGNORED).float()
+        winner[third] = (_most(*_corners(padded, self._points(where[third]))) - IGNORED).float()
         return winner
 
-    def _both(self, padded: Float[Tensor, "i j k"], grid: Float[Tensor, "p rows columns 2"]) -> tuple[Tensor, Tensor]:
+    def _points(self, where: Tensor) -> list[Tensor]:
+        """Positions in the padded crop of some voxels of the patch."""
+        i = self.plane.view(-1)[where] + self.above.view(-1)[where]
+        j = (self.row.view(-1)[where] + 1) / self.row_scale
+        k = (self.grid.view(-1, 2)[where, 0] + 1) / self.column_scale
+        return [i, j, k.clamp_(0, self.width - 1)]
+
+    def _both(
+        self, padded: Float[Tensor, "i j k"], grid: Float[Tensor, "p rows columns 2"], mode: str = "bilinear"
+    ) -> tuple[Tensor, Tensor]:
         """What the planes below and above hold."""
         stride = self.width * (self.crop[1] + 2)
         both = padded.as_strided((1, 2, self.height, self.width), (0, stride, self.width, 1), padded.storage_offset())
-        below, above = _in_picture(both, grid, "bilinear").unbind(1)
+        below, above = _in_picture(both, grid, mode).unbind(1)
         return below, above
 
 
@@ -134,6 +145,14 @@ def _in_picture(
     picture: Float[Tensor, "1 c height width"], grid: Float[Tensor, "p rows columns 2"], mode: str
 ) -> Float[Tensor, "p c rows columns"]:
     return F.grid_sample(picture.expand(len(grid), -1, -1, -1), grid, mode=mode, align_corners=True)
+
+
+def _sum(
+    pair: tuple[Tensor, Tensor], *, scale: float = 1.0, shift: float = 0.0, out: Tensor | None = None
+) -> Float[Tensor, "x y z"]:
+    """The scaled and shifted sum, in one pass over the patch."""
+    first, second = pair
+    return torch.add(first * scale + shift, second, alpha=scale, out=out)
 
 
 def _padded_labels(labels: Tensor) -> Tensor:

@@ -125,6 +125,7 @@ PRESETS: dict[str, Augmentation] = {
         mirror_probability=0.0,
         noise_probability=0.0,
         gamma_inverted_probability=0.0,
+        label_interpolation="nearest",
     ),
     "full": Augmentation(),
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Integer
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.patches.draw import Draw
@@ -42,11 +44,16 @@ def deform(
         patch_size: Voxels that remain.
         nearest: Labels of the nearest voxel; otherwise the label with the largest interpolated share.
     """
-    patches, targets = centre(image, patch_size).clone(), centre(labels, patch_size).clone()
-    for sample in np.flatnonzero(draw.spatial).tolist():
-        look = places(_positions(draw, sample, patch_size, image), (image.shape[2], image.shape[3], image.shape[4]))
-        patches[sample] = look.image(image[sample])
-        targets[sample] = (look.nearest if nearest else look.voted)(labels[sample])
+    patches = image.new_empty((*image.shape[:2], *patch_size))
+    targets = labels.new_empty((len(labels), *patch_size))
+    for sample, moved in enumerate(draw.spatial.tolist()):
+        if moved:
+            positions, box = _positions(draw, sample, patch_size, image)
+            look = places(positions, tuple(part.stop - part.start for part in box))
+            look.image(image[sample][(slice(None), *box)], patches[sample])
+            (look.nearest if nearest else look.voted)(labels[sample][box], targets[sample])
+        else:
+            patches[sample], targets[sample] = centre(image[sample], patch_size), centre(labels[sample], patch_size)
     return patches, targets
 
 
@@ -56,17 +63,23 @@ def mirror(volume: Tensor, flips: Sequence[bool]) -> Tensor:
     return volume.flip(axes) if axes else volume
 
 
-def _positions(draw: Draw, sample: int, patch_size: Shape, image: Tensor) -> Positions:
-    """Where in the crop each voxel of the patch looks."""
+def _positions(draw: Draw, sample: int, patch_size: Shape, image: Tensor) -> tuple[Positions, tuple[slice, ...]]:
+    """Where each voxel of the patch looks, in a box of the crop that holds all these places, and that box."""
     axes = [torch.arange(size, dtype=torch.float32, device=image.device) - (size - 1) / 2 for size in patch_size]
-    bent = draw.elastic is not None and draw.elastic[sample].any()
-    offsets = _bent(axes, draw.elastic[sample]) if draw.elastic is not None and bent else _open(axes)
-    middle = [(size - 1) / 2 for size in image.shape[2:]]
-    i, j, k = (
-        offsets[0] * a + offsets[1] * b + (offsets[2] * c + m)
-        for (a, b, c), m in zip(draw.affine[sample].tolist(), middle, strict=True)
-    )
-    return i, j, k
+    control = None if draw.elastic is None or not draw.elastic[sample].any() else draw.elastic[sample]
+    offsets = _open(axes) if control is None else _bent(axes, control)
+    furthest = np.array([(size - 1) / 2 for size in patch_size])
+    if control is not None:
+        furthest = furthest + np.abs(control).max((1, 2, 3))  # a spline never leaves its control points' range
+    reach = np.abs(draw.affine[sample]) @ furthest
+    positions, box = [], []
+    for row, reached, size in zip(draw.affine[sample].tolist(), reach.tolist(), image.shape[2:], strict=True):
+        middle = (size - 1) / 2
+        first = max(0, math.floor(middle - reached))
+        box.append(slice(first, min(size, math.ceil(middle + reached) + 1)))
+        i, j, k = (offset * factor for offset, factor in zip(offsets, row, strict=True))
+        positions.append((i + j, k + (middle - first)))
+    return positions, tuple(box)
 
 
 def _open(axes: list[Tensor]) -> list[Tensor]:
@@ -74,7 +87,7 @@ def _open(axes: list[Tensor]) -> list[Tensor]:
     return [i[:, None, None], j[:, None], k]
 
 
-def _bent(axes: list[Tensor], control: object) -> list[Tensor]:
+def _bent(axes: list[Tensor], control: NDArray[np.float32]) -> list[Tensor]:
     """Offsets from the centre, each moved by the smooth field that the control points span."""
     shape: Shape = (len(axes[0]), len(axes[1]), len(axes[2]))
     points = torch.as_tensor(control, device=axes[0].device)
