@@ -200,9 +200,41 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(task, data, folder, **options):
+class Witness(Recorder):
+    """Writes down per rank, in a file, what it was shown."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def note(self, kind, batch):
+        with (self.folder / f"{kind}_{self.global_rank}").open("a") as file:
+            file.writelines(f"{name}\n" for name in batch.id)
+
+    def training_step(self, batch, batch_index):
+        self.note("train", batch)
+        return self.weight.square().sum()
+
+    def validation_step(self, batch, batch_index):
+        self.note("val", batch)
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_processes_share_the_cases(store, tmp_path):
+    data = module(store, batch_size=1, steps_per_epoch=3, oversample_foreground=0.0, split=None, folds=2)
+    fit(Witness(tmp_path), data, tmp_path, max_epochs=1, strategy="ddp_spawn", devices=2)
+    shown = {
+        name: [(tmp_path / f"{name}_{rank}").read_text().split() for rank in range(2)] for name in ("train", "val")
+    }
+    assert [len(part) for part in shown["train"]] == [3, 3]
+    assert len({*shown["train"][0], *shown["train"][1]}) == 4  # every case in the six, none left out for another
+    assert sorted(shown["val"][0] + shown["val"][1]) == list(data.cases.val)
+
+
+def fit(task, data, folder, *, ckpt_path=None, weights_only=None, **options):
+    options = {"max_epochs": 3, "devices": 1} | options
     trainer = pl.Trainer(
-        max_epochs=3,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -210,8 +242,9 @@ def fit(task, data, folder, **options):
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=folder,
+        **options,
     )
-    trainer.fit(task, datamodule=data, **options)
+    trainer.fit(task, datamodule=data, ckpt_path=ckpt_path, weights_only=weights_only)
 
 
 @pytest.mark.parametrize("stop_after", [4, 6, 8])
