@@ -85,7 +85,8 @@ def resample_image(
     """
     if image.shape[1:] == tuple(shape):
         return image.astype(np.float32, copy=False)
-    return np.stack([_resample_channel(channel, shape, order, through_plane) for channel in image])
+    channels = [_resample_channel(channel, shape, order, through_plane) for channel in image]
+    return channels[0][None] if len(channels) == 1 else np.stack(channels)
 
 
 def resample_labels(
@@ -231,8 +232,7 @@ def _nearest(array: NDArray[Any], count: int, axis: int) -> NDArray[Any]:
 
 def _centres(count_in: int, count_out: int) -> NDArray[np.float64]:
     """Where the centres of the new voxels lie among the old ones."""
-    centres: NDArray[np.float64] = (np.arange(count_out) + 0.5) * (count_in / count_out) - 0.5
-    return centres
+    return (np.arange(count_out, dtype=np.float64) + 0.5) * (count_in / count_out) - 0.5
 
 
 @lru_cache(maxsize=64)

@@ -271,6 +271,8 @@ def _change(volume: Volume, turned: Volume, box: Box, plan: Plan) -> GridChange:
 def _look_up(values: NDArray[np.integer[Any]], table: dict[int, int]) -> NDArray[np.int16]:
     """Replace file values by atom indices."""
     lowest, highest = min(min(table), int(values.min())), max(max(table), int(values.max()))
+    if lowest == 0 and all(table.get(value) == value for value in range(highest + 1)):
+        return values.astype(np.int16)  # the usual case: the file already counts its organs from 1 on
     known = np.full(highest - lowest + 1, -2, dtype=np.int16)
     for value, index in table.items():
         known[value - lowest] = index

@@ -185,7 +185,9 @@ def _rename(unfinished: Path, final: Path) -> None:
 
 
 def _count(atoms: NDArray[np.int16]) -> dict[int, int]:
-    counts = np.bincount(atoms.reshape(-1) + 1)
+    foreground = atoms[atoms != 0]  # the background is most of the volume: not worth a histogram
+    counts = np.bincount(foreground.astype(np.intp) + 1, minlength=2)
+    counts[1] = atoms.size - foreground.size
     return {index - 1: int(count) for index, count in enumerate(counts) if count}
 
 
