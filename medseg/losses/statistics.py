@@ -8,15 +8,24 @@ chunk of voxels is activated, summed and forgotten, and the backward pass writes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
-"""Values activated at once: half a megabyte stays in a core's cache; a GPU wants enough to fill it."""
+from medseg.space.threads import in_threads
+
+T = TypeVar("T")
+
+CHUNK_ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 24}
+"""Values activated at once. On a CPU: few enough to stay in a core's cache, and for torch to leave each operation on
+the thread that called it; the chunks themselves are spread over threads. A GPU wants enough to fill it."""
+
+LOG2_E = 1.4426950408889634
+"""exp2(x · LOG2_E) for exp(x): torch splits exp, and not exp2, over all cores however little there is to do, and
+waiting for the slowest core a thousand times costs more than the sums."""
 
 VoxelFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(logits (b c n), truth (b n) or (b c n), weight (b 1|c n) or None) of a chunk -> values of that chunk."""
@@ -30,9 +39,20 @@ def working_dtype(logits: Tensor) -> torch.dtype:
 def chunks(logits: Float[Tensor, "b c n"]) -> Iterator[slice]:
     """Slices of the voxel axis, each about ``CHUNK_ELEMENTS`` logits."""
     batch, classes, voxels = logits.shape
-    size = max(256, CHUNK_ELEMENTS.get(logits.device.type, 1 << 20) // (batch * classes))
+    size = max(64, CHUNK_ELEMENTS.get(logits.device.type, 1 << 20) // (batch * classes))
     for start in range(0, voxels, size):
         yield slice(start, min(start + size, voxels))
+
+
+def each_chunk(function: Callable[[slice], T], logits: Float[Tensor, "b c n"]) -> list[T]:
+    """Apply a function to every chunk, in threads on a CPU; without gradients."""
+
+    def quietly(at: slice) -> T:
+        with torch.no_grad():  # which is a setting of the thread
+            return function(at)
+
+    spread = logits.device.type == "cpu" and torch.get_num_threads() > 1
+    return in_threads(quietly, chunks(logits)) if spread else [quietly(at) for at in chunks(logits)]
 
 
 class _SoftmaxPass(torch.autograd.Function):
@@ -46,19 +66,23 @@ class _SoftmaxPass(torch.autograd.Function):
         weight: Float[Tensor, "b n"] | None,
     ) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"], Float[Tensor, "b n"]]:
         (b, c, n), dtype = logits.shape, working_dtype(logits)
-        sum_p, tp = logits.new_zeros(2, b, c, dtype=torch.float64)
-        logsumexp, log_p = logits.new_empty(2, b, n, dtype=dtype)
-        for at in chunks(logits):
-            z, y = logits[:, :, at].to(dtype), labels[:, at].long()
-            top = z.amax(1)
-            e = (z - top.unsqueeze(1)).exp_()
+        logsumexp, log_p, tops = (logits.new_empty(b, n, dtype=dtype) for _ in range(3))
+
+        def sums(at: slice) -> Tensor:
+            z, y = logits[:, :, at].to(dtype), labels[:, at].long().unsqueeze(1)
+            top = z.amax(1, keepdim=True)
+            e = torch.sub(z, top).mul_(LOG2_E).exp2_()
             total = e.sum(1)
             scale = total.reciprocal() if weight is None else weight[:, at] / total
-            p_true = e.gather(1, y.unsqueeze(1)).squeeze(1) * scale
-            sum_p += torch.bmm(e, scale.unsqueeze(2)).squeeze(2)
-            tp.scatter_add_(1, y, p_true.double())
-            logsumexp[:, at] = top + total.log_()
-            log_p[:, at] = z.gather(1, y.unsqueeze(1)).squeeze(1) - logsumexp[:, at]
+            p_true = e.gather(1, y).squeeze(1) * scale
+            tops[:, at], logsumexp[:, at] = top.squeeze(1), total
+            log_p[:, at] = (z.gather(1, y) - top).squeeze(1)
+            tp = torch.zeros(b, c, dtype=torch.float64, device=z.device).scatter_add_(1, y.squeeze(1), p_true.double())
+            return torch.stack([torch.bmm(e, scale.unsqueeze(2)).squeeze(2).double(), tp])
+
+        sum_p, tp = torch.stack(each_chunk(sums, logits)).sum(0)
+        log_p -= logsumexp.log_()
+        logsumexp += tops
         ctx.save_for_backward(logits, labels, weight, logsumexp)
         ctx.set_materialize_grads(False)
         return sum_p.to(dtype), tp.to(dtype), log_p
@@ -71,11 +95,13 @@ class _SoftmaxPass(torch.autograd.Function):
             return None, None, None
         logits, labels, weight, logsumexp = ctx.saved_tensors
         grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        for at in chunks(logits):
+
+        def fill(at: slice) -> None:
             y = labels[:, at].long().unsqueeze(1)
-            target = grad[:, :, at] if grad.dtype == logsumexp.dtype else None
-            p = torch.sub(logits[:, :, at].to(logsumexp.dtype), logsumexp[:, None, at], out=target).exp_()
+            p = torch.sub(logits[:, :, at].to(logsumexp.dtype), logsumexp[:, None, at]).mul_(LOG2_E).exp2_()
             grad[:, :, at] = _softmax_chunk(p, y, _at(weight, at), d_sum, d_tp, _at(d_log, at))
+
+        each_chunk(fill, logits)
         return grad, None, None
 
 
