@@ -12,7 +12,7 @@ from torch import Tensor
 from medseg.patches.draw import Draw, Geometry
 from medseg.patches.intensity import degrade
 from medseg.patches.interpolate import IGNORED
-from medseg.patches.spatial import deform, mirror
+from medseg.patches.spatial import deform
 
 
 def augment(
@@ -23,7 +23,7 @@ def augment(
     *,
     nearest: bool = False,
 ) -> tuple[Float[Tensor, "b m x y z"], Integer[Tensor, "b x y z"]]:
-    """Turn crops into augmented patches: one interpolation for all that moves voxels, then intensities, then mirrors.
+    """Turn crops into augmented patches: one interpolation for all that moves voxels, then intensities.
 
     Args:
         image: Normalised crops, as large as the patch or larger by an even number of voxels per axis.
@@ -47,11 +47,8 @@ def augment(
     """
     patches, targets = deform(image, labels, draw, geometry.patch_size, nearest=nearest)
     degrade(patches, draw)
-    for sample in np.flatnonzero(np.any(draw.flips, 1)):
-        flips = draw.flips[sample].tolist()
-        patches[sample] = mirror(patches[sample], flips)
-        targets[sample] = mirror(targets[sample], flips)
-        if flips[0] and geometry.swap_labels:
+    if geometry.swap_labels:
+        for sample in np.flatnonzero(draw.flips[:, 0]):
             targets[sample] = swapped(targets[sample], geometry.swap_labels)
     return patches, targets
 

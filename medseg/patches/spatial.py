@@ -1,9 +1,8 @@
-"""Rotation, scaling and bending in one interpolation; mirroring without any."""
+"""All that moves voxels: rotation, scaling, bending and mirroring in one interpolation, or in none."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -32,10 +31,10 @@ def deform(
     *,
     nearest: bool = False,
 ) -> tuple[Float[Tensor, "b m x y z"], Integer[Tensor, "b x y z"]]:
-    """Cut the patch out of its larger crop, interpolated where a sample was rotated, scaled or bent.
+    """Cut the patch out of its larger crop, mirrored, and interpolated where a sample was rotated, scaled or bent.
 
-    Image and labels are read at the same places. Voxels from outside the crop are zero in the image
-    (its mean, in normalised units, which is what prediction pads with) and ignored in the labels.
+    Image and labels are read at the same places. Voxels from outside the crop are zero in the image (its mean, in
+    normalised units, which is what prediction pads with) and ignored in the labels.
 
     Args:
         image: Crops, as large as the patch or larger by an even number of voxels per axis.
@@ -53,21 +52,22 @@ def deform(
             look.image(image[sample][(slice(None), *box)], patches[sample])
             (look.nearest if nearest else look.voted)(labels[sample][box], targets[sample])
         else:
-            patches[sample], targets[sample] = centre(image[sample], patch_size), centre(labels[sample], patch_size)
+            patches[sample] = centre(image[sample], patch_size).flip(_flipped(draw, sample))
+            targets[sample] = centre(labels[sample], patch_size).flip(_flipped(draw, sample))
     return patches, targets
 
 
-def mirror(volume: Tensor, flips: Sequence[bool]) -> Tensor:
-    """Flip the chosen ones of the last three axes."""
-    axes = [axis - 3 for axis, flipped in enumerate(flips) if flipped]
-    return volume.flip(axes) if axes else volume
+def _flipped(draw: Draw, sample: int) -> list[int]:
+    return [axis - 3 for axis, flipped in enumerate(draw.flips[sample].tolist()) if flipped]
 
 
 def _positions(draw: Draw, sample: int, patch_size: Shape, image: Tensor) -> tuple[Positions, tuple[slice, ...]]:
     """Where each voxel of the patch looks, in a box of the crop that holds all these places, and that box."""
     axes = [torch.arange(size, dtype=torch.float32, device=image.device) - (size - 1) / 2 for size in patch_size]
     control = None if draw.elastic is None or not draw.elastic[sample].any() else draw.elastic[sample]
+    flipped = _flipped(draw, sample)
     offsets = _open(axes) if control is None else _bent(axes, control)
+    offsets = [offset.flip([axis for axis in flipped if -axis <= offset.ndim]) for offset in offsets]
     furthest = np.array([(size - 1) / 2 for size in patch_size])
     if control is not None:
         furthest = furthest + np.abs(control).max((1, 2, 3))  # a spline never leaves its control points' range
