@@ -239,7 +239,9 @@ class _Blend:
         """The mean of the first ``depth`` planes, in place; they are given up by `advance`."""
         if self.sums is None:
             raise ValueError("expected at least one tile before a slab can be finished")
-        return self.sums[:, :depth].div_(self.total[:depth])
+        for sums in self.sums:  # one by one: of half precision, torch divides a copy in float32
+            sums[:depth].div_(self.total[:depth])
+        return self.sums[:, :depth]
 
     def advance(self, depth: int) -> None:
         """Move what later tiles will add to to the front."""
