@@ -91,9 +91,8 @@ for plain, compiled in zip(*results, strict=True):
 @pytest.mark.skipif(
     not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), reason="there is no C++ compiler"
 )
-@pytest.mark.parametrize("name", ["unet", "residual_encoder_unet"])
-def test_a_compiled_net_gives_the_same_levels_and_gradients(name, tmp_path):
-    script = [sys.executable, "-c", COMPILED, name]  # a process of its own: checked shapes do not compile
+def test_a_compiled_unet_gives_the_same_levels_and_gradients(tmp_path):
+    script = [sys.executable, "-c", COMPILED, "unet"]  # a process of its own: checked shapes do not compile
     fresh = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}  # not what an interrupted run left half-written
     done = subprocess.run(script, capture_output=True, text=True, check=False, env=fresh)
     assert done.returncode == 0, done.stderr
