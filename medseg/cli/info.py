@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from medseg.checkpoints import read_checkpoint
+from medseg.datasets.case import read_dataset
 from medseg.errors import DataError
+from medseg.nets import build_net, estimate
+from medseg.nets.cost import Cost
+from medseg.plan.plan import Plan
+from medseg.store.store import Store
+from medseg.task import net_spec
 
 
 def describe_path(path: Path) -> dict[str, Any]:
@@ -24,19 +31,19 @@ def describe_path(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from medseg.checkpoints import read_checkpoint
     from medseg.plan.plan import Plan
 
     checkpoint = read_checkpoint(path)
     options = checkpoint["hyper_parameters"]
     plan = Plan.from_dict(options["plan"])
-    weights = {tensor.data_ptr(): tensor for name, tensor in checkpoint["state_dict"].items() if name[:4] == "net."}
+    cost = _cost(plan, options["net"], options["net_options"])
     return {
         "what": "checkpoint",
         "written by": f"medseg {checkpoint['medseg']['version']}, torch {checkpoint['medseg']['torch']}",
         **_plan(plan),
         "network": options["net"],
-        "parameters": sum(tensor.numel() for tensor in weights.values()),
+        "parameters": cost.parameters,
+        "training memory": f"about {cost.training_bytes / 2**30:.1f} GiB in float32",
         "loss": options["loss"],
         "optimizer": f"{options['optimizer']}, lr {options['lr']:g}, {options['schedule']}",
         "trained": f"{checkpoint['global_step']} steps, {checkpoint['epoch'] + 1} epochs",
@@ -45,14 +52,18 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _store(path: Path) -> dict[str, Any]:
-    from medseg.store.store import Store
 
     store = Store(path)
-    return {"what": "store", "cases": len(store.ids), **_plan(store.plan)}
+    cost = _cost(store.plan, "unet", None)
+    return {
+        "what": "store",
+        "cases": len(store.ids),
+        **_plan(store.plan),
+        "unet": f"{cost.parameters} parameters, about {cost.training_bytes / 2**30:.1f} GiB to train in float32",
+    }
 
 
 def _dataset(path: Path) -> dict[str, Any]:
-    from medseg.datasets.case import read_dataset
 
     dataset = read_dataset(path)
     return {
@@ -65,7 +76,13 @@ def _dataset(path: Path) -> dict[str, Any]:
     }
 
 
-def _plan(plan: Any) -> dict[str, Any]:
+def _cost(plan: Plan, name: str, knobs: dict[str, Any] | None) -> Cost:
+    """What the plan's network costs on one of its batches."""
+    spec = net_spec(plan)
+    return estimate(build_net(name, spec, knobs), spec, batch_size=plan.batch_size)
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
     return {
         "dataset": plan.name,
         "modalities": ", ".join(plan.modalities),
