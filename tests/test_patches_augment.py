@@ -103,9 +103,21 @@ def test_planes_laid_end_to_end_read_as_three_dimensions_do(seed, shape, reach):
     assert torch.equal(flat[2], native[2])
 
 
-def read(kind, positions, image, labels):
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), shape=st.tuples(*[st.integers(2, 15)] * 3))
+def test_what_stays_inside_needs_no_border(seed, shape):
+    rng = torch.Generator().manual_seed(seed)
+    image, labels = torch.rand(2, *shape, generator=rng), torch.randint(-1, 4, shape, generator=rng)
+    positions = [(torch.rand(4, 5, 3, generator=rng) * (size - 1), torch.zeros(3)) for size in shape]
+    bare, bordered = (read(PlanePlaces, positions, image, labels, border=border) for border in (0, 1))
+    torch.testing.assert_close(bare[0], bordered[0], rtol=0, atol=1e-4)
+    assert torch.equal(bare[1], bordered[1])
+    assert torch.equal(bare[2], bordered[2])
+
+
+def read(kind, positions, image, labels, **options):
     """Image, nearest labels and voted labels at some positions."""
-    look = kind(positions, tuple(labels.shape))
+    look = kind(positions, tuple(labels.shape), **options)
     shape = torch.broadcast_shapes(*[part.shape for part in positions[0]])
     patch = image.new_empty((len(image), *shape))
     nearest, voted = labels.new_empty(shape), labels.new_empty(shape)

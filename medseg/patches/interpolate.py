@@ -22,9 +22,17 @@ the patch, for a plane and a line are sooner rescaled than their sum."""
 _PARTS = 8
 
 
-def places(positions: Positions, crop: Shape) -> Places:
-    """Prepare to read a crop of some shape at some positions; what lies outside is zero, and ignored."""
-    return PlanePlaces(positions, crop) if positions[0][0].device.type == "cpu" else Places(positions, crop)
+def places(positions: Positions, crop: Shape, *, inside: bool = False) -> Places:
+    """Prepare to read a crop of some shape at some positions; what lies outside is zero, and ignored.
+
+    Args:
+        positions: Where to read.
+        crop: Voxels of what is read.
+        inside: No position is further out than the outermost voxels, so that nothing need be put around them.
+    """
+    if positions[0][0].device.type == "cpu":
+        return PlanePlaces(positions, crop, border=0 if inside and min(crop) > 1 else 1)
+    return Places(positions, crop)
 
 
 class Places:
@@ -62,45 +70,49 @@ class Places:
 class PlanePlaces(Places):
     """The same on a CPU, where torch interpolates in two dimensions some fifteen times as fast as in three.
 
-    The planes of the padded crop are laid end to end as one tall picture. A point between two planes is then the mean
-    of two points in that picture, one plane apart. Rounding in the tall coordinate moves a point by about 1e-7 of the
-    picture's height, less than a hundredth of a voxel for any crop that fits in memory.
+    The planes of the crop, with a border of what lies outside where one is needed, are laid end to end as one tall
+    picture. A point between two planes is then the mean of two points in that picture, one plane apart. Rounding in the
+    tall coordinate moves a point by about 1e-7 of the picture's height, less than a hundredth of a voxel for any crop
+    that fits in memory.
     """
 
-    def __init__(self, positions: Positions, crop: Shape) -> None:
+    def __init__(self, positions: Positions, crop: Shape, *, border: int = 1) -> None:
         super().__init__(positions, crop)
         i, j, k = positions
-        rows, self.width = crop[1] + 2, crop[2] + 2
-        self.height = (crop[0] + 1) * rows
+        planes, self.rows, self.width = (size + 2 * border for size in crop)
+        self.border = border
+        self.height = (planes - 1) * self.rows
         self.row_scale, self.column_scale = 2 / (self.height - 1), 2 / (self.width - 1)
-        above = _sum(i, shift=1.0).clamp_(0, crop[0] + 1)
-        self.plane = above.floor().clamp_max_(crop[0])
+        above = _sum(i, shift=border).clamp_(0, planes - 1)
+        self.plane = above.floor().clamp_max_(planes - 2)
         above -= self.plane
-        self.row = _sum(j, scale=self.row_scale, shift=self.row_scale).clamp_(0, (rows - 1) * self.row_scale).sub_(1)
+        self.row = _sum(j, scale=self.row_scale, shift=border * self.row_scale)
+        self.row.clamp_(0, (self.rows - 1) * self.row_scale).sub_(1)
         grid = torch.empty(*above.shape, 2)
-        _sum(k, scale=self.column_scale, shift=self.column_scale - 1, out=grid[..., 0])
-        torch.add(self.row, self.plane, alpha=rows * self.row_scale, out=grid[..., 1])
+        _sum(k, scale=self.column_scale, shift=border * self.column_scale - 1, out=grid[..., 0])
+        torch.add(self.row, self.plane, alpha=self.rows * self.row_scale, out=grid[..., 1])
         # in parts, for torch spreads the samples of a batch over its threads, and only those
         parts = next(number for number in range(_PARTS, 0, -1) if above[..., 0].numel() % number == 0)
         self.grid, self.above = grid.view(parts, -1, above.shape[2], 2), above.view(parts, -1, above.shape[2])
 
     def image(self, image: Float[Tensor, "m i j k"], target: Float[Tensor, "m x y z"]) -> None:
         """Trilinear interpolation: bilinear in the plane below and the plane above, then between them."""
-        for channel, result in zip(F.pad(image, (1, 1) * 3), target, strict=True):
+        for channel, result in zip(F.pad(image, (self.border,) * 6).contiguous(), target, strict=True):
             torch.lerp(*self._both(channel, self.grid), self.above, out=result.view(self.above.shape))
 
     def nearest(self, labels: Integer[Tensor, "i j k"], target: Integer[Tensor, "x y z"]) -> None:
         """The label of the nearest voxel: of the nearest in the plane below or of that in the plane above."""
-        values = F.pad(labels - IGNORED, (1, 1) * 3).float()
+        values = F.pad(labels - IGNORED, (self.border,) * 6).float()
         below, above = self._both(values, self.grid, "nearest")
         target.view(self.above.shape).copy_(torch.lerp(below, above, self.above.round())).add_(IGNORED)
 
     def voted(self, labels: Integer[Tensor, "i j k"], target: Integer[Tensor, "x y z"]) -> None:
         """The argmax of the interpolated one-hot map; only where the voxels around differ there is anything to do."""
-        padded = _padded_labels(labels)
+        padded = _padded_labels(labels, self.border)
         half_a_voxel = torch.tensor([self.column_scale / 2, self.row_scale / 2])
         extremes = _extremes(padded).view(1, 2, self.height, self.width)
-        low, high = _in_picture(extremes, self.grid - half_a_voxel, "nearest").transpose(0, 1).reshape(2, -1)
+        corners = _in_picture(extremes, self.grid - half_a_voxel, "nearest", outside="border")
+        low, high = corners.transpose(0, 1).reshape(2, -1)
         mixed = torch.from_numpy(np.flatnonzero(low.numpy() != high.numpy()))  # several times as quick as torch's
         low, winner = low.index_select(0, mixed), high.index_select(0, mixed)
         high.index_copy_(0, mixed, self._decide(padded, mixed, low, winner))
@@ -119,7 +131,7 @@ class PlanePlaces(Places):
         shifted = (padded - IGNORED).float()
         first, second = (torch.lerp(*self._both(power, grid), above).flatten() for power in (shifted, shifted.square()))
         winner = torch.where(2 * first > low + high, high, low)
-        lacking = (low + high) * first - low * high - second
+        lacking = ((low + high) * first - low * high - second).abs()
         third = (lacking > 1e-3 + 1e-6 * high * high).nonzero()[:, 0]
         winner[third] = (_most(*_corners(padded, self._points(where[third]))) - IGNORED).float()
         return winner
@@ -135,41 +147,48 @@ class PlanePlaces(Places):
         self, padded: Float[Tensor, "i j k"], grid: Float[Tensor, "p rows columns 2"], mode: str = "bilinear"
     ) -> tuple[Tensor, Tensor]:
         """What the planes below and above hold."""
-        stride = self.width * (self.crop[1] + 2)
+        stride = self.width * self.rows
         both = padded.as_strided((1, 2, self.height, self.width), (0, stride, self.width, 1), padded.storage_offset())
         below, above = _in_picture(both, grid, mode).unbind(1)
         return below, above
 
 
 def _in_picture(
-    picture: Float[Tensor, "1 c height width"], grid: Float[Tensor, "p rows columns 2"], mode: str
+    picture: Float[Tensor, "1 c height width"],
+    grid: Float[Tensor, "p rows columns 2"],
+    mode: str,
+    *,
+    outside: str = "zeros",
 ) -> Float[Tensor, "p c rows columns"]:
-    return F.grid_sample(picture.expand(len(grid), -1, -1, -1), grid, mode=mode, align_corners=True)
+    pictures = picture.expand(len(grid), -1, -1, -1)
+    return F.grid_sample(pictures, grid, mode=mode, padding_mode=outside, align_corners=True)
 
 
 def _sum(
-    pair: tuple[Tensor, Tensor], *, scale: float = 1.0, shift: float = 0.0, out: Tensor | None = None
+    pair: tuple[Tensor, Tensor], *, scale: float = 1.0, shift: float | int = 0.0, out: Tensor | None = None
 ) -> Float[Tensor, "x y z"]:
     """The scaled and shifted sum, in one pass over the patch."""
     first, second = pair
     return torch.add(first * scale + shift, second, alpha=scale, out=out)
 
 
-def _padded_labels(labels: Tensor) -> Tensor:
-    return F.pad(labels, (1, 1) * 3, value=IGNORED)
+def _padded_labels(labels: Tensor, border: int = 1) -> Tensor:
+    return F.pad(labels, (border,) * 6, value=IGNORED)
 
 
 def _extremes(padded: Integer[Tensor, "i j k"]) -> Float[Tensor, "2 cells"]:
     """The lowest and the highest label of each eight neighbours, counted from the ignored one.
 
-    One number per voxel, the first corner of its cell, without the last plane. The last row and column of a plane wrap
-    around; nobody looks at them. On a flat array each step is a plain pass over memory.
+    One number per voxel, the first corner of its cell, without the last plane. On a flat array each step is a plain pass
+    over memory. The last row and column of a plane wrap around: whoever looks there is on the voxel itself, which is
+    among the eight.
     """
     low = high = (padded - IGNORED).flatten()
     for stride in padded.stride():
         low = torch.minimum(low[:-stride], low[stride:])
         high = torch.maximum(high[:-stride], high[stride:])
     extremes = torch.zeros(2, padded.numel() - padded.stride(0))
+    extremes[1, len(high) :] = 1  # the last few have no neighbours here: unlike each other, so that they are looked at
     extremes[0, : len(low)], extremes[1, : len(high)] = low, high
     return extremes
 

@@ -47,8 +47,9 @@ def deform(
     targets = labels.new_empty((len(labels), *patch_size))
     for sample, moved in enumerate(draw.spatial.tolist()):
         if moved:
-            positions, box = _positions(draw, sample, patch_size, image)
-            look = places(positions, tuple(part.stop - part.start for part in box))
+            positions, box, inside = _positions(draw, sample, patch_size, image)
+            i, j, k = (part.stop - part.start for part in box)
+            look = places(positions, (i, j, k), inside=inside)
             look.image(image[sample][(slice(None), *box)], patches[sample])
             (look.nearest if nearest else look.voted)(labels[sample][box], targets[sample])
         else:
@@ -61,8 +62,15 @@ def _flipped(draw: Draw, sample: int) -> list[int]:
     return [axis - 3 for axis, flipped in enumerate(draw.flips[sample].tolist()) if flipped]
 
 
-def _positions(draw: Draw, sample: int, patch_size: Shape, image: Tensor) -> tuple[Positions, tuple[slice, ...]]:
-    """Where each voxel of the patch looks, in a box of the crop that holds all these places, and that box."""
+def _positions(
+    draw: Draw, sample: int, patch_size: Shape, image: Tensor
+) -> tuple[Positions, tuple[slice, slice, slice], bool]:
+    """Where each voxel of the patch looks, in a box of the crop that holds all these places.
+
+    Returns:
+        The positions, the box they are relative to, and whether none of them leaves the crop: then the box is made of
+        whole planes, which can be read where they lie in memory.
+    """
     axes = [torch.arange(size, dtype=torch.float32, device=image.device) - (size - 1) / 2 for size in patch_size]
     control = None if draw.elastic is None or not draw.elastic[sample].any() else draw.elastic[sample]
     flipped = _flipped(draw, sample)
@@ -72,14 +80,17 @@ def _positions(draw: Draw, sample: int, patch_size: Shape, image: Tensor) -> tup
     if control is not None:
         furthest = furthest + np.abs(control).max((1, 2, 3))  # a spline never leaves its control points' range
     reach = np.abs(draw.affine[sample]) @ furthest
+    middles = [(size - 1) / 2 for size in image.shape[2:]]
+    inside = all(reached <= middle for reached, middle in zip(reach.tolist(), middles, strict=True))
     positions, box = [], []
-    for row, reached, size in zip(draw.affine[sample].tolist(), reach.tolist(), image.shape[2:], strict=True):
-        middle = (size - 1) / 2
-        first = max(0, math.floor(middle - reached))
-        box.append(slice(first, min(size, math.ceil(middle + reached) + 1)))
+    for axis, (row, reached, middle) in enumerate(zip(draw.affine[sample].tolist(), reach, middles, strict=True)):
+        first, last = max(0, math.floor(middle - reached)), min(round(2 * middle), math.ceil(middle + reached))
+        if inside and axis > 0:
+            first, last = 0, round(2 * middle)
+        box.append(slice(first, last + 1))
         i, j, k = (offset * factor for offset, factor in zip(offsets, row, strict=True))
         positions.append((i + j, k + (middle - first)))
-    return positions, tuple(box)
+    return positions, (box[0], box[1], box[2]), inside
 
 
 def _open(axes: list[Tensor]) -> list[Tensor]:
