@@ -179,9 +179,9 @@ def _padded_labels(labels: Tensor, border: int = 1) -> Tensor:
 def _extremes(padded: Integer[Tensor, "i j k"]) -> Float[Tensor, "2 cells"]:
     """The lowest and the highest label of each eight neighbours, counted from the ignored one.
 
-    One number per voxel, the first corner of its cell, without the last plane. On a flat array each step is a plain pass
-    over memory. The last row and column of a plane wrap around: whoever looks there is on the voxel itself, which is
-    among the eight.
+    One number per voxel, the first corner of its cell, without the last plane. On a flat array each step is a plain
+    pass over memory. The last row and column of a plane wrap around: whoever looks there is on the voxel itself, which
+    is among the eight.
     """
     low = high = (padded - IGNORED).flatten()
     for stride in padded.stride():

@@ -53,13 +53,15 @@ def deform(
             look.image(image[sample][(slice(None), *box)], patches[sample])
             (look.nearest if nearest else look.voted)(labels[sample][box], targets[sample])
         else:
-            patches[sample] = centre(image[sample], patch_size).flip(_flipped(draw, sample))
-            targets[sample] = centre(labels[sample], patch_size).flip(_flipped(draw, sample))
+            patches[sample] = _mirrored(centre(image[sample], patch_size), draw.flips[sample])
+            targets[sample] = _mirrored(centre(labels[sample], patch_size), draw.flips[sample])
     return patches, targets
 
 
-def _flipped(draw: Draw, sample: int) -> list[int]:
-    return [axis - 3 for axis, flipped in enumerate(draw.flips[sample].tolist()) if flipped]
+def _mirrored(volume: Tensor, flips: NDArray[np.bool_]) -> Tensor:
+    """Flip the chosen ones of the last three axes, as far as there are so many of them."""
+    axes = [axis - 3 for axis, flipped in enumerate(flips.tolist()) if flipped and 3 - axis <= volume.ndim]
+    return volume.flip(axes) if axes else volume
 
 
 def _positions(
@@ -73,9 +75,8 @@ def _positions(
     """
     axes = [torch.arange(size, dtype=torch.float32, device=image.device) - (size - 1) / 2 for size in patch_size]
     control = None if draw.elastic is None or not draw.elastic[sample].any() else draw.elastic[sample]
-    flipped = _flipped(draw, sample)
     offsets = _open(axes) if control is None else _bent(axes, control)
-    offsets = [offset.flip([axis for axis in flipped if -axis <= offset.ndim]) for offset in offsets]
+    offsets = [_mirrored(offset, draw.flips[sample]) for offset in offsets]
     furthest = np.array([(size - 1) / 2 for size in patch_size])
     if control is not None:
         furthest = furthest + np.abs(control).max((1, 2, 3))  # a spline never leaves its control points' range
