@@ -1,6 +1,6 @@
 """Patches augmented per second: medseg's batch beside MONAI's and batchgeneratorsv2's per-sample transforms.
 
-    python benchmarks/augment.py
+    python benchmarks/augment.py --threads 1
     python benchmarks/augment.py --patch 96 96 96 --batch 2 --rounds 5
     python benchmarks/augment.py --always
 
@@ -9,8 +9,8 @@ One process, the three run alternately on the same crops: nnU-Net's list with nn
 contrast, low resolution, inverted gamma, gamma, mirrors. batchgeneratorsv2 is given the very classes and arguments of
 nnU-Net 2.8's trainer, labels by argmax of the interpolated one-hot map, as ours (``--nearest``: both by nearest); MONAI
 its nearest counterparts, labels by nearest (it has nothing else), rotation and scaling in one RandAffined, no metadata
-tracked. Seconds are of the wall
-clock and of all processors together; the second is fairer on a busy machine. Needs ``pip install batchgeneratorsv2``.
+tracked. Seconds are of the wall clock and of all processors together; the second is fairer on a busy machine, and one
+thread than two. Needs ``pip install batchgeneratorsv2``.
 """
 
 from __future__ import annotations
