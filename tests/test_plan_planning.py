@@ -220,4 +220,5 @@ def test_more_memory_never_shrinks_the_patch():
 
 
 def test_a_budget_too_small_for_anything_still_answers():
-    assert make_plan(a_fingerprint(CUBES), 1e-6).batch_size == 2
+    plan = make_plan(a_fingerprint(CUBES), 1e-9)
+    assert (plan.batch_size, plan.patch_size) == (2, (1, 1, 1))

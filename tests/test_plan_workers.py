@@ -163,5 +163,13 @@ def test_free_memory_is_plausible():
     assert free is None or free > 1 << 20
 
 
+def test_a_system_that_does_not_tell_its_memory(monkeypatch):
+    def refuse(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert free_memory() is None
+
+
 def test_an_outcome_starts_empty():
     assert Outcome().or_raise(Path("data")) == {}

@@ -251,7 +251,10 @@ def test_what_is_not_a_store(text, sentence, tmp_path):
     [
         ("image.b2nd", None, "holds no image"),
         ("image.b2nd", b"rubbish", "is damaged"),
-        ("info.json", b"{}", "cannot be"),
+        ("labels.b2nd", None, "holds no labels"),
+        ("foreground.npy", None, "is damaged"),
+        ("foreground.npy", b"rubbish", "is damaged"),
+        ("info.json", b"{}", "cannot be read"),
     ],
 )
 def test_a_damaged_case_says_what_to_do(store, toy_dataset, name, content, sentence):

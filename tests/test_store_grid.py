@@ -157,6 +157,9 @@ def test_file_values_become_atoms():
     plan = a_plan(labels={"a": 3, "b": (1, 2)}, ignore=9)
     _, change = to_plan_grid(image, plan)
     assert labels_to_plan_grid(Volume(values, affine), plan, change).ravel().tolist() == [0, 2, 2, 1, -1]
+    usual = a_plan(labels={"a": 1, "b": 2, "c": 3})
+    counted = values.clip(0, 3)
+    assert labels_to_plan_grid(Volume(counted, affine), usual, change).ravel().tolist() == [0, 1, 2, 3, 3]
     negative = a_plan(labels={"a": 3, "b": (1, 2)}, ignore=-7)
     values[values == 9] = -7
     assert labels_to_plan_grid(Volume(values, affine), negative, change).ravel().tolist() == [0, 2, 2, 1, -1]
