@@ -11,10 +11,10 @@ demo: $(VENV)/.installed
 	$(BIN)/medseg demo --out demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow and not gpu"
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not gpu"
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

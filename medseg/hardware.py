@@ -36,7 +36,7 @@ def cpu_multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     Elsewhere than on Linux the answer is no: emulated bf16 is slower than float32.
     """
     try:
-        text = cpuinfo.read_text()
+        text = cpuinfo.read_text(encoding="utf-8")
     except OSError:
         return False
     flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")

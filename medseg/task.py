@@ -312,9 +312,9 @@ def budget_spent(trainer: pl.Trainer) -> float:
         spent.append(trainer.global_step / max(1, steps))
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
     timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
-    remaining = timer.time_remaining() if timer else None
-    if timer and remaining is not None:
-        spent.append(timer.time_elapsed() / max(1e-9, timer.time_elapsed() + remaining))
+    duration: float | None = timer._duration if timer else None  # its public methods read the clock once each
+    if timer and duration:
+        spent.append(timer.time_elapsed() / duration)
     return min(1.0, max(spent))
 
 

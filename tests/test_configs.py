@@ -25,7 +25,7 @@ def store(tmp_path_factory):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_config_is_short_plain_and_says_its_commands(path):
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 40
     assert "class_path" not in text
     assert "num_classes" not in text
@@ -38,7 +38,7 @@ def test_a_config_is_short_plain_and_says_its_commands(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_everything_is_built_from_a_config_and_two_steps_are_trained(path, store, tmp_path):
-    given = yaml.safe_load(path.read_text())
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
     small = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
     small += ["--trainer.max_steps", "2", "--data.steps_per_epoch", "2", "--data.batch_size", "2"]
     small += ["--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "1", "--trainer.precision", "32"]
@@ -52,5 +52,7 @@ def test_everything_is_built_from_a_config_and_two_steps_are_trained(path, store
 
 
 def test_there_is_a_config_for_every_task_of_the_decathlon():
-    stores = {yaml.safe_load(path.read_text())["data"]["store"] for path in (CONFIGS / "msd").glob("*.yaml")}
+    stores = {
+        yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["store"] for path in (CONFIGS / "msd").glob("*.yaml")
+    }
     assert stores == {f"data/store/{name}" for name in TASKS}

@@ -25,7 +25,7 @@ HIPPOCAMPUS = Path(__file__).parents[1] / "../shared/data/Task04_Hippocampus"
 def edit(root: Path, **changes) -> Path:
     """Change keys of a dataset.json; None removes a key."""
     file = root / "dataset.json"
-    content = json.loads(file.read_text()) | changes
+    content = json.loads(file.read_text(encoding="utf-8")) | changes
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
     return root
 
@@ -188,7 +188,7 @@ def test_companions_that_macos_leaves_are_not_cases(toy_dataset, layout):
     root = layout(toy_dataset)
     for path in [*root.glob("*/toy_*.nii.gz")]:
         path.with_name("._" + path.name).write_bytes(b"\0\5\x16\7")
-    if "training" in (content := json.loads((root / "dataset.json").read_text())):
+    if "training" in (content := json.loads((root / "dataset.json").read_text(encoding="utf-8"))):
         name = "toy_0.nii.gz"
         ghost = {"image": f"./imagesTr/._{name}", "label": f"./labelsTr/._{name}"}
         edit(root, training=[ghost, *content["training"]])

@@ -124,7 +124,7 @@ def test_another_dataset_is_not_overwritten(toy_dataset, tmp_path):
 def test_writing_again_writes_the_same(tmp_path):
     for cases in (2, 1):
         write_phantom(tmp_path, cases, size=(16, 16, 12))
-    assert len(json.loads((tmp_path / "dataset.json").read_text())["training"]) == 1
+    assert len(json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))["training"]) == 1
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -42,7 +42,7 @@ def change_label(root: Path, function, affine: np.ndarray | None = None) -> None
 
 def change_json(root: Path, **changes) -> None:
     file = root / "dataset.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes))
 
 
 def moved(**changes: float) -> np.ndarray:
@@ -263,7 +263,7 @@ def test_the_report_for_machines(toy_dataset, tmp_path):
     change_label(toy_dataset, lambda a: setting(a, 0, 7))
     report = verify(toy_dataset / "dataset.json", workers=1)
     report.write_json(tmp_path / "new" / "report.json")
-    told = json.loads((tmp_path / "new" / "report.json").read_text())
+    told = json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8"))
     assert told["ok"] is False
     assert told["cases"] == 5
     (row,) = told["problems"]

@@ -22,7 +22,7 @@ FLOORS = {
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 REFUSED = {"utils", "helpers", "common", "base", "core", "misc", "engine"}
-TREES = {path: ast.parse(path.read_text()) for path in FILES}
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
 def room(path: Path) -> str:
@@ -69,7 +69,7 @@ def test_the_floor_check_can_fail():
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_a_file_holds_one_idea(path):
-    lines = len(path.read_text().splitlines())
+    lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= 400, f"{lines} lines"
     long = {
         node.name: node.end_lineno - node.lineno + 1
@@ -125,7 +125,7 @@ def test_no_cycles_between_files():
 
 
 def test_readme_names_only_what_exists():
-    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8") + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     paths = set(re.findall(r"`((?:medseg|configs|tests|docs|benchmarks|data|notebooks)/[\w./-]+)`", text))
     made_by_commands = re.compile(r"data/(raw|store|runs)")
     missing = [path for path in paths if not (ROOT / path).exists() and not made_by_commands.match(path)]

@@ -70,7 +70,7 @@ def test_an_interrupted_folder_goes_on(images, tmp_path, monkeypatch):
     monkeypatch.setattr(made, "segment", stopped)
     with pytest.raises(KeyboardInterrupt):
         predict_cases(made, images, out)
-    assert sorted(json.loads((out / MANIFEST).read_text())["cases"]) == ["case_0", "case_1"]
+    assert sorted(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["cases"]) == ["case_0", "case_1"]
     assert names(predict_cases(named(), images, out).written) == ["case_2.nii.gz"]
 
 

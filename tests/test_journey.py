@@ -90,10 +90,10 @@ def test_real_volumes_of_any_orientation_come_back_on_their_grid(trained, tmp_pa
 
 def test_test_scores_the_held_back_cases_on_their_own_grid(trained, capsys):
     assert main(["test", "--run", str(trained / "run"), "--trainer.logger", "false"]) == 0
-    summary = json.loads((trained / "run" / "test" / "summary.json").read_text())
+    summary = json.loads((trained / "run" / "test" / "summary.json").read_text(encoding="utf-8"))
     assert set(summary["organs"]) == {"liver", "spleen"}
     assert summary["cases"] == 2
-    assert "<html" in (trained / "run" / "report.html").read_text()
+    assert "<html" in (trained / "run" / "report.html").read_text(encoding="utf-8")
     predicted = {path.name for path in (trained / "run" / "test" / "predictions").iterdir()}
     rows = table(trained / "run" / "test" / "cases.csv")
     assert {f"{row['case']}.nii.gz" for row in rows} == predicted
@@ -112,7 +112,7 @@ def test_evaluate_names_the_organs(trained, tmp_path, capsys):
     (labels / "toy_3.nii.gz").unlink()  # its ignored voxels are no prediction
     folders = ["--predictions", str(labels), "--references", str(labels), "--output", str(tmp_path)]
     assert main(["evaluate", *folders, "--labels", str(trained / "toy" / "dataset.json")]) == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["organs"]["liver"]["dice"]["mean"] == 1
     assert summary["mean_dice"] == 1
 
@@ -142,7 +142,7 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, tmp_path):
 
 
 def test_vnet_trains_by_its_name_and_so_do_overlapping_regions(trained, tmp_path):
-    nested = json.loads((trained / "toy" / "dataset.json").read_text())
+    nested = json.loads((trained / "toy" / "dataset.json").read_text(encoding="utf-8"))
     root = tmp_path / "nested"
     shutil.copytree(trained / "toy", root)
     del nested["modality"], nested["test"]
@@ -160,7 +160,7 @@ def test_vnet_trains_by_its_name_and_so_do_overlapping_regions(trained, tmp_path
     assert main(["prepare", str(root), "--out", str(tmp_path / "store"), "--workers", "1"]) == 0
     assert fit(tmp_path / "store", tmp_path / "run", "--trainer.max_steps", "4") == 0
     assert main(["test", "--run", str(tmp_path / "run")]) == 0
-    summary = json.loads((tmp_path / "run" / "test" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "run" / "test" / "summary.json").read_text(encoding="utf-8"))
     assert set(summary["organs"]) == {"abdomen", "spleen"}
     vnet = ["--model.net", "vnet", "--model.net_options", "null", "--trainer.max_steps", "2"]
     assert fit(trained / "store", tmp_path / "vnet", *vnet, "--trainer.limit_val_batches", "1") == 0

@@ -14,7 +14,7 @@ from medseg.losses import build_loss, list_losses, statistics
 from medseg.losses.table import rows
 
 VALUES = Path(__file__).parents[2] / "shared" / "losses" / "values.json"
-TABLE = json.loads(VALUES.read_text()) if VALUES.exists() else {"cases": {}, "values": []}
+TABLE = json.loads(VALUES.read_text(encoding="utf-8")) if VALUES.exists() else {"cases": {}, "values": []}
 
 
 @pytest.mark.skipif(not VALUES.exists(), reason="the independent values lie beside the repository, not in it")

@@ -20,7 +20,9 @@ STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def kibibytes(key):
-    return int(next(line for line in STATUS.read_text().splitlines() if line.startswith(key)).split()[1])
+    return int(
+        next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(key)).split()[1]
+    )
 
 
 def peak_bytes(step):

@@ -225,7 +225,8 @@ def test_two_processes_share_the_cases(store, tmp_path):
     data = module(store, batch_size=1, steps_per_epoch=3, oversample_foreground=0.0, split=None, folds=2)
     fit(Witness(tmp_path), data, tmp_path, max_epochs=1, strategy="ddp_spawn", devices=2)
     shown = {
-        name: [(tmp_path / f"{name}_{rank}").read_text().split() for rank in range(2)] for name in ("train", "val")
+        name: [(tmp_path / f"{name}_{rank}").read_text(encoding="utf-8").split() for rank in range(2)]
+        for name in ("train", "val")
     }
     assert [len(part) for part in shown["train"]] == [3, 3]
     assert len({*shown["train"][0], *shown["train"][1]}) == 4  # every case in the six, none left out for another
@@ -341,10 +342,10 @@ def test_partly_annotated_cases_carry_a_mask_that_follows_the_mirror(store, tmp_
     partial = tmp_path / "store"
     shutil.copytree(store, partial)
     for info in (partial / "cases").glob("*/info.json"):
-        content = json.loads(info.read_text())
+        content = json.loads(info.read_text(encoding="utf-8"))
         info.write_text(json.dumps(content | {"annotated": ["kidney"]}))
     (partial / "plan.yaml").write_text(
-        (partial / "plan.yaml").read_text().replace("swap_labels: []", "swap_labels: [[kidney, node]]")
+        (partial / "plan.yaml").read_text(encoding="utf-8").replace("swap_labels: []", "swap_labels: [[kidney, node]]")
     )
     data = module(partial, augmentation={"preset": "none", "mirror_probability": 1.0})
     batch = next(batches(data))
@@ -389,11 +390,11 @@ def test_cases_without_labels_are_left_out(store, tmp_path):
     bare = tmp_path / "store"
     shutil.copytree(store, bare)
     infos = sorted((bare / "cases").glob("*/info.json"))
-    infos[0].write_text(json.dumps(json.loads(infos[0].read_text()) | {"label": None}))
+    infos[0].write_text(json.dumps(json.loads(infos[0].read_text(encoding="utf-8")) | {"label": None}))
     cases = module(bare).cases
     assert "case_0" not in (*cases.train, *cases.val)
     for info in infos:
-        info.write_text(json.dumps(json.loads(info.read_text()) | {"label": None}))
+        info.write_text(json.dumps(json.loads(info.read_text(encoding="utf-8")) | {"label": None}))
     with pytest.raises(DataError, match="no case with a label"):
         module(bare).train_dataloader()
 

@@ -74,7 +74,7 @@ def test_comments_say_why_and_survive_reading_and_writing(tmp_path):
         "normalisation": "CT: unit.",
     }
     write_plan(tmp_path / "a.yaml", a_plan(reasons=why))
-    text = (tmp_path / "a.yaml").read_text()
+    text = (tmp_path / "a.yaml").read_text(encoding="utf-8")
     assert "# The median of 41 cases, which" in text
     assert max(map(len, text.splitlines())) <= 120
     assert (
@@ -86,7 +86,7 @@ def test_comments_say_why_and_survive_reading_and_writing(tmp_path):
     again = read_plan(tmp_path / "a.yaml")
     assert again.reasons == why
     write_plan(tmp_path / "b.yaml", again)
-    assert (tmp_path / "b.yaml").read_text() == text
+    assert (tmp_path / "b.yaml").read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize(

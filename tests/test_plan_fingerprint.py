@@ -83,7 +83,7 @@ def test_a_case_without_foreground_has_no_intensities(toy_dataset):
 
 
 def test_no_labelled_case(toy_dataset):
-    content = json.loads((toy_dataset / "dataset.json").read_text())
+    content = json.loads((toy_dataset / "dataset.json").read_text(encoding="utf-8"))
     content["training"] = []
     (toy_dataset / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="no labelled case"):

@@ -118,7 +118,7 @@ def test_the_real_hippocampus_cases_get_nnunets_plan(tmp_path):
     assert (plan.spacing_mm, plan.patch_size, plan.batch_size) == ((1.0, 1.0, 1.0), (40, 56, 40), 7)
     assert (plan.features, plan.normalisation) == ((32, 64, 128, 256), (Normalisation(),))
     write_plan(tmp_path / "plan.yaml", plan)
-    text = (tmp_path / "plan.yaml").read_text()
+    text = (tmp_path / "plan.yaml").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 40
     assert "Anterior in 208 of 208 cases" in text
     assert read_plan(tmp_path / "plan.yaml") == plan

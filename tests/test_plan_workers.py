@@ -128,16 +128,18 @@ def test_workers_end_with_their_parent(tmp_path):
         f"    run_tasks(work, {{n: r'{tmp_path}/' + n for n in 'ab'}}, workers=2, title='t')\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)])
-    wait_until(lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in "ab"))
+    wait_until(
+        lambda: all((tmp_path / name).exists() and (tmp_path / name).read_text(encoding="utf-8") for name in "ab")
+    )
     parent.kill()
     parent.wait()
-    processes = [int((tmp_path / name).read_text()) for name in "ab"]
+    processes = [int((tmp_path / name).read_text(encoding="utf-8")) for name in "ab"]
     wait_until(lambda: not any(Path(f"/proc/{process}/cmdline").exists() and running(process) for process in processes))
 
 
 def running(process):
     try:
-        return " Z " not in Path(f"/proc/{process}/stat").read_text()
+        return " Z " not in Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except OSError:
         return False
 

@@ -67,7 +67,7 @@ def printed(evaluation):
 def test_summary_and_rows_say_what_was_done_by_hand(folders, tmp_path):
     evaluation = run(folders, tmp_path)
     assert (evaluation.exit_status, evaluation.failures) == (0, ())
-    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
     liver = [1.0, 2 * 64 / 160, 1.0]  # 4x5x4 voxels, shifted by one of five
     assert summary["cases"] == 3
     assert summary["organs"]["liver"]["dice"]["mean"] == pytest.approx(np.mean(liver))
@@ -101,10 +101,10 @@ def test_rows_come_back_from_the_file(folders, tmp_path):
 
 def test_the_same_files_give_the_same_numbers_whatever_the_workers(folders, tmp_path):
     first = run(folders, tmp_path, workers=1)
-    text = (tmp_path / "out/summary.json").read_text()
+    text = (tmp_path / "out/summary.json").read_text(encoding="utf-8")
     second = run(folders, tmp_path, workers=4)
     assert first.summary == second.summary
-    assert (tmp_path / "out/summary.json").read_text() == text
+    assert (tmp_path / "out/summary.json").read_text(encoding="utf-8") == text
 
 
 def _truncated(p, r):
@@ -138,7 +138,7 @@ def test_a_bad_case_is_named_and_the_rest_is_done(folders, tmp_path, harm, case,
     failure = next(failure for failure in evaluation.failures if failure.case == case)
     assert reason in failure.reason
     assert failure.reason in printed(evaluation)
-    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
     assert {"case": case, "reason": failure.reason} in summary["failures"]
     assert summary["cases"] == 2
 
@@ -167,7 +167,7 @@ def test_surfaces_may_be_weighed_by_area(folders, tmp_path):
     by_voxels, by_areas = (run(folders, tmp_path, element=element) for element in ("voxels", "areas"))
     assert by_voxels.summary.mean_dice == by_areas.summary.mean_dice
     assert by_voxels.rows != by_areas.rows
-    assert json.loads((tmp_path / "out/summary.json").read_text())["surface_element"] == "areas"
+    assert json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))["surface_element"] == "areas"
 
 
 def test_progress_is_shown_where_it_is_asked_for(folders, tmp_path):
@@ -186,7 +186,7 @@ def test_an_output_that_is_a_file_is_refused_before_any_work(folders, tmp_path):
     (tmp_path / "out").write_text("precious")
     with pytest.raises(DataError, match="is a file, expected a folder"):
         run(folders, tmp_path)
-    assert (tmp_path / "out").read_text() == "precious"
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "precious"
 
 
 def test_without_organs_every_value_seen_is_one(folders, tmp_path):
@@ -246,7 +246,7 @@ def test_a_part_of_a_dataset_may_be_predicted(toy_dataset, tmp_path):
 
 
 def test_organs_that_a_reference_does_not_cover_have_no_row(toy_dataset, tmp_path):
-    description = json.loads((toy_dataset / "dataset.json").read_text())
+    description = json.loads((toy_dataset / "dataset.json").read_text(encoding="utf-8"))
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (toy_dataset / "labelsTr").iterdir())
     (toy_dataset / "dataset.json").write_text(json.dumps({**description, "annotated": {cases[0]: ["liver"]}}))
     for case in cases[:2]:

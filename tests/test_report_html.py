@@ -92,7 +92,7 @@ def run_folder(tmp_path):
 
 def test_the_report_is_whole_and_fetches_nothing(evaluation, run_folder):
     path = write_report(evaluation, run=run_folder, commands=["medseg evaluate --output A&B"], title="Toy <1>")
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []
     sources = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
@@ -103,7 +103,9 @@ def test_the_report_is_whole_and_fetches_nothing(evaluation, run_folder):
 
 
 def test_every_chapter_is_there_and_names_are_escaped(evaluation, run_folder):
-    text = write_report(evaluation, run=run_folder, commands=["medseg evaluate --output A&B"]).read_text()
+    text = write_report(evaluation, run=run_folder, commands=["medseg evaluate --output A&B"]).read_text(
+        encoding="utf-8"
+    )
     for anchor in (
         "failures",
         "organs",
@@ -126,21 +128,21 @@ def test_every_chapter_is_there_and_names_are_escaped(evaluation, run_folder):
 
 
 def test_chapters_without_content_are_left_out(evaluation):
-    text = write_report(evaluation).read_text()
+    text = write_report(evaluation).read_text(encoding="utf-8")
     for anchor in ("training", "plan", "config", "repeat"):
         assert f'id="{anchor}"' not in text
         assert f'href="#{anchor}"' not in text
 
 
 def test_every_picture_has_a_text(evaluation, run_folder):
-    text = write_report(evaluation, run=run_folder).read_text()
+    text = write_report(evaluation, run=run_folder).read_text(encoding="utf-8")
     pictures = re.findall(r"<svg[^>]*>", text)
     assert len(pictures) > 30
     assert all("aria-label=" in tag or 'aria-hidden="true"' in tag for tag in pictures)
 
 
 def test_the_worst_case_comes_first_and_is_seen_in_three_planes(evaluation):
-    text = write_report(evaluation).read_text()
+    text = write_report(evaluation).read_text(encoding="utf-8")
     worst = re.findall(r'<div class="case"><p><b>(.*?)</b>', text)
     assert worst[0] == "case_7"
     assert len(worst) == 6
@@ -151,7 +153,7 @@ def test_the_worst_case_comes_first_and_is_seen_in_three_planes(evaluation):
 def test_without_images_outlines_are_drawn_alone(evaluation, tmp_path):
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"gone")
-    text = write_report(evaluation).read_text()
+    text = write_report(evaluation).read_text(encoding="utf-8")
     assert "data:image/png" not in text
     assert text.count("<figcaption>axial") == 6
 
@@ -159,14 +161,14 @@ def test_without_images_outlines_are_drawn_alone(evaluation, tmp_path):
 def test_an_image_on_another_grid_is_not_drawn_under_the_outlines(evaluation, tmp_path):
     for path in (tmp_path / "images").iterdir():
         nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)), path)
-    assert "data:image/png" not in write_report(evaluation).read_text()
+    assert "data:image/png" not in write_report(evaluation).read_text(encoding="utf-8")
 
 
 def test_of_many_curves_the_mean_and_the_lowest_are_drawn(evaluation, run_folder):
     organs = [f"val/dice/organ_{index}" for index in range(20)]
     values = [f"{index / 20}" for index in range(20)]
     (run_folder / "metrics.csv").write_text(f"step,val/dice,{','.join(organs)}\n9,0.5,{','.join(values)}\n")
-    text = write_report(evaluation, run=run_folder).read_text()
+    text = write_report(evaluation, run=run_folder).read_text(encoding="utf-8")
     assert "val/dice and the 5 lowest of 20" in text
     assert "organ_4<" in text
     assert "organ_5<" not in text
@@ -176,7 +178,7 @@ def test_a_report_of_nothing_but_failures(evaluation, tmp_path):
     for path in (tmp_path / "predictions").iterdir():
         path.write_bytes(b"no nifti")
     nothing = evaluate(tmp_path / "predictions", tmp_path / "references", organs={"liver": 1}, output=tmp_path / "out")
-    assert "No case could be scored" in write_report(nothing).read_text()
+    assert "No case could be scored" in write_report(nothing).read_text(encoding="utf-8")
 
 
 @given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7)))
@@ -199,7 +201,7 @@ def test_pictures_are_read_back_by_pillow(grey):
 
 
 def test_the_image_in_the_page_is_a_picture(evaluation):
-    encoded = re.search(r"data:image/png;base64,([^\"]+)", write_report(evaluation).read_text())[1]
+    encoded = re.search(r"data:image/png;base64,([^\"]+)", write_report(evaluation).read_text(encoding="utf-8"))[1]
     with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
         picture.load()
         assert picture.mode == "L"

@@ -160,7 +160,7 @@ def test_a_file_that_was_only_touched_or_moved_is_not_prepared_again(store, toy_
 
 
 def test_a_case_taken_off_the_list_leaves_the_store(store, toy_dataset):
-    content = json.loads((toy_dataset / "dataset.json").read_text())
+    content = json.loads((toy_dataset / "dataset.json").read_text(encoding="utf-8"))
     content["training"] = content["training"][1:]
     (toy_dataset / "dataset.json").write_text(json.dumps(content))
     assert prepare(toy_dataset, store.path, workers=1).ids == ("toy_1", "toy_2", "toy_3")

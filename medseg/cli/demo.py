@@ -57,7 +57,7 @@ def demo(out: Path) -> int:
         organs = read_dataset(dataset).labels
         pictures = {path.name.removesuffix(".nii.gz"): path for path in sorted(images.glob("*.nii.gz"))}
         result = evaluate(predictions, dataset / "labelsTs", output=out, organs=organs, images=pictures)
-        plan = (store / "plan.yaml").read_text()
+        plan = (store / "plan.yaml").read_text(encoding="utf-8")
         write_report(result, run=run, plan=plan, commands=commands, title="The demo's unseen cases")
     print_summary(result)
     console.print(f"Open {out / 'report.html'} in a browser.", highlight=False)

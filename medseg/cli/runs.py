@@ -87,7 +87,7 @@ class Run:
             evaluation,
             self.path / "report.html",
             run=self.path,
-            plan=(store.path / "plan.yaml").read_text(),
+            plan=(store.path / "plan.yaml").read_text(encoding="utf-8"),
             commands=(
                 f"medseg fit --config {self.path / 'config.yaml'} --run {self.path}",
                 f"medseg test --run {self.path}",

@@ -45,7 +45,7 @@ def parse(expression: str) -> list[Term]:
 
     Example:
         >>> [(term.weight(0), term.row.name, term.knobs) for term in parse("dice + 0.5 * focal(gamma=1)")]
-        [(1.0, 'dice', {}), (0.5, 'focal', {'gamma': 1})]
+        [(1.0, 'dice', {}), (0.5, 'focal', {'gamma': 1.0})]
     """
     try:
         tree = ast.parse(expression.strip(), mode="eval").body

@@ -93,7 +93,7 @@ def words(expected: Any) -> str:
 
     Example:
         >>> words(Sequence[float] | None), words(Literal["a", "b"])
-        ("a list (each a number) or None", "one of 'a', 'b'")
+        ('a list (each a number) or None', "one of 'a', 'b'")
     """
     origin, arguments = get_origin(expected), get_args(expected)
     if origin in (Union, types.UnionType):
