@@ -47,7 +47,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next training step instead of returning it to the kernel.
 
     A step on the CPU frees and asks for the same gigabyte of activations again; getting it back page by page costs a
-    tenth of the step. Peak memory is unchanged.
+    tenth of the step.
 
     Returns:
         Whether the C library took the advice (glibc does, others have no such call).

@@ -116,11 +116,6 @@ def write_labels(path: Path, labels: NDArray[Any], *, like: Path) -> None:
     _write(path, source, labels.astype(np.min_scalar_type(int(labels.max(initial=0)))))
 
 
-def write_channels(path: Path, channels: NDArray[Any], *, like: Path) -> None:
-    """Write ``(c, i, j, k)`` maps, such as probabilities, as a 4D file on the grid of the image ``like``."""
-    _write(path, _open(like), np.moveaxis(channels, 0, -1))
-
-
 def save_atomically(image: Any, path: Path) -> None:
     """Save a nibabel image under a temporary name beside its target, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
