@@ -6,21 +6,9 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-Options = argparse.Namespace
-
-
-@dataclass(frozen=True)
-class Command:
-    """One line of ``medseg --help``."""
-
-    sentence: str
-    add_options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[Options], int]
+from medseg.cli.command import Command, Options, dataset_option, lines, report_failures, say, show, workers_option
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
@@ -41,16 +29,16 @@ def _download_options(parser: argparse.ArgumentParser) -> None:
 def _download(options: Options) -> int:
     from medseg.datasets.download import download
 
-    _say(f"{download(options.task, options.root)} is ready")
+    say(f"{download(options.task, options.root)} is ready")
     return 0
 
 
 def _verify_options(parser: argparse.ArgumentParser) -> None:
-    _dataset_option(parser)
+    dataset_option(parser)
     parser.add_argument("--json", type=Path, help="also write the problems to this file")
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a copy with mechanical faults repaired")
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write PNGs of a few cases with their labels")
-    _workers_option(parser)
+    workers_option(parser)
 
 
 def _verify(options: Options) -> int:
@@ -59,22 +47,22 @@ def _verify(options: Options) -> int:
     from medseg.datasets.verify import verify
 
     report = verify(options.dataset, workers=options.workers)
-    _show(report.table())
+    show(report.table())
     if options.json:
         report.write_json(options.json)
     if options.figures:
-        _say(f"{len(write_figures(options.dataset, options.figures))} pictures are in {options.figures}")
+        say(f"{len(write_figures(options.dataset, options.figures))} pictures are in {options.figures}")
     if options.fix:
         left = repair(report, options.fix)
-        _say(f"a repaired copy is in {options.fix}; {len(left)} problems are left in it")
+        say(f"a repaired copy is in {options.fix}; {len(left)} problems are left in it")
     return 0 if report.ok else 1
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
-    _dataset_option(parser)
+    dataset_option(parser)
     parser.add_argument("--out", type=Path, default=Path("plan.yaml"), help="the plan's file (default: plan.yaml)")
     parser.add_argument("--memory", type=float, default=8.0, metavar="GB", help="accelerator memory (default: 8)")
-    _workers_option(parser)
+    workers_option(parser)
 
 
 def _plan(options: Options) -> int:
@@ -85,15 +73,15 @@ def _plan(options: Options) -> int:
 
     print_of_data = fingerprint(read_dataset(options.dataset), workers=options.workers)
     write_plan(options.out, make_plan(print_of_data, memory_gb=options.memory))
-    _say(f"wrote {options.out}; edit it, then: medseg prepare {options.dataset} --out STORE --plan {options.out}")
+    say(f"wrote {options.out}; edit it, then: medseg prepare {options.dataset} --out STORE --plan {options.out}")
     return 0
 
 
 def _prepare_options(parser: argparse.ArgumentParser) -> None:
-    _dataset_option(parser)
+    dataset_option(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the prepared dataset")
     parser.add_argument("--plan", type=Path, help="a plan to follow; made from the dataset where not given")
-    _workers_option(parser)
+    workers_option(parser)
 
 
 def _prepare(options: Options) -> int:
@@ -102,7 +90,7 @@ def _prepare(options: Options) -> int:
 
     plan = read_plan(options.plan) if options.plan else None
     store = prepare(options.dataset, options.out, plan, workers=options.workers)
-    _say(f"{len(store.ids)} cases are ready in {options.out}")
+    say(f"{len(store.ids)} cases are ready in {options.out}")
     return 0
 
 
@@ -132,8 +120,8 @@ def _predict(options: Options) -> int:
         overwrite=options.overwrite,
     )
     kept = f" ({len(outcome.kept)} of them from before)" if outcome.kept else ""
-    _say(f"{len(outcome.written) + len(outcome.kept)} predictions are in {options.output}{kept}")
-    return _report_failures(outcome.failures)
+    say(f"{len(outcome.written) + len(outcome.kept)} predictions are in {options.output}{kept}")
+    return report_failures(outcome.failures)
 
 
 def _choose_cleaning_options(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +134,7 @@ def _choose_cleaning(options: Options) -> int:
     from medseg.inference.choose import choose_cleaning
 
     choices = choose_cleaning(options.ckpt, options.predictions, options.references)
-    _say("\n".join(_lines({organ: choice.sentence for organ, choice in choices.items()})))
+    say("\n".join(lines({organ: choice.sentence for organ, choice in choices.items()})))
     return 0
 
 
@@ -156,7 +144,7 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=Path, help="a dataset.json that names the labels")
     parser.add_argument("--output", type=Path, required=True, help="folder for summary.json, cases.csv, report.html")
     parser.add_argument("--tolerance", type=float, metavar="MM", help="tolerance of the surface Dice (default: 2)")
-    _workers_option(parser)
+    workers_option(parser)
 
 
 def _evaluate(options: Options) -> int:
@@ -205,9 +193,9 @@ def _losses(options: Options) -> int:
     from medseg.losses import catalogue
 
     if options.json:
-        _say(json.dumps(catalogue.rows(), indent=1))
+        say(json.dumps(catalogue.rows(), indent=1))
     else:
-        _say(catalogue.describe(options.name) if options.name else catalogue.overview())
+        say(catalogue.describe(options.name) if options.name else catalogue.overview())
     return 0
 
 
@@ -220,37 +208,8 @@ def _info(options: Options) -> int:
     from medseg.cli.info import describe_path
 
     facts = describe_path(options.path)
-    _say(json.dumps(facts, indent=1) if options.json else "\n".join(_lines(facts)))
+    say(json.dumps(facts, indent=1) if options.json else "\n".join(lines(facts)))
     return 0
-
-
-def _lines(facts: dict[str, Any]) -> list[str]:
-    width = max(map(len, facts), default=0)
-    return [f"{key:<{width}}  {value}" for key, value in facts.items()]
-
-
-def _dataset_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dataset", type=Path, help="folder with a dataset.json (MSD, nnU-Net raw, or your own)")
-
-
-def _workers_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-
-
-def _report_failures(failures: Sequence[Exception]) -> int:
-    for failure in failures:
-        sys.stderr.write(f"medseg: {failure}\n")
-    return 1 if failures else 0
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-
-
-def _show(renderable: Any) -> None:
-    from rich.console import Console
-
-    Console().print(renderable)
 
 
 COMMANDS = {

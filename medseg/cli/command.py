@@ -1,0 +1,56 @@
+"""What every short command is made of: a sentence, its options, the function that does it, how it speaks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Options = argparse.Namespace
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of ``medseg --help``."""
+
+    sentence: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Options], int]
+
+
+def dataset_option(parser: argparse.ArgumentParser) -> None:
+    """The dataset, as every command that reads one takes it."""
+    parser.add_argument("dataset", type=Path, help="folder with a dataset.json (MSD, nnU-Net raw, or your own)")
+
+
+def workers_option(parser: argparse.ArgumentParser) -> None:
+    """How many processes share the work."""
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+
+
+def report_failures(failures: Sequence[Exception]) -> int:
+    """A line per failure on the standard error; the exit status that follows."""
+    for failure in failures:
+        sys.stderr.write(f"medseg: {failure}\n")
+    return 1 if failures else 0
+
+
+def say(text: str) -> None:
+    """A line on the standard output."""
+    sys.stdout.write(f"{text}\n")
+
+
+def show(renderable: Any) -> None:
+    """A table of rich's on the standard output."""
+    from rich.console import Console
+
+    Console().print(renderable)
+
+
+def lines(facts: dict[str, Any]) -> list[str]:
+    """Aligned ``key  value`` lines."""
+    width = max(map(len, facts), default=0)
+    return [f"{key:<{width}}  {value}" for key, value in facts.items()]
