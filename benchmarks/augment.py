@@ -67,7 +67,8 @@ def ours(patch: tuple[int, int, int], *, always: bool, nearest: bool) -> Callabl
         settings = replace(settings, bias_probability=0.0, mirror_probability=0.5)
 
     def run(batch: Batch) -> Batch:
-        drawn = draw(settings, grid, modalities=batch[0].shape[1], key=(0, next(step)), samples=len(batch[0]))
+        keys = [(0, next(step), sample) for sample in range(len(batch[0]))]
+        drawn = draw(settings, grid, modalities=batch[0].shape[1], keys=keys)
         return augment(*batch, drawn, grid, nearest=nearest)
 
     return run

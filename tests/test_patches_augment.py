@@ -42,7 +42,7 @@ def blobs(shape, seed, labels=4):
 
 
 def drawn(setting, grid, seed=0, samples=1, modalities=1):
-    return draw(setting, grid, modalities=modalities, key=(seed,), samples=samples)
+    return draw(setting, grid, modalities=modalities, keys=[(seed, sample) for sample in range(samples)])
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)

@@ -25,19 +25,30 @@ def test_every_batch_has_its_share_of_organs_last(numbers, epoch):
     schedule = Schedule(**numbers)
     shares = []
     for number in range(schedule.steps):
-        for rank in range(schedule.ranks):
-            slots = schedule.batch(epoch, number, rank)
+        per_rank = [schedule.batch(epoch, number, rank) for rank in range(schedule.ranks)]
+        for slots in per_rank:
             assert len(slots) == schedule.batch_size
             marks = [slot.foreground for slot in slots]
             assert marks == sorted(marks)
             assert all(slot.case in schedule.with_organs for slot in slots if slot.foreground)
-            shares.append(sum(marks))
+        counts = [sum(slot.foreground for slot in slots) for slots in per_rank]
+        assert max(counts) - min(counts) <= 1  # shared out evenly
+        shares.append(sum(counts))
+    samples = schedule.batch_size * schedule.ranks
     if not schedule.with_organs:
         assert not any(shares)
-    elif schedule.batch_size > 1:
-        assert set(shares) == {int(np.ceil(schedule.batch_size * schedule.oversample - 1e-9))}
+    elif samples > 1:
+        assert set(shares) == {int(np.ceil(samples * schedule.oversample - 1e-9))}
     else:
         assert sum(shares) == int(len(shares) * schedule.oversample + 1e-9)
+
+
+@given(numbers=settings_of_schedules, epoch=st.integers(0, 5), number=st.integers(0, 11))
+def test_ranks_share_the_batch_that_one_process_would_have(numbers, epoch, number):
+    alone = Schedule(**numbers | {"ranks": 1, "batch_size": numbers["ranks"] * numbers["batch_size"]})
+    schedule = Schedule(**numbers)
+    shared = [slot for rank in range(schedule.ranks) for slot in schedule.batch(epoch, number, rank)]
+    assert sorted(shared, key=lambda slot: slot.sample) == list(alone.batch(epoch, number))
 
 
 @given(numbers=settings_of_schedules, epoch=st.integers(0, 5))

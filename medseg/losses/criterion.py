@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from medseg.losses.comparison import Comparison, Mode
 from medseg.losses.expression import Term, parse
 from medseg.losses.inputs import MODES, compare
+from medseg.losses.ranks import mean_over_ranks
 from medseg.losses.reduction import reduced
 
 
@@ -94,20 +95,23 @@ class Criterion(nn.Module):
                 distance_map=distance_map,
                 reduction=self.reduction,
             )
-            values = {name: self._evaluate(name, term, comparison) for name, term in self._terms.items()}
+            counted = self._counted(comparison)
+            values = {name: self._evaluate(name, term, comparison, counted) for name, term in self._terms.items()}
             total = sum(term.weight(self.epoch) * values[name] for name, term in self._terms.items())
         assert isinstance(total, Tensor)  # there is at least one term
         self.terms = {name: value.detach() for name, value in values.items()}
         _refuse_nan(total, logits)
         return total
 
-    def _evaluate(self, name: str, term: Term, x: Comparison) -> Tensor:
+    def _counted(self, x: Comparison) -> Tensor:
+        """What the voxels count together, over all ranks, or per sample."""
+        weight = torch.ones(x.shape[0], 1, device=x.raw.device) if x.weight is None else x.weight.flatten(1)
+        return mean_over_ranks(weight.sum()) if self.reduction == "mean" else weight.sum(1)
+
+    def _evaluate(self, name: str, term: Term, x: Comparison, counted: Tensor) -> Tensor:
         learnt: dict[str, Any] = dict(self.learnable[name].named_parameters())
         value = reduced(term.row.function, x, **term.knobs, **learnt)
-        if x.weight is None:
-            return value
-        weight = x.weight.sum() if self.reduction == "mean" else x.weight.flatten(1).sum(1)
-        return torch.where(weight > 0, value, value * 0)
+        return torch.where(counted > 0, value, value * 0)
 
     def extra_repr(self) -> str:
         """Show what it was built from."""

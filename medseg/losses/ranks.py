@@ -1,4 +1,4 @@
-"""Sums over the processes of a distributed run, with gradient."""
+"""Sums and means over the processes of a distributed run."""
 
 from __future__ import annotations
 
@@ -31,13 +31,35 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Add the tensors of all processes; the identity when there is only one.
+    """Add the tensors of all processes, with gradient; the identity when there is only one.
 
     Example:
         >>> sum_over_ranks(torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if _alone():
         return values
     total: Tensor = _SumOverRanks.apply(values)  # type: ignore[no-untyped-call]
     return total
+
+
+def mean_over_ranks(denominator: Tensor) -> Tensor:
+    """What a mean divides by, averaged over the processes that train together; the identity when there is only one.
+
+    DistributedDataParallel averages the gradients of the ranks. That is the gradient of the mean over the whole batch
+    only if all ranks divide by the same number, though one of them may have more ignored voxels than another. Where no
+    gradient is recorded nothing will be averaged, and a process may evaluate alone.
+
+    Example:
+        >>> mean_over_ranks(torch.tensor(8.0))
+        tensor(8.)
+    """
+    if _alone() or not torch.is_grad_enabled():
+        return denominator
+    total = denominator.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def _alone() -> bool:
+    return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)

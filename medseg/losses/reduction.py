@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medseg.losses.comparison import Comparison
 from medseg.losses.knobs import Weights
-from medseg.losses.ranks import sum_over_ranks
+from medseg.losses.ranks import mean_over_ranks, sum_over_ranks
 from medseg.losses.table import PER_CLASS_KNOBS, PER_VOXEL_KNOBS, Reduced, row
 from medseg.types import PerClass, PerVoxel
 
@@ -103,7 +103,7 @@ def mean_over_classes(
     denominator = w if weight_mode == "normalized" else counts.expand_as(values)
     if x.reduction == "none":
         return ratio(numerator.sum(1), denominator.sum(1)).expand(x.shape[0])
-    return ratio(numerator.sum(), denominator.sum())
+    return ratio(numerator.sum(), mean_over_ranks(denominator.sum()))
 
 
 def classes_that_count(x: Comparison, *, include_background: bool, absent: str = "keep") -> PerClass:
@@ -143,14 +143,15 @@ def mean_over_voxels(
     if v is None and factor is None:
         if x.reduction == "none":
             return values.flatten(1).mean(1)
-        return values.sum() / values.numel()  # unlike mean(), its gradient is one number seen as a map, not a map
+        count = mean_over_ranks(torch.tensor(float(values.numel()), device=values.device))
+        return values.sum() / count  # unlike mean(), its gradient is one number seen as a map, not a map
     one = torch.ones((), dtype=values.dtype, device=values.device)
     v, factor = (one if v is None else v), (one if factor is None else factor)
     numerator = values * v if weighted else values * v * factor
     denominator = (v * factor if normalize == "weights" else v).expand_as(values)
     if x.reduction == "none":
         return ratio(numerator.flatten(1).sum(1), denominator.flatten(1).sum(1))
-    return ratio(numerator.sum(), denominator.sum())
+    return ratio(numerator.sum(), mean_over_ranks(denominator.sum()))
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from medseg.losses.comparison import Comparison
 from medseg.losses.knobs import Weights
 from medseg.losses.masks import existing, per_channel, target_masks
+from medseg.losses.ranks import mean_over_ranks
 from medseg.losses.reduction import class_factor, class_vector, element_weight, ratio
 from medseg.losses.table import Reduced, loss
 from medseg.space.components import connected_components
@@ -132,7 +133,7 @@ def unet_weighted_cross_entropy(
     numerator, denominator = -x.log_p_true * w * count, (w * count if normalize == "weights" else count)
     if x.reduction == "none":
         return ratio(numerator.flatten(1).sum(1), denominator.flatten(1).sum(1))
-    return ratio(numerator.sum(), denominator.sum())
+    return ratio(numerator.sum(), mean_over_ranks(denominator.sum()))
 
 
 def _class_weight(x: Comparison, class_weight: Weights) -> Tensor:

@@ -40,7 +40,7 @@ def augment(
         >>> from medseg.patches.draw import draw
         >>> from medseg.patches.settings import Augmentation
         >>> grid = Geometry((8, 8, 8), (1.0, 1.0, 1.0), mirror_axes=(0, 1, 2))
-        >>> drawn = draw(Augmentation(), grid, modalities=1, key=(0,), samples=2)
+        >>> drawn = draw(Augmentation(), grid, modalities=1, keys=[(0,), (1,)])
         >>> image, labels = torch.randn(2, 1, 12, 12, 12), torch.ones(2, 12, 12, 12, dtype=torch.int16)
         >>> [tuple(t.shape) for t in augment(image, labels, drawn, grid)]
         [(2, 1, 8, 8, 8), (2, 8, 8, 8)]

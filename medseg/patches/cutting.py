@@ -136,15 +136,16 @@ class TrainingCrops(TorchDataset[Any]):
     def cut(self, epoch: int, batch: int) -> Crops:
         """The crops of one batch and all that chance has to say about them."""
         slots = self.schedule.batch(epoch, batch, self.rank)
-        key = (self.schedule.seed, epoch, batch, self.rank)
+        key = (self.schedule.seed, epoch, batch)
         modalities = len(self.cases.plan.modalities)
-        drawn = draw(self.settings, self.geometry, modalities=modalities, key=(*key, APPEARANCE), samples=len(slots))
+        keys = [(*key, APPEARANCE, slot.sample) for slot in slots]
+        drawn = draw(self.settings, self.geometry, modalities=modalities, keys=keys)
         image = np.zeros((len(slots), modalities, *self.crop_size), np.float32)
         labels = np.full((len(slots), *self.crop_size), IGNORED, np.int16)
-        for sample, slot in enumerate(slots):
-            rng = np.random.default_rng((*key, WHERE, sample))
-            whole = bool(drawn.spatial[sample])
-            self._fill(image[sample], labels[sample], self.cases.ids[slot.case], rng, slot.foreground, whole=whole)
+        for row, slot in enumerate(slots):
+            rng = np.random.default_rng((*key, WHERE, slot.sample))
+            whole = bool(drawn.spatial[row])
+            self._fill(image[row], labels[row], self.cases.ids[slot.case], rng, slot.foreground, whole=whole)
         ids = tuple(self.cases.ids[slot.case] for slot in slots)
         spacing_mm = torch.tensor([self.geometry.spacing_mm] * len(slots))
         mask = self.cases.mask([slot.case for slot in slots])

@@ -91,17 +91,17 @@ class Draw(NamedTuple):
     bias: NDArray[np.float32] | None
 
 
-def draw(settings: Augmentation, geometry: Geometry, *, modalities: int, key: Sequence[int], samples: int) -> Draw:
-    """Draw the parameters of a batch; sample s depends on ``(*key, s)`` only, not on its neighbours.
+def draw(settings: Augmentation, geometry: Geometry, *, modalities: int, keys: Sequence[Sequence[int]]) -> Draw:
+    """Draw the parameters of a batch; each sample depends on its own key only, not on its neighbours.
 
     Example:
         >>> grid = Geometry((8, 8, 8), (1.0, 1.0, 1.0))
-        >>> first = draw(Augmentation(), grid, modalities=1, key=(0, 7), samples=2)
-        >>> again = draw(Augmentation(), grid, modalities=1, key=(0, 7), samples=3)
-        >>> bool((first.affine == again.affine[:2]).all())
+        >>> first = draw(Augmentation(), grid, modalities=1, keys=[(7, 0), (7, 1)])
+        >>> again = draw(Augmentation(), grid, modalities=1, keys=[(7, 1)])
+        >>> bool((first.affine[1] == again.affine[0]).all())
         True
     """
-    rows = [_draw_sample(settings, geometry, modalities, np.random.default_rng((*key, s))) for s in range(samples)]
+    rows = [_draw_sample(settings, geometry, modalities, np.random.default_rng(key)) for key in keys]
     columns: list[Any] = [None if column[0] is None else np.stack(column) for column in zip(*rows, strict=True)]
     return Draw(*columns)
 

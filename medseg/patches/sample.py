@@ -1,4 +1,4 @@
-"""Which patch comes when: a pure function of (seed, epoch, batch, rank), so nothing has to be remembered."""
+"""Which patch comes when: a pure function of (seed, epoch, batch, sample), so nothing has to be remembered."""
 
 from __future__ import annotations
 
@@ -20,27 +20,35 @@ ANYWHERE, ON_ORGANS, WHERE, APPEARANCE = range(4)
 
 @dataclass(frozen=True)
 class Slot:
-    """One sample of a batch: a case by its number, and whether the patch must contain an organ."""
+    """One sample of a batch.
 
+    Attributes:
+        sample: Its number in the batch of all ranks together, which keys whatever chance decides about it.
+        case: A case by its number.
+        foreground: Whether the patch must contain an organ.
+    """
+
+    sample: int
     case: int
     foreground: bool
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Deals cases to the samples of every batch of every epoch on every rank.
+    """Deals cases to the samples of every batch of every epoch, and the samples of a batch to the ranks.
 
-    The last ``ceil(oversample · batch)`` samples of each batch show an organ (nnU-Net's rule), the others any place.
-    Both kinds go through their cases in shuffled rounds, dealt over all ranks like cards: no two ranks get the same
-    card, and every case turns up once before any turns up twice. An epoch long enough for a whole round begins a new
-    one; shorter epochs carry on where the last one stopped. A batch of one shows an organ every ``1 / oversample``-th
-    time.
+    A batch is one thing, however many ranks share it: two ranks with half of it each train on the very samples that one
+    rank with all of it would. Its last ``ceil(oversample · samples)`` samples show an organ (nnU-Net's rule), the
+    others any place; rank r takes every ranks-th sample from r on, so organs are shared out evenly. Both kinds go
+    through their cases in shuffled rounds, dealt like cards: no two samples get the same card, and every case turns up
+    once before any turns up twice. An epoch long enough for a whole round begins a new one; shorter epochs carry on
+    where the last one stopped. A batch of a single sample shows an organ every ``1 / oversample``-th time.
 
     Attributes:
         cases: How many cases there are.
         with_organs: Numbers of those that have at least one voxel of an organ.
         batch_size: Samples of a batch, per rank.
-        steps: Batches of an epoch, per rank.
+        steps: Batches of an epoch.
         ranks: Processes that train together.
         seed: Another seed, another order.
         oversample: Least share of samples with an organ.
@@ -70,31 +78,36 @@ class Schedule:
         if not 0 <= self.oversample <= 1:
             raise ValueError(f"oversample_foreground is a share between 0 and 1, got {self.oversample}")
 
+    @property
+    def samples(self) -> int:
+        """Samples of a batch over all ranks."""
+        return self.batch_size * self.ranks
+
     def batch(self, epoch: int, number: int, rank: int = 0) -> tuple[Slot, ...]:
-        """The samples of batch ``number`` of an epoch on one rank, those with an organ last."""
-        turn = number * self.ranks + rank
-        first, last = self._dealt(turn), self._dealt(turn + 1)
-        organs = [Slot(self._organ_card(epoch, card), True) for card in range(first, last)]
-        begin = turn * self.batch_size - first
-        anywhere = range(begin, begin + self.batch_size - len(organs))
-        turns = self.steps * self.ranks
-        per_epoch = turns * self.batch_size - self._dealt(turns)
-        others = [Slot(self._card(ANYWHERE, self.cases, epoch, card, per_epoch), False) for card in anywhere]
-        return (*others, *organs)
+        """One rank's samples of batch ``number`` of an epoch, those with an organ last."""
+        return self.whole_batch(epoch, number)[rank :: self.ranks]
 
-    def _organ_card(self, epoch: int, card: int) -> int:
-        per_epoch = self._dealt(self.steps * self.ranks)
-        return self.with_organs[self._card(ON_ORGANS, len(self.with_organs), epoch, card, per_epoch)]
+    def whole_batch(self, epoch: int, number: int) -> tuple[Slot, ...]:
+        """The samples of batch ``number`` of an epoch over all ranks, those with an organ last."""
+        first, last = self._dealt(number), self._dealt(number + 1)
+        others = self.samples - (last - first)
+        begin = number * self.samples - first
+        anywhere = [self._card(ANYWHERE, self.cases, epoch, card) for card in range(begin, begin + others)]
+        organs = [self._card(ON_ORGANS, len(self.with_organs), epoch, card) for card in range(first, last)]
+        cases = [*anywhere, *(self.with_organs[card] for card in organs)]
+        return tuple(Slot(sample, case, foreground=sample >= others) for sample, case in enumerate(cases))
 
-    def _dealt(self, turns: int) -> int:
+    def _dealt(self, batches: int) -> int:
         """Samples with an organ in the first batches of an epoch."""
         if not self.with_organs:
             return 0
-        if self.batch_size == 1:
-            return math.floor(turns * self.oversample + 1e-9)
-        return turns * math.ceil(self.batch_size * self.oversample - 1e-9)
+        if self.samples == 1:
+            return math.floor(batches * self.oversample + 1e-9)
+        return batches * math.ceil(self.samples * self.oversample - 1e-9)
 
-    def _card(self, stream: int, cards: int, epoch: int, card: int, per_epoch: int) -> int:
+    def _card(self, stream: int, cards: int, epoch: int, card: int) -> int:
+        with_organ = self._dealt(self.steps)
+        per_epoch = with_organ if stream == ON_ORGANS else self.steps * self.samples - with_organ
         if per_epoch < cards:  # rounds longer than an epoch run on across epochs
             card, epoch = card + epoch * per_epoch, 0
         round_number, place = divmod(card, cards)
