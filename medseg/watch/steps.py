@@ -1,20 +1,18 @@
-"""What looks on while a network trains: steps that would spoil the weights, and the time that data take."""
+"""Steps that would spoil the weights: left out, counted, and named when there are too many."""
 
 from __future__ import annotations
 
-import time
+from statistics import median
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.optim import Optimizer
 
 from medseg.errors import MedsegError
-
-_WORTH_A_WORD_S = 5.0  # of an epoch; below that nobody waits
 
 
 class NonFiniteError(MedsegError):
@@ -65,51 +63,3 @@ class SkipBadSteps(Callback):
         rank_zero_warn(f"step {trainer.global_step} was skipped: its gradient is not finite ({', '.join(self._cases)})")
         for parameter in pl_module.parameters():
             parameter.grad = None
-
-
-class StepClock(Callback):
-    """Logs the seconds that a step waits for data beside those that it computes, and says so when data are slow.
-
-    Args:
-        tolerated: Share of the time that data may take without a word.
-    """
-
-    def __init__(self, tolerated: float = 0.1) -> None:
-        self.tolerated = tolerated
-        self._finished: float | None = None
-        self._started = 0.0
-        self._waited = 0.0
-        self._computed = 0.0
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new count."""
-        self._finished, self._waited, self._computed = None, 0.0, 0.0
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The batch is here."""
-        self._started = time.perf_counter()
-        if self._finished is not None:  # the first batch of an epoch also waits for the loader to start
-            self._waited += self._started - self._finished
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """The step is done."""
-        self._finished = time.perf_counter()
-        self._computed += self._finished - self._started
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation is nobody's waiting."""
-        self._finished = None
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log both, and say where the time went if it went to the data."""
-        steps = max(1, trainer.num_training_batches if trainer.num_training_batches != float("inf") else 1)
-        pl_module.log("time/data_s", self._waited / steps, sync_dist=True)
-        pl_module.log("time/compute_s", self._computed / steps, sync_dist=True)
-        share = self._waited / max(1e-9, self._waited + self._computed)
-        if share > self.tolerated and self._waited > _WORTH_A_WORD_S:
-            rank_zero_info(
-                f"{share:.0%} of epoch {trainer.current_epoch} was spent waiting for data: give it more processes with "
-                "--data.workers, or keep the volumes in memory with --data.cache memory"
-            )
