@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 import medseg
 from medseg.checkpoints import matching_weights, read_checkpoint
 from medseg.errors import CheckpointError, MedsegError, UsageError
+from medseg.loss_study import LossStudy, study_criteria
 from medseg.losses import Criterion, build_loss
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
@@ -59,6 +60,9 @@ class SegmentationTask(pl.LightningModule):
         bad_steps: Steps in a row with a gradient that is NaN or infinite which are skipped before training stops.
         overlap: Share by which neighbouring windows overlap when a whole volume is predicted.
         channels_last: Lay out activations with the channels innermost, which matrix units prefer.
+        study: Losses whose value and gradient norms are recorded beside the training's own, ``[all]`` for every one;
+            `medseg.loss_study` says at what cost.
+        study_every: Steps from one such record to the next.
 
     Raises:
         UsageError: A name or a knob is unknown.
@@ -85,6 +89,8 @@ class SegmentationTask(pl.LightningModule):
         bad_steps: int = 10,
         overlap: float = 0.5,
         channels_last: bool = True,
+        study: list[str] | None = None,
+        study_every: int = 1,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # config.yaml of the run already has them
@@ -94,6 +100,7 @@ class SegmentationTask(pl.LightningModule):
         self.loss: Criterion = build_loss(loss, mode=self.plan.mode, ignore_index=IGNORED)
         self.schedule_factor = schedule_factor(schedule, warmup=warmup)
         find_optimizer(optimizer)  # a misspelt name is answered before anything is built on it
+        study_criteria(study or (), mode=self.plan.mode, ignore_index=IGNORED)  # and so is a misspelt loss
         organs = class_values(self.plan)
         self.val_dice = PerOrganDice(organs, ignore=IGNORED)
         self.test_dice = PerOrganDice(organs, ignore=IGNORED)
@@ -204,6 +211,8 @@ class SegmentationTask(pl.LightningModule):
             callbacks.append(EMAWeightAveraging(decay=options["ema"]))
         if options["patience"] is not None:
             callbacks.append(EarlyStopping("val/dice", mode="max", patience=options["patience"]))
+        if options["study"]:
+            callbacks.append(LossStudy(options["study"], options["study_every"]))
         return callbacks
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ FLOORS = {
     "types": -1, "errors": -1,  # the ground that every floor stands on
     "space": 0,
     "datasets": 1, "nets": 1, "losses": 1, "metrics": 1, "optimise": 1, "hardware": 1, "checkpoints": 1, "watch": 1,
-    "plan": 2,
+    "plan": 2, "loss_study": 2,
     "store": 3,
     "patches": 4,
     "task": 5,

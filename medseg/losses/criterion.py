@@ -95,12 +95,17 @@ class Criterion(nn.Module):
                 distance_map=distance_map,
                 reduction=self.reduction,
             )
-            counted = self._counted(comparison)
-            values = {name: self._evaluate(name, term, comparison, counted) for name, term in self._terms.items()}
-            total = sum(term.weight(self.epoch) * values[name] for name, term in self._terms.items())
+            total = self.judge(comparison)
+        _refuse_nan(total, logits)
+        return total
+
+    def judge(self, comparison: Comparison) -> Tensor:
+        """The same for a comparison that is there already, so that several criteria can share one."""
+        counted = self._counted(comparison)
+        values = {name: self._evaluate(name, term, comparison, counted) for name, term in self._terms.items()}
+        total = sum(term.weight(self.epoch) * values[name] for name, term in self._terms.items())
         assert isinstance(total, Tensor)  # there is at least one term
         self.terms = {name: value.detach() for name, value in values.items()}
-        _refuse_nan(total, logits)
         return total
 
     def _counted(self, x: Comparison) -> Tensor:
