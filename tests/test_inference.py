@@ -192,6 +192,27 @@ def test_mirroring_never_crosses_left_and_right():
         assert (labels[0] == labels[-1]).all() == flipped
 
 
+def test_mirroring_across_left_and_right_exchanges_the_pairs_of_the_plan():
+    """What a network says of sides in a mirrored tile is true of the other side."""
+
+    class Sides(torch.nn.Module):
+        def forward(self, tiles):
+            ramp = torch.arange(tiles.shape[2], dtype=torch.float32).view(1, 1, -1, 1, 1).expand_as(tiles)
+            return torch.cat([torch.full_like(tiles, -99.0), ramp, 7.4 - ramp], dim=1)
+
+    image = Volume(np.ones((1, 8, 8, 4), np.float32), np.diag([1.5, 1.5, 3.0, 1.0]))
+    plan = replace(PLAN, labels={"kidney left": 1, "kidney right": 5}, mirror_axes=(0, 1, 2))
+    plain, exchanged = (replace(plan, swap_labels=swaps) for swaps in ((), (("kidney left", "kidney right"),)))
+    made = predictor(exchanged, mirror=True)
+    made.tasks[0].net = Sides()
+    assert made.predict(image)[:, 0, 0].tolist() == [5, 5, 5, 5, 1, 1, 1, 1]
+    maps = np.zeros((3, 8, 8, 4), np.float16)
+    made = predictor(plain, mirror=True)
+    made.tasks[0].net = Sides()
+    made.segment(made.prepare(image), probabilities=maps)
+    np.testing.assert_allclose(maps[1], maps[1, ::-1], atol=1e-3)  # without them every flip denies the others
+
+
 def test_a_volume_smaller_than_a_patch():
     image = Volume(np.full((1, 3, 2, 1), 9.0, np.float32), np.eye(4))
     assert predictor().predict(image).tolist() == np.full((3, 2, 1), 5).tolist()

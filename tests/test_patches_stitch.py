@@ -35,13 +35,15 @@ def test_weights_are_monais(patch):
 
 @pytest.mark.parametrize(
     ("size", "patch", "starts"),
-    [  # by nnU-Net's published rule: ceil((size - patch) / (patch / 2)) + 1 tiles, evenly spread
+    [  # as nnU-Net 2.8.1's compute_steps_for_sliding_window says at a step size of 0.5
         (110, 64, [0, 23, 46]),
         (64, 64, [0]),
         (50, 64, [0]),
         (65, 64, [0, 1]),
         (128, 64, [0, 32, 64]),
         (41, 16, [0, 6, 12, 19, 25]),
+        (137, 96, [0, 41]),
+        (311, 80, [0, 38, 77, 116, 154, 192, 231]),
     ],
 )
 def test_even_tiling_is_nnunets(size, patch, starts):
@@ -113,6 +115,19 @@ def test_mirroring_averages_over_all_flips():
     )
     torch.testing.assert_close(mirrored(predict, (0, 2))(patch), by_hand)
     assert torch.equal(mirrored(predict, ())(patch), predict(patch))
+
+
+def test_a_flip_of_left_and_right_exchanges_the_sides():
+    """A network that knows left from right by the first axis, as one trained with exchanged labels is asked to."""
+    patch = torch.rand(1, 1, 6, 4, 4)
+
+    def predict(x):
+        left = x * torch.linspace(0, 1, 6).view(1, 1, 6, 1, 1)
+        return torch.cat([x, left, x.square(), x - left], dim=1)
+
+    torch.testing.assert_close(mirrored(predict, (0, 2), pairs=[(1, 3)])(patch), predict(patch))
+    assert not torch.allclose(mirrored(predict, (0, 2))(patch), predict(patch))
+    torch.testing.assert_close(mirrored(predict, (1, 2), pairs=[(1, 3)])(patch), predict(patch))
 
 
 @pytest.mark.parametrize(

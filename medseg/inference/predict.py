@@ -21,6 +21,7 @@ from medseg.hardware import best_precision
 from medseg.inference.clean import Rule, Rules, clean, rules_from_plain, rules_to_plain
 from medseg.inference.restore import restore
 from medseg.inference.resume import digest_of
+from medseg.patches.draw import geometry_of
 from medseg.patches.stitch import Predict, mirrored, stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
 from medseg.space.volume import Shape, Volume, spacing_of
@@ -181,7 +182,9 @@ class Predictor:
                 total = one if total is None else total.add_(one)
             return tiles.new_zeros(()) if total is None else total.div_(len(networks))
 
-        return mirrored(averaged, self.plan.mirror_axes) if self.mirror else averaged
+        if not self.mirror:
+            return averaged
+        return mirrored(averaged, self.plan.mirror_axes, pairs=geometry_of(self.plan).swap_labels)
 
     def _in_precision(self, network: Callable[[Tensor], Tensor]) -> Predict:
         def predict(tiles: Tensor) -> Tensor:

@@ -251,13 +251,15 @@ class _Blend:
             sums[kept:] = 0
 
 
-def mirrored(predict: Predict, axes: tuple[int, ...]) -> Predict:
+def mirrored(predict: Predict, axes: tuple[int, ...], *, pairs: Sequence[tuple[int, int]] = ()) -> Predict:
     """Average a prediction over all flips of some spatial axes; hand in probabilities, for these may be averaged.
 
     Args:
         predict: Probabilities of a batch of patches.
         axes: Spatial axes (0, 1, 2) whose direction means nothing to the organs: never left/right when organs come in
-            pairs. All subsets are run, 2 to the power of their number.
+            pairs, unless these are named. All subsets are run, 2 to the power of their number.
+        pairs: Classes that a flip of axis 0 (left/right) exchanges, as it did in training: what the network takes for
+            a left kidney in a mirrored patch is the right one.
 
     Example:
         >>> patches = torch.rand(1, 1, 4, 4, 4)
@@ -273,7 +275,22 @@ def mirrored(predict: Predict, axes: tuple[int, ...]) -> Predict:
         for subset in subsets:
             dims = [axis + 2 for axis in subset]
             predicted = predict(patches.flip(dims)).float().flip(dims)
+            if 0 in subset and pairs:
+                predicted = predicted[:, _exchanged(predicted.shape[1], pairs)]
             total = predicted if total is None else total.add_(predicted)
         return torch.zeros(()) if total is None else total / len(subsets)
 
     return average
+
+
+def _exchanged(classes: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """The order of the classes with the two of each pair exchanged.
+
+    Example:
+        >>> _exchanged(4, [(1, 3)])
+        [0, 3, 2, 1]
+    """
+    order = list(range(classes))
+    for one, other in pairs:
+        order[one], order[other] = other, one
+    return order
