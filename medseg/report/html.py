@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -12,9 +11,10 @@ from medseg.metrics.empty import Outcome
 from medseg.report.cases_html import all_cases, picked_cases
 from medseg.report.evaluate import Evaluation
 from medseg.report.figures import box_plot, interval_bar, line_chart, overlap_axis
+from medseg.report.page import Tile, bad, definitions, listing, page
 from medseg.report.record import Curve, RunRecord, read_record
 from medseg.report.rows import MEASURES, write_text
-from medseg.report.style import CSS, SERIES
+from medseg.report.style import SERIES
 from medseg.report.summary import OrganSummary, Summary
 
 _NAMES = {"dice": "Dice", "nsd": "Surface Dice (NSD)", "hd95_mm": "HD95 in mm"}
@@ -63,28 +63,16 @@ def render(evaluation: Evaluation, record: RunRecord, *, title: str) -> str:
         ("cases", "Worst and best cases", picked_cases(evaluation)),
         ("all", "All cases", all_cases(evaluation.rows)),
         ("training", "Training", _curves(record)),
-        ("plan", "Plan", _listing(record.plan)),
-        ("config", "Config", _listing(record.config)),
-        ("environment", "Environment", _definitions(record.environment.items())),
-        ("repeat", "To have this again", _listing("\n".join(record.commands))),
+        ("plan", "Plan", listing(record.plan)),
+        ("config", "Config", listing(record.config)),
+        ("environment", "Environment", definitions(record.environment.items())),
+        ("repeat", "To have this again", listing("\n".join(record.commands))),
         ("reading", "How to read the numbers", _explanations(evaluation)),
     )
-    filled = [chapter for chapter in chapters if chapter[2]]
-    links = "".join(f'<a href="#{anchor}">{heading}</a>' for anchor, heading, _ in filled)
-    body = "".join(
-        f'<section id="{anchor}"><h2>{heading}</h2>{content}</section>' for anchor, heading, content in filled
-    )
-    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head><body><header><h1>{escape(title)}</h1>"
-        f'<p class="soft">medseg {escape(record.environment["medseg"])}, {made}</p>{_tiles(evaluation)}'
-        f'<nav aria-label="Contents">{links}</nav></header><main>{body}</main></body></html>\n'
-    )
+    return page(title, _tiles(evaluation), chapters)
 
 
-def _tiles(evaluation: Evaluation) -> str:
+def _tiles(evaluation: Evaluation) -> list[Tile]:
     summary = evaluation.summary
     missed = sum(organ.missed for organ in summary.organs.values())
     false = sum(organ.false for organ in summary.organs.values())
@@ -98,11 +86,7 @@ def _tiles(evaluation: Evaluation) -> str:
         ]
     if evaluation.failures:
         tiles.append(("cases not scored", str(len(evaluation.failures)), "bad"))
-    cells = "".join(
-        f'<div class="tile"><b class="{mark}">{value}</b><span class="soft">{name}</span></div>'
-        for name, value, mark in tiles
-    )
-    return f'<div class="tiles">{cells}</div>'
+    return tiles
 
 
 def _organ_table(summary: Summary) -> str:
@@ -172,8 +156,8 @@ def _organ_cells(organ: OrganSummary) -> str:
         f"{hd95.mean:.2f} ± {hd95.std:.2f}",
         f"{nsd.mean:.3f} ± {nsd.std:.3f}",
         f"{error.mean:+.2f} ± {error.std:.2f}",
-        f'<span class="bad">{organ.missed}</span>' if organ.missed else "0",
-        f'<span class="bad">{organ.false}</span>' if organ.false else "0",
+        bad(organ.missed),
+        bad(organ.false),
         str(organ.absent),
     )
     return "".join(
@@ -225,14 +209,6 @@ def _failures(evaluation: Evaluation) -> str:
     return f"<ul>{items}</ul>" if items else ""
 
 
-def _listing(text: str) -> str:
-    return f'<pre tabindex="0">{escape(text.rstrip())}</pre>' if text.strip() else ""
-
-
-def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs) + "</dl>"
-
-
 def _explanations(evaluation: Evaluation) -> str:
     tolerance = evaluation.scoring.tolerance_mm
     text = (
@@ -240,7 +216,7 @@ def _explanations(evaluation: Evaluation) -> str:
         if isinstance(tolerance, (int, float))
         else ", ".join(f"{name} {value:g} mm" for name, value in tolerance.items())
     )
-    return _definitions(
+    return definitions(
         (
             ("Dice", "Twice the shared volume over the sum of both volumes; 1 is perfect."),
             ("HD95", "95th percentile of surface distances, the larger of the two directions, in mm; 0 is perfect."),
