@@ -133,11 +133,21 @@ def run_lightning(words: Sequence[str]) -> int:
         UsageError: The config or the command line is at fault.
         MedsegError: The data or a checkpoint is at fault.
     """
-    _quieten()
     keep_freed_memory()
+    return build_cli(words).exit_status
+
+
+def build_cli(words: Sequence[str], kind: type[MedsegCLI] = MedsegCLI) -> MedsegCLI:
+    """Parse one of Lightning's commands, build what it needs, and run it, unless ``kind`` does otherwise.
+
+    Raises:
+        UsageError: The config or the command line is at fault.
+        MedsegError: The data or a checkpoint is at fault.
+    """
+    _quieten()
     strict = {"exit_on_error": False, "allow_abbrev": False}
     try:
-        done = MedsegCLI(
+        return kind(
             SegmentationTask,
             VolumesDataModule,
             trainer_class=Trainer,
@@ -152,7 +162,6 @@ def run_lightning(words: Sequence[str]) -> int:
         )
     except MisconfigurationException as error:
         raise UsageError(str(error).rstrip("."), "Correct the options of the trainer") from None
-    return done.exit_status
 
 
 def _with_config_of_run(words: list[str]) -> list[str]:
