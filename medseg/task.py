@@ -25,7 +25,7 @@ from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.optimise import build_optimizer, find_optimizer, schedule_factor
 from medseg.patches.datamodule import Batch
-from medseg.patches.stitch import sliding_window
+from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
 from medseg.types import Image, Labels, Levels, Logits
 from medseg.watch import SkipBadSteps, StepClock
@@ -103,7 +103,6 @@ class SegmentationTask(pl.LightningModule):
         study_criteria(study or (), mode=self.plan.mode, ignore_index=IGNORED)  # and so is a misspelt loss
         organs = class_values(self.plan)
         self.val_dice = PerOrganDice(organs, ignore=IGNORED)
-        self.test_dice = PerOrganDice(organs, ignore=IGNORED)
         self.membership: Tensor
         self.register_buffer("membership", torch.from_numpy(self.plan.membership).bool(), persistent=False)
         if channels_last:
@@ -130,11 +129,11 @@ class SegmentationTask(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Count one whole validation case."""
-        self._count(batch, self.val_dice)
+        decided = self.segment(batch.image)[0]
+        self.val_dice.update(decided, batch.labels[0], batch.id[0], annotated=self._annotated(batch))
 
-    def test_step(self, batch: Batch, batch_index: int) -> Logits:
-        """Count one whole test case and hand out its logits, on the store's grid, for whoever writes predictions."""
-        return self._count(batch, self.test_dice)
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        """Nothing: `medseg.inference.writer` predicts each case from its files, the very way `medseg predict` does."""
 
     def on_fit_start(self) -> None:
         """Say in a line what is trained."""
@@ -156,15 +155,27 @@ class SegmentationTask(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over cases, per organ by name."""
-        self._log_dice("val", self.val_dice)
+        scores = self.val_dice.compute()
+        self.val_dice.reset()
+        mean = scores.pop("mean")
+        self.log("val/dice", mean, prog_bar=True, sync_dist=True)
+        self.log_dict({f"val/dice/{organ}": score for organ, score in scores.items()}, prog_bar=True, sync_dist=True)
 
-    def on_test_epoch_end(self) -> None:
-        """Log the mean over cases, per organ by name."""
-        self._log_dice("test", self.test_dice)
+    def segment(self, image: Image) -> Integer[Tensor, "1 i j k"] | Bool[Tensor, "1 c i j k"]:
+        """Decide every voxel of one whole prepared volume ``(1, m, i, j, k)``, by overlapping windows.
 
-    def predict_volume(self, image: Image) -> Logits:
-        """Logits ``(1, c, i, j, k)`` of one whole prepared volume, by overlapping windows of the plan's patch size."""
-        return sliding_window(image, self.plan.patch_size, self, overlap=self.hparams["overlap"])
+        Logits are held for one window's depth of the volume only, so memory does not grow with classes times voxels.
+        """
+        shape, patch = tuple(image.shape[2:]), self.plan.patch_size
+        axis = sweep_axis(shape, patch)
+        whole = torch.empty(0)
+        for where, slab in stitched_slabs(image, patch, self, overlap=self.hparams["overlap"], axis=axis):
+            decided = decide(slab[None], self.plan)
+            if not whole.numel():
+                kind = torch.int16 if self.plan.exclusive else torch.bool
+                whole = decided.new_empty((*decided.shape[:-3], *shape), dtype=kind)
+            whole.narrow(axis - 3, where.start, where.stop - where.start).copy_(decided)
+        return whole
 
     def target_of(self, labels: Integer[Tensor, "b *space"]) -> Integer[Tensor, "b *target"]:
         """Class indices as they are, or for overlapping regions a 0/1 map ``(b, c, i, j, k)``; ignored ones stay −1."""
@@ -253,28 +264,12 @@ class SegmentationTask(pl.LightningModule):
             total = total + weight / sum(weights) * value
         return total
 
-    def _count(self, batch: Batch, metric: PerOrganDice) -> Logits:
-        logits = self.predict_volume(batch.image)
-        metric.update(
-            decide(logits, self.plan)[0], batch.labels[0].long(), batch.id[0], annotated=self._annotated(batch)
-        )
-        return logits
-
     def _annotated(self, batch: Batch) -> tuple[str, ...] | None:
         """The organs that were annotated in the one case of a batch, or None for all."""
         if batch.class_mask is None:
             return None
         covered = batch.class_mask[0, int(self.plan.exclusive) :].tolist()
         return tuple(organ for organ, known in zip(self.plan.organs, covered, strict=True) if known)
-
-    def _log_dice(self, stage: str, metric: PerOrganDice) -> None:
-        scores = metric.compute()
-        metric.reset()
-        mean = scores.pop("mean")
-        self.log(f"{stage}/dice", mean, prog_bar=True, sync_dist=True)
-        self.log_dict(
-            {f"{stage}/dice/{organ}": score for organ, score in scores.items()}, prog_bar=True, sync_dist=True
-        )
 
 
 def net_spec(plan: Plan) -> NetSpec:

@@ -42,6 +42,13 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def tested(trained):
+    """The predictions of that run's own test."""
+    assert main(["test", "--run", str(trained / "run")]) == 0
+    return sorted((trained / "run" / "test" / "predictions").glob("*.nii.gz"))
+
+
 def test_the_run_folder_is_as_designed(trained):
     run = trained / "run"
     assert (run / "config.yaml").is_file()
@@ -98,6 +105,30 @@ def test_test_scores_the_held_back_cases_on_their_own_grid(trained, capsys):
     rows = table(trained / "run" / "test" / "cases.csv")
     assert {f"{row['case']}.nii.gz" for row in rows} == predicted
     assert "liver" in capsys.readouterr().out
+
+
+def test_test_and_predict_write_the_same_labels(trained, tested, tmp_path):
+    """Whatever rounding the store keeps images with, and whatever precision validation has."""
+    images, checkpoint = trained / "toy" / "imagesTr", str(trained / "run" / "checkpoints" / "best.ckpt")
+    words = ["predict", "--ckpt", checkpoint, "--input", str(images), "--output", str(tmp_path), "--no-cleaning"]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert len(tested) == 2
+    for path in tested:
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
+def test_a_source_that_vanished_fails_its_own_test_case(trained, tested, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+    case = tested[0].name
+    (trained / "toy" / "imagesTr" / case).rename(tmp_path / case)
+    try:
+        assert main(["test", "--run", str(run)]) == 1
+    finally:
+        (tmp_path / case).rename(trained / "toy" / "imagesTr" / case)
+    assert f"{case} does not exist" in capsys.readouterr().err
+    assert len(list((run / "test" / "predictions").iterdir())) == 1
+    assert json.loads((run / "test" / "summary.json").read_text(encoding="utf-8"))["cases"] == 1
 
 
 def test_validate_repeats_the_score_of_the_checkpoint(trained, capsys):

@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelChec
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
+from medseg.cli.command import report_failures
 from medseg.cli.runs import Run, RunCsvLogger
 from medseg.errors import DataError, UsageError, nearest
 from medseg.hardware import best_precision, keep_freed_memory
@@ -113,16 +114,17 @@ class MedsegCLI(LightningCLI):
         """Write every test prediction on the grid of its image."""
         from medseg.inference.writer import WritePredictions
 
-        write = WritePredictions(self.run_folder.predictions, Store(self.datamodule.store))
-        self.trainer.callbacks.append(write)  # type: ignore[attr-defined]  # set by Lightning's connector
+        self.written = WritePredictions(self.run_folder.predictions, Store(self.datamodule.store))
+        self.trainer.callbacks.append(self.written)  # type: ignore[attr-defined]  # set by Lightning's connector
 
     def after_test(self) -> None:
-        """Score the written predictions and report per organ."""
+        """Score the written predictions and report per organ; say why some are not there."""
+        self.exit_status = report_failures(self.written.failures)
         if self.trainer.is_global_zero:
             evaluation = self.run_folder.report(
                 Store(self.datamodule.store), self.datamodule.cases.val, self.model.plan
             )
-            self.exit_status = evaluation.exit_status
+            self.exit_status = max(self.exit_status, evaluation.exit_status)
         self.trainer.strategy.barrier()
 
 

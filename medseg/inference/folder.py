@@ -93,6 +93,26 @@ def predict_cases(
     )
 
 
+def predict_case(predictor: Predictor, images: tuple[Path, ...], target: Path) -> None:
+    """Segment the images of one case and write its label file, in place of an older one.
+
+    Args:
+        predictor: What to segment with.
+        images: A file per modality, or one with all of them.
+        target: The label file, ending in ``.nii.gz``.
+
+    Raises:
+        DataError: An image is unreadable or holds NaN, memory ran out, or the target cannot be written; there is no
+            target then.
+    """
+    with _explained(target, "could not be replaced"):
+        target.unlink(missing_ok=True)
+    prepared = _prepared(predictor, images)
+    with _explained(images[0], "could not be segmented"):
+        labels = predictor.segment(prepared)
+    _write(predictor, labels, prepared.change, images=images, target=target)
+
+
 class _Work:
     """What is done with one case: read, segment, write."""
 
@@ -113,8 +133,7 @@ class _Work:
         return bool(self.predictor.digests) and self.record.done(case, files, outputs)
 
     def read(self, files: tuple[Path, ...]) -> Prepared:
-        with _explained(files[0], "could not be read"):
-            return self.predictor.prepare(read_case_image(files, self.predictor.plan))
+        return _prepared(self.predictor, files)
 
     def segment(self, case: str, files: tuple[Path, ...], read: Future[Prepared]) -> tuple[NDArray[Any], GridChange]:
         prepared = read.result()
@@ -131,19 +150,31 @@ class _Work:
         return labels, prepared.change
 
     def write(self, case: str, files: tuple[Path, ...], labels: NDArray[Any], change: GridChange) -> None:
-        path = self.label_file(case)
-        with _explained(path, "could not be written"):
-            cleaned = self.predictor.clean(labels, change)
-            if is_foreign(files[0]):
-                write_labels_at(path, cleaned, np.array(change.source_affine))
-            else:
-                write_labels(path, cleaned, like=files[0])
+        _write(self.predictor, labels, change, images=files, target=self.label_file(case))
+        with _explained(self.record.path, "could not be written"):
             self.record.add(case, files)
 
     def _pack(self, path: Path, maps: NDArray[np.float16], change: GridChange) -> None:
         plan = self.predictor.plan
         names = ("background", *plan.organs) if plan.exclusive else plan.organs
         np.savez_compressed(path, probabilities=maps, classes=np.array(names), affine=np.array(change.source_affine))
+
+
+def _prepared(predictor: Predictor, images: tuple[Path, ...]) -> Prepared:
+    with _explained(images[0], "could not be read"):
+        return predictor.prepare(read_case_image(images, predictor.plan))
+
+
+def _write(
+    predictor: Predictor, labels: NDArray[Any], change: GridChange, *, images: tuple[Path, ...], target: Path
+) -> None:
+    """Clean the labels and write them on the grid of their image."""
+    with _explained(target, "could not be written"):
+        cleaned = predictor.clean(labels, change)
+        if is_foreign(images[0]):
+            write_labels_at(target, cleaned, np.array(change.source_affine))
+        else:
+            write_labels(target, cleaned, like=images[0])
 
 
 def _read_ahead(work: _Work, cases: Mapping[str, tuple[Path, ...]]) -> Iterator[tuple[str, Future[Prepared]]]:

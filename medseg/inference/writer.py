@@ -1,4 +1,4 @@
-"""Writes what a test loop predicts, as label files on the grids of the images."""
+"""Predicts the cases of a test loop from their files, as `medseg predict` does, on the grids of their images."""
 
 from __future__ import annotations
 
@@ -7,39 +7,50 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from medseg.inference.restore import restore
+from medseg.errors import MedsegError
+from medseg.inference.folder import predict_case
+from medseg.inference.predict import Predictor
 from medseg.patches.datamodule import Batch
-from medseg.space.nifti import write_labels
 from medseg.store.store import Store
 from medseg.task import SegmentationTask
-from medseg.types import Logits
 
 
 class WritePredictions(Callback):
-    """Turns the logits of each test step into ``CASE.nii.gz``.
+    """Writes ``CASE.nii.gz`` for each case of a test loop, the file that `medseg predict --no-cleaning` would write.
+
+    The image is read again from its own file, for the store rounds intensities; and it goes slab by slab, so that no
+    more memory is needed than `medseg predict` needs. A case that fails is kept in `failures`, the others go on.
 
     Args:
         folder: Where to write.
         store: Knows where each case came from.
+
+    Attributes:
+        failures: Why some cases of this process have no prediction.
     """
 
     def __init__(self, folder: Path, store: Store) -> None:
         self.folder = folder
         self.store = store
+        self.failures: list[MedsegError] = []
+        self._predictor: Predictor | None = None
 
     def on_test_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Logits,  # type: ignore[override]  # Lightning types it as any mapping or tensor
+        outputs: None,  # type: ignore[override]  # Lightning types it as any mapping or tensor
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write one case."""
+        """Predict and write one case."""
         if not isinstance(pl_module, SegmentationTask):
             raise TypeError(f"expected a SegmentationTask, got {type(pl_module).__name__}")
-        info = self.store.info(batch.id[0])
-        whole = (slice(0, outputs.shape[2]), outputs[0])
-        values = restore([whole], info.change, pl_module.plan)
-        write_labels(self.folder / f"{batch.id[0]}.nii.gz", values, like=Path(info.images[0]))
+        self._predictor = self._predictor or Predictor([pl_module], device=str(pl_module.device))
+        for case in batch.id:
+            images = tuple(Path(image) for image in self.store.info(case).images)
+            try:
+                predict_case(self._predictor, images, self.folder / f"{case}.nii.gz")
+            except MedsegError as failure:
+                self.failures.append(failure)
