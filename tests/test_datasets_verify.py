@@ -19,13 +19,11 @@ from conftest import oblique_affine, toy_case, write_nifti
 from rich.console import Console
 
 from medseg.datasets.case import read_dataset
-from medseg.datasets.figures import draw, write_figures
 from medseg.datasets.inspection import Problem, inspect_case
 from medseg.datasets.repair import repair
 from medseg.datasets.verify import verify
 from medseg.datasets.workers import for_each_case
 from medseg.errors import DataError
-from medseg.space.nifti import read_volume
 from medseg.space.png import png_bytes, write_png
 
 IMAGE, LABEL = "imagesTr/toy_0.nii.gz", "labelsTr/toy_0.nii.gz"
@@ -432,29 +430,3 @@ def test_a_picture_comes_back_as_it_was(tmp_path):
 def test_a_picture_that_is_none(shape):
     with pytest.raises(ValueError, match="expected a picture"):
         png_bytes(np.zeros(shape, dtype=np.uint8))
-
-
-def test_figures_of_a_few_cases(toy_dataset, tmp_path):
-    written = write_figures(toy_dataset, tmp_path / "figures", cases=2)
-    assert [path.name for path in written] == ["toy_0.png", "toy_3.png"]
-    rgb = decoded(written[0])
-    coloured = (rgb.max(axis=-1) != rgb.min(axis=-1)).any(axis=0)
-    assert rgb.shape[0] == 320
-    assert 0.05 < coloured.mean() < 0.5
-
-
-def test_figures_leave_out_what_cannot_be_read(toy_dataset, tmp_path):
-    (toy_dataset / LABEL).unlink()
-    assert [path.name for path in write_figures(toy_dataset, tmp_path / "figures", cases=2)] == ["toy_3.png"]
-    with pytest.raises(DataError, match="does not exist"):
-        write_figures(toy_dataset, tmp_path / "none", cases=1)
-
-
-def test_a_picture_shows_the_right_of_the_patient_on_the_left(toy_dataset):
-    image = read_volume(toy_dataset / "imagesTs/toy_4.nii.gz")
-    image.array[:] = 0
-    image.array[0, -4:] = 100  # RAS: the last voxels along i are the patient's right
-    picture = draw(image, None)
-    axial = picture[:, -320:]
-    columns = axial.mean(axis=(0, 2))
-    assert columns[:5].mean() > columns[-5:].mean()

@@ -422,18 +422,3 @@ def test_crops_are_what_the_loader_hands_over(store):
     crops = next(iter(module(store).train_dataloader()))
     assert isinstance(crops, Crops)
     assert crops.batch.image.shape[2:] == module(store).train_dataloader().dataset.crop_size
-
-
-def test_patches_can_be_looked_at(store, tmp_path):
-    from medseg.patches.figures import draw_patch, write_patch_figures
-
-    files = write_patch_figures(module(store), tmp_path / "new", 5)
-    assert len(files) == 5
-    assert all(file.read_bytes()[1:4] == b"PNG" for file in files)
-    labels = np.zeros((4, 4, 4), np.int16)
-    labels[:2], labels[2:] = 1, -1
-    picture = draw_patch(np.random.default_rng(0).random((2, 4, 4, 4), dtype=np.float32), labels)
-    assert picture.shape == (2 * (4 * 3 + 4), 6 * (4 * 3 + 4), 3)
-    painted = picture[:12, -16:-4]  # across the last axis: the organ on the left in colour, the ignored right in grey
-    assert (painted[:, :6].max(-1) > painted[:, :6].min(-1)).any()
-    assert (painted[:, 6:].max(-1) == painted[:, 6:].min(-1)).all()

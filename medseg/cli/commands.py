@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from medseg.cli.command import Command, Options, dataset_option, lines, report_failures, say, show, workers_option
+from medseg.errors import MedsegError, UsageError
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
@@ -37,12 +38,11 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
     dataset_option(parser)
     parser.add_argument("--json", type=Path, help="also write the problems to this file")
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a copy with mechanical faults repaired")
-    parser.add_argument("--figures", type=Path, metavar="DIR", help="write PNGs of a few cases with their labels")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="write PNGs of a few cases and of patches")
     workers_option(parser)
 
 
 def _verify(options: Options) -> int:
-    from medseg.datasets.figures import write_figures
     from medseg.datasets.repair import repair
     from medseg.datasets.verify import verify
 
@@ -51,18 +51,39 @@ def _verify(options: Options) -> int:
     if options.json:
         report.write_json(options.json)
     if options.figures:
-        say(f"{len(write_figures(options.dataset, options.figures))} pictures are in {options.figures}")
+        _draw_what_can_be_read(options)
     if options.fix:
         left = repair(report, options.fix)
         say(f"a repaired copy is in {options.fix}; {len(left)} problems are left in it")
     return 0 if report.ok else 1
 
 
+def _draw_what_can_be_read(options: Options) -> None:
+    """Pictures are a help, not the verdict: what keeps them from being drawn is told and changes nothing."""
+    from medseg.cli.pictures import write_pictures
+
+    try:
+        say(write_pictures(options.dataset, options.figures, workers=options.workers))
+    except MedsegError as error:
+        say(f"not all pictures could be drawn: {error}")
+
+
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     dataset_option(parser)
     parser.add_argument("--out", type=Path, default=Path("plan.yaml"), help="the plan's file (default: plan.yaml)")
     parser.add_argument("--memory", type=float, default=8.0, metavar="GB", help="accelerator memory (default: 8)")
+    _left_right_option(parser)
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="write PNGs of a few cases and of patches")
     workers_option(parser)
+
+
+def _left_right_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--left-right",
+        choices=("mirror-off", "swap"),
+        help="for organs named for their side: never mirror left and right in training (the default), "
+        "or mirror and swap their labels",
+    )
 
 
 def _plan(options: Options) -> int:
@@ -72,8 +93,13 @@ def _plan(options: Options) -> int:
     from medseg.plan.planning import make_plan
 
     print_of_data = fingerprint(read_dataset(options.dataset), workers=options.workers)
-    write_plan(options.out, make_plan(print_of_data, memory_gb=options.memory))
+    plan = make_plan(print_of_data, memory_gb=options.memory, swap_sides=options.left_right == "swap")
+    write_plan(options.out, plan)
     say(f"wrote {options.out}; edit it, then: medseg prepare {options.dataset} --out STORE --plan {options.out}")
+    if options.figures:
+        from medseg.cli.pictures import write_pictures
+
+        say(write_pictures(options.dataset, options.figures, plan, workers=options.workers))
     return 0
 
 
@@ -81,6 +107,7 @@ def _prepare_options(parser: argparse.ArgumentParser) -> None:
     dataset_option(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the prepared dataset")
     parser.add_argument("--plan", type=Path, help="a plan to follow; made from the dataset where not given")
+    _left_right_option(parser)
     workers_option(parser)
 
 
@@ -89,7 +116,13 @@ def _prepare(options: Options) -> int:
     from medseg.store.prepare import prepare
 
     plan = read_plan(options.plan) if options.plan else None
-    store = prepare(options.dataset, options.out, plan, workers=options.workers)
+    if options.left_right and (plan or (options.out / "plan.yaml").is_file()):
+        raise UsageError(
+            f"--left-right is for a new plan, but {options.plan or options.out / 'plan.yaml'} is there already",
+            "Write mirror_axes and swap_labels into it, or leave --left-right away",
+        )
+    swap = options.left_right == "swap"
+    store = prepare(options.dataset, options.out, plan, workers=options.workers, swap_sides=swap)
     say(f"{len(store.ids)} cases are ready in {options.out}")
     return 0
 

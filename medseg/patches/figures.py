@@ -9,18 +9,19 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
-from medseg.datasets.figures import overlay, windowed
+from medseg.datasets.figures import names_of_values
+from medseg.datasets.panels import IGNORED, SOFT_TISSUE_HU, picture, windowed
+from medseg.errors import DataError
 from medseg.patches.datamodule import VolumesDataModule
+from medseg.plan.plan import Normalisation, Plan
 from medseg.space.png import write_png
-
-GAP, ENLARGED = 4, 3
+from medseg.space.volume import Volume
 
 
 def write_patch_figures(data: VolumesDataModule, out: Path, n: int) -> tuple[Path, ...]:
-    """Write the first patches of training, augmented, each cut through its middle across the three axes.
+    """Write the first patches of training, augmented: three views of each, without and with labels.
 
-    A figure shows the modalities below each other, plain on the left and with the labels laid over on the right, where
-    voxels whose label is ignored are darker.
+    Labels have the colours that `medseg.datasets.figures` gives them; ignored voxels are darker.
 
     Args:
         data: Where the patches come from.
@@ -29,37 +30,64 @@ def write_patch_figures(data: VolumesDataModule, out: Path, n: int) -> tuple[Pat
 
     Returns:
         The files.
+
+    Raises:
+        DataError: A picture cannot be written.
     """
     files = []
     for number, (case, image, labels) in enumerate(islice(_patches(data), n)):
         files.append(out / f"patch_{number:02d}_{case}.png")
-        write_png(files[-1], draw_patch(image, labels))
+        try:
+            write_png(files[-1], draw_patch(image, labels, data.plan, title=f"patch of {case}"))
+        except OSError as error:
+            raise DataError(files[-1], f"cannot be written ({error.strerror})", "Choose another folder") from None
     return tuple(files)
 
 
 def draw_patch(
-    image: Float[np.ndarray, "m i j k"], labels: Integer[np.ndarray, "i j k"]
+    image: Float[np.ndarray, "m i j k"], labels: Integer[np.ndarray, "i j k"], plan: Plan, *, title: str
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Draw one patch: a row per modality, two panels per axis."""
-    rows = [_side_by_side([p for axis in range(3) for p in _panels(windowed(c), labels, axis)]) for c in image]
-    return np.concatenate(rows)
+    """Draw one patch.
+
+    Args:
+        image: Normalised intensities on the plan's grid.
+        labels: The store's indices.
+        plan: Says how the axes lie, how large a voxel is, and what the labels are called.
+        title: Written above.
+    """
+    values = np.array([0, *plan.atoms, -1])[labels]  # as in the files, so that colours agree; the last is -1's
+    whole = np.concatenate([image, values[None]])
+    turned = Volume(whole, _affine(plan)).reoriented("RAS")
+    spacing = " x ".join(f"{edge:.3g}" for edge in turned.spacing_mm)
+    return picture(
+        [windowed(channel, _window(how)) for channel, how in zip(turned.array, plan.normalisation, strict=False)],
+        turned.array[-1].astype(np.int32),
+        spacing_mm=turned.spacing_mm,
+        title=f"{title}, {' x '.join(map(str, turned.shape))} voxels of {spacing} mm",
+        names=names_of_values(plan.labels) | {IGNORED: "ignored or outside"},
+        rows=plan.modalities,
+    )
+
+
+def _window(how: Normalisation) -> tuple[float, float] | None:
+    """The window of soft tissue in normalised numbers: a fixed one, so that a changed brightness shows."""
+    if how.scheme != "ct":
+        return None
+    low, high = ((edge - how.mean) / how.std for edge in SOFT_TISSUE_HU)
+    return low, high
+
+
+def _affine(plan: Plan) -> np.ndarray:
+    """An affine with the plan's spacing whose axes point where the plan says."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (code, edge) in enumerate(zip(plan.orientation, plan.spacing_mm, strict=True)):
+        pair = next(index for index, codes in enumerate(("LR", "PA", "IS")) if code in codes)
+        affine[pair, axis] = edge if code in "RAS" else -edge
+    return affine
 
 
 def _patches(data: VolumesDataModule) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     for crops in data.train_dataloader():
         batch = data.on_after_batch_transfer(crops, 0)
         yield from zip(batch.id, batch.image.cpu().numpy(), batch.labels.cpu().numpy(), strict=True)
-
-
-def _panels(
-    grey: UInt8[np.ndarray, "i j k"], labels: Integer[np.ndarray, "i j k"], axis: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The middle slice across an axis, without and with labels; the last axis grows upwards."""
-    flat, known = (np.take(volume, volume.shape[axis] // 2, axis).T[::-1] for volume in (grey, labels))
-    return np.repeat(flat[..., None], 3, axis=-1), overlay(np.where(known < 0, flat // 2, flat), known)
-
-
-def _side_by_side(panels: list[np.ndarray]) -> UInt8[np.ndarray, "height width 3"]:
-    large = [panel.repeat(ENLARGED, 0).repeat(ENLARGED, 1) for panel in panels]
-    height = max(panel.shape[0] for panel in large)
-    return np.concatenate([np.pad(p, ((0, height - p.shape[0] + GAP), (0, GAP), (0, 0))) for p in large], axis=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -21,7 +21,15 @@ from medseg.store.one_case import CaseTask, discard_unfinished, prepare_case
 from medseg.store.store import SCHEMA, CaseInfo, Store, grid_of, read_index, read_info, require_same_grid
 
 
-def prepare(dataset_root: Path, out: Path, plan: Plan | None = None, workers: int | None = None) -> Store:
+def prepare(
+    dataset_root: Path,
+    out: Path,
+    plan: Plan | None = None,
+    workers: int | None = None,
+    *,
+    swap_sides: bool = False,
+    cases: Collection[str] | None = None,
+) -> Store:
     """Crop, normalise, resample and store every labelled case of a dataset.
 
     Each case is keyed by the content of its files and by the part of the plan that decides its voxels; a case that the
@@ -32,6 +40,8 @@ def prepare(dataset_root: Path, out: Path, plan: Plan | None = None, workers: in
         out: The folder of the store; made when missing.
         plan: None takes the plan that the store already has, or makes one from the dataset.
         workers: Processes; None takes a core each, as far as the free memory reaches.
+        swap_sides: As in `make_plan`, for a plan that is made here.
+        cases: Names of those that the store shall hold, and no others; None means all.
 
     Returns:
         The finished store.
@@ -42,7 +52,11 @@ def prepare(dataset_root: Path, out: Path, plan: Plan | None = None, workers: in
     """
     out = Path(out)
     dataset = read_dataset(Path(dataset_root))
-    settled = _settle_plan(Path(dataset_root), dataset, out, plan, workers)
+    if cases is not None:
+        dataset = replace(dataset, cases=tuple(case for case in dataset.cases if case.id in cases))
+    if plan is None and not (out / "plan.yaml").is_file():
+        plan = make_plan(fingerprint(dataset, workers), swap_sides=swap_sides)
+    settled = _settle_plan(Path(dataset_root), dataset, out, plan)
     bare = replace(dataset, cases=(), test=())
     tasks = {case.id: CaseTask(case, bare, settled, out) for case in dataset.cases}
     done = _finished(tasks, out / "cases")
@@ -56,11 +70,11 @@ def prepare(dataset_root: Path, out: Path, plan: Plan | None = None, workers: in
     return Store(out)
 
 
-def _settle_plan(root: Path, dataset: Dataset, out: Path, plan: Plan | None, workers: int | None) -> Plan:
-    """The plan given, or the store's own, or a new one; it must fit the dataset and what the store holds."""
+def _settle_plan(root: Path, dataset: Dataset, out: Path, plan: Plan | None) -> Plan:
+    """The plan given, or the store's own; it must fit the dataset and what the store holds."""
     file, given = out / "plan.yaml", plan is not None
     if plan is None:
-        plan = read_plan(file) if file.is_file() else make_plan(fingerprint(dataset, workers))
+        plan = read_plan(file)
     for what, ours, theirs in (
         ("labels", plan.labels, dataset.labels),
         ("ignore", plan.ignore, dataset.ignore),
