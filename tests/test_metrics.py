@@ -30,7 +30,6 @@ from medseg.metrics import (
     volume_ml,
 )
 from medseg.metrics.empty import distance_without_surfaces_mm
-from medseg.metrics.surface import surface_voxels
 from medseg.space.distance import euclidean_distance, surface
 
 ORGANS = {"liver": 1, "tumour": 2, "both": (1, 2), "never": 7}
@@ -133,11 +132,6 @@ def _score(prediction=None, **options):
     return score_case(
         labels if prediction is None else prediction, labels, ORGANS, **{"spacing_mm": [1.0, 1.0], **options}
     )
-
-
-@given(masks())
-def test_surface_voxels_are_those_of_the_room_of_space(drawn):
-    np.testing.assert_array_equal(surface_voxels(drawn[0]), surface(drawn[0]))
 
 
 @given(masks(2), SPACINGS)

@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 from scipy.spatial import cKDTree
 
+from medseg.space.distance import surface
+
 
 @dataclass(frozen=True)
 class Surfaces:
@@ -40,26 +42,6 @@ class Surfaces:
             (self.reference_to_prediction_mm, self.reference_area),
         )
         return tuple((ways, np.ones_like(ways) if area is None else area) for ways, area in pairs)
-
-
-def surface_voxels(mask: Bool[np.ndarray, "*space"]) -> Bool[np.ndarray, "*space"]:
-    """Mark the voxels of a mask that touch its outside, or the image's edge, with a face.
-
-    Example:
-        >>> surface_voxels(np.ones((3, 3), dtype=bool)).astype(int)
-        array([[1, 1, 1],
-               [1, 0, 1],
-               [1, 1, 1]])
-    """
-    inside = mask.copy()
-    for axis in range(mask.ndim):
-        ahead, behind = _shifted(mask.ndim, axis)
-        inside[ahead] &= mask[behind]
-        inside[behind] &= mask[ahead]
-        inside[_edges(mask.ndim, axis, 0)] = False
-        inside[_edges(mask.ndim, axis, -1)] = False
-    surface: np.ndarray = mask & ~inside
-    return surface
 
 
 def surface_distances(
@@ -90,7 +72,7 @@ def surface_distances(
         array([1.5])
     """
     require_surfaces(prediction, reference, spacing_mm)
-    predicted, true = surface_voxels(prediction), surface_voxels(reference)
+    predicted, true = surface(prediction), surface(reference)
     return Surfaces(
         ways_mm(predicted, true, spacing_mm, workers),
         ways_mm(true, predicted, spacing_mm, workers),
@@ -170,18 +152,6 @@ def _weighted_percentile(ways: Float64[np.ndarray, " n"], area: Float64[np.ndarr
     reached = np.cumsum(area[order]) / area.sum()
     at = min(int(np.searchsorted(reached, percentile / 100.0)), ways.size - 1)
     return float(ways[order[at]])
-
-
-def _shifted(axes: int, axis: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    every = [slice(None)] * axes
-    return (
-        tuple(slice(1, None) if i == axis else part for i, part in enumerate(every)),
-        tuple(slice(None, -1) if i == axis else part for i, part in enumerate(every)),
-    )
-
-
-def _edges(axes: int, axis: int, end: int) -> tuple[slice | int, ...]:
-    return tuple(end if i == axis else slice(None) for i in range(axes))
 
 
 def ways_mm(
