@@ -17,6 +17,7 @@ from medseg.plan.plan import Normalisation, read_plan, write_plan
 from medseg.plan.planning import make_plan
 from medseg.plan.sides import side_pairs
 from medseg.plan.topology import topology_for
+from medseg.space.resample import resampled_shape
 
 HIPPOCAMPUS = Path(__file__).parents[2] / "shared" / "data" / "Task04_Hippocampus"
 
@@ -151,6 +152,16 @@ def test_ct_without_any_label_cannot_be_planned():
 def test_other_images_without_any_label_can():
     plan = make_plan(a_fingerprint(CUBES, modalities=("T1",), foreground=False))
     assert plan.reasons["labels"] == "organ in 0 of 10 cases."
+
+
+def test_numbers_are_short_and_the_grid_is_still_that_of_the_files():
+    edges = tuple(float(np.float32(edge)) for edge in (0.7, 0.7421875, 1.1))
+    plan = make_plan(a_fingerprint((((512, 512, 300), edges),) * 9))
+    assert plan.spacing_mm == (0.7, 0.742188, 1.1)
+    shapes = [resampled_shape((n, n, n), edges, plan.spacing_mm) for n in (1, 64, 300, 512, 1024)]
+    assert shapes == [(n, n, n) for n in (1, 64, 300, 512, 1024)]
+    for number in (*plan.spacing_mm, *plan.normalisation[0].to_dict().values()):
+        assert len(str(number)) <= 8
 
 
 @pytest.mark.parametrize("memory_gb", [0.0, -1.0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import floor, log10, prod
 
 import numpy as np
 
@@ -91,6 +91,25 @@ def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: b
     )
 
 
+def readable(number: float, *, digits: int, of: float | None = None) -> float:
+    """Round a number to so many digits of its scale; a scale above 1 counts as 1.
+
+    Args:
+        number: What to round.
+        digits: How many digits stay.
+        of: The scale; the number itself where not given.
+
+    Example:
+        >>> readable(2.0223366, digits=6), readable(1.4999999, digits=6), readable(0.00742187, digits=6)
+        (2.02234, 1.5, 0.00742187)
+        >>> readable(-99.17342, digits=4, of=37.2)
+        -99.173
+    """
+    scale = abs(number) if of is None else of
+    decimals = digits - 1 - min(0, floor(log10(scale))) if scale > 0 else digits
+    return round(number, decimals)
+
+
 def _choose_grid(fingerprint: Fingerprint) -> _Grid:
     spacings, shapes = fingerprint.spacings_mm, fingerprint.shapes
     median = np.median(spacings, axis=0)
@@ -108,7 +127,7 @@ def _choose_grid(fingerprint: Fingerprint) -> _Grid:
             f" Axis {coarsest} has thick slices (median {median[coarsest]:g} mm) and few of them: its 10th percentile "
             "is taken, so that thin-slice cases are not thrown away. Slices are never blended with each other."
         )
-    i, j, k = (float(edge) for edge in target)
+    i, j, k = (readable(float(edge), digits=6) for edge in target)  # here, so that all that follows agrees with it
     resampled = [
         resampled_shape((int(shape[0]), int(shape[1]), int(shape[2])), spacing.tolist(), (i, j, k))
         for shape, spacing in zip(shapes, spacings, strict=True)
@@ -173,7 +192,8 @@ def _normalisation_of(fingerprint: Fingerprint, index: int, modality: str) -> tu
             raise DataError(
                 fingerprint.dataset.name, "has no labelled voxels to measure Hounsfield units in", "Check its labels"
             )
-        clip = (round(number, 4) for number in (foreground.lower, foreground.upper, foreground.mean, foreground.std))
+        measured = (foreground.lower, foreground.upper, foreground.mean, foreground.std)
+        clip = (readable(number, digits=4, of=foreground.std) for number in measured)
         return Normalisation("ct", *clip), (
             "Hounsfield units mean the same in every scanner, so the same numbers serve every case: clipped to the 0.5 "
             f"and 99.5 percentiles of the labelled voxels (which range from {foreground.lowest:g} to "
