@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 from medseg.datasets.case import read_case, read_dataset
+from medseg.datasets.workers import MachineError
 from medseg.errors import DataError
 from medseg.plan.plan import Normalisation, Plan, read_plan, write_plan
-from medseg.plan.workers import MachineError
 from medseg.store import arrays, one_case
 from medseg.store.arrays import open_array, write_array
 from medseg.store.grid import labels_to_plan_grid, to_plan_grid

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from rich.text import Text
 from medseg.datasets.case import Case, Dataset, dataset_json, read_dataset
 from medseg.datasets.inspection import Inspection, Problem, inspect_case
 from medseg.datasets.manifest import read_manifest
-from medseg.datasets.workers import for_each_case
+from medseg.datasets.workers import default_workers, for_each_case
 from medseg.errors import DataError
-from medseg.space.nifti import NIFTI_ENDINGS
+from medseg.space.nifti import NIFTI_ENDINGS, read_header
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def verify(root: Path, *, workers: int | None = None) -> VerifyReport:
 
     Args:
         root: The folder of a dataset, or its ``dataset.json``.
-        workers: Processes; None means one per core, 1 works in this process.
+        workers: Processes; None takes a core each, as far as the free memory reaches; 1 works in this process.
 
     Returns:
         The report; a worker that died is a problem of the case it died of.
@@ -136,7 +137,8 @@ def verify(root: Path, *, workers: int | None = None) -> VerifyReport:
     problems: list[Problem] = []
     inspections: list[Inspection] = []
     tasks = {case.id: (case, dataset) for case in cases}
-    for done in for_each_case(inspect_case, tasks, workers=workers, title="Verifying"):
+    count = workers or default_workers(max((_peak_bytes(case, dataset) for case in cases), default=0))
+    for done in for_each_case(inspect_case, tasks, workers=count, title="Verifying"):
         if done.result is not None:
             inspections.append(done.result)
             problems += done.result.problems
@@ -148,6 +150,14 @@ def verify(root: Path, *, workers: int | None = None) -> VerifyReport:
     problems += _unused_labels(file, dataset, inspections)
     problems += _bookkeeping(file, dataset)
     return VerifyReport(file.parent, dataset.name, len(cases), tuple(problems))
+
+
+def _peak_bytes(case: Case, dataset: Dataset) -> int:
+    """Memory that inspecting one case takes at most; what cannot be read takes none."""
+    try:
+        return prod(read_header(case.images[0]).shape) * (12 * len(dataset.modalities) + 24)
+    except DataError:
+        return 0
 
 
 def _failed(case: str, failure: Any) -> Problem:

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from medseg.datasets.split import Fold, folds, read_split
+from medseg.datasets.workers import free_memory
 from medseg.errors import DataError, UsageError
 from medseg.patches.batch import Batch, Crops, augmented
 from medseg.patches.cutting import Cases, TrainingCrops, WholeVolumes
@@ -23,7 +24,6 @@ from medseg.patches.sample import Schedule
 from medseg.patches.settings import Augmentation
 from medseg.patches.settings import augmentation as named_settings
 from medseg.plan.plan import Plan, read_plan
-from medseg.plan.workers import free_memory
 from medseg.space.threads import usable_cores
 from medseg.store.store import CaseInfo, Store
 

@@ -15,9 +15,9 @@ from jaxtyping import Int16, Int32
 from numpy.typing import NDArray
 
 from medseg.datasets.case import Case, Dataset, read_case
+from medseg.datasets.workers import MachineError
 from medseg.errors import DataError
 from medseg.plan.plan import Plan
-from medseg.plan.workers import MachineError
 from medseg.store.arrays import write_array
 from medseg.store.grid import labels_to_plan_grid, to_plan_grid
 from medseg.store.store import SCHEMA, CaseInfo, Source, grid_of, read_info

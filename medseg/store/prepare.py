@@ -11,11 +11,11 @@ from math import prod
 from pathlib import Path
 
 from medseg.datasets.case import Dataset, read_dataset
+from medseg.datasets.workers import MachineError, default_workers, run_tasks
 from medseg.errors import DataError
 from medseg.plan.fingerprint import fingerprint
 from medseg.plan.plan import Plan, read_plan, write_plan
 from medseg.plan.planning import make_plan
-from medseg.plan.workers import MachineError, default_workers, run_tasks
 from medseg.space.nifti import read_header
 from medseg.store.one_case import CaseTask, discard_unfinished, prepare_case
 from medseg.store.store import SCHEMA, CaseInfo, Store, grid_of, read_index, read_info, require_same_grid

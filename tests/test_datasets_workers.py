@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from medseg.datasets import workers
+from medseg.datasets.workers import MachineError, Outcome, default_workers, for_each_case, free_memory, run_tasks
 from medseg.errors import DataError
-from medseg.plan import workers
-from medseg.plan.workers import MachineError, Outcome, default_workers, free_memory, run_tasks
 
 
 def double(number):
@@ -88,12 +88,11 @@ def test_a_machine_at_fault_stops_everything(count):
         run_tasks(fill_the_disk, {f"case_{n}": n for n in range(4)}, workers=count, title="filling")
 
 
-@pytest.mark.slow
 def test_a_case_that_kills_its_worker_is_named_and_takes_nobody_along(tmp_path):
     tasks = {f"case_{n}": (n, str(tmp_path)) for n in range(6)}
     outcome = run_tasks(die_on_three, tasks, workers=2, title="dying")
     assert sorted(outcome.results) == [f"case_{n}" for n in range(6) if n != 3]
-    assert "case_3 twice ended its worker process" in str(outcome.failures["case_3"])
+    assert "case_3 twice ended the process that worked on it (signal SIGKILL" in str(outcome.failures["case_3"])
 
 
 def test_a_worker_killed_from_outside_costs_nothing(tmp_path):
@@ -103,10 +102,59 @@ def test_a_worker_killed_from_outside_costs_nothing(tmp_path):
     assert not outcome.failures
 
 
+def die_on_two(number):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 3:
+        os._exit(5)
+    if number == 4:
+        raise DataError("four", "is wrong", "Take five")
+    if number == 6:
+        raise MemoryError
+    return number * 10
+
+
+def test_a_worker_that_dies_names_its_case_and_the_others_go_on():
+    done = {d.name: d for d in for_each_case(die_on_two, {str(n): n for n in range(8)}, workers=2)}
+    assert {name: d.result for name, d in done.items() if d.failure is None} == {"0": 0, "1": 10, "5": 50, "7": 70}
+    assert str(done["2"].failure).startswith("2 twice ended the process that worked on it (signal SIGKILL")
+    assert "exit status 5" in str(done["3"].failure)
+    assert str(done["4"].failure) == "four is wrong. Take five."
+    assert "more memory than there is" in str(done["6"].failure)
+
+
+def test_one_worker_works_in_this_process():
+    tasks = {str(n): n for n in (0, 4, 6)}
+    done = {d.name: d for d in for_each_case(die_on_two, tasks, workers=1)}
+    assert done["0"].result == 0
+    assert done["4"].failure is not None
+    assert "more memory" in str(done["6"].failure)
+    assert list(for_each_case(die_on_two, {}, workers=None)) == []
+
+
+def finish_beside_a_full_disk(mark):
+    if mark is None:
+        raise MachineError("store", "is full", "Free space")
+    time.sleep(0.5)
+    Path(mark).touch()
+
+
+def test_cases_in_work_are_finished_when_the_machine_is_at_fault(tmp_path):
+    with pytest.raises(MachineError, match="is full"):
+        run_tasks(finish_beside_a_full_disk, {"a": str(tmp_path / "a"), "b": None}, workers=2, title="filling")
+    assert (tmp_path / "a").exists()
+
+
+def test_who_stops_listening_stops_the_work():
+    for done in for_each_case(time.sleep, {"short": 0, "long": 600}, workers=2):
+        assert done.name == "short"
+        break
+
+
 def test_a_script_without_a_main_guard_is_told_so(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "from medseg.plan.workers import run_tasks\n"
+        "from medseg.datasets.workers import run_tasks\n"
         "import os\n"
         "run_tasks(os.path.basename, {'a': 'x', 'b': 'y'}, workers=2, title='t')\n"
     )
@@ -120,7 +168,7 @@ def test_workers_end_with_their_parent(tmp_path):
     script.write_text(
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from medseg.plan.workers import run_tasks\n"
+        "from medseg.datasets.workers import run_tasks\n"
         "def work(name):\n"
         "    Path(name).write_text(str(os.getpid()))\n"
         "    time.sleep(60)\n"
