@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 
@@ -57,6 +58,25 @@ class UsageError(MedsegError):
     def __reduce__(self) -> tuple[type[UsageError], tuple[str, str]]:
         """Survive the trip back from a worker process."""
         return type(self), (self.problem, self.remedy)
+
+
+class InterruptionError(MedsegError):
+    """Training was asked to stop and did, at a moment from which it can go on.
+
+    Args:
+        signum: The signal that asked; the exit status is 128 + its number, as a shell has it.
+        outcome: What became of the training, as the end of a sentence ("after step 20").
+        remedy: What to do next, as an imperative.
+
+    Example:
+        >>> print(InterruptionError(15, "after step 20, which last.ckpt holds", "Go on with --ckpt_path last"))
+        stopped by SIGTERM after step 20, which last.ckpt holds. Go on with --ckpt_path last.
+    """
+
+    def __init__(self, signum: int, outcome: str, remedy: str) -> None:
+        self.signum = signal.Signals(signum)
+        self.exit_status = 128 + signum
+        super().__init__(f"stopped by {self.signum.name} {outcome}. {remedy}.")
 
 
 def nearest(word: str, legal: list[str]) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_fabric.loggers.logger import rank_zero_experiment
-from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
+from medseg.checkpoints import read_checkpoint
+from medseg.cli.metrics_log import forget_steps
 from medseg.errors import CheckpointError, UsageError
 from medseg.plan.plan import Plan
 from medseg.report.evaluate import Evaluation, evaluate
@@ -18,6 +18,14 @@ from medseg.report.html import write_report
 from medseg.report.matching import References
 from medseg.report.tables import print_summary
 from medseg.store.store import Store
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins: with a checkpoint and the steps that it has behind it, or with neither."""
+
+    checkpoint: Path | None
+    step: int
 
 
 @dataclass(frozen=True)
@@ -47,19 +55,36 @@ class Run:
             raise CheckpointError(path, "does not exist", "Train first, or name the folder of the run with --run")
         return path
 
-    def prepare_fit(self, resume_from: str | None) -> None:
-        """Refuse to train over another training.
+    def prepare_fit(self, resume_from: str | None) -> Start:
+        """Find what to go on from, and take what came after it out of the log.
+
+        ``last`` in a folder without checkpoints begins anew, so that a script may always ask for it; a job that SLURM
+        requeued goes on without asking.
+
+        Args:
+            resume_from: What ``--ckpt_path`` says.
 
         Raises:
             UsageError: The folder holds checkpoints and the run is not asked to go on from one.
-            CheckpointError: It is asked to go on from one that does not exist.
+            CheckpointError: It is asked to go on from one that does not exist or cannot be read.
         """
-        if resume_from is not None:
-            self.checkpoint(resume_from)
-        elif (self.checkpoints / "last.ckpt").exists():
+        if resume_from is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+            resume_from = "last"
+        found = [path for name in ("last", "best") if (path := self.checkpoints / f"{name}.ckpt").is_file()]
+        if resume_from is None and found:
             raise UsageError(
                 f"{self.path} already holds a training", "Go on with --ckpt_path last, or choose another --run"
             )
+        start = Start(None, 0)
+        if resume_from == "last" and not found:
+            rank_zero_info(f"{self.path} holds no checkpoint yet: training begins with the first step")
+        elif resume_from is not None:
+            # a kill between the very first best.ckpt and last.ckpt leaves only the one, which holds as much
+            path = found[0] if resume_from == "last" else self.checkpoint(resume_from)
+            start = Start(path, int(read_checkpoint(path)["global_step"]))
+            rank_zero_info(f"training goes on after step {start.step}, from {path}")
+        rank_zero_only(forget_steps)(self.path / "metrics.csv", since=start.step)
+        return start
 
     def report(self, store: Store, cases: Sequence[str], plan: Plan) -> Evaluation:
         """Score the predictions of `medseg test` against the source files, print the table, write the report.
@@ -96,28 +121,3 @@ class Run:
         )
         print_summary(evaluation)
         return evaluation
-
-
-class _AppendingWriter(ExperimentWriter):
-    """Goes on below the rows of an interrupted run, which Lightning's own writer would delete."""
-
-    def _check_log_dir_exists(self) -> None:
-        path = Path(self.metrics_file_path)
-        if path.exists():
-            with path.open(newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
-
-
-class RunCsvLogger(CSVLogger):
-    """Lightning's CSV logger, writing ``metrics.csv`` into the run folder itself."""
-
-    def __init__(self, run: Path) -> None:
-        super().__init__(save_dir=run.parent, name=run.name, version="")
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """The writer of this process."""
-        if not isinstance(self._experiment, ExperimentWriter):
-            self._experiment = _AppendingWriter(log_dir=self.log_dir)
-        return self._experiment

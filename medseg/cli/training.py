@@ -13,12 +13,14 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
+from medseg.checkpoints import CheckpointFiles, KeepCheckpoints
 from medseg.cli.command import report_failures
-from medseg.cli.runs import Run, RunCsvLogger
+from medseg.cli.metrics_log import RunCsvLogger
+from medseg.cli.runs import Run
 from medseg.errors import DataError, UsageError, nearest
 from medseg.hardware import best_precision, keep_freed_memory
 from medseg.patches.datamodule import VolumesDataModule
@@ -48,6 +50,8 @@ class Trainer(pl.Trainer):
         chosen = best_precision(accelerator) if precision == "auto" else precision
         if not any(options.get(budget) for budget in ("max_epochs", "max_time")) and options.get("max_steps", -1) == -1:
             options["max_epochs"] = _DEFAULT_EPOCHS
+        if not str(options.get("strategy", "")).startswith("deepspeed"):  # which writes folders of its own
+            options["plugins"] = [*_listed(options.get("plugins")), CheckpointFiles()]
         super().__init__(precision=chosen, accelerator=accelerator, **options)
 
 
@@ -69,6 +73,12 @@ class MedsegCLI(LightningCLI):
         parser.add_argument(
             "--run", type=str, default="data/runs/latest", help="folder of this run (default: %(default)s)"
         )
+        parser.add_argument(
+            "--checkpoint_minutes",
+            type=float,
+            default=5.0,
+            help="minutes between two writes of last.ckpt, beside that after each validation (default: %(default)s)",
+        )
         parser.link_arguments("data.plan", "model.plan", compute_fn=_plain_plan, apply_on="instantiate")
 
     @staticmethod
@@ -85,8 +95,9 @@ class MedsegCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.run_folder = Run(Path(config.run))
         if self.subcommand == "fit":
-            self.run_folder.prepare_fit(config.ckpt_path)
-            self.trainer_defaults["callbacks"] = _fit_callbacks(self.run_folder)
+            self.start = self.run_folder.prepare_fit(config.ckpt_path)
+            config.ckpt_path = None if self.start.checkpoint is None else str(self.start.checkpoint)
+            self.trainer_defaults["callbacks"] = _fit_callbacks(self.run_folder, config.checkpoint_minutes)
         else:
             self.save_config_callback = None
             config.ckpt_path = str(self.run_folder.checkpoint(config.ckpt_path))
@@ -107,7 +118,7 @@ class MedsegCLI(LightningCLI):
         """Give the trainer the loggers of the run, unless the config names its own."""
         chosen = self.config_init[self.subcommand].trainer.logger
         if chosen is None:
-            options["logger"] = _loggers(self.run_folder) if self.subcommand == "fit" else False
+            options["logger"] = _loggers(self.run_folder, self.start.step) if self.subcommand == "fit" else False
         return super().instantiate_trainer(default_root_dir=str(self.run_folder.path), **options)
 
     def before_test(self) -> None:
@@ -222,26 +233,21 @@ def _nearest_part(key: str, legal: list[str]) -> str:
     return same_name[0] if same_name else ""
 
 
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def _plain_plan(plan: Plan) -> dict[str, Any]:
     return plan.to_dict()
 
 
-def _fit_callbacks(run: Run) -> list[Callback]:
-    keep_best = ModelCheckpoint(
-        dirpath=run.checkpoints,
-        filename="best",
-        monitor="val/dice",
-        mode="max",
-        save_last=True,
-        save_on_train_epoch_end=False,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )
-    return [keep_best, LearningRateMonitor("step")]
+def _fit_callbacks(run: Run, minutes: float) -> list[Callback]:
+    return [KeepCheckpoints(run.checkpoints, minutes), LearningRateMonitor("step")]
 
 
-def _loggers(run: Run) -> list[Logger]:
-    return [TensorBoardLogger(run.path.parent, name=run.path.name, version=""), RunCsvLogger(run.path)]
+def _loggers(run: Run, first_step: int) -> list[Logger]:
+    events = TensorBoardLogger(run.path.parent, name=run.path.name, version="", purge_step=first_step)
+    return [events, RunCsvLogger(run.path)]
 
 
 def _require_same_labels(trained: Plan, given: Plan, store: Path) -> None:

@@ -1,6 +1,9 @@
 """What looks on while a network trains."""
 
+from medseg.watch.averages import AveragedWeights
+from medseg.watch.buffers import ShareBuffers
 from medseg.watch.clock import StepClock
+from medseg.watch.randomness import SeedSteps
 from medseg.watch.steps import NonFiniteError, SkipBadSteps
 
-__all__ = ["NonFiniteError", "SkipBadSteps", "StepClock"]
+__all__ = ["AveragedWeights", "NonFiniteError", "SeedSteps", "ShareBuffers", "SkipBadSteps", "StepClock"]

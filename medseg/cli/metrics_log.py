@@ -1,0 +1,107 @@
+"""``metrics.csv`` of a run: goes on over interruptions, and no kill and no full disk takes away what it holds."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.loggers.logger import rank_zero_experiment
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+
+from medseg.errors import DataError
+
+Row = Mapping[str, Any]
+
+
+class RunCsvLogger(CSVLogger):
+    """Lightning's CSV logger, writing ``metrics.csv`` into the run folder itself."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(save_dir=run.parent, name=run.name, version="")
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """The writer of this process."""
+        if not isinstance(self._experiment, ExperimentWriter):
+            self._experiment = _CarefulWriter(log_dir=self.log_dir)
+        return self._experiment
+
+
+def forget_steps(path: Path, *, since: int) -> None:
+    """Take out of a log the steps that a resumed run does again, and a line that a kill cut short.
+
+    Args:
+        path: ``metrics.csv``; one that does not exist is nothing to do.
+        since: The first step, counted from 0, to take out.
+    """
+    if path.is_file():
+        keys, rows = _read(path)
+        _write(path, keys, (row for row in rows if int(row["step"]) < since))
+
+
+class _CarefulWriter(ExperimentWriter):
+    """Goes on below the rows of an interrupted run, which Lightning's own writer would delete."""
+
+    def save(self) -> None:
+        """Append the new rows; where they bring a new column, write the file anew beside itself.
+
+        Raises:
+            DataError: The disk is full; what the file held is whole.
+        """
+        if not self.metrics:
+            return
+        path = Path(self.metrics_file_path)
+        try:
+            if self._record_new_keys() or not path.exists():
+                rows = _read(path)[1] if path.exists() else []
+                _write(path, self.metrics_keys, [*rows, *self.metrics])
+            else:
+                _append(path, self.metrics_keys, self.metrics)
+        except OSError as error:
+            raise DataError(
+                path,
+                f"could not be written ({error.strerror}); what it held is whole",
+                "Free space and go on with --ckpt_path last",
+            ) from None
+        self.metrics = []
+
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            self.metrics_keys = _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[str], list[Row]]:
+    """The columns and the rows that are whole."""
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = [row for row in reader if None not in row.values() and row.get("step", "").isdigit()]
+        return list(reader.fieldnames or ()), rows
+
+
+def _write(path: Path, keys: Iterable[str], rows: Iterable[Row]) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with unfinished.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(keys))
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(unfinished, path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _append(path: Path, keys: Iterable[str], rows: Iterable[Row]) -> None:
+    whole = path.stat().st_size
+    try:
+        with path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, fieldnames=list(keys)).writerows(rows)
+    except OSError:
+        os.truncate(path, whole)
+        raise
