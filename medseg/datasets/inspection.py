@@ -11,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from medseg.datasets.case import Case, Dataset, affine_difference, require_same_grid, undeclared_values
+from medseg.datasets.case import Case, Dataset, affine_difference, require_same_grid, undeclared_values, value_counts
 from medseg.errors import DataError
 from medseg.space.nifti import read_volume
 from medseg.space.volume import Affine, Shape, Volume, orientation_of, same_place, spacing_of
@@ -249,7 +249,7 @@ def _check_values(path: Path, labels: np.ndarray, dataset: Dataset, notes: _Note
             f"holds {count} voxel{'s' if count > 1 else ''} with the value {value}, which the dataset does not name",
             f'Name the value under "labels" in dataset.json ("...": {value}), or set those voxels to 0',
         )
-    values = frozenset(int(value) for value in np.unique(labels))
+    values = frozenset(value_counts(labels))
     if values <= {0} | ({dataset.ignore} if dataset.ignore is not None else set()):
         remedy = "Make sure that nothing is there, or that nobody forgot to draw"
         notes.add(path, "no-foreground", "marks no organ at all", remedy, harmless=True)
