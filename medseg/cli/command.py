@@ -14,11 +14,19 @@ Options = argparse.Namespace
 
 @dataclass(frozen=True)
 class Command:
-    """One line of ``medseg --help``."""
+    """One line of ``medseg --help``.
+
+    Attributes:
+        sentence: What it does.
+        add_options: Tells a parser its options.
+        run: Does it; returns the exit status.
+        passes_on: Whether options that it does not know are those of `medseg fit`, handed to it as ``overrides``.
+    """
 
     sentence: str
     add_options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Options], int]
+    passes_on: bool = False
 
 
 def dataset_option(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from medseg.cli.command import Command, Options, dataset_option, lines, report_failures, say, show, workers_option
+from medseg.cli.experiments import EXPERIMENTS
 from medseg.errors import MedsegError, UsageError
 
 
@@ -259,6 +260,7 @@ COMMANDS = {
     "compare-runs": Command(
         "test two evaluations of the same cases against each other, per organ", _compare_runs_options, _compare_runs
     ),
+    **EXPERIMENTS,
     "losses": Command("list the losses, or explain one", _losses_options, _losses),
     "info": Command("say what a checkpoint, a store or a dataset is", _info_options, _info),
 }

@@ -61,7 +61,9 @@ def _run(words: list[str]) -> int:
 
         return run_lightning(words)
     options, strangers = build_parser().parse_known_args(words)
-    if strangers:  # the parser of the command, not the one above it, knows what was meant
+    if options.passes_on:
+        options.overrides = strangers
+    elif strangers:  # the parser of the command, not the one above it, knows what was meant
         options.parser.error(f"unrecognized arguments: {' '.join(strangers)}")
     status: int = options.run_command(options)
     return status
@@ -77,5 +79,5 @@ def build_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         subparser = commands.add_parser(name, help=command.sentence, description=command.sentence)
         command.add_options(subparser)
-        subparser.set_defaults(run_command=command.run, parser=subparser)
+        subparser.set_defaults(run_command=command.run, parser=subparser, passes_on=command.passes_on)
     return parser

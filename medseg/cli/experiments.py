@@ -1,0 +1,177 @@
+"""``medseg compare`` and ``medseg cross-validate``: many trainings, checked before the first of them starts."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medseg.cli.command import Command, Options, say
+from medseg.errors import UsageError
+
+# What this file hands around is typed Any: its types live in modules that load torch, which --help must not.
+_OURS = ("--run", "--ckpt_path", "--config", "-c")
+_QUIET = ("--trainer.enable_progress_bar", "false")
+
+
+def _sweep_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", action="append", default=[], metavar="C", help="as for medseg fit; may be repeated")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the runs and the report")
+    parser.add_argument("--jobs", type=int, metavar="N", help="trainings at a time (default: one per device, else one)")
+    parser.add_argument("--devices", default="", metavar="0,1", help="CUDA devices to deal the trainings out to")
+    parser.add_argument("--slurm", metavar="PARTITION", help="submit the trainings as SLURM jobs, with submitit")
+    parser.add_argument(
+        "--slurm-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of submitit, such as timeout_min=600 gpus_per_node=1 cpus_per_task=8",
+    )
+    parser.epilog = "Any other option is handed to medseg fit, such as --data.store STORE --trainer.max_steps 1000."
+
+
+def _compare_options(parser: argparse.ArgumentParser) -> None:
+    _sweep_options(parser)
+    parser.add_argument(
+        "--losses", nargs="+", default=[], metavar="EXPR", help="losses, such as 'dice + focal(gamma=2)'"
+    )
+    parser.add_argument("--nets", nargs="+", default=[], metavar="NAME", help="networks (default: the config's)")
+    parser.add_argument(
+        "--against",
+        choices=("best", "first"),
+        default="best",
+        help="what the others are tested against (default: best)",
+    )
+
+
+def _compare(options: Options) -> int:
+    from medseg.experiments.comparison import comparison_jobs
+    from medseg.experiments.comparison_files import write_comparison
+    from medseg.experiments.comparison_page import Comparison
+    from medseg.experiments.ranking import rank_results
+    from medseg.experiments.results import read_result
+    from medseg.experiments.sweep import print_outcomes, run_sweep
+
+    _refuse(options, [*(["--model.loss"] if options.losses else []), *(["--model.net"] if options.nets else [])])
+    jobs = comparison_jobs(_fit_words(options), options.losses, options.nets, options.output)
+    for job in jobs:
+        check_fit(job.words)
+    outcomes = run_sweep(jobs, executor_of(options))
+    results = [read_result(outcome.job) for outcome in outcomes if not outcome.failure]
+    baseline = jobs[0].title if options.against == "first" and any(r.job == jobs[0] for r in results) else None
+    if results:
+        comparison = Comparison(
+            title=f"{len(jobs)} {'networks' if not options.losses else 'losses'} compared",
+            outcomes=outcomes,
+            results=tuple(results),
+            rankings=rank_results(results, baseline=baseline),
+            baseline=baseline,
+            command=shlex.join(["medseg", *sys.argv[1:]]),
+            config="".join(Path(config).read_text(encoding="utf-8") for config in options.config),
+            shared=1 if options.slurm else options.jobs or 1,
+        )
+        files = write_comparison(comparison, options.output)
+        say(f"Written to {', '.join(map(str, files[:3]))}")
+    print_outcomes(outcomes)
+    return exit_status(outcomes, not_scored=sum(len(result.not_scored) for result in results))
+
+
+def exit_status(outcomes: Sequence[Any], *, not_scored: int) -> int:
+    """1 if a job failed or a case could not be scored, else 0."""
+    return 1 if not_scored or any(outcome.failure for outcome in outcomes) else 0
+
+
+def _fit_words(options: Options) -> tuple[str, ...]:
+    """What follows ``medseg fit`` in every job: the configs, quiet, then what was given on the command line."""
+    configs = [word for config in options.config for word in ("--config", config)]
+    return (*configs, *_QUIET, *options.overrides)
+
+
+def _refuse(options: Options, taken: Sequence[str]) -> None:
+    """Refuse what a sweep decides for each of its jobs."""
+    given = {word.split("=")[0] for word in options.overrides}
+    for word in (*_OURS, *taken):
+        if word in given:
+            raise UsageError(f"{word} is not for all jobs alike", "Leave it out: the sweep gives each job its own")
+
+
+def executor_of(options: Options) -> Any:
+    """Where the jobs of a sweep run, from its options.
+
+    Raises:
+        UsageError: The options contradict each other, or submitit is missing or refuses.
+    """
+    from medseg.experiments.executors import ClusterExecutor, LocalExecutor
+
+    if not options.slurm:
+        if options.slurm_options:
+            raise UsageError("--slurm-options without --slurm", "Name the partition with --slurm")
+        return LocalExecutor(options.jobs, [device for device in options.devices.split(",") if device])
+    if options.jobs or options.devices:
+        raise UsageError("--slurm does not go with --jobs or --devices", "Choose one of them")
+    return ClusterExecutor(options.output / "slurm", options.slurm, dict(map(_setting, options.slurm_options)))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise UsageError(f"--slurm-options: {text!r} is no setting", "Write KEY=VALUE, such as timeout_min=600")
+    return key, int(value) if value.isdigit() else value
+
+
+def check_fit(words: Sequence[str]) -> Any:
+    """Build the data and the task of a training as it would be, so that every mistake is found before any starts.
+
+    Returns:
+        The command line with its ``datamodule`` and ``model``; nothing was run or written.
+
+    Raises:
+        UsageError: The config, the loss, the network or an option is at fault.
+        MedsegError: The data are.
+    """
+    from medseg.cli.training import MedsegCLI, build_cli
+
+    class Check(MedsegCLI):
+        def before_instantiate_classes(self) -> None:
+            self.save_config_callback = None
+
+        def instantiate_trainer(self, **options: Any) -> Any:
+            """None: the machine that checks may lack the devices of those that train."""
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            """Nothing."""
+
+    with _hushed():
+        checked = build_cli(["fit", *words], Check)
+        _ = checked.datamodule.cases  # the fold exists and the cases are there
+    return checked
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep Lightning from announcing a seed per job."""
+    loggers = [logging.getLogger(name) for name in ("lightning_fabric", "pytorch_lightning", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+EXPERIMENTS = {
+    "compare": Command(
+        "train with several losses or networks alike, and rank them per organ",
+        _compare_options,
+        _compare,
+        passes_on=True,
+    ),
+}
+"""The commands that train more than once."""

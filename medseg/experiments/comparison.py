@@ -1,0 +1,68 @@
+"""One data set, one network, one seed, one budget, many losses: the jobs of a comparison and its table of scores."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from medseg.errors import UsageError
+from medseg.experiments.job import Job
+from medseg.experiments.results import Result
+from medseg.report.rows import COLUMNS, MEASURES, write_text
+
+
+def comparison_jobs(words: Sequence[str], losses: Sequence[str], nets: Sequence[str], output: Path) -> tuple[Job, ...]:
+    """A job per loss, or per network and loss; nothing else differs between them.
+
+    Args:
+        words: What follows ``medseg fit`` in all of them.
+        losses: Loss expressions; empty leaves the config's.
+        nets: Names of networks; empty leaves the config's.
+        output: Folder of the run folders.
+
+    Raises:
+        UsageError: There is nothing to compare, or one is given twice.
+    """
+    pairs = [(net, loss) for net in nets or [""] for loss in losses or [""]]
+    if len(pairs) < 2:
+        raise UsageError("a comparison needs at least two losses or networks", "Name more with --losses or --nets")
+    titles = [
+        " · ".join(name for name in ((net if len(nets) > 1 or not loss else ""), loss) if name) for net, loss in pairs
+    ]
+    twice = [title for index, title in enumerate(titles) if title in titles[:index]]
+    if twice:
+        raise UsageError(f"{twice[0]!r} is given twice", "Name each once")
+    jobs: list[Job] = []
+    for title, (net, loss) in zip(titles, pairs, strict=True):
+        chosen = {"net": net, "loss": loss}
+        overrides = [part for name, value in chosen.items() if value for part in (f"--model.{name}", value)]
+        slug = _slug(title, [job.run.name for job in jobs])
+        jobs.append(Job(title, output / slug, (*words, *overrides), {k: v for k, v in chosen.items() if v}))
+    return tuple(jobs)
+
+
+def _slug(title: str, taken: Sequence[str]) -> str:
+    """A folder's name from a title."""
+    name = re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-.")[:80] or "job"
+    number = 2
+    slug = name
+    while slug in taken:
+        slug, number = f"{name}-{number}", number + 1
+    return slug
+
+
+def write_comparison_csv(path: Path, results: Sequence[Result]) -> None:
+    """Write a row per job, case and organ: the job, its loss and network, then the columns of cases.csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("job", "loss", "net", *COLUMNS))
+    for result in results:
+        facts = [result.job.facts.get(key, "") for key in ("loss", "net")]
+        for row in result.rows:
+            numbers = {measure: f"{row.value(measure):.6g}" for measure in MEASURES}
+            cells = {"case": row.case, "organ": row.organ, "outcome": row.scores.outcome.value, **numbers}
+            writer.writerow((result.job.run.name, *facts, *(cells[column] for column in COLUMNS)))
+    write_text(path, text.getvalue())

@@ -1,0 +1,137 @@
+"""One training of a sweep and its test: a run folder whose files say how far it has come."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import DataError, UsageError
+from medseg.report.rows import write_text
+
+RECORD, LOG, LOCK = "job.json", "log.txt", "sweep.lock"
+
+
+class State(Enum):
+    """How far a run folder has come."""
+
+    NEW = "waiting"
+    INTERRUPTED = "interrupted"
+    TRAINED = "trained"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training and its test.
+
+    Attributes:
+        title: What tables and plots call it.
+        run: Its folder.
+        words: What follows ``medseg fit``, the folder left out.
+        facts: What tells it from the others, such as its loss.
+    """
+
+    title: str
+    run: Path
+    words: tuple[str, ...]
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        """What its processes said."""
+        return self.run / LOG
+
+    def read_state(self) -> State:
+        """How far it has come, read from its folder."""
+        if (self.run / "test" / "summary.json").is_file():
+            return State.DONE
+        if _read(self.run).get("trained"):
+            return State.TRAINED
+        return State.INTERRUPTED if (self.run / "checkpoints" / "last.ckpt").is_file() else State.NEW
+
+    def claim(self) -> None:
+        """Make the folder this job's, or find that it is.
+
+        Raises:
+            UsageError: It holds a run of other settings.
+            DataError: It cannot be written to.
+        """
+        known = _read(self.run)
+        if known and known.get("request") != self._request():
+            raise UsageError(
+                f"{self.run} holds a run of other settings ({_difference(known['request'], self._request())})",
+                "Choose another --output, or remove that folder",
+            )
+        if not known and self.run.exists() and any(self.run.iterdir()):
+            raise UsageError(f"{self.run} holds something that is no part of a sweep", "Choose another --output")
+        if not known:
+            self._write(trained=False)
+
+    def clear(self) -> None:
+        """Remove what a training left that did not come as far as a checkpoint."""
+        for path in self.run.iterdir():
+            if path.name not in (RECORD, LOG, LOCK):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def mark_trained(self) -> None:
+        """Note that only the test is left to do."""
+        self._write(trained=True)
+
+    def _write(self, *, trained: bool) -> None:
+        record = {"title": self.title, **self.facts, "request": self._request(), "trained": trained}
+        try:
+            write_text(self.run / RECORD, json.dumps(record, indent=1) + "\n")
+        except OSError as error:
+            raise DataError(self.run, f"cannot be written to ({error.strerror})", "Choose another --output") from None
+
+    def _request(self) -> list[str]:
+        """The words, each config by its content: an edited file is another request."""
+        return [
+            digest_of_config(word) if given else word
+            for word, given in zip(self.words, _configs(self.words), strict=True)
+        ]
+
+
+def digest_of_config(path: str) -> str:
+    """Name a config by its content.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return f"config {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror})", "Check the path of the config") from None
+
+
+def _configs(words: Sequence[str]) -> list[bool]:
+    """Which words are the path of a config."""
+    return [before == "--config" for before in ("", *words)][: len(words)]
+
+
+def _read(run: Path) -> dict[str, Any]:
+    path = run / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(path, f"cannot be read ({error})", "Remove the folder; its training starts again") from None
+    if not isinstance(record, dict) or not isinstance(record.get("request"), list):
+        raise DataError(path, "was not written by a sweep", "Choose another --output")
+    return record
+
+
+def _difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """The first words that differ, for a sentence."""
+    for there, here in zip(theirs, ours, strict=False):
+        if there != here:
+            return f"{there} there, {here} now"
+    longer, whose = (theirs, "there") if len(theirs) > len(ours) else (ours, "now")
+    return f"{' '.join(longer[min(len(theirs), len(ours)) :])} only {whose}"

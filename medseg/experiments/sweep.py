@@ -1,0 +1,194 @@
+"""Jobs run to their end, however often that takes: the finished are kept, the interrupted go on, the dead are named."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from medseg.experiments.executors import Executor, Handle
+from medseg.experiments.job import Job, State
+
+_GLANCE_S = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        job: It.
+        failure: Why it has no result; None if it has.
+        kept: Whether an earlier sweep had finished it.
+    """
+
+    job: Job
+    failure: str | None
+    kept: bool = False
+
+
+def run_sweep(jobs: Sequence[Job], executor: Executor, *, console: Console | None = None) -> tuple[Outcome, ...]:
+    """Do every job that is not done yet.
+
+    A sweep remembers nothing: whatever it needs is read from the run folders, so the same call goes on where an earlier
+    one was stopped. A job that fails is named and the others go on. An interrupt or SIGTERM ends all processes.
+
+    Args:
+        jobs: What to do.
+        executor: Where.
+        console: Where progress is shown: a live table in a terminal, else a line whenever a job changes.
+
+    Returns:
+        An outcome per job, in their order.
+
+    Raises:
+        UsageError: A folder holds a run of other settings; nothing was started.
+    """
+    for job in jobs:
+        job.claim()
+    kept = {job.run for job in jobs if job.read_state() is State.DONE}
+    handles: dict[Path, Handle] = {}
+    with _terminated_as_interrupted():
+        try:
+            for job in jobs:
+                if job.run not in kept:
+                    handles[job.run] = executor.submit(job)
+            _watch(jobs, handles, console or Console(stderr=True))
+        finally:
+            _stop(handles)
+    return tuple(
+        Outcome(job, None, kept=True) if job.run in kept else Outcome(job, handles[job.run].failure()) for job in jobs
+    )
+
+
+def _stop(handles: Mapping[Path, Handle]) -> None:
+    """End what still runs, all at the same time, each being given a while."""
+    for handle in handles.values():
+        if not (handle.running or handle.done):  # first, so that none of them takes the place of one that ends
+            handle.stop()
+    threads = [threading.Thread(target=handle.stop) for handle in handles.values() if not handle.done]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, in the main thread, which alone can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _watch(jobs: Sequence[Job], handles: Mapping[Path, Handle], console: Console) -> None:
+    view = _TerminalView(jobs, console) if console.is_terminal else _LogView(console)
+    with view:
+        while True:
+            finished = all(handle.done for handle in handles.values())
+            view.show([(job, _word(job, handles.get(job.run))) for job in jobs])
+            if finished:
+                return
+            time.sleep(_GLANCE_S)
+
+
+def _word(job: Job, handle: Handle | None) -> str:
+    if handle is None:
+        return "done before"
+    if handle.done:
+        return "failed" if handle.failure() else "done"
+    if not handle.running:
+        return job.read_state().value
+    return "training" if job.read_state() in (State.NEW, State.INTERRUPTED) else "testing"
+
+
+class _TerminalView:
+    """A table that is drawn anew where it stands."""
+
+    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
+        self._live = Live(console=console, auto_refresh=False, transient=False)
+
+    def __enter__(self) -> None:
+        self._live.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._live.__exit__(*error)
+
+    def show(self, states: Sequence[tuple[Job, str]]) -> None:
+        table = Table(box=SIMPLE_HEAD)
+        table.add_column("job", overflow="fold")
+        for heading in ("state", "step", "val/dice"):
+            table.add_column(heading, justify="right")
+        for job, word in states:
+            table.add_row(escape(job.title), word, *progress_of(job.run))
+        self._live.update(table, refresh=True)
+
+
+class _LogView:
+    """A line per change, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said: dict[Path, str] = {}
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(self, *error: Any) -> None:
+        """Nothing to put away."""
+
+    def show(self, states: Sequence[tuple[Job, str]]) -> None:
+        for job, word in states:
+            if self._said.get(job.run) == word:
+                continue
+            self._said[job.run] = word
+            step, dice = progress_of(job.run)
+            detail = f", val/dice {dice} at step {step}" if dice else ""
+            self._console.print(f"{escape(job.title)}: {word}{detail}", highlight=False, soft_wrap=True)
+
+
+def progress_of(run: Path) -> tuple[str, str]:
+    """The last step and the last ``val/dice`` that a run has written, empty where there is none yet."""
+    try:
+        lines = list(csv.DictReader((run / "metrics.csv").read_text(encoding="utf-8").splitlines()))
+    except OSError:
+        return "", ""
+    steps = [line["step"] for line in lines if line.get("step")]
+    scores = [line["val/dice"] for line in lines if line.get("val/dice")]
+    return steps[-1] if steps else "", f"{float(scores[-1]):.3f}" if scores else ""
+
+
+def print_outcomes(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
+    """Name every job that failed, its last sentence and its log."""
+    console = console or Console()
+    failed = [outcome for outcome in outcomes if outcome.failure]
+    if failed:
+        console.print(f"[bold]{len(failed)} of {len(outcomes)} jobs failed:[/bold]")
+    for outcome in failed:
+        console.print(
+            f"  {escape(outcome.job.title)}: {escape(outcome.failure or '')}. See {escape(str(outcome.job.log))}",
+            soft_wrap=True,
+            highlight=False,
+        )
