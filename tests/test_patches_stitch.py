@@ -1,13 +1,15 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data.utils import compute_importance_map
 from monai.inferers import sliding_window_inference
+from scipy import ndimage
 
-from medseg.patches.stitch import gaussian_weights, mirrored, sliding_window, stitched_slabs, tile_starts
+from medseg.patches.stitch import FLOORS, gaussian_weights, mirrored, sliding_window, stitched_slabs, tile_starts
 
 sizes = st.tuples(*[st.integers(3, 23)] * 3)
 patches = st.tuples(*[st.integers(2, 11)] * 3)
@@ -30,7 +32,35 @@ def test_equals_monai_with_its_tiling(size, patch, overlap, batch_size):
 
 @pytest.mark.parametrize("patch", [(5, 6, 7), (40, 56, 40), (1, 1, 1)])
 def test_weights_are_monais(patch):
-    torch.testing.assert_close(gaussian_weights(patch), compute_importance_map(patch, mode="gaussian"))
+    theirs = compute_importance_map(patch, mode="gaussian")
+    torch.testing.assert_close(gaussian_weights(patch, floor=FLOORS["shifted"]), theirs)
+
+
+def test_weights_fall_as_nnunets_to_the_corners():
+    """nnU-Net blurs a point (SciPy, to four standard deviations) and keeps what float16 holds; so far they agree."""
+    point = np.zeros((33, 33, 33))
+    point[16, 16, 16] = 1
+    theirs = ndimage.gaussian_filter(point, 33 / 8, mode="constant")
+    theirs = torch.from_numpy(theirs / theirs.max()).float()
+    held = theirs > 1e-7
+    torch.testing.assert_close(gaussian_weights((33, 33, 33))[held], theirs[held], rtol=1e-4, atol=0)
+    assert gaussian_weights((33, 33, 33)).min() < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_border_of_a_flat_volume_is_weighted_as_its_middle(dtype):
+    """Two tiles side by side, one deep: which of them counts how much depends on the axis they share, nowhere else."""
+    image = torch.zeros(1, 1, 24, 16, 16)
+    numbers = itertools.count(1)
+
+    def numbered(tiles):
+        return torch.cat([torch.full_like(tile[None], float(next(numbers))) for tile in tiles])
+
+    (blended,) = torch.cat(
+        [slab.clone().float() for _, slab in stitched_slabs(image, (16, 16, 16), numbered, dtype=dtype)], 1
+    )
+    torch.testing.assert_close(blended, blended[:, 8:9, 8:9].expand(24, 16, 16), rtol=0, atol=2e-3)
+    assert len(blended.unique()) > 4
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ Predict = Callable[[Tensor], Tensor]
 """A batch of patches ``(b, m, i, j, k)`` to one value per class ``(b, c, i, j, k)``: logits or probabilities."""
 
 TILINGS = ("even", "shifted")
+FLOORS = {"even": 1e-30, "shifted": 1e-3}
+"""Least weight of a voxel, by tiling. MONAI's 0.001 is reached at the border of one axis already, so where a volume is one
+tile deep, its border would be a plain mean of neighbouring tiles, their outermost voxels included."""
 _TOGETHER = 2**24  # numbers that are turned into float32 and added at once
 
 
@@ -25,6 +28,7 @@ def tile_starts(size: int, patch: int, *, overlap: float = 0.5, tiling: str = "e
 
     ``"even"`` is nnU-Net's rule: as few tiles as keep the step at most ``patch · (1 − overlap)``, evenly spread.
     ``"shifted"`` is MONAI's: steps of exactly ``int(patch · (1 − overlap))``, the last tile moved back to the border.
+    Each goes with the least weight that its author gives to a voxel, see `FLOORS`.
 
     Example:
         >>> tile_starts(110, 64), tile_starts(110, 64, tiling="shifted")
@@ -42,18 +46,21 @@ def tile_starts(size: int, patch: int, *, overlap: float = 0.5, tiling: str = "e
     return [round(furthest / max(tiles - 1, 1) * index) for index in range(tiles)]
 
 
-def gaussian_weights(patch_size: Shape, *, sigma: float = 0.125) -> Float[Tensor, "i j k"]:
-    r"""How much each voxel of a tile counts: :math:`\exp(-\sum_a (x_a - c_a)^2 / 2 (\sigma n_a)^2)`, at least 0.001.
+def gaussian_weights(
+    patch_size: Shape, *, sigma: float = 0.125, floor: float = FLOORS["even"]
+) -> Float[Tensor, "i j k"]:
+    r"""How much each voxel of a tile counts: :math:`\exp(-\sum_a (x_a - c_a)^2 / 2 (\sigma n_a)^2)`.
 
     Args:
         patch_size: Voxels of a tile, n.
         sigma: Standard deviation as a share of the tile's edge; 1/8 as in nnU-Net and MONAI.
+        floor: The least weight.
     """
     weights = torch.ones(())
     for size in patch_size:
         distance = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
         weights = weights.unsqueeze(-1) * torch.exp(-(distance**2) / (2 * (sigma * size) ** 2))
-    return weights.clamp_min(1e-3)
+    return weights.clamp_min(floor)
 
 
 def sliding_window(
@@ -67,7 +74,7 @@ def sliding_window(
     tiling: str = "even",
     device: torch.device | None = None,
 ) -> Float[Tensor, "1 c i j k"]:
-    """Predict a whole volume tile by tile; where tiles overlap, their Gaussian-weighted mean, summed in float32.
+    """Predict a whole volume tile by tile; where tiles overlap, their Gaussian-weighted mean, taken in float32.
 
     Args:
         image: One prepared volume. One smaller than a patch is padded with zeros on both sides, and cut back.
@@ -127,13 +134,13 @@ def stitched_slabs(
         batch_size: Tiles per call.
         sigma: Width of the weights.
         tiling: ``"even"`` or ``"shifted"``.
-        device: Where the sums are kept.
+        device: Where the means are kept.
         axis: The spatial axis that is cut into slabs; `sweep_axis` names the one that takes least memory.
-        dtype: Of the sums; float16, in which nnU-Net adds, takes half the memory.
+        dtype: Of the means; float16, in which nnU-Net adds, takes half the memory.
 
     Yields:
         The slice of that axis which is finished, and its predictions ``(c, i, j, k)``; together the slices cover the
-        volume once, in order. The tensor is a view of the sums: use or copy it before asking for the next.
+        volume once, in order. The tensor is a view of the means: use or copy it before asking for the next.
     """
     image = image.movedim(axis + 2, 2)
     shape: Shape = (image.shape[2], image.shape[3], image.shape[4])
@@ -146,7 +153,7 @@ def stitched_slabs(
     corners = itertools.product(rows, *columns)
     tiles = [PatchLocation((i - before[0], j - before[1], k - before[2]), size) for i, j, k in corners]
     predictions = _predictions(image, tiles, predict, batch_size=batch_size, axis=axis)
-    weights = gaussian_weights(size, sigma=sigma).to(device or image.device)
+    weights = gaussian_weights(size, sigma=sigma, floor=FLOORS[tiling]).to(device or image.device)
     blend = _Blend(weights, (padded[1], padded[2]), dtype)
     inner = tuple(slice(start, start + extent) for start, extent in zip(before[1:], shape[1:], strict=True))
     for start, following in zip(rows, [*rows[1:], padded[0]], strict=True):
@@ -210,45 +217,48 @@ def _cut(volume: Tensor, tile: PatchLocation) -> Tensor:
 
 
 class _Blend:
-    """Weighted sums of one tile's depth of the volume, and of the weights themselves."""
+    """Weighted means over one tile's depth of the volume, and the sums of their weights.
+
+    A mean takes in a tile by its share of the weights so far, so that neither tiny weights nor many tiles cost half
+    precision anything.
+    """
 
     def __init__(self, weights: Tensor, plane: tuple[int, int], dtype: torch.dtype) -> None:
         self.weights = weights
         self.plane = plane
         self.dtype = dtype
-        self.sums: Tensor | None = None
+        self.means: Tensor | None = None
         self.total = weights.new_zeros((weights.shape[0], *plane))
         self.together = max(1, _TOGETHER // weights.numel())
 
     def add(self, j: int, k: int, prediction: Tensor) -> None:
         depth, height, width = self.weights.shape
-        if self.sums is None:
-            self.sums = self.weights.new_zeros((prediction.shape[0], depth, *self.plane), dtype=self.dtype)
+        if self.means is None:
+            self.means = self.weights.new_zeros((prediction.shape[0], depth, *self.plane), dtype=self.dtype)
         where = (slice(None), slice(j, j + height), slice(k, k + width))
         self.total[where] += self.weights
-        target = self.sums[(slice(None), *where)]
+        share = self.weights / self.total[where]
+        target = self.means[(slice(None), *where)]
         for first in range(0, len(prediction), self.together):  # a float32 copy of all classes would be the largest
             part = slice(first, first + self.together)
             values = prediction[part].to(self.weights.device, torch.float32)
             if self.dtype == torch.float32:
-                target[part].addcmul_(values, self.weights)
+                target[part].lerp_(values, share)
             else:
-                target[part].add_(values * self.weights)
+                target[part] = torch.lerp(target[part].float(), values, share)
 
     def finish(self, depth: int) -> Tensor:
-        """The mean of the first ``depth`` planes, in place; they are given up by `advance`."""
-        if self.sums is None:
+        """The means of the first ``depth`` planes, a view; they are given up by `advance`."""
+        if self.means is None:
             raise ValueError("expected at least one tile before a slab can be finished")
-        for sums in self.sums:  # one by one: of half precision, torch divides a copy in float32
-            sums[:depth].div_(self.total[:depth])
-        return self.sums[:, :depth]
+        return self.means[:, :depth]
 
     def advance(self, depth: int) -> None:
         """Move what later tiles will add to to the front."""
         kept = len(self.total) - depth
-        for sums in (self.total, *(self.sums if self.sums is not None else ())):
-            sums[:kept] = sums[depth:].clone()
-            sums[kept:] = 0
+        for planes in (self.total, *(self.means if self.means is not None else ())):
+            planes[:kept] = planes[depth:].clone()
+            planes[kept:] = 0
 
 
 def mirrored(predict: Predict, axes: tuple[int, ...], *, pairs: Sequence[tuple[int, int]] = ()) -> Predict:
