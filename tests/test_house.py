@@ -16,7 +16,7 @@ FLOORS = {
     "store": 3,
     "patches": 4,
     "task": 5,
-    "inference": 6, "report": 6,
+    "inference": 6, "report": 6, "export": 6,
     "experiments": 7,
     "cli": 8,
     "__main__": 9,

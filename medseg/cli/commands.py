@@ -10,6 +10,7 @@ from pathlib import Path
 
 from medseg.cli.command import Command, Options, dataset_option, lines, report_failures, say, show, workers_option
 from medseg.cli.experiments import EXPERIMENTS
+from medseg.cli.export import EXPORT
 from medseg.errors import MedsegError, UsageError
 
 
@@ -261,6 +262,7 @@ COMMANDS = {
         "test two evaluations of the same cases against each other, per organ", _compare_runs_options, _compare_runs
     ),
     **EXPERIMENTS,
+    "export": EXPORT,
     "losses": Command("list the losses, or explain one", _losses_options, _losses),
     "info": Command("say what a checkpoint, a store or a dataset is", _info_options, _info),
 }

@@ -1,0 +1,41 @@
+"""The command that writes a trained network for other programs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from medseg.cli.command import Command, Options, say
+
+FORMATS = ("onnx", "pt2", "monai-bundle")
+"""As `medseg.export.FORMATS`, which would load torch to print a help."""
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of a run")
+    parser.add_argument(
+        "--format", choices=FORMATS, required=True, help="ONNX, a program of torch.export, or a MONAI bundle"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the network and its plan")
+    parser.add_argument("--check", type=Path, metavar="IMAGE", help="compare with PyTorch on this image, not on noise")
+
+
+def _run(options: Options) -> int:
+    from medseg.checkpoints import read_checkpoint
+    from medseg.export import export
+    from medseg.inference.images import list_cases, read_case_image
+    from medseg.plan.plan import Plan
+
+    image = None
+    if options.check:
+        plan = Plan.from_dict(read_checkpoint(options.ckpt)["hyper_parameters"]["plan"])
+        image = read_case_image(next(iter(list_cases(options.check, plan).values())), plan)
+    done = export(options.ckpt, options.output, form=options.format, image=image)
+    for path in done.files:
+        say(f"wrote {path}")
+    on = options.check or "noise"
+    say(f"on {done.verdict.patches} patches of {on} it differs from PyTorch by {done.verdict.largest_difference:.1e}")
+    return 0
+
+
+EXPORT = Command("write a network for onnxruntime, torch.export or MONAI, checked against PyTorch", _options, _run)

@@ -1,0 +1,113 @@
+"""A checkpoint to a folder that other programs run, checked against PyTorch before it appears."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+
+from medseg.errors import CheckpointError, DataError, UsageError, nearest
+from medseg.export.bundle import write_bundle
+from medseg.export.graph import write_onnx, write_program
+from medseg.export.model import Model, facts, patches_of, read_model
+from medseg.export.verdict import Verdict, compare
+from medseg.plan.plan import write_plan
+from medseg.space.volume import Volume
+
+FORMATS = {
+    "onnx": "model.onnx for onnxruntime and whatever else reads ONNX",
+    "pt2": "model.pt2 for torch.export.load, which replaces TorchScript",
+    "monai-bundle": "a folder for python -m monai.bundle run",
+}
+FACTS = "medseg.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export came to.
+
+    Attributes:
+        files: What was written.
+        verdict: How the written network compares with PyTorch.
+        facts: The content of ``medseg.json``.
+    """
+
+    files: tuple[Path, ...]
+    verdict: Verdict
+    facts: dict[str, Any]
+
+
+def export(checkpoint: Path, output: Path, *, form: str = "onnx", image: Volume | None = None) -> Exported:
+    """Write the network of a checkpoint for other programs, and everything that its input and output mean.
+
+    Beside the network stand ``plan.yaml`` and ``medseg.json``. Whatever is written was read back and run on patches
+    first; nothing is left in the folder where that fails.
+
+    Args:
+        checkpoint: Of a run.
+        output: Folder; other files in it are left alone, those of an earlier export replaced.
+        form: A name of `FORMATS`.
+        image: A real image to compare on; noise where not given.
+
+    Raises:
+        UsageError: There is no such format, or a package is missing.
+        CheckpointError: The checkpoint is not ours, or its network cannot be exported or comes out different.
+        DataError: The folder cannot be written, or the image does not fit.
+    """
+    if form not in FORMATS:
+        hint = nearest(form, list(FORMATS))
+        said = f", did you mean {hint}" if hint else ""
+        raise UsageError(f"there is no export format {form!r}{said}", f"Choose one of {', '.join(FORMATS)}")
+    model = read_model(checkpoint)
+    patches = _patches(model, image)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".partial-", dir=output) as partial:
+            model, run = _written(model, Path(partial), form, checkpoint)
+            verdict = compare(model, run, patches, what=form, checkpoint=checkpoint)
+            known = facts(model) | {"format": form, "checked": verdict.to_dict()}
+            (Path(partial) / FACTS).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+            write_plan(Path(partial) / "plan.yaml", model.plan)
+            return Exported(_moved(Path(partial), output), verdict, known)
+    except OSError as error:
+        raise DataError(
+            output, f"cannot be written ({error.strerror})", "Free space or choose another --output"
+        ) from None
+
+
+def _patches(model: Model, image: Volume | None) -> Tensor:
+    try:
+        return patches_of(model, image)
+    except ValueError as error:
+        raise UsageError(
+            f"the image to check on does not fit: {error}", "Give one as the network was trained on"
+        ) from None
+
+
+def _written(model: Model, folder: Path, form: str, checkpoint: Path) -> tuple[Model, Callable[[Tensor], Tensor]]:
+    """Write with free sizes, or where the network does not allow that, for its window alone."""
+    if form == "monai-bundle":
+        return model, write_bundle(model, facts(model), folder)
+    write, name = {"onnx": (write_onnx, "model.onnx"), "pt2": (write_program, "model.pt2")}[form]
+    try:
+        return model, write(model, facts(model), folder / name, checkpoint=checkpoint)
+    except CheckpointError:
+        if not any(model.resizable):
+            raise
+        model = replace(model, fixed=True)
+        return model, write(model, facts(model), folder / name, checkpoint=checkpoint)
+
+
+def _moved(partial: Path, output: Path) -> tuple[Path, ...]:
+    """Every file to its place, under its final name only when it is whole."""
+    files = sorted(path.relative_to(partial) for path in partial.rglob("*") if path.is_file())
+    for file in files:
+        (output / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial / file, output / file)
+    return tuple(output / file for file in files)

@@ -1,0 +1,155 @@
+"""What is exported: the trained network without its training, the sizes it takes, and everything known about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import medseg
+from medseg.checkpoints import read_checkpoint
+from medseg.nets.padding import PadToMultiple, PadToSize
+from medseg.nets.supervision import Supervised
+from medseg.patches.stitch import tile_starts
+from medseg.plan.plan import Plan
+from medseg.space.volume import Shape, Volume
+from medseg.store.grid import to_plan_grid
+from medseg.task import load_task
+
+FIXED_SIZE = ("swin_unetr", "unetr")
+"""Networks whose attention windows or position embedding are laid out for one size."""
+
+_PATCHES = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained network ready to be written down.
+
+    Attributes:
+        net: Maps ``(b, m, i, j, k)`` to logits ``(b, c, i, j, k)``; on the CPU, in float32, in evaluation mode.
+        plan: What it was trained on.
+        name: Of the network.
+        knobs: Its options, as it was built with them.
+        window: Voxels of a tile of the sliding window: the plan's patch, rounded up to what the network takes.
+        multiple: Per axis, what any input size must be a multiple of.
+        overlap: Share by which neighbouring tiles overlap.
+        record: What the checkpoint says about itself: version, scores, cleaning rules.
+        fixed: Whether it takes the window's size only.
+    """
+
+    net: nn.Module
+    plan: Plan
+    name: str
+    knobs: dict[str, Any]
+    window: Shape
+    multiple: Shape
+    overlap: float
+    record: dict[str, Any]
+    fixed: bool = False
+
+    @property
+    def resizable(self) -> tuple[bool, bool, bool]:
+        """Per axis, whether other sizes than the window's may be tried."""
+        i, j, k = (
+            not self.fixed and size >= 2 * step  # one step is nothing to normalise over
+            for size, step in zip(self.window, self.multiple, strict=True)
+        )
+        return i, j, k
+
+
+def read_model(checkpoint: Path) -> Model:
+    """Take the network out of a checkpoint.
+
+    Raises:
+        CheckpointError: It is missing, unreadable, not ours, or of another version.
+    """
+    task = load_task(checkpoint)
+    options = task.hparams
+    net = task.net.float().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # absent from stubs
+    multiple = _multiple(net)
+    i, j, k = (size + -size % step for size, step in zip(task.plan.patch_size, multiple, strict=True))
+    return Model(
+        net=_without_heads(net).requires_grad_(False),
+        plan=task.plan,
+        name=options["net"],
+        knobs={**(options["net_options"] or {}), **({"deep_supervision": True} if options["deep_supervision"] else {})},
+        window=(i, j, k),
+        multiple=multiple,
+        overlap=float(options["overlap"]),
+        record=read_checkpoint(checkpoint)["medseg"],
+        fixed=options["net"] in FIXED_SIZE,
+    )
+
+
+def facts(model: Model) -> dict[str, Any]:
+    """All that a program without medseg must know to use the network, as plain data for JSON."""
+    plan = model.plan
+    painted = plan.atoms if plan.exclusive else plan.paint_order or tuple(range(1, len(plan.organs) + 1))
+    return {
+        "medseg": medseg.__version__,
+        "network": model.name,
+        "input": {
+            "name": "image",
+            "axes": ["batch", "modality", "i", "j", "k"],
+            "dtype": "float32",
+            "modalities": list(plan.modalities),
+            "window": list(model.window),
+            "multiple_of": list(model.multiple),
+            "resizable": list(model.resizable),
+        },
+        "output": {
+            "name": "logits",
+            "axes": ["batch", "class", "i", "j", "k"],
+            "classes": [*(["background"] if plan.exclusive else []), *plan.organs],
+            "values": [*([0] if plan.exclusive else []), *painted],
+            "activation": "softmax" if plan.exclusive else "sigmoid",
+        },
+        "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"},
+        "plan": plan.to_dict(),
+        "cleaning": model.record.get("cleaning", []),
+        "scores": model.record.get("scores", {}),
+    }
+
+
+def patches_of(model: Model, image: Volume | None = None) -> Float[Tensor, "b m i j k"]:
+    """A few tiles to try the exported network on.
+
+    Args:
+        model: Decides size and channels.
+        image: A real image, brought onto the plan's grid and cut as for prediction; noise where not given.
+    """
+    channels = len(model.plan.modalities)
+    if image is None:
+        return torch.randn(2, channels, *model.window, generator=torch.Generator().manual_seed(0))
+    voxels = torch.from_numpy(to_plan_grid(image, model.plan)[0])
+    short = [max(edge - extent, 0) for edge, extent in zip(model.window, voxels.shape[1:], strict=True)]
+    voxels = nn.functional.pad(voxels, [side for missing in reversed(short) for side in (0, missing)])
+    starts = [tile_starts(n, edge) for n, edge in zip(voxels.shape[1:], model.window, strict=True)]
+    corners = torch.cartesian_prod(*[torch.tensor(line) for line in starts]).tolist()
+    chosen = corners[:: -(-len(corners) // _PATCHES)]
+    cut = [voxels[:, i:, j:, k:][:, : model.window[0], : model.window[1], : model.window[2]] for i, j, k in chosen]
+    return torch.stack(cut)
+
+
+def innermost(net: nn.Module) -> nn.Module:
+    """The network itself, without the wrappers that pad its input and supervise its levels."""
+    while isinstance(net, (PadToMultiple, PadToSize, Supervised)):
+        net = net.net
+    return net
+
+
+def _multiple(net: nn.Module) -> Shape:
+    i, j, k = net.size if isinstance(net, PadToSize) else net.multiple if isinstance(net, PadToMultiple) else (1, 1, 1)
+    return i, j, k
+
+
+def _without_heads(net: nn.Module) -> nn.Module:
+    """The network without the heads of deep supervision, which are silent outside of training."""
+    if isinstance(net, (PadToMultiple, PadToSize)):
+        net.net = innermost(net)
+    return net
