@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from jaxtyping import Bool, Integer
 from lightning_utilities.core.rank_zero import rank_zero_info
-from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging, Timer
+from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,12 +22,13 @@ from medseg.loss_study import LossStudy, study_criteria
 from medseg.losses import Criterion, build_loss
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
-from medseg.optimise import build_optimizer, find_optimizer, schedule_factor
+from medseg.nets.pace import Auto, Pace, Trial, follow, lay_out, missing_compiler, set_pace
+from medseg.optimise import budget_spent, build_optimizer, find_optimizer, schedule_factor, seconds_left
 from medseg.patches.datamodule import Batch
 from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
 from medseg.types import Image, Labels, Levels, Logits
-from medseg.watch import SkipBadSteps, StepClock
+from medseg.watch import AveragedWeights, SeedSteps, SkipBadSteps, StepClock
 
 IGNORED = -1
 """What the store writes where a voxel was not annotated."""
@@ -59,7 +59,8 @@ class SegmentationTask(pl.LightningModule):
         freeze: Patterns of weights that stay as they are, such as ``net.*downsamples*``.
         bad_steps: Steps in a row with a gradient that is NaN or infinite which are skipped before training stops.
         overlap: Share by which neighbouring windows overlap when a whole volume is predicted.
-        channels_last: Lay out activations with the channels innermost, which matrix units prefer.
+        channels_last: Lay out activations with the channels innermost, which matrix units prefer; ``auto`` times both.
+        compile: Compile the network for training; ``auto`` does where the time left repays it, and keeps it if faster.
         study: Losses whose value and gradient norms are recorded beside the training's own, ``[all]`` for every one;
             `medseg.loss_study` says at what cost.
         study_every: Steps from one such record to the next.
@@ -88,7 +89,8 @@ class SegmentationTask(pl.LightningModule):
         freeze: list[str] | None = None,
         bad_steps: int = 10,
         overlap: float = 0.5,
-        channels_last: bool = True,
+        channels_last: Auto = True,
+        compile: Auto = False,  # noqa: A002  what everyone calls it
         study: list[str] | None = None,
         study_every: int = 1,
     ) -> None:
@@ -105,17 +107,18 @@ class SegmentationTask(pl.LightningModule):
         self.val_dice = PerOrganDice(organs, ignore=IGNORED)
         self.membership: Tensor
         self.register_buffer("membership", torch.from_numpy(self.plan.membership).bool(), persistent=False)
-        if channels_last:
-            self.net = self.net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # absent from stubs
+        self.pace = Pace(channels_last=channels_last is not False, compiled=False)
+        lay_out(self.net, channels_last=self.pace.channels_last)
 
     def forward(self, image: Image) -> Logits | Levels:
         """Map normalised intensities ``(b, m, i, j, k)`` to logits ``(b, c, i, j, k)``.
 
         With deep supervision and in training, to a tuple of logits, the finest first.
         """
-        if self.hparams["channels_last"]:
+        if self.pace.channels_last:
             image = image.contiguous(memory_format=torch.channels_last_3d)
-        logits: Logits | Levels = self.net(image)
+        plain = self.pace.compiled and not self.training  # windows of volumes come in many shapes
+        logits: Logits | Levels = self.net.forward(image) if plain else self.net(image)
         return logits
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
@@ -128,7 +131,9 @@ class SegmentationTask(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Count one whole validation case."""
+        """Count one whole validation case; a process without one takes part with an empty batch."""
+        if not batch.id:
+            return
         decided = self.segment(batch.image)[0]
         self.val_dice.update(decided, batch.labels[0], batch.id[0], annotated=self._annotated(batch))
 
@@ -143,6 +148,11 @@ class SegmentationTask(pl.LightningModule):
             f"{self.hparams['net']} with {weights / 1e6:.1f} M weights learns {', '.join(self.plan.organs)} "
             f"from {self.plan.batch_size} patches of {patch} voxels a step by {self.hparams['loss']}"
         )
+        self.pace = pace_together(self, self.pace)
+
+    def on_train_start(self) -> None:
+        """Tell the loss the epoch: one that is resumed in its middle does not start again."""
+        self.loss.set_epoch(self.current_epoch)
 
     def on_train_epoch_start(self) -> None:
         """Tell the loss the epoch, for weights that change over time."""
@@ -217,9 +227,9 @@ class SegmentationTask(pl.LightningModule):
         options = self.hparams
         if not self.trainer.training:
             return []
-        callbacks: list[Callback] = [SkipBadSteps(options["bad_steps"]), StepClock()]
+        callbacks: list[Callback] = [SeedSteps(), SkipBadSteps(options["bad_steps"]), StepClock()]
         if options["ema"]:
-            callbacks.append(EMAWeightAveraging(decay=options["ema"]))
+            callbacks.append(AveragedWeights(decay=options["ema"]))
         if options["patience"] is not None:
             callbacks.append(EarlyStopping("val/dice", mode="max", patience=options["patience"]))
         if options["study"]:
@@ -243,12 +253,15 @@ class SegmentationTask(pl.LightningModule):
                     f"was trained on the {key} {', '.join(theirs[key])}, the store has {', '.join(ours[key])}",
                     "To fine-tune on others, give it as --model.init_from instead",
                 )
+        if "pace" in checkpoint["medseg"]:  # what was measured then holds on: it decides how sums are rounded
+            self.pace = Pace(**checkpoint["medseg"]["pace"], reasons="as before")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint, so that a foreign one is told apart, and note how it scored."""
         scores = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name[:8] == "val/dice"}
         torch_version = torch.__version__.split("+")[0]
-        checkpoint["medseg"] = {"version": medseg.__version__, "torch": torch_version, "scores": scores}
+        signed = {"version": medseg.__version__, "torch": torch_version, "scores": scores}
+        checkpoint["medseg"] = {**signed, "pace": self.pace.to_dict()}
 
     def _judge(self, outputs: Logits | Levels, batch: Batch) -> Tensor:
         """The loss, over all levels of deep supervision; the terms that are logged are those of the finest."""
@@ -308,18 +321,29 @@ def decide(logits: Logits, plan: Plan) -> Integer[Tensor, "b *space"] | Bool[Ten
     return logits.argmax(dim=1) if plan.exclusive else logits > 0
 
 
-def budget_spent(trainer: pl.Trainer) -> float:
-    """The share of the training budget that is spent, in [0, 1]: of steps, epochs or time, whichever is furthest."""
-    spent = [0.0]
-    steps = trainer.estimated_stepping_batches
-    if math.isfinite(steps):
-        spent.append(trainer.global_step / max(1, steps))
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
-    timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
-    duration: float | None = timer._duration if timer else None  # its public methods read the clock once each
-    if timer and duration:
-        spent.append(timer.time_elapsed() / duration)
-    return min(1.0, max(spent))
+def pace_together(task: SegmentationTask, kept: Pace) -> Pace:
+    """Set how fast the network of a task runs, as the first process measures it; see `medseg.nets.pace`.
+
+    What ``auto`` stands for in a resumed run is what it was before, ``kept``.
+    """
+    trainer, plan, options = task.trainer, task.plan, task.hparams
+    asked: dict[str, Auto] = {"compiling": options["compile"], "channels_last": options["channels_last"]}
+    if kept.reasons:
+        possible = not missing_compiler(task.device.type)
+        before = {"compiling": kept.compiled and possible, "channels_last": kept.channels_last}
+        asked = {name: before[name] if value == "auto" else value for name, value in asked.items()}
+    pace: Pace | None = None
+    if trainer.global_rank == 0:
+        shape = (plan.batch_size, len(plan.modalities), *plan.patch_size)
+        image = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(task.device)
+        context = trainer.precision_plugin.forward_context
+        pace = set_pace(Trial(task.net, image, context, lambda step: seconds_left(trainer, step)), **asked)
+    agreed = trainer.strategy.broadcast(pace) or kept  # never the latter: the first process has one
+    if trainer.global_rank != 0:
+        follow(task.net, agreed)
+    if agreed.reasons:
+        rank_zero_info(agreed.reasons)
+    return agreed
 
 
 def load_task(path: Path) -> SegmentationTask:

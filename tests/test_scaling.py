@@ -103,6 +103,14 @@ def test_two_nodes_under_torchrun_train_the_same_weights(folder):
 
 
 @pytest.mark.ddp
+def test_a_rank_without_a_validation_case_holds_nobody_up(folder):
+    shared = ["--data.batch_size", "2", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    medseg(folder, *fit("idle"), *shared, "--data.fold", "1", "--model.net", "vnet", "--model.net_options", "{}")
+    scores = last(folder, "idle")["medseg"]["scores"]
+    assert set(scores) == {"val/dice", "val/dice/liver", "val/dice/spleen"}
+
+
+@pytest.mark.ddp
 @pytest.mark.parametrize("fold", [0, 1])
 def test_two_processes_judge_every_case_once_and_alike(folder, fold):
     best = str(folder / "one" / "checkpoints" / "best.ckpt")

@@ -25,6 +25,9 @@ from medseg.space.volume import Shape
 from medseg.store.store import Store
 
 T = TypeVar("T")
+NO_CASE = -1
+"""The number of a batch without a case."""
+
 Organs = dict[int, NDArray[np.integer[Any]]]
 
 
@@ -190,7 +193,9 @@ class WholeVolumes(TorchDataset[Any]):
         return len(self.cases)
 
     def __getitem__(self, number: int) -> Batch | MedsegError:
-        """Read one case; what is wrong with it is returned, as in `TrainingCrops`."""
+        """Read one case, or none at all; what is wrong with it is returned, as in `TrainingCrops`."""
+        if number == NO_CASE:
+            return _nothing(len(self.cases.plan.modalities))
         case = self.cases.ids[number]
         try:
             volume, reference = self.cases.arrays(case)
@@ -202,3 +207,8 @@ class WholeVolumes(TorchDataset[Any]):
         return Batch(
             pixels, torch.from_numpy(np.ascontiguousarray(labels))[None], spacing_mm, (case,), self.cases.mask([number])
         )
+
+
+def _nothing(modalities: int) -> Batch:
+    image, labels = torch.zeros(0, modalities, 1, 1, 1), torch.zeros(0, 1, 1, 1, dtype=torch.int16)
+    return Batch(image, labels, torch.zeros(0, 3), (), None)

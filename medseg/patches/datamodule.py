@@ -80,7 +80,6 @@ class VolumesDataModule(pl.LightningDataModule):
         steps_per_epoch: int = 250,
     ) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer validation cases than ranks is no error
         self.store = Path(store)
         self.fold, self.folds, self.split = fold, folds, None if split is None else Path(split)
         self.workers, self.seed, self.cache = workers, seed, cache

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from medseg.errors import DataError, MedsegError
-from medseg.patches.cutting import Cases, TrainingCrops, WholeVolumes
+from medseg.patches.cutting import NO_CASE, Cases, TrainingCrops, WholeVolumes
 
 
 class EpochOrder(DistributedSampler[Any]):
@@ -38,11 +38,15 @@ class EpochOrder(DistributedSampler[Any]):
 
 
 class RankShare(DistributedSampler[Any]):
-    """Every case on exactly one rank: none is repeated to make the shares equal."""
+    """Every case on exactly one rank: none is repeated to make the shares equal.
+
+    A rank without a case gets `NO_CASE`: Lightning leaves out the whole validation of a rank without a batch, and the
+    others would wait for its part of the sums for ever.
+    """
 
     def __init__(self, cases: int, *, rank: int, ranks: int) -> None:
         super().__init__(range(cases), num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]  # as above
-        self.share = range(rank, cases, ranks)
+        self.share = range(rank, cases, ranks) or (NO_CASE,)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.share)
