@@ -18,7 +18,7 @@ Predict = Callable[[Tensor], Tensor]
 
 TILINGS = ("even", "shifted")
 FLOORS = {"even": 1e-30, "shifted": 1e-3}
-"""Least weight of a voxel, by tiling. MONAI's 0.001 is reached at the border of one axis already, so where a volume is one
+"""Least weight of a voxel, by tiling. MONAI's 0.001 is reached at the border of one axis already: where a volume is one
 tile deep, its border would be a plain mean of neighbouring tiles, their outermost voxels included."""
 _TOGETHER = 2**24  # numbers that are turned into float32 and added at once
 
