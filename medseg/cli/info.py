@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.checkpoints import read_checkpoint
+from medseg.checkpoints.origin import Origin
 from medseg.datasets.case import read_dataset
 from medseg.errors import DataError
 from medseg.nets import build_net, estimate
@@ -48,6 +49,18 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "optimizer": f"{options['optimizer']}, lr {options['lr']:g}, {options['schedule']}",
         "trained": f"{checkpoint['global_step']} steps, {checkpoint['epoch'] + 1} epochs",
         "scores": {name: round(score, 4) for name, score in checkpoint["medseg"].get("scores", {}).items()},
+        **(_origin(checkpoint["origin"]) if "origin" in checkpoint else {}),
+    }
+
+
+def _origin(origin: Origin) -> dict[str, Any]:
+    """Where it comes from; the whole config is in the file."""
+    commits = ", ".join(f"{of} {commit}" for of, commit in origin["commits"].items() if commit)
+    return {
+        "data": f"{len(origin['data']['cases'])} cases, fingerprint {origin['data']['digest']}",
+        "config": f"fingerprint {origin['config']['digest']}",
+        "packages": ", ".join(f"{name} {version}" for name, version in origin["packages"].items()),
+        "commits": commits or "of no repository",
     }
 
 

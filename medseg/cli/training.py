@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import yaml
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
@@ -19,9 +20,11 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from medseg.checkpoints import CheckpointFiles, KeepCheckpoints
 from medseg.cli.command import report_failures
+from medseg.cli.failures import explained
 from medseg.cli.metrics_log import RunCsvLogger
 from medseg.cli.runs import Run
-from medseg.errors import DataError, UsageError, nearest
+from medseg.cli.signing import SignOrigin, UnequalDataError
+from medseg.errors import DataError, InterruptionError, UsageError, nearest
 from medseg.hardware import best_precision, keep_freed_memory
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
@@ -113,6 +116,24 @@ class MedsegCLI(LightningCLI):
             self.model = load_task(Path(config.ckpt_path))
             config.ckpt_path = self.config_init[self.subcommand].ckpt_path = None  # its weights are in place
             _require_same_labels(self.model.plan, self.datamodule.plan, self.datamodule.store)
+        else:
+            plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+            sign = SignOrigin(Store(self.datamodule.store), self.datamodule.plan, plain)
+            self.trainer.callbacks.insert(0, sign)  # type: ignore[attr-defined]  # set by Lightning's connector
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; of what every process knows, one tells."""
+        try:
+            super()._run_subcommand(subcommand)
+        except (RuntimeError, MemoryError, ConnectionError) as error:
+            sentence = explained(error, self.datamodule.plan)
+            if sentence is None:
+                raise
+            raise sentence from error
+        except (InterruptionError, UnequalDataError) as error:
+            if self.trainer.is_global_zero:
+                raise
+            self.exit_status = 0 if isinstance(error, InterruptionError) else error.exit_status
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
         """Give the trainer the loggers of the run, unless the config names its own."""

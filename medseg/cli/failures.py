@@ -1,0 +1,83 @@
+"""What torch and Lightning throw at a user, as the one sentence that says what to do."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from medseg.errors import CheckpointError, MedsegError
+from medseg.plan.plan import Plan
+
+
+class MemoryShortError(MedsegError):
+    """A step does not fit into memory; proposes numbers that need about half."""
+
+    def __init__(self, where: str, plan: Plan) -> None:
+        sizes = " x ".join(map(str, plan.patch_size))
+        proposal = " or ".join(_smaller(plan))
+        super().__init__(
+            f"{plan.batch_size} patches of {sizes} voxels do not fit into the memory of the {where}. Try {proposal}."
+        )
+
+
+class LostProcessError(MedsegError):
+    """Another process of this training died."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another process of this training has ended, see its own message; this one cannot go on alone. "
+            "Start all of them again with --ckpt_path last."
+        )
+
+
+_LOST = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|Socket (Timeout|closed)|Timed out waiting|recvValue failed|"
+    r"NCCL.*(remote|peer|abort|timed? ?out)|store->get|ProcessGroup.*(abort|timeout)|heartbeat",
+    re.IGNORECASE,
+)
+
+
+def explained(error: BaseException, plan: Plan) -> MedsegError | None:
+    """The sentence for a failure that has one, or None.
+
+    Args:
+        error: What was raised while training.
+        plan: Of the run, for the numbers in the sentence.
+    """
+    text = str(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return MemoryShortError("GPU", plan)
+    if "DefaultCPUAllocator" in text or isinstance(error, MemoryError):
+        return MemoryShortError("machine", plan)
+    if "loading state_dict" in text:
+        return CheckpointError(
+            "--ckpt_path",
+            f"holds another network ({_first_mismatch(text)})",
+            "Go on with the net and net_options of its config.yaml, or give it as --model.init_from to start from it",
+        )
+    if isinstance(error, RuntimeError | ConnectionError) and _LOST.search(text):
+        return LostProcessError()
+    return None
+
+
+def _smaller(plan: Plan) -> list[str]:
+    """Options that need about half the memory; a patch keeps to what the strides of the network divide."""
+    found = []
+    if plan.batch_size > 1:
+        half = plan.batch_size // 2
+        found.append(f"--data.batch_size {half} --trainer.accumulate_grad_batches {-(-plan.batch_size // half)}")
+    steps = [1, 1, 1]
+    for strides in plan.strides:
+        steps = [step * stride for step, stride in zip(steps, strides, strict=True)]
+    axis = max(range(3), key=lambda number: plan.patch_size[number] / steps[number])
+    halved = max(steps[axis], plan.patch_size[axis] // 2 // steps[axis] * steps[axis])
+    if halved < plan.patch_size[axis]:
+        patch = [halved if number == axis else size for number, size in enumerate(plan.patch_size)]
+        found.append(f'--data.patch_size "{patch}"')
+    return found or ["a smaller network with --model.net_options"]
+
+
+def _first_mismatch(text: str) -> str:
+    found = re.search(r"size mismatch for (\S+?):|(?:Missing|Unexpected) key\(s\) in state_dict: \"([^\"]+)\"", text)
+    return f"{found.group(1) or found.group(2)} does not fit" if found else "its weights do not fit"

@@ -1,0 +1,69 @@
+"""Signs every checkpoint of a run with its origin, and says what is not as it was when the run goes on."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
+
+from medseg.checkpoints.origin import Origin, differences, origin
+from medseg.errors import DataError
+from medseg.plan.plan import Plan
+from medseg.store.identity import identity
+from medseg.store.store import Store
+
+
+class UnequalDataError(DataError):
+    """The processes of one training would train on different data; every one of them knows and says the same."""
+
+
+class SignOrigin(Callback):
+    """Puts `medseg.checkpoints.origin.origin` into every checkpoint, under ``origin``.
+
+    Args:
+        store: The data.
+        plan: As the run uses it, with the sizes that the config overrides.
+        config: The whole config as plain data.
+    """
+
+    def __init__(self, store: Store, plan: Plan, config: dict[str, Any]) -> None:
+        self.store = store
+        self.cases = identity(store)
+        self.origin: Origin = origin(plan.to_dict(), config=config, cases=self.cases)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Sign."""
+        checkpoint["origin"] = self.origin
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Warn in one sentence of all that is not as it was."""
+        if "origin" in checkpoint:
+            told = differences(checkpoint["origin"], self.origin, self.cases)
+            if told:
+                rank_zero_warn(f"this run goes on under other circumstances: {'; '.join(told)}")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the data of all processes.
+
+        Raises:
+            UnequalDataError: In every process, when they differ.
+        """
+        if trainer.world_size == 1:
+            return
+        mine = (socket.gethostname(), self.origin["data"]["digest"], len(self.cases), self.origin["plan"])
+        everyone: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(everyone, mine)
+        host, digest, count, plan = everyone[0]
+        for rank, (other, theirs, cases, their_plan) in enumerate(everyone):
+            if (theirs, their_plan) != (digest, plan):
+                what = "data" if theirs != digest else "plan"
+                raise UnequalDataError(
+                    self.store.path,
+                    f"is not the same everywhere: process {rank} on {other} has {cases} cases and other {what} than "
+                    f"process 0 on {host} with {count}",
+                    "Copy the same store to every machine",
+                )
