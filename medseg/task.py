@@ -107,6 +107,7 @@ class SegmentationTask(pl.LightningModule):
         self.val_dice = PerOrganDice(organs, ignore=IGNORED)
         self.membership: Tensor
         self.register_buffer("membership", torch.from_numpy(self.plan.membership).bool(), persistent=False)
+        self._scores: dict[str, float] = {}  # of a validation before a resumed run's first
         self.pace = Pace(channels_last=channels_last is not False, compiled=False)
         lay_out(self.net, channels_last=self.pace.channels_last)
 
@@ -253,6 +254,7 @@ class SegmentationTask(pl.LightningModule):
                     f"was trained on the {key} {', '.join(theirs[key])}, the store has {', '.join(ours[key])}",
                     "To fine-tune on others, give it as --model.init_from instead",
                 )
+        self._scores = dict(checkpoint["medseg"].get("scores", {}))
         if "pace" in checkpoint["medseg"]:  # what was measured then holds on: it decides how sums are rounded
             self.pace = Pace(**checkpoint["medseg"]["pace"], reasons="as before")
 
@@ -260,7 +262,7 @@ class SegmentationTask(pl.LightningModule):
         """Sign the checkpoint, so that a foreign one is told apart, and note how it scored."""
         scores = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name[:8] == "val/dice"}
         torch_version = torch.__version__.split("+")[0]
-        signed = {"version": medseg.__version__, "torch": torch_version, "scores": scores}
+        signed = {"version": medseg.__version__, "torch": torch_version, "scores": scores or self._scores}
         checkpoint["medseg"] = {**signed, "pace": self.pace.to_dict()}
 
     def _judge(self, outputs: Logits | Levels, batch: Batch) -> Tensor:
