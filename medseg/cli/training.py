@@ -116,10 +116,6 @@ class MedsegCLI(LightningCLI):
             self.model = load_task(Path(config.ckpt_path))
             config.ckpt_path = self.config_init[self.subcommand].ckpt_path = None  # its weights are in place
             _require_same_labels(self.model.plan, self.datamodule.plan, self.datamodule.store)
-        else:
-            plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
-            sign = SignOrigin(Store(self.datamodule.store), self.datamodule.plan, plain)
-            self.trainer.callbacks.insert(0, sign)  # type: ignore[attr-defined]  # set by Lightning's connector
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run; of what every process knows, one tells."""
@@ -141,6 +137,12 @@ class MedsegCLI(LightningCLI):
         if chosen is None:
             options["logger"] = _loggers(self.run_folder, self.start.step) if self.subcommand == "fit" else False
         return super().instantiate_trainer(default_root_dir=str(self.run_folder.path), **options)
+
+    def before_fit(self) -> None:
+        """Sign every checkpoint with its origin."""
+        plain = yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False))
+        sign = SignOrigin(Store(self.datamodule.store), self.datamodule.plan, plain)
+        self.trainer.callbacks.insert(0, sign)  # type: ignore[attr-defined]  # set by Lightning's connector
 
     def before_test(self) -> None:
         """Write every test prediction on the grid of its image."""
