@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import subprocess
+import sys
 import tarfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -13,9 +16,11 @@ import pytest
 from monai.apps import DecathlonDataset
 
 from medseg.datasets import download as download_module
+from medseg.datasets import turns
 from medseg.datasets.case import read_dataset
 from medseg.datasets.download import download
 from medseg.datasets.msd import MIRROR, TASKS, MsdTask, find_task
+from medseg.datasets.turns import one_at_a_time
 from medseg.errors import DataError, UsageError
 
 
@@ -53,6 +58,8 @@ class Server(ThreadingHTTPServer):
     status: list[int]  # what the next replies answer instead of the file
     ignores_ranges = False
     ranges: list[str]
+    replying: threading.Event
+    may_reply: threading.Event  # the reply waits for it after its head
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -75,6 +82,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        server.replying.set()
+        server.may_reply.wait(60)
         self.wfile.write(body[: server.cut_after.pop(0)] if server.cut_after else body)
 
     def log_message(self, *args):
@@ -87,6 +96,8 @@ def server(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     http = Server(("127.0.0.1", 0), Handler)
     http.cut_after, http.status, http.ranges = [], [], []
+    http.replying, http.may_reply = threading.Event(), threading.Event()
+    http.may_reply.set()
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield http
@@ -233,3 +244,76 @@ def test_a_disk_that_is_too_small(server, toy_dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(download_module.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match=r"0\.0 GB free"):
         fetch(task, tmp_path, server)
+
+
+def test_two_that_want_the_same_fetch_it_once(server, toy_dataset, tmp_path, monkeypatch, capsys):
+    task = toy_task(server, archive_of(toy_dataset, "Task99_Toy"))
+    server.may_reply.clear()
+    found, say, told = [], download_module._say_waiting, threading.Event()
+    monkeypatch.setattr(download_module, "_say_waiting", lambda target: (say(target), told.set()))
+
+    def fetch_it():
+        found.append(fetch(task, tmp_path / "raw", server))
+
+    first, second = threading.Thread(target=fetch_it), threading.Thread(target=fetch_it)
+    first.start()
+    assert server.replying.wait(60)
+    second.start()
+    assert told.wait(60)
+    server.may_reply.set()
+    first.join()
+    second.join()
+    assert found == [tmp_path / "raw" / "Task99_Toy"] * 2
+    assert server.ranges == [""]
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["Task99_Toy"]
+    assert "Task99_Toy is being downloaded by another process; waiting for it" in capsys.readouterr().err
+
+
+def test_a_killed_process_holds_nobody_up(server, toy_dataset, tmp_path):
+    task = toy_task(server, archive_of(toy_dataset, "Task99_Toy"))
+    lock = tmp_path / f".{task.archive}.lock"
+    hold = f"""
+import time
+from pathlib import Path
+from medseg.datasets.turns import one_at_a_time
+with one_at_a_time(Path({str(lock)!r}), on_wait=lambda: None):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        holder.kill()
+    assert lock.exists()
+    (tmp_path / ".partial-Task99_Toy-x" / "Task99_Toy").mkdir(parents=True)
+    assert (fetch(task, tmp_path, server) / "dataset.json").is_file()
+    assert [path.name for path in tmp_path.glob("*99*")] == ["Task99_Toy"]
+
+
+def test_a_lock_that_was_removed_meanwhile_is_taken_anew(tmp_path):
+    lock = tmp_path / "lock"
+    order = []
+
+    def wait_for_it():
+        with one_at_a_time(lock, on_wait=lambda: order.append("waits")):
+            order.append(lock.exists())
+
+    with one_at_a_time(lock, on_wait=lambda: None):
+        thread = threading.Thread(target=wait_for_it)
+        thread.start()
+        while not order:
+            time.sleep(0.01)
+    thread.join()
+    assert order == ["waits", True]
+    assert not lock.exists()
+
+
+def test_a_system_without_locks_lets_everyone_go_on(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with one_at_a_time(tmp_path / "lock", on_wait=lambda: None) as alone:
+        assert not alone
+    monkeypatch.setattr(turns, "fcntl", None)
+    with one_at_a_time(tmp_path / "lock", on_wait=lambda: None) as alone:
+        assert not alone

@@ -285,6 +285,11 @@ def _require_known(file: Path, manifest: Manifest, ids: list[str]) -> None:
     duplicates = {case for case in ids if ids.count(case) > 1} if len(set(ids)) < len(ids) else set()
     if duplicates:
         raise DataError(file, f"lists case {min(duplicates)!r} more than once", "Keep one entry per case")
+    for case in ids:
+        if Path(case).name != case or case.startswith(".") or "\\" in case or "\0" in case:
+            raise DataError(
+                file, f"names a case {case!r}, which cannot name a file", "Leave out slashes and leading dots"
+            )
     for key, table in (("patients", manifest.patients), ("annotated", manifest.annotated)):
         for case in sorted(set(table) - set(ids)):
             guess = nearest(case, ids)

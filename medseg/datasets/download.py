@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from medseg.datasets.msd import MIRROR, MsdTask, find_task
+from medseg.datasets.turns import one_at_a_time
 from medseg.errors import DataError
 
 _PIECE = 1 << 20
@@ -35,7 +36,8 @@ def download(
     """Fetch and unpack a task of the Decathlon.
 
     What arrived before an interruption lies in ``<archive>.part`` and is continued by the next call. The folder of the
-    task appears when it is complete; the archive is removed then.
+    task appears when it is complete; the archive is removed then. Of several processes that want one task in one
+    folder, one fetches it and the others wait for it.
 
     Args:
         task: Name, number or organ of a task, or a task that the table does not have.
@@ -54,23 +56,40 @@ def download(
     """
     wanted = find_task(task) if isinstance(task, str) else task
     target = root / wanted.name
-    if (target / "dataset.json").is_file():
+    if _is_there(target):
         return target
-    if target.exists():
-        raise DataError(target, "exists, but holds no dataset.json", "Move it away, then download again")
     part = root / f"{wanted.archive}.part"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _progress(wanted.name) as advance:
-            _fetch(f"{mirror}/{wanted.archive}", part, advance, attempts=attempts, pause_s=pause_s)
-        _require_md5(part, wanted)
-        _unpack(part, target)
-        part.unlink()
+        with one_at_a_time(root / f".{wanted.archive}.lock", on_wait=lambda: _say_waiting(target)) as alone:
+            if _is_there(target):
+                return target
+            for left in root.glob(f"{_unfinished(target)}*") if alone else ():
+                shutil.rmtree(left, ignore_errors=True)  # by a process that was killed while it unpacked
+            with _progress(wanted.name) as advance:
+                _fetch(f"{mirror}/{wanted.archive}", part, advance, attempts=attempts, pause_s=pause_s)
+            _require_md5(part, wanted)
+            _unpack(part, target)
+            part.unlink()
     except OSError as error:
         raise DataError(
             root, f"cannot take {wanted.archive} ({error.strerror or error})", "Free space or choose another folder"
         ) from None
     return target
+
+
+def _is_there(target: Path) -> bool:
+    if (target / "dataset.json").is_file():
+        return True
+    if target.exists():
+        raise DataError(target, "exists, but holds no dataset.json", "Move it away, then download again")
+    return False
+
+
+def _say_waiting(target: Path) -> None:
+    Console(stderr=True).print(
+        f"{target} is being downloaded by another process; waiting for it", highlight=False, soft_wrap=True
+    )
 
 
 def _fetch(url: str, part: Path, advance: Advance, *, attempts: int, pause_s: float | int) -> None:
@@ -148,7 +167,7 @@ def _require_md5(part: Path, task: MsdTask) -> None:
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_unfinished(target), dir=target.parent))
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
@@ -161,6 +180,10 @@ def _unpack(archive: Path, target: Path) -> None:
         raise DataError(archive, f"is not a readable archive ({error})", "Remove it, then download it again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unfinished(target: Path) -> str:
+    return f".partial-{target.name}-"
 
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, archive: Path) -> None:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,13 @@ def _distinct(entries: list[Files]) -> list[Files]:
     times = Counter(entry.id for entry in entries)
     if max(times.values(), default=1) == 1:
         return entries
-    return [
+    renamed = [
         Files((entry.label or entry.images[0]).parent.name, entry.images, entry.label, entry.remedy)
         if times[entry.id] > 1
         else entry
         for entry in entries
     ]
+    return renamed if len({entry.id for entry in renamed}) == len(entries) else entries
 
 
 def _nnunet(root: Path, manifest: Manifest) -> FilesOfDataset:
@@ -234,6 +236,10 @@ def _volumes(folder: Path, endings: Sequence[str]) -> list[Path]:
     """The NIfTI files of a folder, sorted; hidden files, such as the ``._`` companions of macOS, are left out."""
     if not folder.is_dir():
         raise DataError(folder, "is missing", "Check the dataset's path, or name the folder in dataset.json")
-    return sorted(
+    found = sorted(
         path for path in folder.iterdir() if path.name.endswith(tuple(endings)) and not path.name.startswith(".")
     )
+    for one, other in pairwise(found):
+        if case_name(one) == case_name(other):
+            raise DataError(one, f"lies beside {other.name}: either could be meant", "Keep one of the two")
+    return found

@@ -212,6 +212,11 @@ def _unused_labels(file: Path, dataset: Dataset, inspections: list[Inspection]) 
             yield Problem("", file, "unused", problem, remedy)
 
 
+def _real(path: Path) -> Path:
+    """Without links; unlike `Path.resolve`, of a link that leads to itself too."""
+    return Path(os.path.realpath(path))
+
+
 def _bookkeeping(file: Path, dataset: Dataset) -> Iterator[Problem]:
     """What the description says of itself that is not so; nothing relies on it."""
     content = read_manifest(file).content
@@ -219,14 +224,14 @@ def _bookkeeping(file: Path, dataset: Dataset) -> Iterator[Problem]:
     if isinstance(stated, int) and stated != len(dataset.cases):
         problem = f'says "numTraining": {stated}, but has {len(dataset.cases)} training cases'
         yield Problem("", file, "count", problem, "Correct the number, or look for what is missing", harmless=True)
-    listed = {path.resolve() for case in (*dataset.cases, *dataset.test) for path in case.images}
+    listed = {_real(path) for case in (*dataset.cases, *dataset.test) for path in case.images}
     for folder in sorted({path.parent for path in listed if path.parent.is_dir()}):
         unlisted = [
             path.name
             for path in sorted(folder.iterdir())
             if path.name.endswith(NIFTI_ENDINGS) and not path.name.startswith(".") and path not in listed
         ]
-        labels = {case.label.resolve() for case in dataset.cases if case.label is not None}
+        labels = {_real(case.label) for case in dataset.cases if case.label is not None}
         unlisted = [name for name in unlisted if folder / name not in labels]
         if unlisted:
             problem = f"does not list {len(unlisted)} files of {folder.name}, the first is {unlisted[0]}"

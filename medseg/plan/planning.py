@@ -190,7 +190,7 @@ def _normalisation_of(fingerprint: Fingerprint, index: int, modality: str) -> tu
         foreground = fingerprint.foreground(index)
         if foreground is None or not foreground.upper > foreground.lower:
             raise DataError(
-                fingerprint.dataset.name, "has no labelled voxels to measure Hounsfield units in", "Check its labels"
+                fingerprint.dataset.name, "has no labelled voxels to measure Hounsfield units in", "See medseg verify"
             )
         measured = (foreground.lower, foreground.upper, foreground.mean, foreground.std)
         clip = (readable(number, digits=4, of=foreground.std) for number in measured)

@@ -183,6 +183,13 @@ def _header_of(path: Path, image: Any) -> Header:
         shape = (*shape[:3], shape[4])
     if len(shape) not in (3, 4) or 0 in shape:
         raise DataError(path, f"has shape {tuple(image.shape)}, expected three axes or four", "Export a 3D volume")
+    kind = image.get_data_dtype()
+    if kind.fields is not None:
+        raise DataError(
+            path, "holds colours, not one number per voxel", "Convert it to grey, or to one 4D channel each"
+        )
+    if np.issubdtype(kind, np.complexfloating):
+        raise DataError(path, "holds complex numbers", "Export their magnitude")
     affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError(path, "has a singular affine: its voxels have no volume", "Repair the sform or qform")
@@ -192,7 +199,8 @@ def _header_of(path: Path, image: Any) -> Header:
 def _voxels(path: Path, image: Any, kind: type[np.floating[Any]] | None = np.float32) -> NDArray[Any]:
     """The numbers that the file means, in a type of ours or, with None, in the file's own."""
     try:
-        voxels: NDArray[Any] = np.asarray(image.dataobj, dtype=kind)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused by whom it disturbs
+            voxels: NDArray[Any] = np.asarray(image.dataobj, dtype=kind)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(path, f"is truncated or corrupt ({error})", "Re-export or download it again") from None
     return voxels
