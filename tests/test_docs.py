@@ -1,0 +1,258 @@
+"""Every command and block of code in the documentation runs on small data, or is at least parsed to its end."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import toy_case, write_nifti, write_toy_dataset
+from test_house import FLOORS
+
+from medseg.cli import main
+from medseg.cli.main import LIGHTNING_COMMANDS, build_parser
+from medseg.datasets.phantom import write_phantom
+from medseg.datasets.recipes import recipe_for
+from medseg.losses import build_loss
+from medseg.losses import table as losses
+from medseg.nets import table as nets
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted(DOCS.rglob("*.md"))]
+SHELL = {"", "sh", "bash", "console"}
+FENCE = re.compile(
+    r"^(?:<!-- only parsed: (?P<why>.+?) -->\n)?(?P<tick>```+)(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=tick)$", re.M | re.S
+)
+SMALL = [
+    *("--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--trainer.precision", "32"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.num_sanity_val_steps", "0", "--trainer.devices", "1"),
+    *("--data.steps_per_epoch", "2", "--data.batch_size", "2", "--data.patch_size", "[16,16,16]", "--data.folds", "2"),
+]
+"""What makes a training of a page a matter of seconds."""
+
+STANDS_FOR = {
+    "NEW_IMAGES": "data/raw/Task04_Hippocampus/imagesTs",
+    "IMAGES": "data/raw/Task04_Hippocampus/imagesTs",
+    "LABELS": "data/raw/Task04_Hippocampus/labelsTs",
+    "CKPT": "run/checkpoints/best.ckpt",
+    "RUN": "run",
+    "STORE": "data/store/Task04_Hippocampus",
+    "DATASET": "data/raw/Task04_Hippocampus",
+}
+"""Paths in the place of words that stand for one."""
+
+NEEDS = {
+    "losses.md": "logits, labels = torch.randn(1, 3, 8, 8), torch.randint(0, 3, (1, 8, 8))",
+}
+"""What the blocks of a page take for granted."""
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    title: str
+    body: str
+    only_parsed: bool
+
+
+def blocks(page):
+    for found in FENCE.finditer(page.read_text(encoding="utf-8")):
+        language, _, rest = found["info"].strip().partition(" ")
+        title = re.search(r'title="([^"]+)"', rest)
+        yield Block(language, title.group(1) if title else "", found["body"], found["why"] is not None)
+
+
+def commands(body):
+    """The commands of a block, one per line, continued lines joined, comments gone."""
+    for line in body.replace("\\\n", " ").splitlines():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if words:
+            yield words
+
+
+def is_shell(block):
+    known = {"medseg", "make", "pip", "python", "git"}
+    return block.language in SHELL - {""} or (block.language == "" and block.body.split(maxsplit=1)[0] in known)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """Data, a store and a run, under the names that the pages use."""
+    folder = tmp_path_factory.mktemp("docs")
+    raw = write_phantom(folder / "data/raw/Task04_Hippocampus", 4, test=1, recipe=recipe_for("hippocampus", shrink=1.5))
+    toy = write_toy_dataset(folder)
+    mine = folder / "data/raw/Mine"
+    for name, (image, label) in zip(("anna", "bert", "cleo", "dora"), map(toy_case, (0, 1, 2, 3)), strict=True):
+        affine = [[1.5, 0, 0, 0], [0, 1.5, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1]]
+        write_nifti(mine / "scans" / f"{name}.nii.gz", image, torch.tensor(affine).double().numpy())
+        write_nifti(mine / "masks" / f"{name}.nii.gz", label, torch.tensor(affine).double().numpy())
+    shutil.copytree(raw, folder / "data/raw/Dataset004_Hippocampus")
+    shutil.rmtree(toy)
+    assert main(["prepare", str(raw), "--out", str(folder / "data/store/Task04_Hippocampus"), "--workers", "1"]) == 0
+    shutil.copytree(folder / "data/store/Task04_Hippocampus", folder / "data/store/Task09_Spleen")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "notebooks").symlink_to(ROOT / "notebooks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        start = ["fit", "--data.store", "data/store/Task04_Hippocampus", "--run", "run", *SMALL]
+        assert main([*start, "--model.net_options", "{features: [4, 8, 8]}"]) == 0
+        assert main(["test", "--run", "run", "--trainer.enable_progress_bar", "false"]) == 0
+    return folder
+
+
+def parse(words):
+    """Parse a command of ours to its end without doing anything."""
+    if words[0] in LIGHTNING_COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--print_config"])
+        assert stop.value.code == 0, words
+    else:
+        build_parser().parse_args(words)
+
+
+def shortened(words):
+    if words[0] != "fit":
+        return [*words, "--trainer.enable_progress_bar", "false"] if words[0] in LIGHTNING_COMMANDS else words
+    if "--model.net" in words:  # not every network takes these channels, or patches that small
+        return [*words, *SMALL, "--data.patch_size", "[32,32,32]"]
+    return [*words, *SMALL, "--model.net_options", "{features: [4, 8, 8]}"]
+
+
+def run_ours(words, *, only_parsed):
+    optional = re.compile(r"\[[A-Z]+|\.\.\.\]?")  # as in CKPT [CKPT ...]
+    words = [STANDS_FOR.get(word, word) for word in words if not optional.fullmatch(word)]
+    if only_parsed or "--print_config" in words:
+        parse([word for word in words if word != "--print_config"])
+    else:
+        status = main(shortened(words))
+        assert status == 0, f"medseg {shlex.join(words)} ended with {status}"
+
+
+def check_command(words, *, only_parsed):
+    program, *rest = words
+    if program == "medseg":
+        run_ours(rest, only_parsed=only_parsed)
+    elif program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+        assert set(rest) <= set(targets), rest
+    elif program == "pip":
+        check_extras(" ".join(rest))
+    elif program == "python" and not only_parsed:
+        done = subprocess.run([sys.executable, "-c", SCRIPT, *rest], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        assert only_parsed, f"nobody runs {words}: mark the block with <!-- only parsed: why -->"
+
+
+SCRIPT = f"""
+import runpy, sys
+sys.path.insert(0, ".")
+import medseg.cli
+real = medseg.cli.main
+medseg.cli.main = lambda words: real([*words, *{SMALL!r}, "--model.net_options", "{{features: [4, 8, 8]}}"])
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def check_extras(line):
+    extras = {extra for group in re.findall(r"\[([\w,-]+)\]", line) for extra in group.split(",")}
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")  # tomllib came with Python 3.11
+    section = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    assert extras <= set(re.findall(r"^(\w+) = \[", section, re.M)), line
+
+
+def check_data(block):
+    """YAML and JSON must be readable; one with a title is the file that later commands name."""
+    content = yaml.safe_load(block.body)  # JSON is YAML
+    assert isinstance(content, dict)
+    if block.title:
+        Path(block.title).parent.mkdir(parents=True, exist_ok=True)
+        Path(block.title).write_text(block.body, encoding="utf-8")
+
+
+def check_python(block, names):
+    if block.title:
+        Path(block.title).write_text(block.body, encoding="utf-8")
+        compile(block.body, block.title, "exec")
+    else:
+        exec(compile(block.body, "the page", "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_everything_on_the_page_runs(page, workplace, tmp_path, monkeypatch):
+    place = shutil.copytree(workplace, tmp_path / "place", symlinks=True)
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.setattr(losses, "_ROWS", dict(losses._ROWS))  # what a page files is filed for that page
+    monkeypatch.setattr(nets, "NETS", dict(nets.NETS))
+    names = {"torch": torch}
+    exec(NEEDS.get(page.name, ""), names)
+    before = set(sys.modules)
+    for block in blocks(page):
+        if block.language == "python":
+            check_python(block, names)
+        elif block.language in ("yaml", "json"):
+            check_data(block)
+        elif is_shell(block):
+            for words in commands(block.body):
+                check_command(words, only_parsed=block.only_parsed)
+        else:
+            assert block.language in ("", "text"), f"what is {block.language}?"
+    for module in set(sys.modules) - before:
+        if getattr(sys.modules[module], "__file__", None) and str(place) in str(sys.modules[module].__file__):
+            del sys.modules[module]
+
+
+def test_an_unknown_program_and_a_misspelt_option_are_found():
+    with pytest.raises(AssertionError, match="nobody runs"):
+        check_command(["rm", "-r", "x"], only_parsed=False)
+    with pytest.raises(SystemExit):
+        check_command(["medseg", "predict", "--ckpt", "A", "--inptu", "B", "--output", "C"], only_parsed=True)
+    with pytest.raises(AssertionError):
+        check_command(["pip", "install", ".[nonsense]"], only_parsed=False)
+
+
+def test_every_page_is_reachable():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    results = {page for page in pages if page.startswith("results/")}  # docs/results.py adds these by itself
+    assert {page for page in pages - results if page not in navigation} == set()
+
+
+def test_every_loss_that_is_recommended_can_be_built():
+    rows = re.findall(r"^\|[^|]+\|([^|]+)\|[^|]+\|$", (DOCS / "choosing-a-loss.md").read_text(encoding="utf-8"), re.M)
+    expressions = [expression for row in rows for expression in re.findall(r"`([^`]+)`", row)]
+    assert len(expressions) > 8
+    for expression in expressions:
+        if not expression.endswith(".json"):
+            build_loss(expression)
+
+
+def test_the_drawn_floors_are_those_of_the_house():
+    drawing = re.search(r"```text\n(\d .*?)```", (DOCS / "design.md").read_text(encoding="utf-8"), re.S)
+    drawn = {}
+    for line in drawing.group(1).splitlines():
+        level, *rooms = line.split()
+        drawn |= {room: int(level) for room in rooms} if level.isdigit() else dict.fromkeys([level, *rooms], -1)
+    assert drawn == {room: floor for room, floor in FLOORS.items() if room != "__main__"}
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("material", reason="pip install 'medseg[docs]'")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert "first-ten-minutes/" in home
+    assert "fonts.googleapis.com" not in home
