@@ -1,4 +1,4 @@
-"""Optimizers by name and learning-rate schedules over the share of the budget that is spent."""
+"""Optimizers by name, learning-rate schedules over the share of the budget that is spent, and that budget."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, Timer
 from torch import nn
 from torch.optim import Optimizer
 
@@ -100,3 +102,25 @@ def schedule_factor(name: str, *, warmup: float = 0.0) -> Schedule:
         return shape(min(1.0, (spent - warmup) / (1 - warmup)))
 
     return factor
+
+
+def budget_spent(trainer: pl.Trainer) -> float:
+    """The share of the training budget that is spent, in [0, 1]: of steps, epochs or time, whichever is furthest."""
+    spent = [0.0]
+    steps = trainer.estimated_stepping_batches
+    if math.isfinite(steps):
+        spent.append(trainer.global_step / max(1, steps))
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+    timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
+    duration: float | None = timer._duration if timer else None  # its public methods read the clock once each
+    if timer and duration:
+        spent.append(timer.time_elapsed() / duration)
+    return min(1.0, max(spent))
+
+
+def seconds_left(trainer: pl.Trainer, step_s: float) -> float:
+    """The seconds that training may still take, steps of so many each: until its steps or its time are up."""
+    left = [(trainer.estimated_stepping_batches - trainer.global_step) * step_s]
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+    left += [c.time_remaining() or math.inf for c in callbacks if isinstance(c, Timer)]
+    return max(0.0, min(left))

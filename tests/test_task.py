@@ -11,9 +11,9 @@ import torch
 from pytorch_lightning.callbacks import Timer
 
 from medseg.hardware import cpu_multiplies_bf16
-from medseg.optimise import SCHEDULES, build_optimizer, schedule_factor
+from medseg.optimise import SCHEDULES, budget_spent, build_optimizer, schedule_factor
 from medseg.plan.plan import Normalisation, Plan
-from medseg.task import IGNORED, SegmentationTask, budget_spent, decide
+from medseg.task import IGNORED, SegmentationTask, decide
 
 PLAN = Plan(
     "toy", ("CT",), {"liver": 1, "spleen": 3}, "RAS", (1.0, 1.0, 1.0), (16, 16, 16), 2, (Normalisation(),),

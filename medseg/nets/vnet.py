@@ -21,7 +21,7 @@ def vnet(spec: NetSpec, *, dropout: float = 0.0, bias: bool = False, deep_superv
 
     Args:
         spec: The plan's numbers; of these only the channels are used, the architecture is fixed.
-        dropout: Probability of dropping a channel in the lower stages.
+        dropout: Probability of dropping a channel in the lower stages and on the skip connections.
         bias: Whether convolutions have a bias.
         deep_supervision: Return the half and quarter resolution too, in training.
 
@@ -37,6 +37,8 @@ def vnet(spec: NetSpec, *, dropout: float = 0.0, bias: bool = False, deep_superv
         dropout_prob_up=(dropout, dropout),
         bias=bias,
     )
+    for level in (backbone.up_tr256, backbone.up_tr128, backbone.up_tr64, backbone.up_tr32):
+        level.dropout2.p = dropout  # of the skip connection: MONAI drops half of it, whatever it is asked for
     network: nn.Module = backbone
     if not fits:
         network = nn.Sequential(nn.Conv3d(spec.in_channels, _WIDTH, kernel_size=1), backbone)
