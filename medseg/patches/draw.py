@@ -143,6 +143,8 @@ def _affine(
     settings: Augmentation, geometry: Geometry, rng: np.random.Generator, *, rotated: bool, scaled: bool
 ) -> NDArray[np.float32]:
     """Rotation and scaling about the centre, in millimetres, expressed in voxels."""
+    if not (rotated or scaled):
+        return np.eye(3, dtype=np.float32)
     plane = geometry.through_plane
     largest = np.full(3, settings.rotation_deg)
     if plane is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ Positions = Sequence[tuple[Tensor, Tensor]]
 """Where in the crop each voxel of a patch looks, in voxels: along each axis the sum of two tensors that broadcast to
 the patch, for a plane and a line are sooner rescaled than their sum."""
 
-_PARTS = 8
+_SLAB = 1 << 16
+"""Voxels worked on at once on a CPU: a dozen arrays of them fit in a core's second cache."""
 
 
 def places(positions: Positions, crop: Shape, *, inside: bool = False) -> Places:
@@ -42,23 +43,34 @@ class Places:
         self.crop = crop
         self.positions = positions
 
-    def image(self, image: Float[Tensor, "m i j k"], target: Float[Tensor, "m x y z"]) -> None:
-        """Trilinear interpolation, written to a patch."""
-        target.copy_(self._native(image, "bilinear"))
+    def read(
+        self,
+        image: Float[Tensor, "m i j k"],
+        labels: Integer[Tensor, "i j k"],
+        patch: Float[Tensor, "m x y z"],
+        target: Integer[Tensor, "x y z"],
+        *,
+        nearest: bool,
+    ) -> None:
+        """Fill a patch and its target.
 
-    def nearest(self, labels: Integer[Tensor, "i j k"], target: Integer[Tensor, "x y z"]) -> None:
-        """The label of the nearest voxel."""
-        shifted = (labels - IGNORED).float()[None]  # outside reads as zero, so zero must mean ignored
-        target.copy_(self._native(shifted, "nearest")[0]).add_(IGNORED)
-
-    def voted(self, labels: Integer[Tensor, "i j k"], target: Integer[Tensor, "x y z"]) -> None:
-        """The argmax of the interpolated one-hot map: the label that most of the eight voxels around speak for.
-
-        The map is never made, so that any number of labels costs the same.
+        Args:
+            image: Interpolated linearly along each axis.
+            labels: Read at the same places.
+            patch: Where the image goes.
+            target: Where the labels go.
+            nearest: The label of the nearest voxel; otherwise the argmax of the interpolated one-hot map, that is the
+                label that most of the eight voxels around speak for. The map is never made, so that any number of
+                labels costs the same.
         """
+        patch.copy_(self._native(image, "bilinear"))
+        if nearest:
+            shifted = (labels - IGNORED).float()[None]  # outside reads as zero, so zero must mean ignored
+            target.copy_(self._native(shifted, "nearest")[0]).add_(IGNORED)
+            return
         padded = zip(self.positions, self.crop, strict=True)
         points = [_sum(pair, shift=1.0).clamp_(0, size + 1) for pair, size in padded]
-        target.copy_(_most(*_corners(_padded_labels(labels), points)))
+        target.copy_(_most(*_corners(_padded(labels, 1, value=IGNORED), points)))
 
     def _native(self, channels: Tensor, mode: str) -> Tensor:
         sizes = zip(self.positions, self.crop, strict=True)
@@ -73,95 +85,99 @@ class PlanePlaces(Places):
     The planes of the crop, with a border of what lies outside where one is needed, are laid end to end as one tall
     picture. A point between two planes is then the mean of two points in that picture, one plane apart. Rounding in the
     tall coordinate moves a point by about 1e-7 of the picture's height, less than a hundredth of a voxel for any crop
-    that fits in memory.
+    that fits in memory. The patch is worked on slab by slab, so that what is computed on the way stays in a core's
+    cache, and labels are looked up where the image was.
     """
 
     def __init__(self, positions: Positions, crop: Shape, *, border: int = 1) -> None:
         super().__init__(positions, crop)
-        i, j, k = positions
-        planes, self.rows, self.width = (size + 2 * border for size in crop)
         self.border = border
-        self.height = (planes - 1) * self.rows
+        self.planes, self.rows, self.width = (size + 2 * border for size in crop)
+        self.height = (self.planes - 1) * self.rows
         self.row_scale, self.column_scale = 2 / (self.height - 1), 2 / (self.width - 1)
-        above = _sum(i, shift=border).clamp_(0, planes - 1)
-        self.plane = above.floor().clamp_max_(planes - 2)
-        above -= self.plane
-        self.row = _sum(j, scale=self.row_scale, shift=border * self.row_scale)
-        self.row.clamp_(0, (self.rows - 1) * self.row_scale).sub_(1)
-        grid = torch.empty(*above.shape, 2)
-        _sum(k, scale=self.column_scale, shift=border * self.column_scale - 1, out=grid[..., 0])
-        torch.add(self.row, self.plane, alpha=self.rows * self.row_scale, out=grid[..., 1])
-        # in parts, for torch spreads the samples of a batch over its threads, and only those
-        parts = next(number for number in range(_PARTS, 0, -1) if above[..., 0].numel() % number == 0)
-        self.grid, self.above = grid.view(parts, -1, above.shape[2], 2), above.view(parts, -1, above.shape[2])
 
-    def image(self, image: Float[Tensor, "m i j k"], target: Float[Tensor, "m x y z"]) -> None:
-        """Trilinear interpolation: bilinear in the plane below and the plane above, then between them."""
-        for channel, result in zip(F.pad(image, (self.border,) * 6).contiguous(), target, strict=True):
-            torch.lerp(*self._both(channel, self.grid), self.above, out=result.view(self.above.shape))
+    def read(
+        self,
+        image: Float[Tensor, "m i j k"],
+        labels: Integer[Tensor, "i j k"],
+        patch: Float[Tensor, "m x y z"],
+        target: Integer[Tensor, "x y z"],
+        *,
+        nearest: bool,
+    ) -> None:
+        """Fill a patch and its target, as `Places.read` does."""
+        channels = [channel.contiguous() for channel in _padded(image, self.border)]
+        names = _padded(labels - IGNORED, self.border)
+        looked_up = (names if nearest else _agreed(names)).float().view(1, 1, -1, self.width)
+        for slab in self._slabs():
+            grid, plane, above = self._in_picture(slab)
+            for channel, result in zip(channels, patch, strict=True):
+                below, beyond = _pick(self._twice(channel), grid).unbind(1)
+                torch.lerp(below, beyond, above, out=result[slab])
+            if nearest:
+                self._move_to_nearest_plane(grid, above)
+                found = _pick(looked_up, grid, "nearest")[:, 0]
+            else:
+                found = _pick(looked_up, self._cell(grid), "nearest")[:, 0]
+                self._settle(found, names, (grid, plane, above))
+            target[slab] = found.add_(IGNORED)
 
-    def nearest(self, labels: Integer[Tensor, "i j k"], target: Integer[Tensor, "x y z"]) -> None:
-        """The label of the nearest voxel: of the nearest in the plane below or of that in the plane above."""
-        values = F.pad(labels - IGNORED, (self.border,) * 6).float()
-        below, above = self._both(values, self.grid, "nearest")
-        target.view(self.above.shape).copy_(torch.lerp(below, above, self.above.round())).add_(IGNORED)
+    def _slabs(self) -> Iterator[slice]:
+        first, second = self.positions[0]
+        thickness = max(1, _SLAB // (first.shape[1] * second.shape[-1]))
+        for start in range(0, first.shape[0], thickness):
+            yield slice(start, start + thickness)
 
-    def voted(self, labels: Integer[Tensor, "i j k"], target: Integer[Tensor, "x y z"]) -> None:
-        """The argmax of the interpolated one-hot map; only where the voxels around differ there is anything to do."""
-        padded = _padded_labels(labels, self.border)
-        half_a_voxel = torch.tensor([self.column_scale / 2, self.row_scale / 2])
-        extremes = _extremes(padded).view(1, 2, self.height, self.width)
-        corners = _in_picture(extremes, self.grid - half_a_voxel, "nearest", outside="border")
-        low, high = corners.transpose(0, 1).reshape(2, -1)
-        mixed = torch.from_numpy(np.flatnonzero(low.numpy() != high.numpy()))  # several times as quick as torch's
-        low, winner = low.index_select(0, mixed), high.index_select(0, mixed)
-        high.index_copy_(0, mixed, self._decide(padded, mixed, low, winner))
-        target.view(-1).copy_(high).add_(IGNORED)
+    def _in_picture(self, slab: slice) -> tuple[Float[Tensor, "2 x y z"], Tensor, Tensor]:
+        """Where the plane below each point of a slab lies, its number, and how far above it the point is.
 
-    def _decide(
-        self, padded: Integer[Tensor, "i j k"], where: Tensor, low: Float[Tensor, " n"], high: Float[Tensor, " n"]
-    ) -> Float[Tensor, " n"]:
-        """The winner at some places between the lowest and the highest label around, counted from the ignored one.
-
-        Where only two labels meet, the interpolated label m₁ itself says how near each is, and the interpolated square
-        m₂ says that it is so: m₂ = (low + high) m₁ − low high, from which every third label takes something away.
+        Returns:
+            Column and row in the tall picture, between -1 and 1; the plane ``(x, y, z)``; the distance ``(x, y, z)``.
         """
-        grid = self.grid.view(-1, 2).index_select(0, where).view(1, 1, -1, 2)
-        above = self.above.view(-1).index_select(0, where)
-        shifted = (padded - IGNORED).float()
-        first, second = (torch.lerp(*self._both(power, grid), above).flatten() for power in (shifted, shifted.square()))
-        winner = torch.where(2 * first > low + high, high, low)
-        lacking = ((low + high) * first - low * high - second).abs()
-        third = (lacking > 1e-3 + 1e-6 * high * high).nonzero()[:, 0]
-        winner[third] = (_most(*_corners(padded, self._points(where[third]))) - IGNORED).float()
-        return winner
+        # what is the same for every plane has no axis to cut
+        pairs = ((first[slab], second[slab] if second.ndim == 3 else second) for first, second in self.positions)
+        i, j, k = pairs
+        above = _sum(i, shift=self.border).clamp_(0, self.planes - 1)
+        plane = above.floor().clamp_max_(self.planes - 2)
+        above -= plane
+        grid = torch.empty(2, *above.shape)  # coordinate first: sooner written, and torch reads it as well
+        _sum(k, scale=self.column_scale, shift=self.border * self.column_scale - 1, out=grid[0])
+        row = _sum(j, scale=self.row_scale, shift=self.border * self.row_scale - 1, out=grid[1])
+        row.clamp_(-1, (self.rows - 1) * self.row_scale - 1).add_(plane, alpha=self.rows * self.row_scale)
+        return grid, plane, above
 
-    def _points(self, where: Tensor) -> list[Tensor]:
-        """Positions in the padded crop of some voxels of the patch."""
-        i = self.plane.view(-1)[where] + self.above.view(-1)[where]
-        j = (self.row.view(-1)[where] + 1) / self.row_scale
-        k = (self.grid.view(-1, 2)[where, 0] + 1) / self.column_scale
-        return [i, j, k.clamp_(0, self.width - 1)]
-
-    def _both(
-        self, padded: Float[Tensor, "i j k"], grid: Float[Tensor, "p rows columns 2"], mode: str = "bilinear"
-    ) -> tuple[Tensor, Tensor]:
-        """What the planes below and above hold."""
+    def _twice(self, padded: Float[Tensor, "i j k"]) -> Float[Tensor, "1 2 height width"]:
+        """The planes end to end, and the same from the second plane on."""
         stride = self.width * self.rows
-        both = padded.as_strided((1, 2, self.height, self.width), (0, stride, self.width, 1), padded.storage_offset())
-        below, above = _in_picture(both, grid, mode).unbind(1)
-        return below, above
+        return padded.as_strided((1, 2, self.height, self.width), (0, stride, self.width, 1), padded.storage_offset())
+
+    def _move_to_nearest_plane(self, grid: Float[Tensor, "2 x y z"], above: Float[Tensor, "x y z"]) -> None:
+        """From the plane below to the nearest, in a picture that is higher by the last plane."""
+        shrink = (self.height - 1) / (self.height + self.rows - 1)
+        grid[1].mul_(shrink).add_(shrink - 1).add_(above.round(), alpha=shrink * self.rows * self.row_scale)
+
+    def _cell(self, grid: Float[Tensor, "2 x y z"]) -> Float[Tensor, "2 x y z"]:
+        """Where the nearest voxel is the first corner of the cell that a point lies in."""
+        return grid - torch.tensor([self.column_scale / 2, self.row_scale / 2])[:, None, None, None]
+
+    def _settle(
+        self, found: Float[Tensor, "x y z"], names: Integer[Tensor, "i j k"], where: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """Let the eight voxels around vote, where they differ."""
+        mixed = torch.from_numpy(np.flatnonzero(found.numpy() < 0))  # several times as quick as torch's
+        (column, row), plane, above = where
+        k, j, i, after = (part.reshape(-1).index_select(0, mixed) for part in (column, row, plane, above))
+        j = ((j + 1) / self.row_scale - i * self.rows).clamp_(0, self.rows - 1)
+        k = ((k + 1) / self.column_scale).clamp_(0, self.width - 1)
+        found.view(-1).index_copy_(0, mixed, _decide(names, [i + after, j, k]))
 
 
-def _in_picture(
-    picture: Float[Tensor, "1 c height width"],
-    grid: Float[Tensor, "p rows columns 2"],
-    mode: str,
-    *,
-    outside: str = "zeros",
-) -> Float[Tensor, "p c rows columns"]:
-    pictures = picture.expand(len(grid), -1, -1, -1)
-    return F.grid_sample(pictures, grid, mode=mode, padding_mode=outside, align_corners=True)
+def _pick(
+    picture: Float[Tensor, "1 c height width"], grid: Float[Tensor, "2 x y z"], mode: str = "bilinear"
+) -> Float[Tensor, "x c y z"]:
+    """Read a picture; torch spreads the samples of a batch over its threads, and only those: a plane is a sample."""
+    pictures = picture.expand(grid.shape[1], -1, -1, -1)
+    return F.grid_sample(pictures, grid.permute(1, 2, 3, 0), mode=mode, padding_mode="border", align_corners=True)
 
 
 def _sum(
@@ -172,25 +188,52 @@ def _sum(
     return torch.add(first * scale + shift, second, alpha=scale, out=out)
 
 
-def _padded_labels(labels: Tensor, border: int = 1) -> Tensor:
-    return F.pad(labels, (border,) * 6, value=IGNORED)
+def _padded(channels: Tensor, border: int, *, value: int = 0) -> Tensor:
+    """With a border, or as it is: torch would copy it even for a border of nothing."""
+    return F.pad(channels, (border,) * 6, value=value) if border else channels
 
 
-def _extremes(padded: Integer[Tensor, "i j k"]) -> Float[Tensor, "2 cells"]:
-    """The lowest and the highest label of each eight neighbours, counted from the ignored one.
+def _agreed(names: Integer[Tensor, "i j k"]) -> Integer[Tensor, " cells"]:
+    """The label of each eight neighbours, or something negative where they differ.
 
     One number per voxel, the first corner of its cell, without the last plane. On a flat array each step is a plain
-    pass over memory. The last row and column of a plane wrap around: whoever looks there is on the voxel itself, which
-    is among the eight.
+    pass over memory, taken piece by piece to stay in the cache. The last row and column of a plane wrap around:
+    whoever looks there is on the voxel itself, which is among the eight.
     """
-    low = high = (padded - IGNORED).flatten()
-    for stride in padded.stride():
-        low = torch.minimum(low[:-stride], low[stride:])
-        high = torch.maximum(high[:-stride], high[stride:])
-    extremes = torch.zeros(2, padded.numel() - padded.stride(0))
-    extremes[1, len(high) :] = 1  # the last few have no neighbours here: unlike each other, so that they are looked at
-    extremes[0, : len(low)], extremes[1, : len(high)] = low, high
-    return extremes
+    flat, strides = names.flatten(), names.stride()
+    agreed = torch.full_like(flat[strides[0] :], -1)
+    for start in range(0, len(flat) - sum(strides), 2 * _SLAB):
+        low = high = flat[start : start + 2 * _SLAB + sum(strides)]
+        for stride in strides:
+            low = torch.minimum(low[:-stride], low[stride:])
+            high = torch.maximum(high[:-stride], high[stride:])
+        agreed[start : start + len(low)] = high | (low - high)  # a comparison would cost ten times as much
+    return agreed
+
+
+def _decide(names: Integer[Tensor, "i j k"], points: list[Float[Tensor, " n"]]) -> Float[Tensor, " n"]:
+    """The label with the largest interpolated share at some points.
+
+    Where only two labels meet, the interpolated label itself says which of them is nearer.
+    """
+    index, offsets = torch.zeros((), dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    fractions = []
+    for point, size, stride in zip(points, names.shape, names.stride(), strict=True):
+        corner = point.floor().clamp_max_(size - 2)
+        fractions.append(point - corner)
+        index = index + corner.to(torch.int32) * stride
+        offsets = torch.cat([offsets, offsets + stride])
+    around = names.view(-1).index_select(0, (index + offsets[:, None]).view(-1)).view(8, -1)
+    low, high = around.amin(0), around.amax(0)
+    third = torch.from_numpy(np.flatnonzero(torch.minimum(around - low, high - around).amax(0).numpy()))
+    mean, gap = around.float(), (high - low).clamp_min_(1).float()  # nothing between them where all agree
+    for fraction in fractions[::-1]:
+        before, after = mean.chunk(2)
+        mean = torch.lerp(before, after, fraction)
+    winner = mean[0].sub_(low).div_(gap).round_().mul_(gap).add_(low)
+    if len(third):
+        winner[third] = _most(*_corners(names, [point[third] for point in points])).float()
+    return winner
 
 
 def _corners(padded: Tensor, points: list[Tensor]) -> tuple[Integer[Tensor, "8 *n"], Float[Tensor, "8 *n"]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 from medseg.patches.draw import Draw
 from medseg.patches.interpolate import Positions, places
 from medseg.space.volume import Shape
+
+Box = tuple[slice, slice, slice]
 
 
 def centre(volume: Tensor, patch_size: Shape) -> Tensor:
@@ -49,9 +51,9 @@ def deform(
         if moved:
             positions, box, inside = _positions(draw, sample, patch_size, image)
             i, j, k = (part.stop - part.start for part in box)
+            crop, known = image[sample][(slice(None), *box)], labels[sample][box]
             look = places(positions, (i, j, k), inside=inside)
-            look.image(image[sample][(slice(None), *box)], patches[sample])
-            (look.nearest if nearest else look.voted)(labels[sample][box], targets[sample])
+            look.read(crop, known, patches[sample], targets[sample], nearest=nearest)
         else:
             patches[sample] = _mirrored(centre(image[sample], patch_size), draw.flips[sample])
             targets[sample] = _mirrored(centre(labels[sample], patch_size), draw.flips[sample])
@@ -59,51 +61,49 @@ def deform(
 
 
 def _mirrored(volume: Tensor, flips: NDArray[np.bool_]) -> Tensor:
-    """Flip the chosen ones of the last three axes, as far as there are so many of them."""
-    axes = [axis - 3 for axis, flipped in enumerate(flips.tolist()) if flipped and 3 - axis <= volume.ndim]
+    """Flip the chosen ones of the last three axes."""
+    axes = [axis - 3 for axis, flipped in enumerate(flips.tolist()) if flipped]
     return volume.flip(axes) if axes else volume
 
 
-def _positions(
-    draw: Draw, sample: int, patch_size: Shape, image: Tensor
-) -> tuple[Positions, tuple[slice, slice, slice], bool]:
+def _positions(draw: Draw, sample: int, patch_size: Shape, image: Tensor) -> tuple[Positions, Box, bool]:
     """Where each voxel of the patch looks, in a box of the crop that holds all these places.
 
     Returns:
         The positions, the box they are relative to, and whether none of them leaves the crop: then the box is made of
         whole planes, which can be read where they lie in memory.
     """
-    axes = [torch.arange(size, dtype=torch.float32, device=image.device) - (size - 1) / 2 for size in patch_size]
+    affine, flips = draw.affine[sample], draw.flips[sample]
     control = None if draw.elastic is None or not draw.elastic[sample].any() else draw.elastic[sample]
-    offsets = _open(axes) if control is None else _bent(axes, control)
-    offsets = [_mirrored(offset, draw.flips[sample]) for offset in offsets]
     furthest = np.array([(size - 1) / 2 for size in patch_size])
+    i, j, k = (
+        np.linspace(-end, end, size) for end, size in zip(np.where(flips, -furthest, furthest), patch_size, strict=True)
+    )
     if control is not None:
         furthest = furthest + np.abs(control).max((1, 2, 3))  # a spline never leaves its control points' range
-    reach = np.abs(draw.affine[sample]) @ furthest
-    middles = [(size - 1) / 2 for size in image.shape[2:]]
-    inside = all(reached <= middle for reached, middle in zip(reach.tolist(), middles, strict=True))
-    positions, box = [], []
-    for axis, (row, reached, middle) in enumerate(zip(draw.affine[sample].tolist(), reach, middles, strict=True)):
-        first, last = max(0, math.floor(middle - reached)), min(round(2 * middle), math.ceil(middle + reached))
-        if inside and axis > 0:
-            first, last = 0, round(2 * middle)
-        box.append(slice(first, last + 1))
-        i, j, k = (offset * factor for offset, factor in zip(offsets, row, strict=True))
-        positions.append((i + j, k + (middle - first)))
-    return positions, (box[0], box[1], box[2]), inside
+    box, middles, inside = _looked_at(np.abs(affine) @ furthest, image)
+    planes = affine[:, 0, None, None] * i[:, None] + affine[:, 1, None, None] * j
+    lines = affine[:, 2, None] * k + middles[:, None]
+    firsts, seconds = (torch.as_tensor(part.astype(np.float32), device=image.device) for part in (planes, lines))
+    if control is None:
+        return list(zip(firsts[..., None], seconds, strict=True)), box, inside
+    moved = torch.as_tensor(np.tensordot(affine, control, 1), device=image.device)
+    fields = [
+        _mirrored(smooth_field(field, patch_size), flips) + line for field, line in zip(moved, seconds, strict=True)
+    ]
+    return list(zip(firsts[..., None], fields, strict=True)), box, inside
 
 
-def _open(axes: list[Tensor]) -> list[Tensor]:
-    i, j, k = axes
-    return [i[:, None, None], j[:, None], k]
-
-
-def _bent(axes: list[Tensor], control: NDArray[np.float32]) -> list[Tensor]:
-    """Offsets from the centre, each moved by the smooth field that the control points span."""
-    shape: Shape = (len(axes[0]), len(axes[1]), len(axes[2]))
-    points = torch.as_tensor(control, device=axes[0].device)
-    return [plain + smooth_field(field, shape) for plain, field in zip(_open(axes), points, strict=True)]
+def _looked_at(reach: NDArray[np.floating[Any]], image: Tensor) -> tuple[Box, NDArray[np.float64], bool]:
+    """The part of a crop within reach of its centre, the centre's place in it, and whether that is all inside."""
+    centre = np.array([(size - 1) / 2 for size in image.shape[-3:]])
+    inside = bool((reach <= centre).all())
+    first = np.maximum(0, np.floor(centre - reach)).astype(int)
+    last = np.minimum(2 * centre, np.ceil(centre + reach)).astype(int)
+    if inside:
+        first[1:], last[1:] = 0, 2 * centre[1:]
+    i, j, k = (slice(start, end + 1) for start, end in zip(first.tolist(), last.tolist(), strict=True))
+    return (i, j, k), centre - first, inside
 
 
 def smooth_field(control: Float[Tensor, "g g g"], shape: Shape) -> Float[Tensor, "x y z"]:
