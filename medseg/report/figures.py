@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -130,14 +131,41 @@ def overlap_axis(values: Sequence[float]) -> tuple[float, float]:
     return min(0.9, max(0.0, int(10 * min(values, default=0.0)) / 10)), 1.0
 
 
+def round_end(largest: float) -> float:
+    """Let an axis from 0 end at four round steps.
+
+    Example:
+        >>> round_end(103.0), round_end(7.2), round_end(0.0)
+        (120.0, 8.0, 1.0)
+    """
+    if largest <= 0:
+        return 1.0
+    scale = 10.0 ** math.floor(math.log10(largest / 4))
+    return next(4 * step * scale for step in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if 4 * step * scale >= largest)
+
+
+def _tick_texts(values: Sequence[float]) -> list[str]:
+    """As few digits as tell the ticks apart.
+
+    Example:
+        >>> _tick_texts([0.0131, 0.01325, 0.0134]), _tick_texts([0.2, 0.6, 1.0])
+        (['0.0131', '0.0132', '0.0134'], ['0.2', '0.6', '1'])
+    """
+    for digits in range(2, 7):
+        texts = [f"{value:.{digits}g}" for value in values]
+        if len(set(texts)) == len(set(values)):
+            break
+    return texts
+
+
 def _axes(x_low: float, x_high: float, y_low: float, y_high: float, x_name: str) -> str:
     floor, edge = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     parts = []
-    for share in (0.0, 0.5, 1.0):
+    shares = (0.0, 0.5, 1.0)
+    for share, text in zip(shares, _tick_texts([y_low + share * (y_high - y_low) for share in shares]), strict=True):
         y = _scale(share, 0.0, 1.0, floor, _TOP)
-        value = y_low + share * (y_high - y_low)
         parts.append(f'<line class="ground" x1="{_LEFT}" x2="{edge}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2g}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
     parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{x_low:g}</text>')
     parts.append(f'<text x="{edge}" y="{_HEIGHT - 6}" text-anchor="end">{escape(x_name)} {x_high:g}</text>')
     return "".join(parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 from medseg.metrics.empty import Outcome
 from medseg.report.cases_html import all_cases, picked_cases
 from medseg.report.evaluate import Evaluation
-from medseg.report.figures import box_plot, interval_bar, line_chart, overlap_axis
-from medseg.report.page import Tile, bad, definitions, listing, page
+from medseg.report.figures import box_plot, interval_bar, line_chart, overlap_axis, round_end
+from medseg.report.page import Chapter, Tile, bad, definitions, listing, page
 from medseg.report.record import Curve, RunRecord, read_record
 from medseg.report.rows import MEASURES, write_text
 from medseg.report.style import SERIES
@@ -33,6 +32,7 @@ def write_report(
     config: str = "",
     commands: Sequence[str] = (),
     title: str = "Segmentation report",
+    first: Sequence[Chapter] = (),
 ) -> Path:
     """Write the report of an evaluation as one self-contained HTML file.
 
@@ -44,19 +44,21 @@ def write_report(
         config: Text of the config, where it is not in the run folder.
         commands: What to type to have this report again.
         title: Heading.
+        first: Chapters to put before the others.
 
     Returns:
         Where it was written.
     """
     path = path or evaluation.output / "report.html"
     record = read_record(run, plan=plan, config=config, commands=commands)
-    write_text(path, render(evaluation, record, title=title))
+    write_text(path, render(evaluation, record, title=title, first=first))
     return path
 
 
-def render(evaluation: Evaluation, record: RunRecord, *, title: str) -> str:
+def render(evaluation: Evaluation, record: RunRecord, *, title: str, first: Sequence[Chapter] = ()) -> str:
     """Assemble the page; chapters without content are left out, from the contents too."""
     chapters = (
+        *first,
         ("failures", "Cases that could not be scored", _failures(evaluation)),
         ("organs", "Per organ", _organ_table(evaluation.summary)),
         ("spread", "Spread over cases", _box_plots(evaluation)),
@@ -100,6 +102,7 @@ def _organ_table(summary: Summary) -> str:
         "median",
         "HD95 mm",
         "NSD",
+        "lesion F1",
         "volume error ml",
         "missed",
         "false",
@@ -108,14 +111,14 @@ def _organ_table(summary: Summary) -> str:
     rows = "".join(
         f"<tr><th scope=row>{escape(name)}</th>{_organ_cells(organ)}</tr>" for name, organ in summary.organs.items()
     )
-    columns = "".join(f"<th scope=col>{head}</th>" for head in heads)
+    columns = "".join(f"<th scope=col{' class=bar' * (head == '0 to 1')}>{head}</th>" for head in heads)
     total = ""
     if summary.mean_dice is not None and summary.mean_dice_ci95 is not None:
         low, high = summary.mean_dice_ci95
         total = (
             f'<tr class="total"><th scope=row>mean</th><td>{summary.mean_dice:.3f}</td>'
-            f'<td class="bar">{interval_bar(summary.mean_dice, low, high)}</td><td>{low:.3f} to {high:.3f}</td>'
-            + "<td></td>" * 7
+            f'<td class="bar">{interval_bar(summary.mean_dice, low, high)}</td><td>{low:.3f}–{high:.3f}</td>'
+            + "<td></td>" * 8
             + "</tr>"
         )
     return (
@@ -127,7 +130,7 @@ def _organ_table(summary: Summary) -> str:
 
 def _more_measures(summary: Summary) -> str:
     """Tabulate the mean of every measure that the first table leaves out, folded away."""
-    names = [name for name in MEASURES if name not in (*_NAMES, "volume_error_ml")]
+    names = [name for name in MEASURES if name not in (*_NAMES, "volume_error_ml", "lesion_f1")]
     heads = "".join(f"<th scope=col>{head}</th>" for head in ("organ", "dice where present", *names))
     rows = "".join(
         f"<tr><th scope=row>{escape(organ)}</th><td>{_number(one.measures['dice'].mean_where_present)}</td>"
@@ -151,10 +154,11 @@ def _organ_cells(organ: OrganSummary) -> str:
     cells = (
         f"{dice.mean:.3f} ± {dice.std:.3f}",
         interval_bar(dice.mean, low, high),
-        f"{low:.3f} to {high:.3f}",
+        f"{low:.3f}–{high:.3f}",
         f"{dice.median:.3f}",
         f"{hd95.mean:.2f} ± {hd95.std:.2f}",
         f"{nsd.mean:.3f} ± {nsd.std:.3f}",
+        f"{organ.measures['lesion_f1'].mean:.3f}",
         f"{error.mean:+.2f} ± {error.std:.2f}",
         bad(organ.missed),
         bad(organ.false),
@@ -185,7 +189,7 @@ def _box_plots(evaluation: Evaluation) -> str:
 def _axis(evaluation: Evaluation, measure: str) -> tuple[float, float]:
     """Span the organs that were found, so that a missed one does not press the others together."""
     found = [row.value(measure) for row in evaluation.rows if row.scores.outcome is Outcome.FOUND]
-    return (0.0, float(math.ceil(max(found, default=0.0)) or 1)) if measure == "hd95_mm" else overlap_axis(found)
+    return (0.0, round_end(max(found, default=0.0))) if measure == "hd95_mm" else overlap_axis(found)
 
 
 def _curves(record: RunRecord) -> str:
@@ -222,6 +226,11 @@ def _explanations(evaluation: Evaluation) -> str:
             ("HD95", "95th percentile of surface distances, the larger of the two directions, in mm; 0 is perfect."),
             ("Surfaces", _ELEMENTS[evaluation.scoring.element]),
             ("NSD", f"Share of both surfaces that lies within a tolerance of the other ({text}); 1 is perfect."),
+            (
+                "Lesion F1",
+                "Connected parts instead of voxels: a part is found where the prediction shares a voxel with it; twice "
+                "the found over twice the found, the missed and the invented. Their numbers are among the measures.",
+            ),
             ("Volume error", "Volume of the prediction minus volume of the reference."),
             (
                 "Missed",

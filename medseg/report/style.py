@@ -32,12 +32,13 @@ nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; font-size: 0.9rem; margi
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 0.8rem; margin: 1.2rem 0; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: 0.7rem 0.9rem; }
 .tile b { display: block; font-size: 1.7rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; background: linear-gradient(to left, var(--page) 1.5rem, transparent 3rem) right / 3rem 100%
+  no-repeat local, linear-gradient(to left, var(--line), transparent) right / 0.9rem 100% no-repeat scroll; }
 table { border-collapse: collapse; width: 100%; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.35rem 0.55rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th, td { padding: 0.35rem 0.45rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal; min-width: 6.5rem;
-  overflow-wrap: break-word; }
-thead th { font-size: 0.85rem; color: var(--soft); font-weight: 600; }
+  overflow-wrap: break-word; position: sticky; left: 0; background: var(--page); }
+thead th { font-size: 0.85rem; color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
 tbody th { font-weight: 600; }
 tr.total th, tr.total td { border-top: 2px solid var(--ink); font-weight: 700; }
 .bad { color: var(--bad); font-weight: 700; }
@@ -70,5 +71,10 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px
 details { margin: 0.6rem 0; } summary { cursor: pointer; font-weight: 600; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; font-size: 0.9rem; margin: 0.4rem 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-@media print { details > * { display: block; } .scroll { overflow: visible; } body { max-width: none; } }
+@media print { details::details-content { content-visibility: visible; block-size: auto; }
+  .scroll { overflow: visible; background: none; } nav { display: none; } pre { white-space: pre-wrap; }
+  body { max-width: none; padding: 0; font-size: 12px; } table { font-size: 0.72rem; } .bar { display: none; }
+  th, td { padding: 0.2rem 0.25rem; } th:first-child, td:first-child { min-width: 0; position: static; }
+  .planes { grid-template-columns: repeat(3, 1fr); } .planes svg { max-height: 5.5cm; } h2, h3 { break-after: avoid; }
+  .case, figure, tr, .tile { break-inside: avoid; } * { print-color-adjust: exact; } }
 """
