@@ -22,6 +22,7 @@ from medseg.checkpoints import CheckpointFiles, KeepCheckpoints
 from medseg.cli.command import report_failures
 from medseg.cli.failures import explained
 from medseg.cli.metrics_log import RunCsvLogger
+from medseg.cli.progress import FitProgress
 from medseg.cli.runs import Run
 from medseg.cli.signing import SignOrigin, UnequalDataError
 from medseg.errors import DataError, InterruptionError, UsageError, nearest
@@ -30,6 +31,7 @@ from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.store.store import Store
 from medseg.task import SegmentationTask, load_task
+from medseg.watch.peers import WatchPeers
 
 PrecisionName = Literal[
     "auto", 16, 32, 64, "16", "32", "64", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "32-true", "64-true"
@@ -100,7 +102,7 @@ class MedsegCLI(LightningCLI):
         if self.subcommand == "fit":
             self.start = self.run_folder.prepare_fit(config.ckpt_path)
             config.ckpt_path = None if self.start.checkpoint is None else str(self.start.checkpoint)
-            self.trainer_defaults["callbacks"] = _fit_callbacks(self.run_folder, config.checkpoint_minutes)
+            self.trainer_defaults["callbacks"] = _fit_callbacks(self.run_folder, config)
         else:
             self.save_config_callback = None
             config.ckpt_path = str(self.run_folder.checkpoint(config.ckpt_path))
@@ -264,8 +266,12 @@ def _plain_plan(plan: Plan) -> dict[str, Any]:
     return plan.to_dict()
 
 
-def _fit_callbacks(run: Run, minutes: float) -> list[Callback]:
-    return [KeepCheckpoints(run.checkpoints, minutes), LearningRateMonitor("step")]
+def _fit_callbacks(run: Run, config: Any) -> list[Callback]:
+    callbacks = [WatchPeers(), KeepCheckpoints(run.checkpoints, config.checkpoint_minutes), LearningRateMonitor("step")]
+    of_config = " ".join(str(callback.get("class_path")) for callback in _listed(config.trainer.callbacks))
+    if config.trainer.enable_progress_bar is not False and "ProgressBar" not in of_config:
+        callbacks.append(FitProgress())
+    return callbacks
 
 
 def _loggers(run: Run, first_step: int) -> list[Logger]:

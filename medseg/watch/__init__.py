@@ -1,9 +1,8 @@
 """What looks on while a network trains."""
 
 from medseg.watch.averages import AveragedWeights
-from medseg.watch.buffers import ShareBuffers
 from medseg.watch.clock import StepClock
 from medseg.watch.randomness import SeedSteps
 from medseg.watch.steps import NonFiniteError, SkipBadSteps
 
-__all__ = ["AveragedWeights", "NonFiniteError", "SeedSteps", "ShareBuffers", "SkipBadSteps", "StepClock"]
+__all__ = ["AveragedWeights", "NonFiniteError", "SeedSteps", "SkipBadSteps", "StepClock"]
