@@ -130,7 +130,13 @@ def _prepare(options: Options) -> int:
 
 
 def _predict_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help="a checkpoint; several are averaged")
+    parser.add_argument(
+        "--ckpt",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="a checkpoint, a run or a cross-validation; several are averaged",
+    )
     parser.add_argument("--input", type=Path, required=True, help="an image, or a folder of images")
     parser.add_argument("--output", type=Path, required=True, help="folder for the label files")
     parser.add_argument("--tta", action="store_true", help="average over the flips that the plan allows")
@@ -141,11 +147,12 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(options: Options) -> int:
+    from medseg.experiments.ensemble import checkpoints_in
     from medseg.inference.folder import predict_cases
     from medseg.inference.predict import Predictor
 
     predictor = Predictor.load(
-        options.ckpt, mirror=options.tta, device=options.device, cleaning=not options.no_cleaning
+        checkpoints_in(options.ckpt), mirror=options.tta, device=options.device, cleaning=not options.no_cleaning
     )
     outcome = predict_cases(
         predictor,
@@ -166,9 +173,10 @@ def _choose_cleaning_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _choose_cleaning(options: Options) -> int:
+    from medseg.experiments.ensemble import checkpoints_in
     from medseg.inference.choose import choose_cleaning
 
-    choices = choose_cleaning(options.ckpt, options.predictions, options.references)
+    choices = choose_cleaning(checkpoints_in(options.ckpt), options.predictions, options.references)
     say("\n".join(lines({organ: choice.sentence for organ, choice in choices.items()})))
     return 0
 

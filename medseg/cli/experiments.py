@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medseg.cli.command import Command, Options, say
-from medseg.errors import UsageError
+from medseg.cli.command import Command, Options, report_failures, say
+from medseg.errors import DataError, UsageError
 
 # What this file hands around is typed Any: its types live in modules that load torch, which --help must not.
 _OURS = ("--run", "--ckpt_path", "--config", "-c")
@@ -79,6 +79,63 @@ def _compare(options: Options) -> int:
         say(f"Written to {', '.join(map(str, files[:3]))}")
     print_outcomes(outcomes)
     return exit_status(outcomes, not_scored=sum(len(result.not_scored) for result in results))
+
+
+def _cross_validate_options(parser: argparse.ArgumentParser) -> None:
+    _sweep_options(parser)
+    parser.add_argument("--folds", type=int, nargs="+", metavar="N", help="which folds (default: all)")
+    parser.add_argument("--predict", type=Path, metavar="INPUT", help="then segment these images with all folds")
+    parser.add_argument("--predictions", type=Path, metavar="DIR", help="folder for those label files")
+
+
+def _cross_validate(options: Options) -> int:
+    from medseg.experiments.ensemble import write_ensemble
+    from medseg.experiments.folds import fold_jobs, pool_folds, require_each_case_once, require_same_task
+    from medseg.experiments.results import read_result
+    from medseg.experiments.sweep import print_outcomes, run_sweep
+    from medseg.report.tables import print_summary
+    from medseg.store.store import Store
+
+    _refuse(options, ["--data.fold"])
+    _require_prediction_options(options)
+    words = _fit_words(options)
+    data = check_fit(words).datamodule
+    jobs = fold_jobs(words, dict.fromkeys(options.folds or range(data.fold_count)), options.output)
+    require_each_case_once([check_fit(job.words).datamodule.cases.val for job in jobs])
+    require_same_task(jobs, data.plan)
+    outcomes = run_sweep(jobs, executor_of(options))
+    results = [read_result(outcome.job) for outcome in outcomes if not outcome.failure]
+    status = exit_status(outcomes, not_scored=sum(len(result.not_scored) for result in results))
+    if results:
+        command = shlex.join(["medseg", *sys.argv[1:]])
+        print_summary(pool_folds(results, outcomes, Store(data.store), options.output, command=command))
+        write_ensemble(results, outcomes, options.output)
+        say(f"To segment with all of them: medseg predict --ckpt {options.output} --input IMAGES --output DIR")
+    if results and options.predict:
+        status = max(status, _predict(options))
+    print_outcomes(outcomes)
+    if results and len(results) < len(jobs):
+        missing = f"{len(jobs) - len(results)} of {len(jobs)} folds have no result"
+        sys.stderr.write(f"medseg: {missing}; their cases are missing from the table\n")
+    return status
+
+
+def _require_prediction_options(options: Options) -> None:
+    """Find out before training whether there will be something to predict, and a place for it."""
+    if bool(options.predict) != bool(options.predictions):
+        raise UsageError("--predict and --predictions go together", "Give both, or neither")
+    if options.predict and not options.predict.exists():
+        raise DataError(options.predict, "does not exist", "Check the path of --predict")
+
+
+def _predict(options: Options) -> int:
+    from medseg.experiments.ensemble import checkpoints_in
+    from medseg.inference.folder import predict_cases
+    from medseg.inference.predict import Predictor
+
+    outcome = predict_cases(Predictor.load(checkpoints_in([options.output])), options.predict, options.predictions)
+    say(f"{len(outcome.written) + len(outcome.kept)} predictions are in {options.predictions}")
+    return report_failures(outcome.failures)
 
 
 def exit_status(outcomes: Sequence[Any], *, not_scored: int) -> int:
@@ -171,6 +228,12 @@ EXPERIMENTS = {
         "train with several losses or networks alike, and rank them per organ",
         _compare_options,
         _compare,
+        passes_on=True,
+    ),
+    "cross-validate": Command(
+        "train every fold, pool the held-out cases, predict with all",
+        _cross_validate_options,
+        _cross_validate,
         passes_on=True,
     ),
 }

@@ -10,14 +10,12 @@ from medseg.experiments.plots import curve_plot, interval_plot
 from medseg.experiments.ranking import MEAN, Entry, Ranking
 from medseg.experiments.results import Result
 from medseg.experiments.sweep import Outcome
-from medseg.report.figures import interval_bar
 from medseg.report.page import Tile, bad, definitions, listing, page, table
 from medseg.report.record import environment
 
 _HEADS = (
     "rank",
     "Dice",
-    "0 to 1",
     "95 % interval",
     "HD95 mm",
     "NSD",
@@ -147,7 +145,7 @@ def _chapter(ranking: Ranking) -> str:
     return (
         f'<p class="soft">Best first, over {ranking.entries[0].cases} cases; missed and false count {named}. Tests are '
         f"against <b>{escape(ranking.reference)}</b>.</p>"
-        + table(("job", *_HEADS), rows, bars=(3,))
+        + table(("job", *_HEADS), rows)
         + f'<div class="scroll" tabindex="0">{interval_plot(ranking)}</div>'
     )
 
@@ -160,7 +158,6 @@ def _cells(entry: Entry, reference: str) -> list[str]:
         escape(entry.title),
         str(entry.rank),
         f"{entry.mean['dice']:.3f} ± {entry.std['dice']:.3f}",
-        interval_bar(entry.mean["dice"], low, high),
         f"{low:.3f} to {high:.3f}",
         f"{entry.mean['hd95_mm']:.2f} ± {entry.std['hd95_mm']:.2f}",
         f"{entry.mean['nsd']:.3f} ± {entry.std['nsd']:.3f}",

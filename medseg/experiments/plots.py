@@ -12,9 +12,9 @@ from medseg.report.style import SERIES
 
 _STYLE = (
     "<style>.mp{font:12px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}.mp text{fill:#1b1f24}"
-    ".mp .soft{fill:#59636e}.mp .ground{stroke:#d0d7de}.mp .other{stroke:#c3cad2}.mp .own{stroke:#0072b2}"
+    ".mp .mute{fill:#59636e}.mp .ground{stroke:#d0d7de}.mp .other{stroke:#c3cad2}.mp .own{stroke:#0072b2}"
     ".mp .dot{fill:#0072b2}.mp .bar{stroke:#0072b2}@media (prefers-color-scheme:dark){.mp text{fill:#e6edf3}"
-    ".mp .soft{fill:#9aa6b2}.mp .ground{stroke:#3a434d}.mp .other{stroke:#3f4852}.mp .own,.mp .bar{stroke:#6cb6e8}"
+    ".mp .mute{fill:#9aa6b2}.mp .ground{stroke:#3a434d}.mp .other{stroke:#3f4852}.mp .own,.mp .bar{stroke:#6cb6e8}"
     ".mp .dot{fill:#6cb6e8}}</style>"
 )
 _ROW, _NAME_WIDTH, _PLOT_WIDTH, _VALUE_WIDTH = 22.0, 300.0, 340.0, 130.0
@@ -48,13 +48,13 @@ def interval_plot(ranking: Ranking, measure: str = "dice", *, name: str = "Dice"
             f'<text x="{_NAME_WIDTH - 10:g}" y="{y + 4:g}" text-anchor="end">{_short(entry.title, _NAME_WIDTH)}</text>'
             f'<line class="bar" x1="{place(first):.1f}" x2="{place(last):.1f}" y1="{y:g}" y2="{y:g}" stroke-width="2"/>'
             f'<circle class="dot" cx="{place(mean):.1f}" cy="{y:g}" r="4"/>'
-            f'<text class="soft" x="{_NAME_WIDTH + _PLOT_WIDTH + 8:g}" y="{y + 4:g}">{mean:.3f} '
+            f'<text class="mute" x="{_NAME_WIDTH + _PLOT_WIDTH + 8:g}" y="{y + 4:g}">{mean:.3f} '
             f"({first:.3f}-{last:.3f})</text>"
         )
     for tick in (low + share * (high - low) / 5 for share in range(6)):
         parts.append(
             f'<line class="ground" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="0" y2="{bottom:g}"/>'
-            f'<text class="soft" x="{place(tick):.1f}" y="{bottom + 16:g}" text-anchor="middle">{tick:.3g}</text>'
+            f'<text class="mute" x="{place(tick):.1f}" y="{bottom + 16:g}" text-anchor="middle">{tick:.3g}</text>'
         )
     best = f"best {entries[0].title} with {entries[0].mean[measure]:.3f}" if entries else "nothing"
     text = f"Mean {name} and 95 % interval of {ranking.organ} by job: {best}"
@@ -91,10 +91,10 @@ def curve_plot(curves: Mapping[str, Points], *, x_name: str, y_name: str = "val/
             f'<g transform="translate({left:g} {top:g})"><text y="-7">{_short(title, _PANEL)}</text>'
             f'<line class="ground" x1="0" x2="{_PANEL:g}" y1="{_PANEL_HEIGHT:g}" y2="{_PANEL_HEIGHT:g}"/>'
             f'<line class="ground" x1="0" x2="{_PANEL:g}" y1="0" y2="0"/>'
-            f'<text class="soft" x="-5" y="4" text-anchor="end">{y_high:.3g}</text>'
-            f'<text class="soft" x="-5" y="{_PANEL_HEIGHT + 4:g}" text-anchor="end">{y_low:.3g}</text>'
-            f'<text class="soft" x="0" y="{_PANEL_HEIGHT + 17:g}">0</text>'
-            f'<text class="soft" x="{_PANEL:g}" y="{_PANEL_HEIGHT + 17:g}" text-anchor="end">'
+            f'<text class="mute" x="-5" y="4" text-anchor="end">{y_high:.3g}</text>'
+            f'<text class="mute" x="-5" y="{_PANEL_HEIGHT + 4:g}" text-anchor="end">{y_low:.3g}</text>'
+            f'<text class="mute" x="0" y="{_PANEL_HEIGHT + 17:g}">0</text>'
+            f'<text class="mute" x="{_PANEL:g}" y="{_PANEL_HEIGHT + 17:g}" text-anchor="end">'
             f"{x_name} {x_high:.3g}</text>"
             f'{others}<polyline class="own" points="{paths[title]}" fill="none" stroke-width="2.5"/>'
             f'<text x="{_PANEL - 4:g}" y="{_PANEL_HEIGHT - 8:g}" text-anchor="end">{curve[-1][1]:.3f}</text></g>'
@@ -124,9 +124,9 @@ def cost_plot(points: Mapping[str, tuple[float, float]], *, x_name: str, y_name:
         x = left + share / 4 * (width - left - 170)
         parts.append(
             f'<line class="ground" x1="{left:g}" x2="{width - 160:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="soft" x="{left - 6:g}" y="{y + 4:.1f}" text-anchor="end">'
+            f'<text class="mute" x="{left - 6:g}" y="{y + 4:.1f}" text-anchor="end">'
             f"{y_low + share / 4 * (y_high - y_low):.3g}</text>"
-            f'<text class="soft" x="{x:.1f}" y="{height + 18:g}" text-anchor="middle">'
+            f'<text class="mute" x="{x:.1f}" y="{height + 18:g}" text-anchor="middle">'
             f"{x_low + share / 4 * (x_high - x_low):.3g}</text>"
         )
     for index, (title, (across, up)) in enumerate(points.items()):
@@ -134,12 +134,12 @@ def cost_plot(points: Mapping[str, tuple[float, float]], *, x_name: str, y_name:
         y = height - (up - y_low) / (y_high - y_low) * (height - 16)
         parts.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{SERIES[index % len(SERIES)][0]}"/>'
-            f'<text x="{x + 8:.1f}" y="{y + 4:.1f}">{_short(title, 170)}</text>'
+            f'<text x="{x + 8:.1f}" y="{y + 4:.1f}">{_short(title, 170.0)}</text>'
         )
     parts.append(
-        f'<text class="soft" x="{width - 160:g}" y="{height + 36:g}" text-anchor="end">{escape(x_name)}</text>'
+        f'<text class="mute" x="{width - 160:g}" y="{height + 36:g}" text-anchor="end">{escape(x_name)}</text>'
     )
-    parts.append(f'<text class="soft" x="4" y="12">{escape(y_name)}</text>')
+    parts.append(f'<text class="mute" x="4" y="12">{escape(y_name)}</text>')
     return _svg(width, height + 44, f"{y_name} over {x_name} by job", "".join(parts))
 
 

@@ -18,6 +18,9 @@ from medseg.experiments.job import LOCK, Job, State
 if sys.platform != "win32":
     import fcntl
 
+PROGRAM = (sys.executable, "-m", "medseg")
+"""What a job's commands begin with."""
+
 _PATIENCE_S = 15.0  # for a training to end by itself once it is asked to
 
 
@@ -34,6 +37,7 @@ class Trial:
         self.environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
+        self._program = PROGRAM  # travels along to other machines
 
     def __call__(self) -> str | None:
         """Do what is left of the job.
@@ -80,7 +84,7 @@ class Trial:
             if self._stopped:
                 return "was stopped"
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "medseg", *words],
+                [*self._program, *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -119,7 +119,7 @@ def evaluate(
         images={**pool.images, **(images or {})},
         output=output,
     )
-    _write(evaluation)
+    write_evaluation(evaluation)
     return evaluation
 
 
@@ -166,7 +166,8 @@ def _each_case(
         return list(results)
 
 
-def _write(evaluation: Evaluation) -> None:
+def write_evaluation(evaluation: Evaluation) -> None:
+    """Write summary.json and cases.csv to its folder; each appears whole or not at all."""
     summary = {
         **evaluation.summary.as_json(),
         "tolerance_mm": evaluation.scoring.tolerance_mm,
