@@ -57,6 +57,7 @@ class VolumesDataModule(pl.LightningDataModule):
         cache: ``memory`` keeps decoded volumes, in each worker its own; ``disk`` never does; ``auto`` does when they
             fit into 40 % of the free memory.
         steps_per_epoch: Batches per epoch and device.
+        organs: The organs that a config is made for, in any order; a store of others is refused.
 
     Raises:
         DataError: The store or the split file is at fault.
@@ -78,6 +79,7 @@ class VolumesDataModule(pl.LightningDataModule):
         augmentation: str | dict[str, Any] = "moderate",
         cache: Literal["auto", "memory", "disk"] = "auto",
         steps_per_epoch: int = 250,
+        organs: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.store = Path(store)
@@ -86,6 +88,8 @@ class VolumesDataModule(pl.LightningDataModule):
         self.oversample_foreground, self.steps_per_epoch = oversample_foreground, steps_per_epoch
         self.settings: Augmentation = named_settings(augmentation)
         self.plan: Plan = _with_sizes(read_plan(self.store / "plan.yaml"), batch_size, patch_size)
+        if organs is not None:
+            _require_organs(self.plan, organs, self.store)
         self.geometry: Geometry = geometry_of(self.plan)
         self._examined: _Examined | None = None
         self._loading: _Loading | None = None
@@ -96,6 +100,11 @@ class VolumesDataModule(pl.LightningDataModule):
     def cases(self) -> Fold:
         """Names of the training cases and of those held back."""
         return self._look().fold
+
+    @property
+    def fold_count(self) -> int:
+        """Into how many folds the cases are parted."""
+        return self._look().fold_count
 
     def train_dataloader(self) -> CaseLoader:
         """Endless epochs of crops; `on_after_batch_transfer` makes patches of them."""
@@ -176,6 +185,7 @@ class _Examined:
 
     infos: Mapping[str, CaseInfo]
     fold: Fold
+    fold_count: int
 
     @property
     def partial(self) -> bool:
@@ -195,6 +205,15 @@ def _with_sizes(plan: Plan, batch_size: int | None, patch_size: tuple[int, int, 
     return replace(plan, **chosen) if chosen else plan
 
 
+def _require_organs(plan: Plan, organs: list[str], store: Path) -> None:
+    if set(organs) != set(plan.organs):
+        raise DataError(
+            store,
+            f"holds {', '.join(plan.organs)}; the config is made for {', '.join(organs)}",
+            "Give the store of its dataset, the config of yours, or --data.organs null",
+        )
+
+
 def _examine(path: Path, fold: int, n: int, split: Path | None, seed: int) -> _Examined:
     store = Store(path)
     infos = {case: info for case in store.ids if (info := store.info(case)).label is not None}
@@ -203,7 +222,7 @@ def _examine(path: Path, fold: int, n: int, split: Path | None, seed: int) -> _E
     parted = folds(infos.values(), n, seed=seed) if split is None else read_split(split, infos.values())
     if not 0 <= fold < len(parted):
         raise UsageError(f"there is no fold {fold}, only 0 to {len(parted) - 1}", "Choose another with --data.fold")
-    return _Examined(infos, parted[fold])
+    return _Examined(infos, parted[fold], len(parted))
 
 
 def _decide(workers: int | None, cache: str, examined: _Examined, modalities: int) -> _Loading:
