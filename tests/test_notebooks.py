@@ -45,7 +45,7 @@ def test_a_notebook_is_kept_without_output(path):
     notebook = read(path)
     nbformat.validate(notebook)
     for cell in notebook.cells:
-        assert not cell.get("outputs"), "strip the outputs: jupyter nbconvert --clear-output --inplace"
+        assert not cell.get("outputs"), "clear the outputs before saving"
         assert cell.get("execution_count") is None
         assert not cell.get("attachments")
 
