@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -112,6 +113,13 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and SLURM reach every process; the training wants its batches until the step is done and kept."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
 def case_loader(dataset: TrainingCrops | WholeVolumes, sampler: DistributedSampler[Any], *, workers: int) -> CaseLoader:
     """A loader of ready-made batches: no collation, spawned workers that stay alive between epochs."""
     if workers > 0:
@@ -124,6 +132,7 @@ def case_loader(dataset: TrainingCrops | WholeVolumes, sampler: DistributedSampl
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals_to_the_parent,
         prefetch_factor=4 if workers > 0 else None,
         # fork would copy the threads' locks of torch and blosc2 in whatever state they are
         multiprocessing_context="spawn" if workers > 0 else None,

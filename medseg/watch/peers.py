@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from datetime import timedelta
 from typing import NoReturn
 
@@ -51,18 +50,17 @@ class WatchPeers(Callback):
         # a connection of its own: calls on the training's one wait for those of the main thread
         store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=PATIENCE_S))  # type: ignore[attr-defined]
         neighbour = (rank + 1) % ranks
-        heard, silent_since = -1, time.monotonic()
+        heard, silent = -1, 0.0  # counted in own beats: on a machine that is short of time, all are late alike
         while not self._over.wait(PERIOD_S):
             try:
                 store.add(f"medseg/beat/{rank}", 1)
                 lost = store.add("medseg/lost", 0)
                 beat = store.add(f"medseg/beat/{neighbour}", 0)
             except RuntimeError:  # the process that keeps the store has gone
-                lost = 1 if time.monotonic() - silent_since > 2 * PERIOD_S else 0
-                beat = heard
-            if beat != heard:
-                heard, silent_since = beat, time.monotonic()
-            elif not lost and time.monotonic() - silent_since > PATIENCE_S:
+                lost, beat = int(silent >= 2 * PERIOD_S), heard
+            silent = 0.0 if beat != heard else silent + PERIOD_S
+            heard = beat
+            if not lost and silent > PATIENCE_S:
                 lost = neighbour + 1
                 store.set("medseg/lost", str(lost))
             if lost or os.getppid() != parent:

@@ -15,14 +15,17 @@ from medseg.errors import MedsegError
 
 
 class NonFiniteError(MedsegError):
-    """Too many steps in a row had a gradient that is NaN or infinite; names the step, the cases and the terms."""
+    """Too many steps in a row had a gradient that is NaN or infinite; names step, cases, terms and last checkpoint."""
 
-    def __init__(self, step: int, skipped: int, cases: tuple[str, ...], terms: dict[str, float]) -> None:
+    def __init__(
+        self, step: int, skipped: int, cases: tuple[str, ...], terms: dict[str, float], *, kept: str = ""
+    ) -> None:
         values = ", ".join(f"{name} = {value:g}" for name, value in terms.items())
+        good = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
         super().__init__(
             f"the gradient was not finite in {skipped} steps in a row, last at step {step} on the cases "
             f"{', '.join(cases)} ({values}). Lower model.lr, set trainer.gradient_clip_val, or train with "
-            "trainer.precision 32; the last good checkpoint is checkpoints/last.ckpt of the run."
+            f"trainer.precision 32; {good}."
         )
 
 
@@ -41,6 +44,14 @@ class SkipBadSteps(Callback):
         self.in_a_row = 0
         self._cases: tuple[str, ...] = ()
 
+    def state_dict(self) -> dict[str, Any]:
+        """How many steps in a row were bad."""
+        return {"in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on."""
+        self.in_a_row = int(state_dict["in_a_row"])
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember whose step it is."""
         self._cases = tuple(batch.id)
@@ -58,7 +69,8 @@ class SkipBadSteps(Callback):
         self.in_a_row += 1
         if self.in_a_row > self.patience:
             terms = {name: float(value) for name, value in pl_module.loss.terms.items()}  # type: ignore[union-attr, operator]
-            raise NonFiniteError(trainer.global_step, self.in_a_row, self._cases, terms)
+            kept = next((path for c in trainer.checkpoint_callbacks if (path := getattr(c, "last_model_path", ""))), "")
+            raise NonFiniteError(trainer.global_step, self.in_a_row, self._cases, terms, kept=kept)
         rank_zero_warn(f"step {trainer.global_step} was skipped: its gradient is not finite ({', '.join(self._cases)})")
         for parameter in pl_module.parameters():
             parameter.grad = None

@@ -1,0 +1,113 @@
+"""SIGKILL at random moments of real processes: preparing and training go on, to the same bits."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import write_toy_dataset
+from test_resume import WORDS, assert_same_runs
+
+from medseg.cli import main
+from medseg.store.identity import identity
+from medseg.store.store import Store
+
+STEPS = ["--trainer.max_steps", "60", "--checkpoint_minutes", "0.005", "--trainer.check_val_every_n_epoch", "2"]
+
+
+def start(words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "medseg", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def kill_until_done(words, moments):
+    """Start again and again, killed after so many seconds each; the moments that hit a running process."""
+    hits = 0
+    for moment in moments:
+        process = start(words)
+        try:
+            process.wait(timeout=moment)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            hits += 1
+        errors = process.communicate()[1]
+        assert "Traceback" not in errors, errors
+        if process.returncode == 0:
+            return hits
+        assert process.returncode == -signal.SIGKILL, errors
+    process = start(words)
+    errors = process.communicate()[1]
+    assert process.returncode == 0, errors
+    return hits
+
+
+def trained(store, run, *more):
+    return ["fit", "--data.store", str(store), "--run", str(run), *WORDS, *STEPS, *more]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kills")
+    assert main(["prepare", str(write_toy_dataset(folder)), "--out", str(folder / "store"), "--workers", "1"]) == 0
+    process = start(trained(folder / "store", folder / "run"))
+    assert process.wait() == 0, process.communicate()[1]
+    return folder
+
+
+def wait_and_kill(words, condition):
+    process = start(words)
+    while process.poll() is None and not condition():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    return process.communicate()[1]
+
+
+def test_two_kills_change_nothing(whole, tmp_path):
+    """One before there is any checkpoint, one while a checkpoint is written for the second time or later."""
+    run = tmp_path / "run"
+    words = trained(whole / "store", run, "--ckpt_path", "last")
+    wait_and_kill(words, (run / "config.yaml").exists)
+    assert not (run / "checkpoints" / "last.ckpt").exists()
+    unfinished = run / "checkpoints" / ".last.ckpt.unfinished"
+    errors = wait_and_kill(words, lambda: unfinished.exists() and (run / "checkpoints" / "last.ckpt").exists())
+    assert "holds no checkpoint yet: training begins with the first step" in errors
+    process = start(words)
+    errors = process.communicate()[1]
+    assert process.returncode == 0, errors
+    assert "training goes on after step" in errors
+    assert_same_runs(run, whole / "run")
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(whole, tmp_path):
+    """At random moments of preparing (5) and of training (15), from the start of the interpreter to the last step."""
+    chance = random.Random(0)
+    prepare = ["prepare", str(whole / "toy"), "--out", str(tmp_path / "store"), "--workers", "1"]
+    hits = kill_until_done(prepare, [chance.uniform(0.5, 3) for _ in range(5)])
+    mine, theirs = identity(Store(tmp_path / "store")), identity(Store(whole / "store"))
+    assert mine == theirs
+    run = tmp_path / "run"
+    words = trained(whole / "store", run, "--ckpt_path", "last")
+    steps = []
+    for _ in range(15):
+        process = start(words)
+        time.sleep(chance.uniform(3, 9))
+        process.send_signal(signal.SIGKILL)
+        errors = process.communicate()[1]
+        assert "Traceback" not in errors, errors
+        steps += [int(line.split("after step ")[1].split(",")[0]) for line in errors.splitlines() if "goes on" in line]
+        hits += process.returncode == -signal.SIGKILL
+    assert start(words).wait() == 0
+    assert steps == sorted(steps), "never back behind a checkpoint"
+    assert_same_runs(run, whole / "run")
+    (tmp_path / "told.json").write_text(json.dumps({"hits": hits, "steps": steps}))
+    sys.stderr.write(f"{hits} kills hit a running process; training went on after the steps {steps}\n")

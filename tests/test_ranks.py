@@ -1,0 +1,111 @@
+"""Several processes that train together: different data, a death, a silence; two nodes of one process on loopback."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_toy_dataset
+from test_resume import WORDS
+
+from medseg.store.prepare import prepare
+
+pytestmark = pytest.mark.ddp
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    prepare(write_toy_dataset(folder), folder / "store", workers=1)
+    return folder / "store"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(stores, run):
+    """One process per store, as two nodes."""
+    port, processes = free_port(), []
+    for rank, store in enumerate(stores):
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(rank), "LOCAL_RANK": "0"}
+        words = [
+            *("fit", "--data.store", str(store), "--run", str(run), *WORDS, "--trainer.max_steps", "100000"),
+            *("--trainer.strategy", "ddp", "--trainer.num_nodes", str(len(stores)), "--trainer.devices", "1"),
+        ]
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "medseg", *words],
+                env={**os.environ, **env, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+                stderr=(Path(run).parent / f"said_{rank}.txt").open("w"),
+                stdout=subprocess.DEVNULL,
+            )
+        )
+    return processes
+
+
+def said(run, rank):
+    return (Path(run).parent / f"said_{rank}.txt").read_text()
+
+
+def wait_for(condition, processes, *, seconds=400):
+    for _ in range(seconds * 10):
+        if condition() or any(process.poll() is not None for process in processes):
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def end(processes):
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def test_different_data_on_two_machines_are_told_apart_at_the_start(store, tmp_path):
+    other = tmp_path / "other"
+    prepare(write_toy_dataset(tmp_path), other, workers=1)
+    index = other / "index.json"
+    text = index.read_text()
+    folder = next(line for line in text.splitlines() if '"toy_2"' in line)
+    index.write_text(text.replace(folder + "\n", ""))
+    processes = start([store, other], tmp_path / "run")
+    try:
+        for process in processes:
+            assert process.wait(timeout=400) == 1
+    finally:
+        end(processes)
+    assert "is not the same everywhere: process 1" in said(tmp_path / "run", 0)
+    assert "has 3 cases" in said(tmp_path / "run", 0)
+    assert "Traceback" not in said(tmp_path / "run", 0) + said(tmp_path / "run", 1)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("victim", "signum"), [
+    (1, signal.SIGKILL),
+    (0, signal.SIGKILL),
+    pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
+    pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_process_that_dies_ends_the_other_within_a_minute(store, tmp_path, victim, signum):
+    run = tmp_path / "run"
+    processes = start([store, store], run)
+    try:
+        wait_for((run / "checkpoints" / "last.ckpt").exists, processes)
+        processes[victim].send_signal(signum)
+        assert processes[1 - victim].wait(timeout=60) == 1
+    finally:
+        end(processes)
+    words = said(run, 1 - victim)
+    assert "this training" in words
+    assert "--ckpt_path last" in words
+    assert "Traceback" not in words
+    shutil.rmtree(run)

@@ -1,0 +1,200 @@
+"""A run on a machine or a config that cannot: full disk, no memory, no GPU, other labels; a sentence, nothing lost."""
+
+import resource
+import shutil
+
+import pytest
+import torch
+from test_resume import fit, load, rows, store  # noqa: F401  the fixture too
+
+from medseg.checkpoints import CheckpointFiles
+from medseg.checkpoints.origin import commit, differences, flat, origin
+from medseg.cli import main
+from medseg.cli.failures import explained
+from medseg.cli.metrics_log import RunCsvLogger, forget_steps
+from medseg.errors import CheckpointError, DataError
+from medseg.plan.plan import Plan, read_plan
+from medseg.store.store import Store
+from medseg.task import SegmentationTask
+
+FOUR, EIGHT = ["--trainer.max_steps", "4"], ["--trainer.max_steps", "8"]
+
+
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory):  # noqa: F811
+    """Four steps that nobody may change."""
+    folder = tmp_path_factory.mktemp("mishaps") / "run"
+    assert fit(store, folder, *FOUR) == 0
+    return folder
+
+
+@pytest.fixture
+def small_disk():
+    """Files may grow to so many bytes; the system answers a longer write as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 100, 5_000, 60_000])
+def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path, small_disk, size):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    CheckpointFiles().save_checkpoint({"medseg": {}, "weights": torch.zeros(3)}, path)
+    small_disk(size)
+    with pytest.raises(CheckpointError, match=r"could not be written .*the one from before is whole"):
+        CheckpointFiles().save_checkpoint({"medseg": {}, "weights": torch.zeros(100_000)}, path)
+    assert CheckpointFiles().load_checkpoint(path)["weights"].shape == (3,)
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_training_on_a_full_disk_ends_in_a_sentence_and_goes_on_later(store, run, tmp_path, small_disk, capsys):  # noqa: F811
+    mine = shutil.copytree(run, tmp_path / "run")
+    step = load(mine / "checkpoints" / "last.ckpt")["global_step"]
+    small_disk(50_000)
+    assert fit(store, mine, *EIGHT, "--ckpt_path", "last") == 1
+    message = capsys.readouterr().err
+    assert "could not be written (File too large); the one from before is whole" in message
+    assert "Traceback" not in message
+    assert load(mine / "checkpoints" / "last.ckpt")["global_step"] == step
+    small_disk(resource.RLIM_INFINITY)
+    assert fit(store, mine, *EIGHT, "--ckpt_path", "last") == 0
+
+
+def test_a_full_disk_leaves_the_log_of_before(tmp_path, small_disk):
+    logger = RunCsvLogger(tmp_path)
+    logger.log_metrics({"loss": 1.0}, step=0)
+    logger.save()
+    before = (tmp_path / "metrics.csv").read_text()
+    for metrics in ({"loss": 2.0}, {"dice": 0.5}):  # appended, and written anew for its column
+        logger.log_metrics({name: value + i for i in range(99) for name, value in metrics.items()}, step=1)
+        small_disk(len(before) + 3)
+        with pytest.raises(DataError, match=r"metrics.csv could not be written .*what it held is whole"):
+            logger.save()
+        small_disk(resource.RLIM_INFINITY)
+        assert (tmp_path / "metrics.csv").read_text() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_the_log_forgets_the_steps_that_are_done_again(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("loss,step\n1.0,0\n0.9,1\n0.8,2\n0.")
+    forget_steps(path, since=2)
+    assert path.read_text().split() == ["loss,step", "1.0,0", "0.9,1"]
+    forget_steps(tmp_path / "none.csv", since=2)
+
+
+def test_last_begins_anew_where_there_is_nothing_and_takes_best_where_that_is_all(store, run, tmp_path, caplog):  # noqa: F811
+    mine = shutil.copytree(run, tmp_path / "run")
+    (mine / "checkpoints" / "last.ckpt").unlink()
+    assert fit(store, mine, *FOUR, "--ckpt_path", "last") == 0
+    assert "goes on after step" in caplog.text
+    shutil.rmtree(mine / "checkpoints")
+    assert fit(store, mine, *FOUR, "--ckpt_path", "last") == 0
+    assert "holds no checkpoint yet: training begins with the first step" in caplog.text
+    assert len(rows(mine)) == len(rows(run))
+
+
+def test_a_resumed_run_says_what_is_not_as_it_was(store, run, tmp_path, capsys):  # noqa: F811
+    mine = shutil.copytree(run, tmp_path / "run")
+    words = ["--model.lr", "0.02", "--data.batch_size", "1", "--ckpt_path", "last"]
+    with pytest.warns(UserWarning, match=r"under other circumstances.*plan has another batch_size.*model.lr was 0.01"):
+        assert fit(store, mine, *EIGHT, *words) == 0
+    assert main(["info", str(mine / "checkpoints" / "last.ckpt")]) == 0
+    told = capsys.readouterr().out
+    assert "4 cases, fingerprint" in told
+    assert f"torch {torch.__version__}" in told
+
+
+def test_the_same_run_goes_on_without_a_word(store, run, tmp_path, recwarn):  # noqa: F811
+    mine = shutil.copytree(run, tmp_path / "run")
+    assert fit(store, mine, *EIGHT, "--ckpt_path", "last") == 0
+    assert not [warning for warning in recwarn if "circumstances" in str(warning.message)]
+
+
+def test_differences_name_cases_and_versions():
+    ours = origin({"patch_size": [1, 2, 3]}, config={"model": {"lr": 0.1}, "run": "a"}, cases={"a": "x", "b": "y"})
+    theirs = origin({"patch_size": [1, 2, 3]}, config={"model": {"lr": 0.1}, "run": "b"}, cases={"a": "x", "c": "z"})
+    assert differences(ours, ours, {"a": "x", "b": "y"}) == []
+    assert differences(theirs, ours, {"a": "x", "b": "y"}) == [
+        "of the data, 1 of 2 cases are new or changed (b) and 1 of before are gone"
+    ]
+    theirs["packages"] = {**ours["packages"], "torch": "1.0"}
+    assert any("torch was 1.0 and is" in told for told in differences(theirs, ours, {"a": "x", "b": "y"}))
+    assert flat({"a": {"b": {"c": 1}}, "d": []}) == {"a.b.c": 1, "d": []}
+
+
+def test_a_folder_outside_any_repository_has_no_commit(tmp_path):
+    assert commit(tmp_path) == ""
+
+
+NETWORK = ["--model.net_options", '{"features": [4, 4]}']
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "expected"),
+    [
+        ([*NETWORK, "--ckpt_path", "last"], 1, "holds another network"),
+        (["--data.patch_size", "[15, 16, 8]", "--run", "new"], 2, "patch_size"),
+        (["--trainer.accelerator", "gpu", "--run", "new"], 2, "trainer"),
+        (["--trainer.accelerator", "cpu", "--trainer.devices", "0", "--run", "new"], 2, "trainer"),
+        ([], 2, "already holds a training"),
+    ],
+    ids=["network", "patch", "gpu", "devices", "again"],
+)
+def test_what_cannot_be_trained_is_one_sentence(store, run, tmp_path, monkeypatch, capsys, words, status, expected):  # noqa: F811
+    if torch.cuda.is_available() and "gpu" in words:
+        pytest.skip("there is a GPU")
+    monkeypatch.chdir(tmp_path)
+    mine = shutil.copytree(run, tmp_path / "run")
+    assert fit(store, mine, *EIGHT, *words) == status
+    message = capsys.readouterr().err
+    last = message.strip().splitlines()[-1]
+    assert last.startswith("medseg: ")
+    assert expected in last
+    assert "Traceback" not in message
+
+
+def test_a_checkpoint_of_other_labels_needs_the_flag(store, run, tmp_path, capsys):  # noqa: F811
+    other = shutil.copytree(store, tmp_path / "store")
+    for name in ("plan.yaml", "index.json"):
+        path = other / name
+        path.write_text(path.read_text().replace("spleen", "pancreas"))
+    mine = shutil.copytree(run, tmp_path / "run")
+    assert fit(other, mine, *EIGHT, "--ckpt_path", "last") == 1
+    assert "--model.init_from" in capsys.readouterr().err
+    last = str(mine / "checkpoints" / "last.ckpt")
+    assert fit(other, tmp_path / "tuned", *FOUR, "--model.init_from", last) == 0
+
+
+@pytest.mark.parametrize(
+    ("raised", "where"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "GPU"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "machine"),
+        (MemoryError(), "machine"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_answered_with_numbers(store, tmp_path, monkeypatch, capsys, raised, where):  # noqa: F811
+    def step(self, batch, index):
+        raise raised
+
+    monkeypatch.setattr(SegmentationTask, "training_step", step)
+    assert fit(store, tmp_path, *FOUR) == 1
+    message = capsys.readouterr().err
+    assert f"do not fit into the memory of the {where}" in message
+    assert "--data.batch_size 1 --trainer.accumulate_grad_batches 2 or --data.patch_size" in message
+    assert "Traceback" not in message
+
+
+def test_what_is_proposed_for_less_memory_is_a_legal_plan(store):  # noqa: F811
+    plan = Plan.from_dict(read_plan(store / "plan.yaml").to_dict() | {"batch_size": 1})
+    sentence = str(explained(MemoryError(), plan))
+    size = [int(number) for number in sentence.split('"[')[1].split("]")[0].split(",")]
+    smaller = Plan.from_dict(plan.to_dict() | {"patch_size": size})
+    assert 0.3 < torch.tensor(size).prod() / torch.tensor(plan.patch_size).prod() < 0.7
+    assert smaller.strides == plan.strides
+
+
+def test_an_unknown_failure_keeps_its_traceback(store):  # noqa: F811
+    assert explained(RuntimeError("no idea"), Store(store).plan) is None
+    assert explained(RuntimeError("Connection closed by peer [127.0.0.1]:1"), Store(store).plan) is not None
