@@ -1,4 +1,4 @@
-"""What a path is: a checkpoint, a store or a dataset, in a few lines."""
+"""What a path is: a checkpoint, a store, an exported network or a dataset, in a few lines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from medseg.checkpoints import read_checkpoint
 from medseg.checkpoints.origin import Origin
 from medseg.datasets.case import read_dataset
 from medseg.errors import DataError
+from medseg.export import FACTS, read_facts
 from medseg.nets import build_net, estimate
 from medseg.nets.cost import Cost
 from medseg.plan.plan import Plan
@@ -17,13 +18,15 @@ from medseg.task import net_spec
 
 
 def describe_path(path: Path) -> dict[str, Any]:
-    """Facts about a checkpoint, a prepared store or a dataset, as plain data.
+    """Facts about a checkpoint, a prepared store, an exported network or a dataset, as plain data.
 
     Raises:
-        DataError: The path is missing or none of the three.
+        DataError: The path is missing or none of these.
     """
     if path.is_file() and path.suffix == ".ckpt":
         return _checkpoint(path)
+    if (path / FACTS).is_file():
+        return _exported(path)
     if (path / "plan.yaml").is_file():
         return _store(path)
     if path.exists():
@@ -73,6 +76,18 @@ def _store(path: Path) -> dict[str, Any]:
         "cases": len(store.ids),
         **_plan(store.plan),
         "unet": f"{cost.parameters} parameters, about {cost.training_bytes / 2**30:.1f} GiB to train in float32",
+    }
+
+
+def _exported(path: Path) -> dict[str, Any]:
+    facts = read_facts(path)
+    return {
+        "what": f"network exported as {facts['format']}",
+        "written by": f"medseg {facts['medseg']}",
+        **_plan(Plan.from_dict(facts["plan"])),
+        "network": facts["network"],
+        "window": " x ".join(map(str, facts["input"]["window"])),
+        "differs from PyTorch": f"by at most {facts['checked']['largest_difference']:.1e}",
     }
 
 

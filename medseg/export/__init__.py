@@ -1,5 +1,5 @@
 """Trained networks for programs that know nothing of medseg: ONNX, `torch.export`, MONAI bundles."""
 
-from medseg.export.export import FORMATS, Exported, export
+from medseg.export.writing import FACTS, FORMATS, Exported, export, read_facts
 
-__all__ = ["FORMATS", "Exported", "export"]
+__all__ = ["FACTS", "FORMATS", "Exported", "export", "read_facts"]

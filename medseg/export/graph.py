@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def _explained(checkpoint: Path, what: str) -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # onnxscript tells every step of its optimisation
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), redirect_stderr(io.StringIO()):  # a failure prints its graph
             warnings.simplefilter("ignore")  # on torch's own inner workings
             yield
     except _REFUSALS as error:

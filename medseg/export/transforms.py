@@ -107,7 +107,7 @@ def _cleaning(rules: list[dict[str, Any]]) -> list[Step]:
         if rule.get("largest_component"):
             steps.append(_step("KeepLargestConnectedComponentd", "pred", is_onehot=False, **labels))
         if rule.get("fill_holes"):
-            steps.append(_step("FillHolesd", "pred", **labels))
+            steps.append(_step("FillHolesd", "pred", connectivity=1, **labels))
     return steps
 
 

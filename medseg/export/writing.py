@@ -17,7 +17,7 @@ from medseg.export.bundle import write_bundle
 from medseg.export.graph import write_onnx, write_program
 from medseg.export.model import Model, facts, patches_of, read_model
 from medseg.export.verdict import Verdict, compare
-from medseg.plan.plan import write_plan
+from medseg.plan.plan import Plan, write_plan
 from medseg.space.volume import Volume
 
 FORMATS = {
@@ -79,6 +79,21 @@ def export(checkpoint: Path, output: Path, *, form: str = "onnx", image: Volume 
         raise DataError(
             output, f"cannot be written ({error.strerror})", "Free space or choose another --output"
         ) from None
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What an exported network says of itself.
+
+    Raises:
+        DataError: The file is missing, or not what `export` wrote.
+    """
+    path = folder / FACTS
+    try:
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        Plan.from_dict(known["plan"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(path, f"is not what medseg export wrote ({error})", "Export the checkpoint again") from None
+    return known
 
 
 def _patches(model: Model, image: Volume | None) -> Tensor:
