@@ -85,7 +85,9 @@ def _cross_validate_options(parser: argparse.ArgumentParser) -> None:
     _sweep_options(parser)
     parser.add_argument("--folds", type=int, nargs="+", metavar="N", help="which folds (default: all)")
     parser.add_argument("--predict", type=Path, metavar="INPUT", help="then segment these images with all folds")
-    parser.add_argument("--predictions", type=Path, metavar="DIR", help="folder for those label files")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="DIR", help="folder for those label files (default: OUTPUT/predicted)"
+    )
 
 
 def _cross_validate(options: Options) -> int:
@@ -122,8 +124,8 @@ def _cross_validate(options: Options) -> int:
 
 def _require_prediction_options(options: Options) -> None:
     """Find out before training whether there will be something to predict, and a place for it."""
-    if bool(options.predict) != bool(options.predictions):
-        raise UsageError("--predict and --predictions go together", "Give both, or neither")
+    if options.predictions and not options.predict:
+        raise UsageError("--predictions without --predict", "Name the images with --predict")
     if options.predict and not options.predict.exists():
         raise DataError(options.predict, "does not exist", "Check the path of --predict")
 
@@ -133,8 +135,9 @@ def _predict(options: Options) -> int:
     from medseg.inference.folder import predict_cases
     from medseg.inference.predict import Predictor
 
-    outcome = predict_cases(Predictor.load(checkpoints_in([options.output])), options.predict, options.predictions)
-    say(f"{len(outcome.written) + len(outcome.kept)} predictions are in {options.predictions}")
+    target = options.predictions or options.output / "predicted"
+    outcome = predict_cases(Predictor.load(checkpoints_in([options.output])), options.predict, target)
+    say(f"{len(outcome.written) + len(outcome.kept)} predictions are in {target}")
     return report_failures(outcome.failures)
 
 
