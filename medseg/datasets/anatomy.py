@@ -53,6 +53,8 @@ class PhantomRecipe:
         noise: Standard deviation of the white noise; spatially correlated noise is added at two thirds of it.
         zero_outside: Keep the surroundings exactly zero, as skull-stripped images are.
         without: Index of a case to the label it lacks.
+        unannotated: Index of a case to the organs that its labels leave out although they are there, which
+            ``dataset.json`` tells by listing the others under ``annotated``.
         regions: Overlapping regions, name to values, outer ones first; declared in place of ``labels`` when not empty.
     """
 
@@ -67,6 +69,7 @@ class PhantomRecipe:
     noise: Real = 12.0
     zero_outside: bool = False
     without: Mapping[int, str] = field(default_factory=dict)
+    unannotated: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 

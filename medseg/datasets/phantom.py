@@ -144,7 +144,7 @@ def write_phantom(
             _save(labels, root / f"labels{part}" / name)
             entry = {"image": f"./images{part}/{name}", "label": f"./labels{part}/{name}"}
             listed["training" if part == "Tr" else "test"].append(entry if part == "Tr" else entry["image"])
-        _write_json(root / "dataset.json", _describe(recipe) | listed)
+        _write_json(root / "dataset.json", _describe(recipe) | _annotated(recipe, cases) | listed)
     except OSError as error:
         raise DataError(root, f"cannot be written to ({error.strerror})", "Choose another folder") from None
     return root
@@ -173,6 +173,7 @@ def draw_case(recipe: PhantomRecipe, index: int, *, seed: int = 0) -> tuple[Volu
             shape = _draw_shape(varied, rng)
             if structure.label is None or recipe.without.get(index) != structure.label:
                 _paint(image, labels, grid, shape, warp, recipe.labels)
+    labels[np.isin(labels, [recipe.labels[organ] for organ in recipe.unannotated.get(index, ())])] = 0
     inside = np.any(image != np.reshape(outside, (-1, 1, 1, 1)), axis=0)
     for channel, modality in zip(image, recipe.modalities, strict=True):
         _acquire(channel, grid, rng, noise=recipe.noise, is_ct=modality == "CT")
@@ -306,6 +307,15 @@ def _describe(recipe: PhantomRecipe) -> dict[str, Any]:
         regions = {name: list(values) for name, values in recipe.regions.items()}
         return described | {"labels": {"background": 0, **regions}, "regions_class_order": _paint_order(recipe)}
     return described | {"labels": {"0": "background", **{str(v): name for name, v in recipe.labels.items()}}}
+
+
+def _annotated(recipe: PhantomRecipe, cases: int) -> dict[str, Any]:
+    table = {
+        f"{recipe.name.lower()}_{index:03d}": [organ for organ in recipe.labels if organ not in missing]
+        for index, missing in recipe.unannotated.items()
+        if index < cases
+    }
+    return {"annotated": table} if table else {}
 
 
 def _paint_order(recipe: PhantomRecipe) -> list[int]:
