@@ -1,0 +1,42 @@
+# syntax=docker/dockerfile:1
+# On the CPU:          docker build --tag medseg .
+# On NVIDIA GPUs:      docker build --tag medseg --build-arg DEVICE=cu126 .       and run with --gpus all
+# Then:                docker run --rm --volume "$PWD:/data" medseg demo --out demo
+
+FROM debian:bookworm-20250520-slim AS built
+# A folder of PyTorch's own index: cpu, or cu126 and the like.
+ARG DEVICE=cpu
+# Debian's archive keeps no old versions, so a pinned one would fail to build a month from now.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends ca-certificates python3 python3-venv \
+ && rm -rf /var/lib/apt/lists/* \
+ && python3 -m venv /opt/medseg
+ENV PATH=/opt/medseg/bin:$PATH \
+    PIP_CONSTRAINT=/build/constraints/container.txt \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1
+WORKDIR /build
+COPY constraints/container.txt constraints/container.txt
+# Apart from the rest, for it is most of the download and seldom changes; constraints say which version.
+# hadolint ignore=DL3013
+RUN pip install --extra-index-url "https://download.pytorch.org/whl/${DEVICE}" torch
+COPY pyproject.toml README.md LICENSE ./
+COPY configs configs
+COPY medseg medseg
+# Every version is in PIP_CONSTRAINT.
+# hadolint ignore=DL3013
+RUN pip install ".[formats,export]"
+
+FROM debian:bookworm-20250520-slim
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends python3 \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --create-home --uid 1000 medseg
+COPY --from=built /opt/medseg /opt/medseg
+ENV PATH=/opt/medseg/bin:$PATH
+USER 1000
+WORKDIR /data
+ENTRYPOINT ["medseg"]
+CMD ["--help"]

@@ -1,0 +1,121 @@
+"""What is shipped: the wheel, the source archive, the container's recipe; nothing missing, nothing stray."""
+
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import medseg
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli", reason="Python 3.10 reads no TOML")
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+PINS = ROOT / "constraints" / "container.txt"
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def pinned() -> dict[str, Version]:
+    lines = [line.split("#")[0].strip() for line in PINS.read_text(encoding="utf-8").splitlines()]
+    pairs = [line.split("==") for line in lines if line]
+    return {normalised(name): Version(number) for name, number in pairs}
+
+
+def normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A wheel and a source archive, built without network."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def test_the_wheel_holds_the_package_and_what_the_demo_needs(built):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = Parser().parsestr(archive.read(f"medseg-{medseg.__version__}.dist-info/METADATA").decode())
+        entry = archive.read(f"medseg-{medseg.__version__}.dist-info/entry_points.txt").decode()
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "medseg").rglob("*.py")}
+    assert sources <= names
+    assert {"medseg/py.typed", "medseg/cli/demo.yaml"} <= names
+    assert {name.split("/")[0] for name in names} == {"medseg", f"medseg-{medseg.__version__}.dist-info"}
+    assert not [name for name in names if name.endswith((".pyc", ".ckpt", ".gz", ".ipynb"))]
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["License-File"] == "LICENSE"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata.get_payload().startswith("# medseg")
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
+    assert set(metadata.get_all("Provides-Extra")) >= {"export", "formats", "test"}
+    assert "medseg = medseg.__main__:main" in entry
+
+
+def test_the_source_archive_holds_what_git_does_and_no_data(built):
+    (source,) = built.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        files = {member.name.partition("/")[2]: member.size for member in archive.getmembers() if member.isfile()}
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "medseg/py.typed",
+        "tests/conftest.py",
+        "configs/demo.yaml",
+    } <= set(files)
+    stray = re.compile(r"\.(ckpt|nii|gz|npz|pyc|b2nd|pt|onnx)$|^(data/(raw|store|runs)|demo|runs|\.venv|\.git)/")
+    assert not [name for name in files if stray.search(name)]
+    assert sum(files.values()) < 20e6
+
+
+def test_the_pins_of_the_container_satisfy_the_project():
+    pins = pinned()
+    extras = [*re.findall(r'pip install "\.\[(.+)\]"', DOCKERFILE)[0].split(",")]
+    declared = project()
+    wanted = [
+        *declared["dependencies"],
+        *[line for extra in extras for line in declared["optional-dependencies"][extra]],
+    ]
+    for line in wanted:
+        requirement = Requirement(line)
+        assert pins[normalised(requirement.name)] in requirement.specifier, line
+    assert pins["torch"] == Version("2.13.0")
+    assert "hatchling" in pins, "the wheel would be built by whatever is newest"
+
+
+def test_the_dockerfile_copies_only_what_is_there_and_let_through():
+    """With the whole folder shut out, what is copied must be let in again."""
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] == "!"}
+    lines = [line.split()[1:] for line in DOCKERFILE.splitlines() if line.startswith("COPY ")]
+    copied = [source for words in lines if not words[0].startswith("--from") for source in words[:-1]]
+    assert {"pyproject.toml", "medseg", "configs", "constraints/container.txt"} <= set(copied)
+    for source in copied:
+        assert (ROOT / source).exists()
+        assert source.split("/")[0] in let_in
+    readme = project()["readme"]
+    assert {readme, *project()["license-files"]} <= set(copied)
+
+
+def test_the_container_runs_as_nobody_in_particular():
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert all(re.fullmatch(r"debian:bookworm-\d{8}-slim", base) for base in bases), "a moving tag is not reproducible"
+    last = DOCKERFILE.split("FROM ")[-1]
+    assert re.search(r"^USER [1-9]\d*$", last, re.MULTILINE)
+    assert 'ENTRYPOINT ["medseg"]' in last
+    assert "pip install" not in last
