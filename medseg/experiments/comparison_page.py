@@ -146,7 +146,7 @@ def _chapter(ranking: Ranking) -> str:
         f'<p class="soft">Best first, over {ranking.entries[0].cases} cases; missed and false count {named}. Tests are '
         f"against <b>{escape(ranking.reference)}</b>.</p>"
         + table(("job", *_HEADS), rows)
-        + f'<div class="scroll" tabindex="0">{interval_plot(ranking)}</div>'
+        + f'<div class="scroll" tabindex="0" style="margin-top:1rem">{interval_plot(ranking)}</div>'
     )
 
 

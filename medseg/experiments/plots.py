@@ -19,6 +19,7 @@ _STYLE = (
 )
 _ROW, _NAME_WIDTH, _PLOT_WIDTH, _VALUE_WIDTH = 22.0, 300.0, 340.0, 130.0
 _PANEL, _PANEL_HEIGHT, _GAP, _COLUMNS = 200.0, 120.0, 24.0, 4
+_LINE = 14.0
 _LETTER = 6.6  # mean width of a letter of 12 px
 _BELOW_THE_LAST = 0.15  # how much of a learning curve below the worst end is worth showing
 
@@ -95,7 +96,7 @@ def curve_plot(curves: Mapping[str, Points], *, x_name: str, y_name: str = "val/
             f'<text class="mute" x="-5" y="{_PANEL_HEIGHT + 4:g}" text-anchor="end">{y_low:.3g}</text>'
             f'<text class="mute" x="0" y="{_PANEL_HEIGHT + 17:g}">0</text>'
             f'<text class="mute" x="{_PANEL:g}" y="{_PANEL_HEIGHT + 17:g}" text-anchor="end">'
-            f"{x_name} {x_high:.3g}</text>"
+            f"{x_name} {_tick(x_high)}</text>"
             f'{others}<polyline class="own" points="{paths[title]}" fill="none" stroke-width="2.5"/>'
             f'<text x="{_PANEL - 4:g}" y="{_PANEL_HEIGHT - 8:g}" text-anchor="end">{curve[-1][1]:.3f}</text></g>'
         )
@@ -115,32 +116,45 @@ def cost_plot(points: Mapping[str, tuple[float, float]], *, x_name: str, y_name:
     """
     if not points:
         return ""
-    width, height, left = 720.0, 360.0, 60.0
+    width, top, height, left = 720.0, 32.0, 376.0, 60.0
     x_low, x_high = _nice([x for x, _ in points.values()], [x for x, _ in points.values()], steps=4)
     y_low, y_high = _nice([y for _, y in points.values()], [y for _, y in points.values()], steps=4)
     parts = []
     for share in range(5):
-        y = height - share / 4 * (height - 16)
+        y = height - share / 4 * (height - top)
         x = left + share / 4 * (width - left - 170)
         parts.append(
             f'<line class="ground" x1="{left:g}" x2="{width - 160:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="mute" x="{left - 6:g}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{y_low + share / 4 * (y_high - y_low):.3g}</text>"
+            f"{_tick(y_low + share / 4 * (y_high - y_low))}</text>"
             f'<text class="mute" x="{x:.1f}" y="{height + 18:g}" text-anchor="middle">'
-            f"{x_low + share / 4 * (x_high - x_low):.3g}</text>"
+            f"{_tick(x_low + share / 4 * (x_high - x_low))}</text>"
         )
-    for index, (title, (across, up)) in enumerate(points.items()):
+    line = -math.inf
+    for index, (title, (across, up)) in enumerate(sorted(points.items(), key=lambda point: -point[1][1])):
         x = left + (across - x_low) / (x_high - x_low) * (width - left - 170)
-        y = height - (up - y_low) / (y_high - y_low) * (height - 16)
+        y = height - (up - y_low) / (y_high - y_low) * (height - top)
+        line = max(line + _LINE, y)  # names do not lie on each other
         parts.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{SERIES[index % len(SERIES)][0]}"/>'
-            f'<text x="{x + 8:.1f}" y="{y + 4:.1f}">{_short(title, 170.0)}</text>'
+            f'<line class="ground" x1="{x + 6:.1f}" x2="{x + 18:.1f}" y1="{y:.1f}" y2="{line:.1f}"/>'
+            f'<text x="{x + 21:.1f}" y="{line + 4:.1f}">{_short(title, 170.0)}</text>'
         )
     parts.append(
         f'<text class="mute" x="{width - 160:g}" y="{height + 36:g}" text-anchor="end">{escape(x_name)}</text>'
     )
     parts.append(f'<text class="mute" x="4" y="12">{escape(y_name)}</text>')
-    return _svg(width, height + 44, f"{y_name} over {x_name} by job", "".join(parts))
+    return _svg(width, max(height, line) + 44, f"{y_name} over {x_name} by job", "".join(parts))
+
+
+def _tick(value: float) -> str:
+    """Three digits, and never a power of ten.
+
+    Example:
+        >>> _tick(0.25), _tick(1234.0)
+        ('0.25', '1234')
+    """
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _short(title: str, width: float) -> str:
