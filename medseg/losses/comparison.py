@@ -211,16 +211,23 @@ class Comparison:
     @property
     def sum_abs(self) -> PerClass:
         """Σ |p - g|."""
-        return self._squares[2]
+        if self.labels is not None:  # |p - g| = p + g - 2 p g where g is 0 or 1
+            return self.sum_p + self.sum_g - 2 * self.tp
+        return self._squares[5]
 
     @property
     def error_inside(self) -> PerClass:
         """Σ (p - g)² g, the squared errors on the structure."""
-        return self._squares[3]
+        return self._squares[2]
 
     @property
     def error_outside(self) -> PerClass:
         """Σ (p - g)² (1 - g), those beside it."""
+        return self._squares[3]
+
+    @property
+    def tp_with_squares(self) -> PerClass:
+        """Σ p g, from the walk that yields the squares: for losses that need no other sum."""
         return self._squares[4]
 
     def pool(self, sums: Float[Tensor, "*k b c"]) -> Float[Tensor, "*k n c"]:
@@ -265,8 +272,20 @@ class Comparison:
         return torch.stack([tp, sum_p, sum_g, sum_g.sum(1, keepdim=True).expand_as(sum_g)])
 
     @once
-    def _sample_squares(self) -> Float[Tensor, "5 b c"]:
-        return self._stream(_second_moments)
+    def confusion(self) -> Float[Tensor, "b c c"]:
+        """Probability given to each class, summed over the voxels of each class; hard ``multiclass`` labels only."""
+        assert self.labels is not None  # the callers are in multiclass mode with hard labels
+        weight = None if self.weight is None else self.weight.flatten(1)
+        return statistics.confusion_pass(self.raw.flatten(2), self.labels.flatten(1), weight)
+
+    @once
+    def _sample_squares(self) -> Float[Tensor, "k b c"]:
+        if self.labels is None:
+            return self._stream(_second_moments)
+        weight = None if self.weight is None else self.weight.flatten(1)
+        sums = statistics.squares_pass(self.raw.flatten(2), self.labels.flatten(1), weight)
+        inside, hit, tp, outside = sums
+        return torch.stack([hit + outside, self.label_sums(self.weight), inside, outside, tp])
 
     def _stream(self, moments: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         activate = torch.softmax if self.mode == "multiclass" else _sigmoid
@@ -308,7 +327,7 @@ def _first_moments(p: Tensor, g: Tensor) -> Tensor:
 
 def _second_moments(p: Tensor, g: Tensor) -> Tensor:
     error = (p - g) ** 2
-    return torch.stack([p * p, g * g, (p - g).abs(), error * g, error * (1 - g)])
+    return torch.stack([p * p, g * g, error * g, error * (1 - g), p * g, (p - g).abs()])
 
 
 def _soft_log_softmax(z: Tensor, g: Tensor, _: Tensor | None) -> Tensor:

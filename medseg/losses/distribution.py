@@ -13,6 +13,7 @@ from medseg.losses.comparison import Comparison
 from medseg.losses.knobs import Weights
 from medseg.losses.ranks import sum_over_ranks
 from medseg.losses.reduction import class_factor, class_vector, element_weight, mean_over_voxels, ratio
+from medseg.losses.statistics import streamed_map
 from medseg.losses.table import Reduced, loss
 from medseg.types import PerVoxel
 
@@ -287,5 +288,9 @@ def nacl(x: Comparison, *, kernel_size: int = 3, alpha: float = 0.1, distance: L
     with torch.no_grad():
         margin = [kernel_size // 2] * 2 * (len(x.shape) - 2)
         proportions = pool(F.pad(x.onehot, margin), kernel_size, stride=1)
-    gap = proportions - x.logits
-    return -x.log_p_true + alpha * (gap.abs() if distance == "l1" else gap.square()).mean(1)
+
+    def gap(z: Tensor, u: Tensor, _: Tensor | None) -> Tensor:
+        return ((u - z).abs() if distance == "l1" else (u - z).square()).mean(1)
+
+    penalty = streamed_map(gap, x.raw.flatten(2), proportions.flatten(2)).reshape(x.log_p_true.shape)
+    return -x.log_p_true + alpha * penalty

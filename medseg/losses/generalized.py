@@ -173,9 +173,4 @@ def _wasserstein(distances: Tensor, x: Comparison) -> tuple[Tensor, Tensor]:
         right = torch.cat([distances[0, 0] * (x.voxels - x.sum_g - x.sum_p + x.tp), distances[1, 1] * x.tp], 1)
         return volumes, false + right
 
-    def expected(z: Tensor, labels: Tensor, _: Tensor | None) -> Tensor:
-        return (distances[labels.long()].movedim(-1, 1) * z.softmax(1)).sum(1)
-
-    errors = x.voxelwise(expected)
-    errors = errors if x.weight is None else errors * x.weight.squeeze(1)
-    return x.sum_g, x.pool(x.label_sums(errors))
+    return x.sum_g, x.pool((distances * x.confusion).sum(2))

@@ -50,11 +50,9 @@ def dice(
         squared: Sum squares in the denominator, as dice_squared does.
         soft_target: Count the overlap as (Σp + Σg - Σ|p - g|) / 2, whose minimum is p = g for fractions too.
     """
-    tp, p, g = x.tp, x.sum_p, x.sum_g
+    tp, p, g = (x.tp_with_squares, x.sum_p2, x.sum_g2) if squared else (x.tp, x.sum_p, x.sum_g)
     if soft_target:
-        tp = (p + g - x.sum_abs) / 2
-    if squared:
-        p, g = x.sum_p2, x.sum_g2
+        tp = (x.sum_p + x.sum_g - x.sum_abs) / 2
     return 1 - (2 * tp + smooth_nr) / (p + g + smooth_dr)
 
 
