@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Integer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,6 +24,7 @@ from medseg.losses import Criterion, build_loss
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.nets.pace import Auto, Pace, Trial, follow, lay_out, missing_compiler, set_pace
+from medseg.nets.sharding import shard
 from medseg.optimise import budget_spent, build_optimizer, find_optimizer, schedule_factor, seconds_left
 from medseg.patches.datamodule import Batch
 from medseg.patches.stitch import stitched_slabs, sweep_axis
@@ -210,6 +212,16 @@ class SegmentationTask(pl.LightningModule):
             for parameter in named:
                 parameter.requires_grad_(False)
 
+    def configure_model(self) -> None:
+        """Under the strategy ``fsdp``: part the weights over the processes."""
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            return
+        if self.hparams["ema"]:
+            raise UsageError("averages cannot be kept of weights that are sharded", "Set model.ema to 0, or use ddp")
+        if [*self.loss.parameters()]:
+            raise UsageError("a loss with numbers to learn cannot be sharded", "Use strategy ddp, or another loss")
+        shard(self.net, self.trainer.strategy.root_device.type)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer by name, its learning rate a function of the budget that is spent."""
         options = self.hparams
@@ -329,6 +341,8 @@ def pace_together(task: SegmentationTask, kept: Pace) -> Pace:
     What ``auto`` stands for in a resumed run is what it was before, ``kept``.
     """
     trainer, plan, options = task.trainer, task.plan, task.hparams
+    if isinstance(trainer.strategy, ModelParallelStrategy):  # a step there takes all processes
+        return Pace(kept.channels_last, compiled=False)
     asked: dict[str, Auto] = {"compiling": options["compile"], "channels_last": options["channels_last"]}
     if kept.reasons:
         possible = not missing_compiler(task.device.type)

@@ -17,6 +17,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.strategies import ModelParallelStrategy
 
 from medseg.checkpoints import CheckpointFiles, KeepCheckpoints
 from medseg.cli.command import report_failures
@@ -57,6 +58,8 @@ class Trainer(pl.Trainer):
             options["max_epochs"] = _DEFAULT_EPOCHS
         if not str(options.get("strategy", "")).startswith("deepspeed"):  # which writes folders of its own
             options["plugins"] = [*_listed(options.get("plugins")), CheckpointFiles()]
+        if options.get("strategy") == "fsdp":  # PyTorch's second, which the task applies to the network
+            options["strategy"] = ModelParallelStrategy(save_distributed_checkpoint=False)
         super().__init__(precision=chosen, accelerator=accelerator, **options)
 
 
