@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -214,14 +214,18 @@ def _folder(root: Path, manifest: Manifest, key: str, defaults: tuple[str, ...])
 
 
 def images_by_name(
-    folder: Path, modalities: tuple[str, ...], *, endings: Sequence[str] = NIFTI_ENDINGS
+    folder: Path,
+    modalities: tuple[str, ...],
+    *,
+    endings: Sequence[str] = NIFTI_ENDINGS,
+    leave_out: Collection[Path] = (),
 ) -> dict[str, tuple[Path, ...]]:
     """Group files by case; ``_0000`` or the modality's own name may end the name of a file that holds one channel."""
     order = {f"_{index:04d}": index for index in range(len(modalities))}
     if len(modalities) > 1:
         order |= {f"_{name}": index for index, name in enumerate(modalities)}
     cases: dict[str, dict[int, Path]] = {}
-    for path in _volumes(folder, endings):
+    for path in _volumes(folder, endings, leave_out):
         name = case_name(path)
         ending = next((ending for ending in order if name.endswith(ending)), "")
         cases.setdefault(_without(name, ending), {})[order.get(ending, 0)] = path
@@ -232,12 +236,14 @@ def _without(name: str, ending: str) -> str:
     return name[: -len(ending)] if ending and name.endswith(ending) else name
 
 
-def _volumes(folder: Path, endings: Sequence[str]) -> list[Path]:
+def _volumes(folder: Path, endings: Sequence[str], leave_out: Collection[Path] = ()) -> list[Path]:
     """The NIfTI files of a folder, sorted; hidden files, such as the ``._`` companions of macOS, are left out."""
     if not folder.is_dir():
         raise DataError(folder, "is missing", "Check the dataset's path, or name the folder in dataset.json")
     found = sorted(
-        path for path in folder.iterdir() if path.name.endswith(tuple(endings)) and not path.name.startswith(".")
+        path
+        for path in folder.iterdir()
+        if path.name.endswith(tuple(endings)) and not path.name.startswith(".") and path not in leave_out
     )
     for one, other in pairwise(found):
         if case_name(one) == case_name(other):

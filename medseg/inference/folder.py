@@ -9,14 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import DataError, MedsegError, UsageError
-from medseg.inference.images import list_cases, read_case_image, voxel_bytes
+from medseg.inference.images import find_cases, read_case_image, voxel_bytes
 from medseg.inference.predict import Predictor, Prepared
 from medseg.inference.resume import Record
 from medseg.space.formats import is_foreign, write_labels_at
@@ -64,11 +64,12 @@ def predict_cases(
         overwrite: Predict every case anew.
 
     Raises:
-        DataError: The source is missing or holds no image.
-        UsageError: A prediction would overwrite its image.
+        DataError: The source is missing or holds no image, or nothing can be written to the output.
+        UsageError: A prediction would overwrite its image, or be taken for one the next time.
     """
-    cases = list_cases(source, predictor.plan)
-    _require_apart(cases, output)
+    cases, doubles = find_cases(source, predictor.plan)
+    _require_apart(source, cases, output)
+    _require_writable(output)
     work = _Work(predictor, output, save_probabilities)
     todo = cases if overwrite else {case: files for case, files in cases.items() if not work.done(case, files)}
     results: dict[str, MedsegError | None] = {}
@@ -88,7 +89,7 @@ def predict_cases(
         _collect(results, pending)
     return Outcome(
         tuple(work.label_file(case) for case in todo if results[case] is None),
-        tuple(problem for case in todo if (problem := results[case]) is not None),
+        (*doubles, *(problem for case in todo if (problem := results[case]) is not None)),
         tuple(work.label_file(case) for case in cases if case not in todo),
     )
 
@@ -220,8 +221,20 @@ def _explained(path: Path, problem: str) -> Iterator[None]:
         raise lack from None
 
 
-def _require_apart(cases: Mapping[str, tuple[Path, ...]], output: Path) -> None:
+def _require_apart(source: Path, cases: Mapping[str, tuple[Path, ...]], output: Path) -> None:
     for case, files in cases.items():
         target = (output / f"{case}.nii.gz").resolve()
         if any(target == path.resolve() for path in files):
             raise UsageError(f"the prediction of {files[0]} would overwrite it", "Choose another --output")
+    if source.is_dir() and source.resolve() == output.resolve():
+        raise UsageError(f"the predictions would lie among the images of {source}", "Choose another --output")
+
+
+def _require_writable(output: Path) -> None:
+    """Find out before anything is computed."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise DataError(output, f"cannot be written to ({error.strerror})", "Choose another --output") from None

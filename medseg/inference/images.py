@@ -18,36 +18,70 @@ ENDINGS = (*NIFTI_ENDINGS, *FOREIGN_ENDINGS)
 
 
 def list_cases(source: Path, plan: Plan) -> dict[str, tuple[Path, ...]]:
-    """Case name -> its image files, for a folder or for the case that one file belongs to.
-
-    NIfTI, NRRD and MetaImage files are told by their endings; a folder of DICOM slices is a case of its own, whether it
-    is the source or lies in it.
+    """Case name -> its image files, as `find_cases`, where no two images may share a case.
 
     Raises:
-        DataError: The source is missing or holds no image, or two of its files are one case.
+        DataError: As `find_cases`, or two images would be one case.
+    """
+    cases, doubles = find_cases(source, plan)
+    if doubles:
+        raise doubles[0]
+    return cases
+
+
+def find_cases(source: Path, plan: Plan) -> tuple[dict[str, tuple[Path, ...]], tuple[DataError, ...]]:
+    """Case name -> its image files, for a folder or for the case that one file belongs to; and what is ambiguous.
+
+    NIfTI, NRRD and MetaImage files are told by their endings; a folder of DICOM slices is a case of its own, whether it
+    is the source or lies in it. Images that share their case name, ``a.nii`` beside ``a.nii.gz`` or ``a.mha``, would
+    overwrite each other's prediction: they are left out and told.
+
+    Raises:
+        DataError: The source is missing or holds no image.
     """
     if source.is_file():
-        if not source.name.endswith(ENDINGS):
-            return {case_name(source): (source,)}
-        beside = images_by_name(source.parent, plan.modalities, endings=ENDINGS)
-        return {case: files for case, files in beside.items() if source in files} or {case_name(source): (source,)}
+        return _case_of(source, plan), ()
     if not source.is_dir():
         raise DataError(source, "does not exist", "Give an image file or a folder of images as --input")
     if is_dicom_folder(source):
-        return {source.resolve().name: (source,)}
-    cases = images_by_name(source, plan.modalities, endings=ENDINGS)
-    _require_distinct(source, cases)
+        return {source.resolve().name: (source,)}, ()
+    doubles = _doubles(source)
+    cases = images_by_name(source, plan.modalities, endings=ENDINGS, leave_out=doubles)
+    told = [
+        DataError(path, "has the case name of an image beside it", "Rename or move one of the two")
+        for path in doubles[1:]
+        if case_name(path) == case_name(doubles[doubles.index(path) - 1])
+    ]
     for folder in sorted(path for path in source.iterdir() if is_dicom_folder(path)):
-        if folder.name in cases:
-            raise DataError(folder, "has the case name of an image beside it", "Rename or move one of the two")
-        cases[folder.name] = (folder,)
-    if not cases:
+        if folder.name in {*cases, *map(case_name, doubles)}:
+            cases.pop(folder.name, None)
+            told.append(DataError(folder, "has the case name of an image beside it", "Rename or move one of the two"))
+        else:
+            cases[folder.name] = (folder,)
+    if not cases and not told:
         raise DataError(
             source,
             f"holds no image ({', '.join(ENDINGS)} or a folder of DICOM slices)",
             "Give an image file or a folder of images as --input",
         )
-    return cases
+    return cases, tuple(told)
+
+
+def _case_of(file: Path, plan: Plan) -> dict[str, tuple[Path, ...]]:
+    """The case that one file belongs to, with its other channels."""
+    if not file.name.endswith(ENDINGS):
+        return {case_name(file): (file,)}
+    others = images_by_name(file.parent, plan.modalities, endings=ENDINGS, leave_out=_doubles(file.parent))
+    return {case: files for case, files in others.items() if file in files} or {case_name(file): (file,)}
+
+
+def _doubles(folder: Path) -> list[Path]:
+    """Files whose name differs from another's by its ending only, in the order of their names."""
+    named: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith(ENDINGS) and not path.name.startswith("."):
+            named.setdefault(case_name(path), []).append(path)
+    return [path for paths in named.values() if len(paths) > 1 for path in paths]
 
 
 def read_case_image(files: tuple[Path, ...], plan: Plan) -> Volume:
@@ -93,11 +127,3 @@ def _read(path: Path, plan: Plan) -> Volume:
     volume = read_foreign(path)
     require_finite(path, volume)
     return volume
-
-
-def _require_distinct(folder: Path, cases: dict[str, tuple[Path, ...]]) -> None:
-    """Two files of one name and different endings would overwrite each other's prediction."""
-    taken = {path for files in cases.values() for path in files}
-    for path in sorted(folder.iterdir()):
-        if path.name.endswith(ENDINGS) and not path.name.startswith(".") and path.is_file() and path not in taken:
-            raise DataError(path, "has the case name of another image beside it", "Rename or move one of the two")
