@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,11 +24,13 @@ from medseg.patches.margin import crop_size
 from medseg.patches.sample import Schedule
 from medseg.patches.settings import Augmentation
 from medseg.patches.settings import augmentation as named_settings
-from medseg.plan.plan import Plan, read_plan
+from medseg.plan.plan import Plan
 from medseg.space.threads import usable_cores
-from medseg.store.store import CaseInfo, Store
+from medseg.store.store import CaseInfo, Store, plan_of
 
 __all__ = ["Batch", "VolumesDataModule"]
+
+_log = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.4
 """Of the free memory, for decoded volumes; the network and everyone else need the rest."""
@@ -87,7 +90,7 @@ class VolumesDataModule(pl.LightningDataModule):
         self.workers, self.seed, self.cache = workers, seed, cache
         self.oversample_foreground, self.steps_per_epoch = oversample_foreground, steps_per_epoch
         self.settings: Augmentation = named_settings(augmentation)
-        self.plan: Plan = _with_sizes(read_plan(self.store / "plan.yaml"), batch_size, patch_size)
+        self.plan: Plan = _with_sizes(plan_of(self.store), batch_size, patch_size)
         if organs is not None:
             _require_organs(self.plan, organs, self.store)
         self.geometry: Geometry = geometry_of(self.plan)
@@ -216,6 +219,9 @@ def _require_organs(plan: Plan, organs: list[str], store: Path) -> None:
 
 def _examine(path: Path, fold: int, n: int, split: Path | None, seed: int) -> _Examined:
     store = Store(path)
+    if edited := store.edited():
+        told = ", ".join(edited[:5]) + (" and others" if len(edited) > 5 else "")
+        _log.warning("%s was prepared before the files of %s changed; medseg prepare takes them in", path, told)
     infos = {case: info for case in store.ids if (info := store.info(case)).label is not None}
     if not infos:
         raise DataError(path, "holds no case with a label", "Prepare a dataset with labels")

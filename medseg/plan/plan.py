@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -229,7 +230,8 @@ def write_plan(path: Path, plan: Plan) -> None:
         unfinished.write_text(_as_yaml(plan), encoding="utf-8")
         os.replace(unfinished, path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
         raise DataError(path, f"cannot be written ({error.strerror})", "Free space or choose another place") from None
 
 

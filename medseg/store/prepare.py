@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -51,6 +52,8 @@ def prepare(
             or it was prepared with another plan or from another dataset.
     """
     out = Path(out)
+    if (out / "dataset.json").is_file():
+        raise DataError(out, "is a dataset, not a place for a store", "Choose another --out")
     dataset = read_dataset(Path(dataset_root))
     if cases is not None:
         dataset = replace(dataset, cases=tuple(case for case in dataset.cases if case.id in cases))
@@ -141,7 +144,8 @@ def _finish(out: Path, plan: Plan, dataset: Dataset, folders: Mapping[str, str])
         unfinished.write_text(json.dumps(_index(plan, dataset, folders), indent=1), encoding="utf-8")
         os.replace(unfinished, out / "index.json")
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
         raise MachineError(out, f"cannot be written ({error.strerror})", "Free space and run again") from None
     for folder in (out / "cases").iterdir():
         if not folder.name.startswith(".") and folder.name not in folders.values():

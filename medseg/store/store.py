@@ -39,6 +39,10 @@ class Source:
             return False
         return (now.st_size, now.st_mtime_ns) == (self.size, self.mtime_ns)
 
+    def edited(self) -> bool:
+        """Whether the file is there and no longer has that size and time; a store may travel without its sources."""
+        return os.path.exists(self.path) and not self.unchanged()
+
 
 @dataclass(frozen=True)
 class CaseInfo:
@@ -102,7 +106,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         index = read_index(self.path)
-        self.plan: Plan = read_plan(self.path / "plan.yaml")
+        self.plan: Plan = plan_of(self.path)
         require_same_grid(self.path / "plan.yaml", self.plan, index["grid"], "Undo the edit, or prepare a new store")
         self.dataset: str = index["dataset"]
         self._folders: dict[str, str] = index["cases"]
@@ -164,9 +168,24 @@ class Store:
             raise ValueError(f"{self.path} holds no case {case!r}; it holds {len(self._folders)}, see medseg info")
         return self.path / "cases" / self._folders[case]
 
+    def edited(self) -> tuple[str, ...]:
+        """Cases whose source files are there, but have another size or date than when they were prepared."""
+        return tuple(case for case in self.ids if any(source.edited() for source in self.info(case).sources))
+
     def changed(self) -> tuple[str, ...]:
         """Cases whose source files are no longer what they were when prepared, or are gone."""
         return tuple(case for case in self.ids if not all(source.unchanged() for source in self.info(case).sources))
+
+
+def plan_of(path: Path) -> Plan:
+    """Read the plan of a store.
+
+    Raises:
+        DataError: There is no store, or its plan cannot be used.
+    """
+    if not (path / "plan.yaml").is_file():
+        read_index(path)  # says what is missing if this is no store at all
+    return read_plan(path / "plan.yaml")
 
 
 def read_index(path: Path) -> dict[str, Any]:
