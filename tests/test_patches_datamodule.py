@@ -168,8 +168,10 @@ def test_ranks_share_validation_without_repeats_even_if_some_get_none(store):
         data = module(store)
         data._place = lambda rank=rank: (rank, 3)
         loader = data.val_dataloader()
-        shares.append([batch.id[0] for batch in loader])
-        assert len(loader) == len(shares[-1])
+        shares.append([case for batch in loader for case in batch.id])
+        assert len(loader) == max(
+            1, len(shares[-1])
+        )  # Lightning leaves a rank out that has no batch, even an empty one
     assert sorted(itertools.chain(*shares)) == list(data.cases.val)
     assert shares[2] == []
 
