@@ -1,19 +1,24 @@
 """A run on a machine or a config that cannot: full disk, no memory, no GPU, other labels; a sentence, nothing lost."""
 
-import resource
+import errno
+import os
 import shutil
+import subprocess
+import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
 from test_resume import fit, load, rows, store  # noqa: F401  the fixture too
 
-from medseg.checkpoints import CheckpointFiles
+from medseg.checkpoints import CheckpointFiles, writing
 from medseg.checkpoints.origin import commit, differences, flat, origin
-from medseg.cli import main
+from medseg.cli import main, metrics_log
 from medseg.cli.failures import explained
 from medseg.cli.metrics_log import RunCsvLogger, forget_steps
 from medseg.errors import CheckpointError, DataError
 from medseg.plan.plan import Plan, read_plan
+from medseg.report import rows as report_rows
 from medseg.store.store import Store
 from medseg.task import SegmentationTask
 
@@ -28,51 +33,74 @@ def run(store, tmp_path_factory):  # noqa: F811
     return folder
 
 
-@pytest.fixture
-def small_disk():
-    """Files may grow to so many bytes; the system answers a longer write as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-
-@pytest.mark.parametrize("size", [0, 100, 5_000, 60_000])
-def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path, small_disk, size):
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    CheckpointFiles().save_checkpoint({"medseg": {}, "weights": torch.zeros(3)}, path)
-    small_disk(size)
-    with pytest.raises(CheckpointError, match=r"could not be written .*the one from before is whole"):
+SMALL_DISK = """
+import resource, sys, torch
+from pathlib import Path
+from medseg.checkpoints import CheckpointFiles, writing
+from medseg.errors import CheckpointError
+path = Path(sys.argv[1]) / "last.ckpt"
+CheckpointFiles().save_checkpoint({"medseg": {}, "weights": torch.zeros(3)}, path)
+for size in (0, 100, 5_000, 60_000, 390_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
         CheckpointFiles().save_checkpoint({"medseg": {}, "weights": torch.zeros(100_000)}, path)
+    except CheckpointError as error:
+        print(error)
     assert CheckpointFiles().load_checkpoint(path)["weights"].shape == (3,)
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+"""
 
 
-def test_a_training_on_a_full_disk_ends_in_a_sentence_and_goes_on_later(store, run, tmp_path, small_disk, capsys):  # noqa: F811
+def test_a_disk_that_is_full_at_any_byte_leaves_the_checkpoint_of_before(tmp_path):
+    """In a process of its own, whose files the system does not let grow: its answer is that of a full disk."""
+    done = subprocess.run([sys.executable, "-c", SMALL_DISK, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("could not be written (File too large); the one from before is whole") == 5
+
+
+def test_a_training_on_a_full_disk_ends_in_a_sentence_and_goes_on_later(store, run, tmp_path, monkeypatch, capsys):  # noqa: F811
     mine = shutil.copytree(run, tmp_path / "run")
     step = load(mine / "checkpoints" / "last.ckpt")["global_step"]
-    small_disk(50_000)
-    assert fit(store, mine, *EIGHT, "--ckpt_path", "last") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(writing.os, "fsync", Mock(side_effect=FULL))
+        assert fit(store, mine, *EIGHT, "--ckpt_path", "last") == 1
     message = capsys.readouterr().err
-    assert "could not be written (File too large); the one from before is whole" in message
+    assert "could not be written (No space left on device); the one from before is whole" in message
     assert "Traceback" not in message
     assert load(mine / "checkpoints" / "last.ckpt")["global_step"] == step
-    small_disk(resource.RLIM_INFINITY)
     assert fit(store, mine, *EIGHT, "--ckpt_path", "last") == 0
 
 
-def test_a_full_disk_leaves_the_log_of_before(tmp_path, small_disk):
+def test_a_full_disk_leaves_the_log_of_before(tmp_path, monkeypatch):
+    def half(self, rows):
+        self.writer.writerow(["0.1"])
+        raise FULL
+
     logger = RunCsvLogger(tmp_path)
     logger.log_metrics({"loss": 1.0}, step=0)
     logger.save()
     before = (tmp_path / "metrics.csv").read_text()
+    monkeypatch.setattr(metrics_log.csv.DictWriter, "writerows", half)
     for metrics in ({"loss": 2.0}, {"dice": 0.5}):  # appended, and written anew for its column
-        logger.log_metrics({name: value + i for i in range(99) for name, value in metrics.items()}, step=1)
-        small_disk(len(before) + 3)
+        logger.log_metrics(metrics, step=1)
         with pytest.raises(DataError, match=r"metrics.csv could not be written .*what it held is whole"):
             logger.save()
-        small_disk(resource.RLIM_INFINITY)
         assert (tmp_path / "metrics.csv").read_text() == before
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_report_on_a_full_disk_leaves_the_one_of_before(store, run, tmp_path, monkeypatch, capsys):  # noqa: F811
+    mine = shutil.copytree(run, tmp_path / "run")
+    assert main(["test", "--run", str(mine)]) == 0
+    before = {path: path.read_bytes() for path in (mine / "report.html", mine / "test" / "summary.json")}
+    monkeypatch.setattr(report_rows.os, "replace", Mock(side_effect=FULL))
+    assert main(["test", "--run", str(mine)]) == 1
+    message = capsys.readouterr().err
+    assert "No space left on device" in message
+    assert "Traceback" not in message
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_the_log_forgets_the_steps_that_are_done_again(tmp_path):
@@ -125,6 +153,23 @@ def test_differences_name_cases_and_versions():
 
 def test_a_folder_outside_any_repository_has_no_commit(tmp_path):
     assert commit(tmp_path) == ""
+
+
+class Exploit:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+def test_code_in_a_checkpoint_does_not_run_when_a_training_goes_on(store, run, tmp_path, capsys):  # noqa: F811
+    mine = shutil.copytree(run, tmp_path / "run")
+    path = mine / "checkpoints" / "last.ckpt"
+    torch.save({**load(path), "harm": Exploit()}, path)
+    assert fit(store, mine, *EIGHT, "--ckpt_path", "last") == 1
+    told = capsys.readouterr()
+    assert "holds code that could run on loading" in told.err
+    assert "must never run" not in told.out
+    with pytest.raises(CheckpointError, match="holds code"):
+        CheckpointFiles().load_checkpoint(path, weights_only=False)
 
 
 NETWORK = ["--model.net_options", '{"features": [4, 4]}']

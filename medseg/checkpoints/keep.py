@@ -51,6 +51,7 @@ class KeepCheckpoints(ModelCheckpoint):
         self._step = 0
         self._at_home = False
         self._validating = False
+        self._breaking_off = False  # of a validation, in order, as opposed to whatever else may end it
 
     @property
     def last(self) -> Path:
@@ -98,6 +99,7 @@ class KeepCheckpoints(ModelCheckpoint):
         """Stop within a validation, where every process can: processes have cases of their own, and one can."""
         asked = self.signals.received is not None and trainer.world_size == 1
         if asked and not (self._validating and _budget_spent(trainer)):
+            self._breaking_off = self._validating
             raise self._interrupted(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,7 +111,8 @@ class KeepCheckpoints(ModelCheckpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write what a validation was begun with, when it was asked to stop."""
-        if isinstance(exception, InterruptionError) and self._validating and self.signals.received is not None:
+        if isinstance(exception, InterruptionError) and self._breaking_off:
+            self._breaking_off = False
             self._write_last(trainer)
             self._requeue(trainer)
         self.signals.restore()
@@ -149,6 +152,8 @@ class KeepCheckpoints(ModelCheckpoint):
             raise self._interrupted(trainer)
 
     def _write_last(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning's connector
+            return
         self.last_model_path = str(self.last)
         trainer.save_checkpoint(self.last, weights_only=False)
         self._written, self._step = time.monotonic(), trainer.global_step
@@ -178,7 +183,7 @@ def _budget_spent(trainer: Trainer) -> bool:
 
 
 def _epochs_spent(trainer: Trainer) -> bool:
-    done = trainer.fit_loop.epoch_progress.current.processed
+    done: int = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]  # of its subclass
     return trainer.max_epochs is not None and 0 < trainer.max_epochs <= done
 
 

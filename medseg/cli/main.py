@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -18,6 +19,9 @@ LIGHTNING_COMMANDS = {
     "validate": "score a checkpoint on the validation cases, on the prepared grid",
     "test": "predict held-out cases on their own grid, score them per organ, write the report",
 }
+
+
+_DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows knows no quota
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,6 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        what = error.filename or "a file"
+        sys.stderr.write(f"medseg: {what} could not be written ({error.strerror}). Free space and run this again.\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("medseg: stopped by the user\n")
         return 130

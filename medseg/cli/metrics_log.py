@@ -80,7 +80,7 @@ def _read(path: Path) -> tuple[list[str], list[Row]]:
     """The columns and the rows that are whole."""
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        rows = [row for row in reader if None not in row.values() and row.get("step", "").isdigit()]
+        rows: list[Row] = [row for row in reader if None not in row.values() and row.get("step", "").isdigit()]
         return list(reader.fieldnames or ()), rows
 
 
