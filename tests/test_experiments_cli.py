@@ -2,12 +2,13 @@
 
 import csv
 import json
-import subprocess
+import sys
 
 import pytest
 from conftest import write_toy_dataset
 
 from medseg.cli import main
+from medseg.experiments import trial
 from medseg.experiments.ensemble import checkpoints_in
 from medseg.plan.plan import read_plan, write_plan
 from medseg.store.prepare import prepare
@@ -45,7 +46,8 @@ def test_cross_validation_pools_every_case_once_and_predicts_with_all_folds(toy,
     assert [path.name for path in labels.glob("*.nii.gz")] == ["toy_4.nii.gz"]
     assert len(list((output / "predictions").glob("*.nii.gz"))) == 4
 
-    monkeypatch.setattr(subprocess, "Popen", None)  # a finished fold is not trained again
+    broken = (sys.executable, "-S", "-c", "import sys; sys.exit('medseg: out of order.')")
+    monkeypatch.setattr(trial, "PROGRAM", broken)  # so whatever succeeds from here on was not done again
     capsys.readouterr()
     assert main(words(toy, "cross-validate", output)) == 0
     assert capsys.readouterr().err.count("done before") == 2
@@ -53,7 +55,7 @@ def test_cross_validation_pools_every_case_once_and_predicts_with_all_folds(toy,
     (output / "fold1" / "test" / "summary.json").unlink()
     assert main(words(toy, "cross-validate", output)) == 1
     said = capsys.readouterr()
-    assert "fold 1:" in said.out
+    assert "fold 1: out of order. See" in said.out
     assert "1 of 2 folds have no result; their cases are missing" in said.err
     assert {case for case, _ in rows_of(output)} < {f"toy_{i}" for i in range(4)}
     assert "Folds without a result" in (output / "report.html").read_text(encoding="utf-8")
