@@ -40,14 +40,14 @@ def start(stores, run):
             *("fit", "--data.store", str(store), "--run", str(run), *WORDS, "--trainer.max_steps", "100000"),
             *("--trainer.strategy", "ddp", "--trainer.num_nodes", str(len(stores)), "--trainer.devices", "1"),
         ]
-        processes.append(
-            subprocess.Popen(
+        with (Path(run).parent / f"said_{rank}.txt").open("w") as heard:
+            process = subprocess.Popen(
                 [sys.executable, "-m", "medseg", *words],
                 env={**os.environ, **env, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-                stderr=(Path(run).parent / f"said_{rank}.txt").open("w"),
+                stderr=heard,
                 stdout=subprocess.DEVNULL,
             )
-        )
+        processes.append(process)
     return processes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging
 
@@ -14,6 +16,12 @@ class AveragedWeights(EMAWeightAveraging):
     """
 
     _swapped = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the weights; that sharded ones come whole is no news."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*overrides the configure_model.*")
+            super().setup(trainer, pl_module, stage)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the averages into the network."""
