@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 import medseg
-from medseg.checkpoints import matching_weights, read_checkpoint
+from medseg.checkpoints.reading import matching_weights, read_checkpoint
 from medseg.errors import CheckpointError, MedsegError, UsageError
 from medseg.loss_study import LossStudy, study_criteria
 from medseg.losses import Criterion, build_loss
@@ -31,6 +31,7 @@ from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
 from medseg.types import Image, Labels, Levels, Logits
 from medseg.watch import AveragedWeights, SeedSteps, SkipBadSteps, StepClock
+from medseg.watch.clock import peak_memory_bytes
 
 IGNORED = -1
 """What the store writes where a voxel was not annotated."""
@@ -275,7 +276,8 @@ class SegmentationTask(pl.LightningModule):
         scores = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name[:8] == "val/dice"}
         torch_version = torch.__version__.split("+")[0]
         signed = {"version": medseg.__version__, "torch": torch_version, "scores": scores or self._scores}
-        checkpoint["medseg"] = {**signed, "pace": self.pace.to_dict()}
+        peak_gib = peak_memory_bytes(self.device) / 2**30
+        checkpoint["medseg"] = {**signed, "pace": self.pace.to_dict(), "peak_gib": peak_gib}
 
     def _judge(self, outputs: Logits | Levels, batch: Batch) -> Tensor:
         """The loss, over all levels of deep supervision; the terms that are logged are those of the finest."""

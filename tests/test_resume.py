@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import write_toy_dataset
 
-from medseg.checkpoints import CheckpointFiles
+from medseg.checkpoints.writing import CheckpointFiles
 from medseg.cli import main
 from medseg.store.prepare import prepare
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from test_resume import fit, load, rows, store  # noqa: F401  the fixture too
 
-from medseg.checkpoints import CheckpointFiles, writing
+from medseg.checkpoints import writing
 from medseg.checkpoints.origin import commit, differences, flat, origin
+from medseg.checkpoints.writing import CheckpointFiles
 from medseg.cli import main, metrics_log
 from medseg.cli.failures import explained
 from medseg.cli.metrics_log import RunCsvLogger, forget_steps
@@ -38,7 +39,8 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 SMALL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from medseg.checkpoints import CheckpointFiles, writing
+from medseg.checkpoints import writing
+from medseg.checkpoints.writing import CheckpointFiles
 from medseg.errors import CheckpointError
 path = Path(sys.argv[1]) / "last.ckpt"
 CheckpointFiles().save_checkpoint({"medseg": {}, "weights": torch.zeros(3)}, path)

@@ -243,14 +243,15 @@ def _losses(options: Options) -> int:
 
 
 def _info_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="a checkpoint, a store or a dataset")
+    parser.add_argument("path", type=Path, help="a checkpoint, a store, an exported network or a dataset")
+    parser.add_argument("--net", default="unet", help="for a store, the network to say the cost of (default: unet)")
     parser.add_argument("--json", action="store_true", help="for machines")
 
 
 def _info(options: Options) -> int:
     from medseg.cli.info import describe_path
 
-    facts = describe_path(options.path)
+    facts = describe_path(options.path, options.net)
     say(json.dumps(facts, indent=1) if options.json else "\n".join(lines(facts)))
     return 0
 

@@ -21,7 +21,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: Options) -> int:
-    from medseg.checkpoints import read_checkpoint
+    from medseg.checkpoints.reading import read_checkpoint
     from medseg.export import export
     from medseg.inference.images import list_cases, read_case_image
     from medseg.plan.plan import Plan

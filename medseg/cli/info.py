@@ -1,59 +1,63 @@
-"""What a path is: a checkpoint, a store, an exported network or a dataset, in a few lines."""
+"""What a path is: a checkpoint, a store, an exported network or a dataset, in a few lines and at once.
+
+Torch and its friends take seconds to import, and are asked only for what nobody else knows.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-from medseg.checkpoints import read_checkpoint
+from medseg.checkpoints.facts import Weights, read_facts
 from medseg.checkpoints.origin import Origin
-from medseg.datasets.case import read_dataset
 from medseg.errors import DataError
-from medseg.export import FACTS, read_facts
-from medseg.nets import build_net, estimate
-from medseg.nets.cost import Cost
 from medseg.plan.plan import Plan
-from medseg.store.store import Store
-from medseg.task import net_spec
 
 
-def describe_path(path: Path) -> dict[str, Any]:
+def describe_path(path: Path, net: str = "unet") -> dict[str, Any]:
     """Facts about a checkpoint, a prepared store, an exported network or a dataset, as plain data.
+
+    Args:
+        path: What to describe.
+        net: For a store, the network to say the cost of.
 
     Raises:
         DataError: The path is missing or none of these.
+        UsageError: There is no such network.
     """
     if path.is_file() and path.suffix == ".ckpt":
         return _checkpoint(path)
-    if (path / FACTS).is_file():
+    if (path / "medseg.json").is_file():
         return _exported(path)
     if (path / "plan.yaml").is_file():
-        return _store(path)
+        return _store(path, net)
     if path.exists():
         return _dataset(path)
     raise DataError(path, "does not exist", "Give a .ckpt file, a store, or a folder with a dataset.json")
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from medseg.plan.plan import Plan
-
-    checkpoint = read_checkpoint(path)
-    options = checkpoint["hyper_parameters"]
-    plan = Plan.from_dict(options["plan"])
-    cost = _cost(plan, options["net"], options["net_options"])
+    checkpoint = read_facts(path)
+    options, signed = checkpoint["hyper_parameters"], checkpoint["medseg"]
+    peak_gib = signed.get("peak_gib")
     return {
         "what": "checkpoint",
-        "written by": f"medseg {checkpoint['medseg']['version']}, torch {checkpoint['medseg']['torch']}",
-        **_plan(plan),
+        "written by": f"medseg {signed['version']}, torch {signed['torch']}",
+        **_plan(Plan.from_dict(options["plan"])),
         "network": options["net"],
-        "parameters": cost.parameters,
-        "training memory": f"about {cost.training_bytes / 2**30:.1f} GiB in float32",
+        "parameters": _numbers(checkpoint["state_dict"]),
+        "training memory": "unknown" if peak_gib is None else f"{peak_gib:.1f} GiB at its peak",
         "loss": options["loss"],
         "optimizer": f"{options['optimizer']}, lr {options['lr']:g}, {options['schedule']}",
         "trained": f"{checkpoint['global_step']} steps, {checkpoint['epoch'] + 1} epochs",
-        "scores": {name: round(score, 4) for name, score in checkpoint["medseg"].get("scores", {}).items()},
+        "scores": {name: round(score, 4) for name, score in signed.get("scores", {}).items()},
         **(_origin(checkpoint["origin"]) if "origin" in checkpoint else {}),
     }
+
+
+def _numbers(weights: dict[str, Weights]) -> int:
+    return sum(math.prod(of.shape) for name, of in weights.items() if name.startswith("net."))
 
 
 def _origin(origin: Origin) -> dict[str, Any]:
@@ -67,20 +71,26 @@ def _origin(origin: Origin) -> dict[str, Any]:
     }
 
 
-def _store(path: Path) -> dict[str, Any]:
+def _store(path: Path, net: str) -> dict[str, Any]:
+    from medseg.nets import build_net, estimate
+    from medseg.store.store import Store
+    from medseg.task import net_spec
 
     store = Store(path)
-    cost = _cost(store.plan, "unet", None)
+    spec = net_spec(store.plan)
+    cost = estimate(build_net(net, spec), spec, batch_size=store.plan.batch_size)
     return {
         "what": "store",
         "cases": len(store.ids),
         **_plan(store.plan),
-        "unet": f"{cost.parameters} parameters, about {cost.training_bytes / 2**30:.1f} GiB to train in float32",
+        net: f"{cost.parameters} parameters, about {cost.training_bytes / 2**30:.1f} GiB to train in float32",
     }
 
 
 def _exported(path: Path) -> dict[str, Any]:
-    facts = read_facts(path)
+    from medseg.export import read_facts as read_exported
+
+    facts = read_exported(path)
     return {
         "what": f"network exported as {facts['format']}",
         "written by": f"medseg {facts['medseg']}",
@@ -92,6 +102,7 @@ def _exported(path: Path) -> dict[str, Any]:
 
 
 def _dataset(path: Path) -> dict[str, Any]:
+    from medseg.datasets.case import read_dataset
 
     dataset = read_dataset(path)
     return {
@@ -102,12 +113,6 @@ def _dataset(path: Path) -> dict[str, Any]:
         "modalities": ", ".join(dataset.modalities),
         "organs": ", ".join(dataset.labels),
     }
-
-
-def _cost(plan: Plan, name: str, knobs: dict[str, Any] | None) -> Cost:
-    """What the plan's network costs on one of its batches."""
-    spec = net_spec(plan)
-    return estimate(build_net(name, spec, knobs), spec, batch_size=plan.batch_size)
 
 
 def _plan(plan: Plan) -> dict[str, Any]:

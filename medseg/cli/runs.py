@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 
-from medseg.checkpoints import read_checkpoint
+from medseg.checkpoints.reading import read_checkpoint
 from medseg.cli.metrics_log import forget_steps
 from medseg.errors import CheckpointError, UsageError
 from medseg.plan.plan import Plan

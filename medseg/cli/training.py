@@ -19,7 +19,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 
-from medseg.checkpoints import CheckpointFiles, KeepCheckpoints
+from medseg.checkpoints.keep import KeepCheckpoints
+from medseg.checkpoints.writing import CheckpointFiles
 from medseg.cli.command import report_failures
 from medseg.cli.failures import explained
 from medseg.cli.metrics_log import RunCsvLogger
@@ -34,9 +35,7 @@ from medseg.store.store import Store
 from medseg.task import SegmentationTask, load_task
 from medseg.watch.peers import WatchPeers
 
-PrecisionName = Literal[
-    "auto", 16, 32, 64, "16", "32", "64", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "32-true", "64-true"
-]
+PrecisionName = Literal["auto", 16, 32, "16", "32", "32-true", "16-mixed", "bf16-mixed"]
 
 _DEFAULT_EPOCHS = 1000  # Lightning's and nnU-Net's
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from medseg.checkpoints import read_checkpoint
+from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, UsageError
 from medseg.experiments.comparison_page import failures
 from medseg.experiments.job import Job

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import medseg
-from medseg.checkpoints import read_checkpoint
+from medseg.checkpoints.reading import read_checkpoint
 from medseg.nets.padding import PadToMultiple, PadToSize
 from medseg.nets.supervision import Supervised
 from medseg.patches.stitch import tile_starts

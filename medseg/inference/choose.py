@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medseg.checkpoints import read_checkpoint
+from medseg.checkpoints.reading import read_checkpoint
 from medseg.datasets.case import require_same_grid
 from medseg.errors import CheckpointError, DataError
 from medseg.inference.clean import Choice, Rules, choose_rules, rules_to_plain

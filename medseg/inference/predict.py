@@ -15,7 +15,7 @@ from jaxtyping import Float, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medseg.checkpoints import read_checkpoint
+from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, UsageError
 from medseg.hardware import best_precision
 from medseg.inference.clean import Rule, Rules, clean, rules_from_plain, rules_to_plain

@@ -1,0 +1,69 @@
+"""What a checkpoint says of itself, read in a moment: without its weights, and without torch."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medseg.errors import CheckpointError
+
+
+class Weights(NamedTuple):
+    """What stands for a tensor: its size only."""
+
+    shape: tuple[int, ...]
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """A checkpoint's plain data, with `Weights` in the place of its tensors.
+
+    The file that ``torch.save`` writes is an archive whose ``data.pkl`` names the tensors and holds all else. Nothing
+    but dictionaries that keep their order and the recipes of tensors is understood, so no code in it can run.
+
+    Raises:
+        CheckpointError: The file is missing, unreadable, holds code, or was not written by medseg.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(name) as file:
+                facts = _PlainData(file).load()
+    except FileNotFoundError:
+        raise CheckpointError(path, "does not exist", "Check the path; a run keeps checkpoints/best.ckpt") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            path, "is not a checkpoint, or holds code that could run on loading", "Use one that medseg wrote"
+        ) from None
+    except (OSError, zipfile.BadZipFile, StopIteration, EOFError, LookupError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(path, f"is not a readable checkpoint ({reason})", "Copy it again") from None
+    if not isinstance(facts, dict) or "medseg" not in facts:
+        raise CheckpointError(path, "was not written by medseg", "Use a checkpoint of a medseg run")
+    return facts
+
+
+class _PlainData(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """The few names that plain data and tensors need, none of torch's own."""
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch._utils" and name.startswith("_rebuild_"):
+            return _rebuild
+        if module == "torch" and (name.endswith("Storage") or name in ("Size", "device")):
+            return tuple if name == "Size" else _named
+        raise pickle.UnpicklingError(f"{module}.{name} is not plain data")
+
+    def persistent_load(self, pid: Any) -> None:
+        """Where the numbers would be."""
+
+
+def _rebuild(*recipe: Any) -> Any:
+    """A tensor's recipe is (storage, offset, shape, ...); a parameter's begins with its tensor."""
+    return recipe[0] if isinstance(recipe[0], Weights) else Weights(tuple(recipe[2]))
+
+
+def _named(*words: Any) -> tuple[Any, ...]:
+    return words
