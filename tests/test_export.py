@@ -28,6 +28,7 @@ from medseg.export.model import read_model
 from medseg.export.transforms import left_out, postprocessing, preprocessing
 from medseg.inference.clean import Rule, clean, rules_to_plain
 from medseg.nets import list_nets
+from medseg.patches import stitch
 from medseg.plan.plan import Normalisation, Plan, read_plan
 from medseg.space.nifti import read_labels
 from medseg.space.volume import Volume
@@ -156,7 +157,7 @@ def test_every_network_can_be_exported(tmp_path, name, form):
 def test_monai_builds_its_own_networks_without_medseg(tmp_path, name):
     checkpoint = untrained(tmp_path / "some.ckpt", name)
     done = export(checkpoint, tmp_path / "out", form="monai-bundle")
-    assert done.verdict.largest_difference < 1e-5
+    assert done.verdict.largest_difference < 1e-5 * max(1.0, done.verdict.largest_logit)
     config = json.loads((tmp_path / "out" / "configs" / "inference.json").read_text(encoding="utf-8"))
     ours = name in ("anatomynet", "residual_encoder_unet")
     assert config["network_def"]["_target_"].startswith("medseg." if ours else "monai.networks.nets.")
@@ -179,9 +180,9 @@ def real_ct() -> tuple[Volume, Volume, Plan]:
         pytest.skip(f"{folder} is not there")
     plan = replace(
         PLAN,
-        labels={"liver": 5, "spleen": 1, "lungs": (10, 11, 12, 13, 14)},
-        spacing_mm=(4.0, 4.0, 14.0),  # so long that slices are not blended
-        patch_size=(48, 40, 8),
+        labels={"liver": 5, "spleen": 1},
+        spacing_mm=(3.0, 3.0, 3.0),  # its own
+        patch_size=(48, 40, 16),
         strides=((1, 1, 1), (2, 2, 1), (2, 2, 2)),
     )
     labels = read_labels(folder / "labels.nii.gz")
@@ -210,7 +211,18 @@ def phantom() -> tuple[Volume, Volume, Plan]:
     return Volume(image.array.astype(np.float32), image.affine), labels, PLAN
 
 
-@pytest.mark.parametrize("case", [phantom, real_ct, real_hippocampus], ids=lambda case: case.__name__)
+def compute_as_monai(monkeypatch):
+    """In float32, and with MONAI's windows: after a minute of training, labels hang on where a window ends."""
+    monkeypatch.setattr("medseg.inference.predict.best_precision", lambda device: "32")
+    starts = stitch.tile_starts
+    monkeypatch.setattr(stitch, "tile_starts", lambda *sizes, **how: starts(*sizes, **(how | {"tiling": "shifted"})))
+    monkeypatch.setitem(stitch.FLOORS, "even", stitch.FLOORS["shifted"])
+
+
+REAL = [pytest.param(case, marks=pytest.mark.slow) for case in (real_ct, real_hippocampus)]
+
+
+@pytest.mark.parametrize("case", [phantom, *REAL])
 def test_monais_own_runner_gives_the_labels_of_predict(tmp_path, case, monkeypatch):
     image, labels, plan = case()
     checkpoint = trained(tmp_path / "some.ckpt", plan, image, labels, 60, RULES if case is phantom else {})
@@ -225,7 +237,7 @@ def test_monais_own_runner_gives_the_labels_of_predict(tmp_path, case, monkeypat
         check=True,
         capture_output=True,
     )
-    monkeypatch.setattr("medseg.inference.predict.best_precision", lambda device: "32")  # as MONAI computes
+    compute_as_monai(monkeypatch)
     predict = ["predict", "--ckpt", str(checkpoint), "--input", str(images), "--output", str(tmp_path / "ours")]
     assert main(predict) == 0
     ours, theirs = nib.load(tmp_path / "ours" / "case.nii.gz"), nib.load(tmp_path / "theirs" / "case_seg.nii.gz")
@@ -300,7 +312,7 @@ def test_cleaning_rules_travel(tmp_path):
     checkpoint = untrained(tmp_path / "some.ckpt")
     model = replace(read_model(checkpoint), record={"cleaning": rules_to_plain(RULES)})
     steps = [step for step in postprocessing(model) if re.search("Connected|Holes", step["_target_"])]
-    found = transforms_of(steps)({"pred": torch.from_numpy(labels)[None]})["pred"][0].numpy()
+    found = transforms_of(steps)({"pred": torch.from_numpy(labels.copy())[None]})["pred"][0].numpy()
     np.testing.assert_array_equal(found, clean(labels, (1.0, 1.0, 1.0), RULES))
     assert not np.array_equal(found, labels)
     assert not left_out(model.record["cleaning"])
