@@ -1,5 +1,6 @@
 """NRRD, MetaImage and DICOM in: written by SimpleITK, found where SimpleITK says that they lie."""
 
+import locale
 import sys
 from dataclasses import replace
 
@@ -98,6 +99,12 @@ def test_a_dicom_folder_may_be_the_source_itself(tmp_path):
     folder = write_series(tmp_path / "series", np.zeros((4, 4, 4)), np.eye(4))
     assert is_dicom_folder(folder)
     assert list_cases(folder, PLAN) == {"series": (folder,)}
+
+
+def test_reading_dicom_leaves_the_locale_as_it_was(tmp_path):
+    before = locale.setlocale(locale.LC_CTYPE)
+    read_foreign(write_series(tmp_path / "series", np.zeros((4, 4, 4)), np.eye(4)))
+    assert locale.setlocale(locale.LC_CTYPE) == before
 
 
 def test_a_dicom_folder_and_a_file_of_one_name_are_refused(tmp_path):

@@ -16,7 +16,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SMALL = {
     "01_case_and_plan": "CASES = 5",
     "02_losses": "STEPS, EVERY = 24, 12",
-    "03_demo_and_report": "CASES, UNSEEN, MAX_TIME = 6, 2, '00:00:00:25'",
+    "03_demo_and_report": "CASES, UNSEEN, BUDGET = 6, 2, '--trainer.max_steps 80 --trainer.max_time null'",
     "04_own_dataset": "CASES, STEPS = 6, 150",
     "05_one_loss_in_your_loop": "STEPS = 100",
 }

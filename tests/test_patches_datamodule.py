@@ -378,7 +378,7 @@ def test_wrong_arguments_are_answered_with_a_way_out(store, wrong, error, senten
 
 
 def test_no_store_is_a_sentence(tmp_path):
-    with pytest.raises(DataError, match=r"plan\.yaml"):
+    with pytest.raises(DataError, match="is not a store"):
         module(tmp_path)
 
 

@@ -151,7 +151,7 @@ def clock(seconds: float) -> str:
     """A duration as a person says it.
 
     Example:
-        >>> clock(59), clock(3725), clock(200000)
+        >>> clock(59.0), clock(3725.0), clock(200000.0)
         ('0:59', '1:02:05', '2 days 7:33:20')
     """
     days, rest = divmod(round(seconds), 86400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,15 @@ def read_foreign(path: Path) -> Volume:
         DataError: SimpleITK is not installed, the file is unreadable, the folder holds several series or lacks slices.
     """
     sitk = _simple_itk(path)
+    encoding = locale.setlocale(locale.LC_CTYPE)
     try:
         image = _read_series(sitk, path) if path.is_dir() else sitk.ReadImage(str(path), sitk.sitkUnknown)
         voxels = sitk.GetArrayFromImage(image)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise DataError(path, f"is not a readable image ({reason})", "Export it again, or as .nii.gz") from None
+    finally:
+        locale.setlocale(locale.LC_CTYPE, encoding)  # GDCM leaves the whole process in ASCII
     return Volume(_channels_first(path, voxels, image), _affine_of(image))
 
 
