@@ -41,7 +41,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[test,notebooks,docs]"
+	$(BIN)/python -m pip install --quiet --editable ".[test,notebooks,docs,export]"
 	touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed
