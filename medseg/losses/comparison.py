@@ -191,12 +191,12 @@ class Comparison:
     @property
     def sum_g(self) -> PerClass:
         """Σ g, the size of the structure in voxels."""
-        return self._sums[2]
+        return self._sizes[0]
 
     @property
     def voxels(self) -> PerClass:
         """Σ 1, the voxels that count."""
-        return self._sums[3]
+        return self._sizes[1]
 
     @property
     def sum_p2(self) -> PerClass:
@@ -246,12 +246,22 @@ class Comparison:
         return self._batch_sums if self.batch else self._sample_sums
 
     @property
+    def _sizes(self) -> Tensor:
+        if self.labels is None:
+            return self._sums[2:]
+        return self._batch_sizes if self.batch else self._sample_sizes
+
+    @property
     def _squares(self) -> Tensor:
         return self._batch_squares if self.batch else self._sample_squares
 
     @once
     def _batch_sums(self) -> Tensor:
         return self.pool(self._sample_sums)
+
+    @once
+    def _batch_sizes(self) -> Tensor:
+        return self.pool(self._sample_sizes)
 
     @once
     def _batch_squares(self) -> Tensor:
@@ -264,12 +274,16 @@ class Comparison:
         return statistics.softmax_pass(self.raw.flatten(2), self.labels.flatten(1), weight)
 
     @once
-    def _sample_sums(self) -> Float[Tensor, "4 b c"]:
+    def _sample_sums(self) -> Float[Tensor, "k b c"]:
         if self.labels is None:
             return self._stream(_first_moments)
         sum_p, tp, _ = self._first_pass
-        sum_g = self.label_sums(self.weight)
-        return torch.stack([tp, sum_p, sum_g, sum_g.sum(1, keepdim=True).expand_as(sum_g)])
+        return torch.stack([tp, sum_p])
+
+    @once
+    def _sample_sizes(self) -> Float[Tensor, "2 b c"]:
+        sum_g = self.label_sums(self.weight)  # a walk over the labels alone: no probabilities, no gradient
+        return torch.stack([sum_g, sum_g.sum(1, keepdim=True).expand_as(sum_g)])
 
     @once
     def confusion(self) -> Float[Tensor, "b c c"]:
@@ -285,7 +299,7 @@ class Comparison:
         weight = None if self.weight is None else self.weight.flatten(1)
         sums = statistics.squares_pass(self.raw.flatten(2), self.labels.flatten(1), weight)
         inside, hit, tp, outside = sums
-        return torch.stack([hit + outside, self.label_sums(self.weight), inside, outside, tp])
+        return torch.stack([hit + outside, self._sample_sizes[0], inside, outside, tp])
 
     def _stream(self, moments: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         activate = torch.softmax if self.mode == "multiclass" else _sigmoid

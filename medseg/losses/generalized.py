@@ -137,7 +137,7 @@ def generalized_wasserstein_dice(
         smooth: Added to the numerator and the denominator.
     """
     distances = _distances(dist_matrix, x)
-    volumes, errors = _wasserstein(distances, x)
+    volumes, errors = _wasserstein(distances, x, equidistant=dist_matrix is None)
     if weighting == "GDL":
         alpha = 1 / (volumes + 1)
         hits = (alpha * (volumes - errors)).sum(1)
@@ -165,12 +165,13 @@ def _distances(matrix: Sequence[Sequence[float]] | None, x: Comparison) -> Tenso
     return distances / distances.max()
 
 
-def _wasserstein(distances: Tensor, x: Comparison) -> tuple[Tensor, Tensor]:
+def _wasserstein(distances: Tensor, x: Comparison, *, equidistant: bool) -> tuple[Tensor, Tensor]:
     """Voxels and Σ W of each true class, (b, classes); a binary channel has the classes background and structure."""
     if x.mode == "binary":
         volumes = torch.cat([x.voxels - x.sum_g, x.sum_g], 1)
         false = torch.cat([distances[0, 1] * (x.sum_p - x.tp), distances[1, 0] * (x.sum_g - x.tp)], 1)
         right = torch.cat([distances[0, 0] * (x.voxels - x.sum_g - x.sum_p + x.tp), distances[1, 1] * x.tp], 1)
         return volumes, false + right
-
+    if equidistant:  # W = 1 - p at the label, which needs no matrix of classes by classes
+        return x.sum_g, x.sum_g - x.tp
     return x.sum_g, x.pool((distances * x.confusion).sum(2))
