@@ -8,6 +8,7 @@ chunk of voxels is activated, summed and forgotten, and the backward pass writes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -132,94 +133,87 @@ def _softmax_chunk(
     return p.scatter_add_(1, y, at_label.unsqueeze(1))
 
 
-class _SquaresPass(torch.autograd.Function):
-    """Squared errors and squared probabilities per sample and class, and Σ w p g, from one walk over the logits."""
+@dataclass(frozen=True)
+class _Rule:
+    """Sums of softmax probabilities at hard labels, and their slope.
+
+    Attributes:
+        sums: (p (b c n), y (b 1 n), weight (b 1 n)) of a chunk -> its share of the sums, in double precision.
+        slope: (p, y, gradient of the sums) -> gradient of p for weight 1, (b c n), freshly made.
+    """
+
+    sums: Callable[[Tensor, Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class _RulePass(torch.autograd.Function):
+    """The sums of a rule from one walk over the logits; the probabilities are computed again backward."""
 
     @staticmethod
     def forward(
         ctx: Any,
+        rule: _Rule,
         logits: Float[Tensor, "b c n"],
         labels: Integer[Tensor, "b n"],
         weight: Float[Tensor, "b n"] | None,
-    ) -> Float[Tensor, "4 b c"]:
-        (b, c, _), dtype = logits.shape, working_dtype(logits)
+    ) -> Tensor:
+        dtype = working_dtype(logits)
 
         def sums(at: slice) -> Tensor:
-            y = labels[:, at].long()
-            p = logits[:, :, at].to(dtype).softmax(1)
-            p_true = p.gather(1, y.unsqueeze(1)).squeeze(1)
-            wrong = 1 - p_true
-            near_one = p_true > 0.5  # there 1 - p has lost digits that the other probabilities still have
-            p.scatter_(1, y.unsqueeze(1), 0)
-            wrong = torch.where(near_one, p.sum(1), wrong)
-            at_label = torch.stack([wrong.square(), p_true.square(), p_true])
-            one = p.new_ones(()).expand_as(wrong) if weight is None else weight[:, at]
-            per_class = torch.zeros(3, b, c, dtype=torch.float64, device=p.device)
-            per_class.scatter_add_(2, y.expand(3, -1, -1), (at_label * one).double())
-            beside = torch.bmm(p.square_(), one.unsqueeze(2)).squeeze(2).double()
-            return torch.cat([per_class, beside[None]])
+            y = labels[:, None, at].long()
+            one = logits.new_ones((), dtype=dtype).expand(y.shape) if weight is None else weight[:, None, at]
+            return rule.sums(logits[:, :, at].to(dtype).softmax(1), y, one)
 
+        ctx.rule = rule
         ctx.save_for_backward(logits, labels, weight)
         return torch.stack(each_chunk(sums, logits)).sum(0).to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> Any:
-        """dz_c = w p_c (q_c - <p, q>), where q_c = 2 p_c d_beside_c, and at the label the slopes of the other three."""
+        """dz_c = w p_c (q_c - <p, q>) for the slope q of the rule."""
         logits, labels, weight = ctx.saved_tensors
         grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        d_inside, d_hit, d_tp, d_beside = d_out
 
         def fill(at: slice) -> None:
-            y = labels[:, at].long()
             p = logits[:, :, at].to(d_out.dtype).softmax(1)
-            p_true = p.gather(1, y.unsqueeze(1)).squeeze(1)
-            slope = 2 * ((p_true - 1) * d_inside.gather(1, y) + p_true * d_hit.gather(1, y)) + d_tp.gather(1, y)
-            q = (p * (2 * d_beside).unsqueeze(2)).scatter_(1, y.unsqueeze(1), slope.unsqueeze(1))
+            q = ctx.rule.slope(p, labels[:, None, at].long(), d_out)
             q.sub_((p * q).sum(1, keepdim=True)).mul_(p)
             grad[:, :, at] = q if weight is None else q.mul_(weight[:, None, at])
 
         each_chunk(fill, logits)
-        return grad, None, None
+        return None, grad, None, None
 
 
-class _ConfusionPass(torch.autograd.Function):
-    """The soft confusion matrix of each sample: Σ w p_l over the voxels of class c."""
+def _squares(p: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    b, c, _ = p.shape
+    p_true = p.gather(1, y)
+    others = p.scatter(1, y, 0)
+    # Near 1, 1 - p has lost digits that the other probabilities still have.
+    wrong = torch.where(p_true > 0.5, others.sum(1, keepdim=True), 1 - p_true)
+    at_label = torch.stack([wrong.square(), p_true.square(), p_true]).squeeze(2)
+    per_class = torch.zeros(3, b, c, dtype=torch.float64, device=p.device)
+    per_class.scatter_add_(2, y.squeeze(1).expand(3, -1, -1), (at_label * weight.squeeze(1)).double())
+    beside = torch.bmm(others.square_(), weight.transpose(1, 2)).squeeze(2).double()
+    return torch.cat([per_class, beside[None]])
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Float[Tensor, "b c n"],
-        labels: Integer[Tensor, "b n"],
-        weight: Float[Tensor, "b n"] | None,
-    ) -> Float[Tensor, "b c c"]:
-        dtype = working_dtype(logits)
 
-        def sums(at: slice) -> Tensor:
-            p = logits[:, :, at].to(dtype).softmax(1)
-            one = p.new_ones(()).expand(len(p), p.shape[2]) if weight is None else weight[:, at]
-            truth = torch.zeros_like(p).scatter_(1, labels[:, at].long().unsqueeze(1), one.unsqueeze(1))
-            return torch.bmm(truth, p.transpose(1, 2)).double()
+def _slope_of_squares(p: Tensor, y: Tensor, d_out: Tensor) -> Tensor:
+    p_true, (d_inside, d_hit, d_tp) = p.gather(1, y), d_out[:3].gather(2, y.squeeze(1).expand(3, -1, -1)).unsqueeze(2)
+    slope = 2 * ((p_true - 1) * d_inside + p_true * d_hit) + d_tp
+    return (p * (2 * d_out[3]).unsqueeze(2)).scatter_(1, y, slope)
 
-        ctx.save_for_backward(logits, labels, weight)
-        return torch.stack(each_chunk(sums, logits)).sum(0).to(dtype)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> Any:
-        """dz_l = w p_l (d_{y l} - <p, d_y>)."""
-        logits, labels, weight = ctx.saved_tensors
-        grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+def _confusion(p: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    return torch.bmm(torch.zeros_like(p).scatter_(1, y, weight), p.transpose(1, 2)).double()
 
-        def fill(at: slice) -> None:
-            p = logits[:, :, at].to(d_out.dtype).softmax(1)
-            one = p.new_ones(()).expand(len(p), p.shape[2]) if weight is None else weight[:, at]
-            truth = torch.zeros_like(p).scatter_(1, labels[:, at].long().unsqueeze(1), one.unsqueeze(1))
-            q = torch.bmm(d_out.transpose(1, 2), truth).mul_(p)
-            grad[:, :, at] = torch.addcmul(q, p, q.sum(1, keepdim=True), value=-1, out=q)
 
-        each_chunk(fill, logits)
-        return grad, None, None
+def _slope_of_confusion(p: Tensor, y: Tensor, d_out: Tensor) -> Tensor:
+    return torch.bmm(d_out.transpose(1, 2), torch.zeros_like(p).scatter_(1, y, 1.0))
+
+
+SQUARES = _Rule(_squares, _slope_of_squares)
+CONFUSION = _Rule(_confusion, _slope_of_confusion)
 
 
 class _Streamed(torch.autograd.Function):
@@ -278,7 +272,7 @@ def squares_pass(
     Equation:
         Σ_i w_i (1 - p_ic)² g_ic,  Σ_i w_i p_ic² g_ic,  Σ_i w_i p_ic g_ic,  Σ_i w_i p_ic² (1 - g_ic),  g_ic = [y_i = c]
     """
-    sums: Tensor = _SquaresPass.apply(logits, labels, weight)  # type: ignore[no-untyped-call]
+    sums: Tensor = _RulePass.apply(SQUARES, logits, labels, weight)  # type: ignore[no-untyped-call]
     return sums
 
 
@@ -286,7 +280,7 @@ def confusion_pass(
     logits: Float[Tensor, "b c n"], labels: Integer[Tensor, "b n"], weight: Float[Tensor, "b n"] | None
 ) -> Float[Tensor, "b c c"]:
     """Sum the probability given to each class (last axis) over the voxels of each class (the one before)."""
-    matrix: Tensor = _ConfusionPass.apply(logits, labels, weight)  # type: ignore[no-untyped-call]
+    matrix: Tensor = _RulePass.apply(CONFUSION, logits, labels, weight)  # type: ignore[no-untyped-call]
     return matrix
 
 
