@@ -221,6 +221,8 @@ class SegmentationTask(pl.LightningModule):
             raise UsageError("averages cannot be kept of weights that are sharded", "Set model.ema to 0, or use ddp")
         if [*self.loss.parameters()]:
             raise UsageError("a loss with numbers to learn cannot be sharded", "Use strategy ddp, or another loss")
+        if self.hparams["compile"] is True:
+            raise UsageError("model.compile true does not go with strategy fsdp", "Leave it at false, or use ddp")
         shard(self.net, self.trainer.strategy.root_device.type)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -343,9 +345,11 @@ def pace_together(task: SegmentationTask, kept: Pace) -> Pace:
     What ``auto`` stands for in a resumed run is what it was before, ``kept``.
     """
     trainer, plan, options = task.trainer, task.plan, task.hparams
-    if isinstance(trainer.strategy, ModelParallelStrategy):  # a step there takes all processes
-        return Pace(kept.channels_last, compiled=False)
     asked: dict[str, Auto] = {"compiling": options["compile"], "channels_last": options["channels_last"]}
+    if isinstance(trainer.strategy, ModelParallelStrategy):  # a step there takes all processes
+        if "auto" in asked.values():
+            rank_zero_info("not compiled, and with channels last: under the strategy fsdp neither is timed")
+        return Pace(kept.channels_last, compiled=False)
     if kept.reasons:
         possible = not missing_compiler(task.device.type)
         before = {"compiling": kept.compiled and possible, "channels_last": kept.channels_last}

@@ -1,5 +1,6 @@
 """Several processes that train together: different data, a death, a silence; two nodes of one process on loopback."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -109,3 +110,37 @@ def test_a_process_that_dies_ends_the_other_within_a_minute(store, tmp_path, vic
     assert "--ckpt_path last" in words
     assert "Traceback" not in words
     shutil.rmtree(run)
+
+
+def launched_by(parent):
+    """The process that Lightning started as the second of a training."""
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if b"LOCAL_RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                return int(child)
+    raise LookupError(parent)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="children are found in /proc")
+def test_who_dies_of_what_is_told_by_the_process_that_started_it(store, tmp_path):
+    run = tmp_path / "run"
+    with (tmp_path / "said.txt").open("w") as heard:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "medseg", "fit", "--data.store", str(store), "--run", str(run), *WORDS),
+                *("--trainer.max_steps", "100000", "--trainer.strategy", "ddp", "--trainer.devices", "2"),
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            stderr=heard,
+            stdout=subprocess.DEVNULL,
+        )
+    try:
+        wait_for((run / "checkpoints" / "last.ckpt").exists, [process])
+        os.kill(launched_by(process.pid), signal.SIGKILL)
+        assert process.wait(timeout=60) == 1
+    finally:
+        end([process])
+    words = (tmp_path / "said.txt").read_text()
+    assert words.count("process 1 of this training was ended by SIGKILL") == 1
+    assert "--ckpt_path last" in words
+    assert "Traceback" not in words

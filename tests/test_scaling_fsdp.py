@@ -63,6 +63,7 @@ def test_sharded_processes_train_the_same_weights_and_resume_from_an_ordinary_ch
     [
         ("--model.ema", "0.9", "averages cannot be kept of weights that are sharded. Set model.ema to 0"),
         ("--trainer.precision", "16-mixed", "does not support"),
+        ("--model.compile", "true", "model.compile true does not go with strategy fsdp"),
     ],
 )
 def test_what_sharding_cannot_do_is_a_sentence(folder, option, value, words):

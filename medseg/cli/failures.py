@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import torch
 
@@ -24,12 +25,15 @@ class MemoryShortError(MedsegError):
 class LostProcessError(MedsegError):
     """Another process of this training died."""
 
-    def __init__(self) -> None:
+    def __init__(self, dead: str = "") -> None:
         super().__init__(
-            "another process of this training has ended, see its own message; this one cannot go on alone. "
+            dead
+            or "another process of this training has ended, see its own message; this one cannot go on alone. "
             "Start all of them again with --ckpt_path last."
         )
 
+
+_MOURNING_S = 3.0  # a connection breaks before the system tells of what its process died
 
 _LOST = re.compile(
     r"Connection (closed|reset) by peer|Broken pipe|Socket (Timeout|closed)|Timed out waiting|recvValue failed|"
@@ -38,12 +42,13 @@ _LOST = re.compile(
 )
 
 
-def explained(error: BaseException, plan: Plan) -> MedsegError | None:
+def explained(error: BaseException, plan: Plan, *, obituary: Callable[..., str] | None = None) -> MedsegError | None:
     """The sentence for a failure that has one, or None.
 
     Args:
         error: What was raised while training.
         plan: Of the run, for the numbers in the sentence.
+        obituary: Says who died, where this process knows; `medseg.watch.children.ExplainingLauncher.obituary`.
     """
     text = str(error)
     if isinstance(error, torch.cuda.OutOfMemoryError):
@@ -57,7 +62,7 @@ def explained(error: BaseException, plan: Plan) -> MedsegError | None:
             "Go on with the net and net_options of its config.yaml, or give it as --model.init_from to start from it",
         )
     if isinstance(error, RuntimeError | ConnectionError) and _LOST.search(text):
-        return LostProcessError()
+        return LostProcessError(obituary(patience_s=_MOURNING_S) if obituary else "")
     return None
 
 

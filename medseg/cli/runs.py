@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.cli import SaveConfigCallback
 
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.cli.metrics_log import forget_steps
@@ -16,6 +18,7 @@ from medseg.plan.plan import Plan
 from medseg.report.evaluate import Evaluation, evaluate
 from medseg.report.html import write_report
 from medseg.report.matching import References
+from medseg.report.rows import write_text
 from medseg.report.tables import print_summary
 from medseg.store.store import Store
 
@@ -121,3 +124,13 @@ class Run:
         )
         print_summary(evaluation)
         return evaluation
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` of the run folder, whole or not at all."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it, in the first process; with what was left out, and where no logger would."""
+        write_text(
+            Path(trainer.default_root_dir) / self.config_filename, self.parser.dump(self.config, skip_none=False)
+        )

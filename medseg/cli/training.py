@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 
@@ -25,7 +25,7 @@ from medseg.cli.command import report_failures
 from medseg.cli.failures import explained
 from medseg.cli.metrics_log import RunCsvLogger
 from medseg.cli.progress import FitProgress
-from medseg.cli.runs import Run
+from medseg.cli.runs import Run, SaveRunConfig
 from medseg.cli.signing import SignOrigin, UnequalDataError
 from medseg.errors import DataError, InterruptionError, UsageError, nearest
 from medseg.hardware import best_precision, keep_freed_memory
@@ -33,6 +33,7 @@ from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.store.store import Store
 from medseg.task import SegmentationTask, load_task
+from medseg.watch.children import ExplainingLauncher, explain_deaths
 from medseg.watch.peers import WatchPeers
 
 PrecisionName = Literal["auto", 16, 32, "16", "32", "32-true", "16-mixed", "bf16-mixed"]
@@ -60,6 +61,7 @@ class Trainer(pl.Trainer):
         if options.get("strategy") == "fsdp":  # PyTorch's second, which the task applies to the network
             options["strategy"] = ModelParallelStrategy(save_distributed_checkpoint=False)
         super().__init__(precision=chosen, accelerator=accelerator, **options)
+        explain_deaths(self.strategy)
 
 
 class MedsegCLI(LightningCLI):
@@ -126,7 +128,9 @@ class MedsegCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except (RuntimeError, MemoryError, ConnectionError) as error:
-            sentence = explained(error, self.datamodule.plan)
+            launcher = self.trainer.strategy.launcher
+            started = launcher if isinstance(launcher, ExplainingLauncher) else None
+            sentence = explained(error, self.datamodule.plan, obituary=started.obituary if started else None)
             if sentence is None:
                 raise
             raise sentence from error
@@ -193,8 +197,8 @@ def build_cli(words: Sequence[str], kind: type[MedsegCLI] = MedsegCLI) -> Medseg
             trainer_class=Trainer,
             trainer_defaults={"enable_model_summary": False},  # the task says it in a line
             seed_everything_default=0,
-            save_config_callback=SaveConfigCallback,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={"prog": "medseg", **strict, **{name: dict(strict) for name in MedsegCLI.subcommands()}},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
