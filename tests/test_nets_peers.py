@@ -56,3 +56,28 @@ def test_anatomynet_is_the_published_one():
     assert joined == [66, 66, 62, 62, 58, 58, 16, 16]  # each with its short cut
     gates = [m for m in net.modules() if isinstance(m, nn.Sigmoid)]
     assert len(gates) == 6 * 2
+
+
+def weights_of_a_block(before, after, reduction, short_cut=1):
+    """Of the authors' residual block: two convolutions, their norms, the gate, the short cut."""
+    total = 27 * before * after + 27 * after * after + 4 * after
+    if reduction:
+        hidden = after // reduction
+        total += (after * hidden + hidden) + (hidden * after + after)
+    return total + (short_cut**3 * before * after + 2 * after if before != after else 0)
+
+
+def test_anatomynet_has_the_parameters_of_the_authors_program():
+    """Counted from the layers of wentaozhu/AnatomyNet-for-anatomical-segmentation, src/AnatomyNet.py, 10 classes."""
+    theirs = 27 * 28 + 2 * 28
+    theirs += sum(
+        weights_of_a_block(a, b, 15) + weights_of_a_block(b, b, 15) for a, b in [(28, 30), (30, 32), (32, 34)]
+    )
+    theirs += sum(
+        weights_of_a_block(a + b, b, 16) + weights_of_a_block(b, b, 15) for a, b in [(34, 32), (32, 30), (30, 28)]
+    )
+    theirs += (8 * 28 * 14 + 14) + weights_of_a_block(14 + 1, 14, 0, short_cut=3) + (27 * 14 * 10 + 10)
+    assert theirs == 734_417
+    ours = build_net("anatomynet", NetSpec(1, 10, (16, 16, 16), ((1, 1, 1), (2, 2, 2)), ((3, 3, 3),) * 2, (4, 8)))
+    one_hidden_unit = (30 + 1) + 30  # of the gate of 30 channels behind 62, which they reduce 16 times and we 15
+    assert sum(p.numel() for p in ours.parameters()) == theirs + one_hidden_unit

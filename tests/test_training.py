@@ -6,16 +6,21 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import write_toy_dataset
+from test_nets import TINY as NARROW
 from torch import nn
 
 from medseg.cli import main
+from medseg.cli.training import Trainer
 from medseg.errors import CheckpointError, MedsegError, UsageError
+from medseg.nets import list_nets
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.store.prepare import prepare
 from medseg.task import SegmentationTask, nearest_labels
 from medseg.watch import NonFiniteError, SkipBadSteps
 
+PATCHES = {"mednext": (32, 16, 16), "swin_unetr": (64, 32, 32), "vnet": (32, 16, 16)}  # others leave one voxel
+TINY = {"attention_unet": {"features": [4, 8, 8]}, "unet": {"features": [4, 8, 8]}, "vnet": {}, **NARROW}
 SMALL = {"net_options": {"features": [4, 8, 8]}, "optimizer": "adamw", "lr": 1e-3}
 
 
@@ -141,3 +146,27 @@ def test_training_longer_is_more_steps_on_the_last_checkpoint(store, tmp_path):
     assert main([*more, "--ckpt_path", "last"]) == 0
     last = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4
+
+
+@pytest.mark.parametrize("name", list_nets())
+def test_every_network_ends_with_the_same_bits_when_it_is_trained_twice_in_deterministic_mode(store, tmp_path, name):
+    """By the trainer of the command line: augmentation, loss, clipping, averages and validation are within."""
+    ends = []
+    try:
+        for _ in range(2):
+            pl.seed_everything(0, verbose=False)
+            data = VolumesDataModule(
+                store, folds=2, batch_size=2, steps_per_epoch=2, workers=0, patch_size=PATCHES.get(name, (16, 16, 16))
+            )
+            trainer = Trainer(
+                deterministic=True, accelerator="cpu", precision=32, max_steps=2, gradient_clip_val=1.0, logger=False,
+                enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+                num_sanity_val_steps=0, default_root_dir=str(tmp_path),
+            )  # fmt: skip
+            task = SegmentationTask(data.plan.to_dict(), net=name, net_options=TINY[name], ema=0.5)
+            trainer.fit(task, data)
+            assert trainer.global_step == 2
+            ends.append(task.state_dict())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(tensor, ends[1][weight]) for weight, tensor in ends[0].items())

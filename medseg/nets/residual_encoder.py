@@ -16,6 +16,19 @@ _BLOCKS = (1, 3, 4, 6, 6, 6)
 _FEWEST_STAGES = 2
 
 
+class BlockMean(nn.AvgPool3d):
+    """`torch.nn.AvgPool3d` of blocks side by side, which also obeys ``torch.use_deterministic_algorithms`` on CUDA.
+
+    There the gradient of PyTorch's own is summed in any order, and refused in deterministic mode.
+    """
+
+    def forward(self, x: Float[Tensor, "b c i j k"]) -> Float[Tensor, "b c _ _ _"]:
+        """Average over each block."""
+        if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+            return block_mean(x, self.stride)  # type: ignore[arg-type]  # three numbers, as it is built here
+        return super().forward(x)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions beside a short cut that averages where the stride skips (ResNet-D).
 
@@ -28,7 +41,7 @@ class ResidualBlock(nn.Module):
         self.second = ConvNorm((channels[1], channels[1]), kernel, activate=False)
         self.short_cut = nn.Sequential()
         if stride != (1, 1, 1):
-            self.short_cut.append(nn.AvgPool3d(stride, stride))
+            self.short_cut.append(BlockMean(stride, stride))
         if channels[0] != channels[1]:
             self.short_cut.append(ConvNorm(channels, (1, 1, 1), activate=False))
         self.activation = nn.LeakyReLU(SLOPE, inplace=True)
@@ -83,6 +96,17 @@ class ResidualEncoderUNet(nn.Module):
             x = merge(torch.cat([upsample(x), skips.pop()], dim=1))
         logits: Tensor = self.head(x)
         return logits
+
+
+def block_mean(x: Float[Tensor, "b c i j k"], block: Triple) -> Float[Tensor, "b c _ _ _"]:
+    """The mean over each block of voxels; every size must be a multiple of the block's.
+
+    Example:
+        >>> block_mean(torch.arange(8.0).reshape(1, 1, 4, 2, 1), (2, 2, 1)).flatten().tolist()
+        [1.5, 5.5]
+    """
+    (b, c, *size), (i, j, k) = x.shape, block
+    return x.reshape(b, c, size[0] // i, i, size[1] // j, j, size[2] // k, k).mean(dim=(3, 5, 7))
 
 
 @net
