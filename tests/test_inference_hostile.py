@@ -54,6 +54,55 @@ def cut_off_in_its_header(folder):
     path.write_bytes(path.read_bytes()[:100])
 
 
+def damaged(folder, start, content):
+    path = image(folder / "m.nii")
+    path.write_bytes(path.read_bytes()[:start] + content + path.read_bytes()[start + len(content) :])
+
+
+def of_an_unknown_type(folder):
+    damaged(folder, 70, struct.pack("<h", 999))
+
+
+def of_negative_extent(folder):
+    damaged(folder, 42, struct.pack("<h", -5))
+
+
+def shorter_than_it_says(folder):
+    damaged(folder, 42, struct.pack("<hhh", 32000, 32000, 32000))
+
+
+def placed_nowhere(folder):
+    damaged(folder, 280, struct.pack("<f", np.nan))
+
+
+def changed_on_its_way(folder):
+    path = image(folder / "m.nii.gz")
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 255  # of the checksum
+    path.write_bytes(bytes(content))
+
+
+def packed_without_saying_so(folder):
+    image(folder / "m.nii.gz").rename(folder / "m.nii")
+
+
+def said_to_be_packed(folder):
+    image(folder / "m.nii").rename(folder / "m.nii.gz")
+
+
+def in_micrometres_without_saying_so(folder):
+    write_nifti(folder / "m.nii.gz", smooth((9, 9, 6), 2)[0], np.diag([900.0, 900.0, 900.0, 1.0]))
+
+
+def a_link_to_itself(folder):
+    (folder / "m.nii.gz").symlink_to("m.nii.gz")
+
+
+def twice_as_the_first_channel(folder):
+    image(folder / "m.nii.gz")
+    image(folder / "m_0000.nii.gz")
+
+
 def empty_file(folder):
     (folder / "m.nii.gz").touch()
 
@@ -135,6 +184,16 @@ def truncated_mha(folder):
 BAD = {
     truncated: "truncated or corrupt",
     cut_off_in_its_header: "not a readable NIfTI",
+    of_an_unknown_type: "data code 999",
+    of_negative_extent: "has shape (-5, 9, 6)",
+    shorter_than_it_says: "has 32000 x 32000 x 32000 voxels, if its header is right",
+    placed_nowhere: "singular affine",
+    changed_on_its_way: "CRC check failed",
+    packed_without_saying_so: "holds what a .nii.gz holds",
+    said_to_be_packed: "holds what a .nii holds",
+    in_micrometres_without_saying_so: "has voxels of 900 x 900 x 900 mm, those of the training are 1.5 x 1.5 x 3 mm",
+    a_link_to_itself: "does not exist",
+    twice_as_the_first_channel: "m_0000.nii.gz has the case name of an image beside it, m.nii.gz",
     empty_file: "not a readable NIfTI",
     not_finite: "25 voxels that are NaN or infinite",
     infinite: "25 voxels that are NaN or infinite",

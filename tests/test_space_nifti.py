@@ -6,7 +6,7 @@ import pytest
 
 from medseg.datasets.case import value_counts
 from medseg.errors import DataError
-from medseg.space.nifti import read_labels, read_volume
+from medseg.space.nifti import read_labels, read_volume, write_labels
 
 LABELS = np.random.default_rng(0).choice([0, 1, 5, 17, 200], (5, 19, 7))
 
@@ -84,3 +84,21 @@ def test_values_are_counted(shift):
     values, counts = np.unique(labels, return_counts=True)
     assert value_counts(labels) == dict(zip(values.tolist(), counts.tolist(), strict=True))
     assert value_counts(labels[0]) == value_counts(labels[:1])
+
+
+@pytest.mark.parametrize(("unit", "edge"), [("mm", 2.0), ("unknown", 2.0), ("meter", 0.002), ("micron", 2000.0)])
+def test_lengths_are_mm_whatever_the_unit_of_the_file(tmp_path, unit, edge):
+    image = nib.Nifti1Image(LABELS.astype(np.uint8), np.diag([edge, edge, 2 * edge, 1.0]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert read_labels(tmp_path / "a.nii.gz").spacing_mm == pytest.approx((2.0, 2.0, 4.0))
+    write_labels(tmp_path / "b.nii.gz", LABELS, like=tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(nib.load(tmp_path / "b.nii.gz").affine, nib.load(tmp_path / "a.nii.gz").affine)
+
+
+@pytest.mark.parametrize("more", [b"", bytes(40), b"made by a scanner"])
+def test_what_follows_a_compressed_file_harms_nobody(tmp_path, more):
+    labels = np.tile(LABELS, (4, 4, 4)).astype(np.uint8)
+    path = write(tmp_path / "a.nii.gz", labels)
+    path.write_bytes(path.read_bytes() + more)
+    np.testing.assert_array_equal(read_labels(path).array[0], labels)

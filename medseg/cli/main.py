@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import re
 import sys
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 the data or the result is at fault, 2 wrong usage.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # names no file; what matters of it we say ourselves
     try:
         return _run(words)
     except MedsegError as error:

@@ -1,7 +1,8 @@
-"""Which files belong to which case: the Decathlon's lists, nnU-Net's channel files, folders matched by name."""
+"""Which files belong to which case: the Decathlon's lists, nnU-Net's channel files, files matched by name."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.datasets.manifest import Manifest
+from medseg.datasets.patterns import FIELDS, fill, find_files, mistake_in, pattern_of
 from medseg.errors import DataError
 from medseg.space.nifti import NIFTI_ENDINGS, case_name
 
@@ -43,6 +45,8 @@ def list_files(root: Path, manifest: Manifest) -> FilesOfDataset:
         training, test = _nnunet(root, manifest)
     elif "training" in manifest.content:
         training, test = _decathlon(root, manifest)
+    elif "image" in manifest.content:
+        training, test = _patterned(root, manifest)
     else:
         training, test = _plain(root, manifest)
     return sorted(training, key=lambda files: files.id), sorted(test, key=lambda files: files.id)
@@ -81,6 +85,7 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
             f'has the entry {entry!r} under "{key}"',
             'Write it as {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}',
         )
+    names, label = [_slashed(name) for name in names], _slashed(label) if label else None
     paths = tuple(root / name for name in names)
     if len(paths) == 1 and not paths[0].is_file():
         paths = _channel_files(paths[0]) or paths
@@ -90,6 +95,11 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
         label=root / label if label else None,
         remedy=f'Add the file, or remove the entry from "{key}" in {manifest.file.name}',
     )
+
+
+def _slashed(name: str) -> str:
+    """A path as lists made on Windows write it, too."""
+    return name.replace("\\", "/")
 
 
 def _is_apple_double(entry: Any) -> bool:
@@ -124,13 +134,15 @@ def _distinct(entries: list[Files]) -> list[Files]:
 def _nnunet(root: Path, manifest: Manifest) -> FilesOfDataset:
     ending = manifest.content.get("file_ending")
     if ending is not None and ending not in NIFTI_ENDINGS:
-        raise DataError(manifest.file, f"declares files ending in {ending!r}", "Convert them to .nii.gz")
+        remedy = 'Convert them to .nii.gz and write "file_ending": ".nii.gz"'
+        raise DataError(manifest.file, f"declares files ending in {ending!r}", remedy)
     if isinstance(manifest.content.get("dataset"), dict):
         return _nnunet_listed(root, manifest, manifest.content["dataset"]), []
     endings = (ending,) if ending else NIFTI_ENDINGS
-    training = _nnunet_folder(root, "Tr", endings, needs_label=True)
-    test = _nnunet_folder(root, "Ts", endings, needs_label=False) if (root / "imagesTs").is_dir() else []
-    return training, test
+    test = _nnunet_folder(root, manifest, "Ts", endings) if (root / "imagesTs").is_dir() else []
+    if test and not (root / "imagesTr").is_dir():
+        return [], test
+    return _nnunet_folder(root, manifest, "Tr", endings), test
 
 
 def _nnunet_listed(root: Path, manifest: Manifest, table: dict[str, Any]) -> list[Files]:
@@ -149,28 +161,85 @@ def _nnunet_listed(root: Path, manifest: Manifest, table: dict[str, Any]) -> lis
     return listed
 
 
-def _nnunet_folder(root: Path, part: str, endings: Sequence[str], *, needs_label: bool) -> list[Files]:
-    images: dict[str, list[Path]] = {}
+def _nnunet_folder(root: Path, manifest: Manifest, part: str, endings: Sequence[str]) -> list[Files]:
+    images: dict[str, dict[int, Path]] = {}
     for path in _volumes(root / f"images{part}", endings):
-        found = re.fullmatch(r"(.+)_\d{4}", case_name(path))
+        found = re.fullmatch(r"(.+)_(\d{4})", case_name(path))
         if found is None:
             raise DataError(
                 path,
                 'has no channel number, though dataset.json has "channel_names" as nnU-Net\'s raw layout has',
                 'Call it ..._0000.nii.gz, or declare "modality" instead of "channel_names"',
             )
-        images.setdefault(found.group(1), []).append(path)
-    folder = root / f"labels{part}"
+        images.setdefault(found.group(1), {})[int(found.group(2))] = path
+    folder, needs_label = root / f"labels{part}", part == "Tr"
+    if needs_label and images and not folder.is_dir():
+        remedy = f"Put the labels of images{part} there; images that are only to be predicted belong in imagesTs"
+        raise DataError(folder, "is missing", remedy)
     labels = {case_name(path): path for path in _volumes(folder, endings)} if needs_label or folder.is_dir() else {}
+    one_file = max(map(len, images.values()), default=1) == 1  # per case, perhaps with all channels in it
+    numbers = range(1 if one_file else len(manifest.modalities))
     return [
         Files(
             case,
-            tuple(images.get(case) or (root / f"images{part}" / f"{case}_0000{endings[0]}",)),
+            _channels(images.get(case, {}), root / f"images{part}" / case, numbers, endings[0]),
             labels.get(case) or (folder / f"{case}{endings[0]}" if needs_label else None),
             "Add it, or remove the other files of this case",
         )
         for case in sorted(set(images) | set(labels))
     ]
+
+
+def _channels(found: dict[int, Path], stem: Path, numbers: Sequence[int], ending: str) -> tuple[Path, ...]:
+    """The files of a case in the order of their numbers, with the names of those that should be there and are not."""
+    expected = {number: stem.with_name(f"{stem.name}_{number:04d}{ending}") for number in numbers}
+    return tuple(path for _, path in sorted((expected | found).items()))
+
+
+def _patterned(root: Path, manifest: Manifest) -> FilesOfDataset:
+    image, label, test = (_pattern(manifest, key) for key in ("image", "label", "test_image"))
+    if not image or not label:
+        raise DataError(
+            manifest.file,
+            f'lacks "{"label" if image else "image"}", the pattern of the paths',
+            'Write both, such as "image": "{case}/ct.nii.gz", "label": "{case}/organs.nii.gz"',
+        )
+    images = find_files(root, image, manifest.modalities)
+    if not images:
+        remedy = "Compare it with the path of a file; {case} stands for what differs from case to case"
+        raise DataError(manifest.file, f'finds no file that fits "image": "{image}"', remedy)
+    labels = {case: files[0] for case, files in find_files(root, label).items()}
+    training = [_fitted(root, manifest, (image, label), images, labels, case) for case in set(images) | set(labels)]
+    tests = find_files(root, test, manifest.modalities) if test else {}
+    return training, [_fitted(root, manifest, (test, ""), tests, {}, case) for case in tests]
+
+
+def _pattern(manifest: Manifest, key: str) -> str:
+    pattern = manifest.content.get(key, "")
+    fields = FIELDS if key != "label" else FIELDS[:1]
+    if pattern != "" and (mistake := mistake_in(pattern, fields=fields)):
+        legal = " and ".join(f"{{{name}}}" for name in fields)
+        raise DataError(manifest.file, f'has a "{key}" that {mistake}', f"Write a path with {legal} in it")
+    return str(pattern).removeprefix("./")
+
+
+def _fitted(
+    root: Path,
+    manifest: Manifest,
+    patterns: tuple[str, str],
+    images: dict[str, dict[int, Path]],
+    labels: dict[str, Path],
+    case: str,
+) -> Files:
+    image, label = patterns
+    names = manifest.modalities if "{modality}" in image else ("",)
+    expected = {index: root / fill(image, case, name) for index, name in enumerate(names)}
+    return Files(
+        case,
+        tuple(path for _, path in sorted((expected | images.get(case, {})).items())),
+        labels.get(case, root / fill(label, case)) if label else None,
+        'Add it, or correct the patterns in dataset.json; images without labels belong under "test_image"',
+    )
 
 
 def _plain(root: Path, manifest: Manifest) -> FilesOfDataset:
@@ -180,6 +249,7 @@ def _plain(root: Path, manifest: Manifest) -> FilesOfDataset:
     suffix = str(content.get("label_suffix", ""))
     images = images_by_name(image_folder, manifest.modalities)
     labels = {_without(case_name(path), suffix): path for path in _volumes(label_folder, NIFTI_ENDINGS)}
+    _require_pairs(manifest, (image_folder, images), (label_folder, labels))
     remedy = (
         'Add it; if the names differ by an ending, state it as "label_suffix" in dataset.json; images without labels '
         'belong in a "test_folder"'
@@ -200,6 +270,26 @@ def _plain(root: Path, manifest: Manifest) -> FilesOfDataset:
     return training, [Files(case, files, None, remedy) for case, files in test.items()]
 
 
+def _require_pairs(
+    manifest: Manifest, images: tuple[Path, dict[str, tuple[Path, ...]]], labels: tuple[Path, dict[str, Path]]
+) -> None:
+    """Names of which none is in both folders follow a rule of their own."""
+    (image_folder, scans), (label_folder, masks) = images, labels
+    if not scans or not masks or set(scans) & set(masks):
+        return
+    scan, mask = min(scans), min(masks)
+    ends = scans[scan][0].name[len(scan) :], masks[mask].name[len(case_name(masks[mask])) :]
+    root = manifest.file.parent
+    folders = [os.path.relpath(folder, root) for folder in (image_folder, label_folder)]
+    raw = [case_name(path) for path in masks.values()]
+    told = pattern_of(folders[0], list(scans), raw, ends[0]), pattern_of(folders[1], raw, list(scans), ends[1])
+    raise DataError(
+        manifest.file,
+        f"finds no label for any image: {scans[scan][0].name} in {folders[0]}, {masks[mask].name} in {folders[1]}",
+        f'Say how they are called: "image": "{told[0]}", "label": "{told[1]}"',
+    )
+
+
 def _folder(root: Path, manifest: Manifest, key: str, defaults: tuple[str, ...]) -> Path:
     if key in manifest.content:
         return root / str(manifest.content[key])
@@ -208,7 +298,8 @@ def _folder(root: Path, manifest: Manifest, key: str, defaults: tuple[str, ...])
         raise DataError(
             manifest.file,
             f'lists no "training" cases and there is no folder {" or ".join(defaults)} beside it',
-            f'List the cases under "training", or name the folder: "{key}": "..."',
+            f'Name the folder, "{key}": "...", or say how the files are called, such as "image": '
+            '"{case}/ct.nii.gz", "label": "{case}/organs.nii.gz"',
         )
     return found
 
@@ -220,16 +311,33 @@ def images_by_name(
     endings: Sequence[str] = NIFTI_ENDINGS,
     leave_out: Collection[Path] = (),
 ) -> dict[str, tuple[Path, ...]]:
-    """Group files by case; ``_0000`` or the modality's own name may end the name of a file that holds one channel."""
+    """Group files by case; ``_0000`` or the modality's own name may end the name of a file that holds one channel.
+
+    Raises:
+        DataError: The folder is missing, or two files could be the same channel of a case.
+    """
+    cases: dict[str, dict[int, Path]] = {}
+    for path in _volumes(folder, endings, leave_out):
+        case, channel = channel_of(path, modalities)
+        other = cases.setdefault(case, {}).setdefault(channel, path)
+        if other != path:
+            raise DataError(path, f"and {other.name} could both be channel {channel} of {case}", "Keep one of the two")
+    return {case: tuple(files[index] for index in sorted(files)) for case, files in sorted(cases.items())}
+
+
+def channel_of(path: Path, modalities: tuple[str, ...]) -> tuple[str, int]:
+    """Which case an image belongs to by its name, and which of its channels it is, or begins with.
+
+    Example:
+        >>> channel_of(Path("a_0001.nii.gz"), ("T1", "T2")), channel_of(Path("b_T2.nii"), ("T1", "T2"))
+        (('a', 1), ('b', 1))
+    """
     order = {f"_{index:04d}": index for index in range(len(modalities))}
     if len(modalities) > 1:
         order |= {f"_{name}": index for index, name in enumerate(modalities)}
-    cases: dict[str, dict[int, Path]] = {}
-    for path in _volumes(folder, endings, leave_out):
-        name = case_name(path)
-        ending = next((ending for ending in order if name.endswith(ending)), "")
-        cases.setdefault(_without(name, ending), {})[order.get(ending, 0)] = path
-    return {case: tuple(files[index] for index in sorted(files)) for case, files in sorted(cases.items())}
+    name = case_name(path)
+    ending = next((ending for ending in order if name.endswith(ending)), "")
+    return _without(name, ending), order.get(ending, 0)
 
 
 def _without(name: str, ending: str) -> str:
@@ -240,11 +348,11 @@ def _volumes(folder: Path, endings: Sequence[str], leave_out: Collection[Path] =
     """The NIfTI files of a folder, sorted; hidden files, such as the ``._`` companions of macOS, are left out."""
     if not folder.is_dir():
         raise DataError(folder, "is missing", "Check the dataset's path, or name the folder in dataset.json")
-    found = sorted(
-        path
-        for path in folder.iterdir()
-        if path.name.endswith(tuple(endings)) and not path.name.startswith(".") and path not in leave_out
-    )
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".") and path not in leave_out]
+    found = sorted(path for path in visible if path.name.endswith(tuple(endings)))
+    shouted = sorted({path for path in visible if path.name.lower().endswith(tuple(endings))} - set(found))
+    if shouted:
+        raise DataError(shouted[0], "has capitals in its ending, which not every program reads", "Write it small")
     for one, other in pairwise(found):
         if case_name(one) == case_name(other):
             raise DataError(one, f"lies beside {other.name}: either could be meant", "Keep one of the two")

@@ -223,10 +223,10 @@ def _explained(path: Path, problem: str) -> Iterator[None]:
 
 def _require_apart(source: Path, cases: Mapping[str, tuple[Path, ...]], output: Path) -> None:
     for case, files in cases.items():
-        target = (output / f"{case}.nii.gz").resolve()
-        if any(target == path.resolve() for path in files):
+        target = os.path.realpath(output / f"{case}.nii.gz")  # unlike Path.resolve content with a link to itself
+        if any(target == os.path.realpath(path) for path in files):
             raise UsageError(f"the prediction of {files[0]} would overwrite it", "Choose another --output")
-    if source.is_dir() and source.resolve() == output.resolve():
+    if source.is_dir() and os.path.realpath(source) == os.path.realpath(output):
         raise UsageError(f"the predictions would lie among the images of {source}", "Choose another --output")
 
 

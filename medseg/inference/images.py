@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 
 from medseg.datasets.case import read_image, require_same_grid
-from medseg.datasets.layout import images_by_name
+from medseg.datasets.layout import channel_of, images_by_name
 from medseg.errors import DataError
 from medseg.plan.plan import Plan
 from medseg.space.formats import FOREIGN_ENDINGS, is_dicom_folder, is_foreign, read_foreign
@@ -15,6 +16,9 @@ from medseg.space.nifti import NIFTI_ENDINGS, case_name, read_header, require_fi
 from medseg.space.volume import Volume
 
 ENDINGS = (*NIFTI_ENDINGS, *FOREIGN_ENDINGS)
+
+_MOST_UNLIKE = 1e5
+"""Ratio of the volumes of two voxels beyond which one of them cannot be meant; a wrong unit is a factor of 1e9."""
 
 
 def list_cases(source: Path, plan: Plan) -> dict[str, tuple[Path, ...]]:
@@ -45,17 +49,13 @@ def find_cases(source: Path, plan: Plan) -> tuple[dict[str, tuple[Path, ...]], t
         raise DataError(source, "does not exist", "Give an image file or a folder of images as --input")
     if is_dicom_folder(source):
         return {source.resolve().name: (source,)}, ()
-    doubles = _doubles(source)
-    cases = images_by_name(source, plan.modalities, endings=ENDINGS, leave_out=doubles)
-    told = [
-        DataError(path, "has the case name of an image beside it", "Rename or move one of the two")
-        for path in doubles[1:]
-        if case_name(path) == case_name(doubles[doubles.index(path) - 1])
-    ]
+    doubles = _doubles(source, plan)
+    leave_out = {path for files in doubles.values() for path in files}
+    cases = images_by_name(source, plan.modalities, endings=ENDINGS, leave_out=leave_out)
+    told = [_double(second, first.name) for first, second, *_ in doubles.values()]
     for folder in sorted(path for path in source.iterdir() if is_dicom_folder(path)):
-        if folder.name in {*cases, *map(case_name, doubles)}:
-            cases.pop(folder.name, None)
-            told.append(DataError(folder, "has the case name of an image beside it", "Rename or move one of the two"))
+        if folder.name in cases or folder.name in doubles:
+            told.append(_double(folder, (*cases.pop(folder.name, ()), *doubles.get(folder.name, ()))[0].name))
         else:
             cases[folder.name] = (folder,)
     if not cases and not told:
@@ -71,25 +71,56 @@ def _case_of(file: Path, plan: Plan) -> dict[str, tuple[Path, ...]]:
     """The case that one file belongs to, with its other channels."""
     if not file.name.endswith(ENDINGS):
         return {case_name(file): (file,)}
-    others = images_by_name(file.parent, plan.modalities, endings=ENDINGS, leave_out=_doubles(file.parent))
+    doubles = {path for files in _doubles(file.parent, plan).values() for path in files}
+    others = images_by_name(file.parent, plan.modalities, endings=ENDINGS, leave_out=doubles)
     return {case: files for case, files in others.items() if file in files} or {case_name(file): (file,)}
 
 
-def _doubles(folder: Path) -> list[Path]:
-    """Files whose name differs from another's by its ending only, in the order of their names."""
-    named: dict[str, list[Path]] = {}
+def _double(path: Path, other: str) -> DataError:
+    return DataError(path, f"has the case name of an image beside it, {other}", "Rename or move one of the two")
+
+
+def _doubles(folder: Path, plan: Plan) -> dict[str, list[Path]]:
+    """The files of the cases of which two could be the same channel, those two first."""
+    named: dict[str, dict[int, list[Path]]] = {}
     for path in sorted(folder.iterdir()):
         if path.name.endswith(ENDINGS) and not path.name.startswith("."):
-            named.setdefault(case_name(path), []).append(path)
-    return [path for paths in named.values() if len(paths) > 1 for path in paths]
+            case, channel = channel_of(path, plan.modalities)
+            named.setdefault(case, {}).setdefault(channel, []).append(path)
+    return {
+        case: [path for paths in sorted(channels.values(), key=len, reverse=True) for path in paths]
+        for case, channels in named.items()
+        if any(len(paths) > 1 for paths in channels.values())
+    }
 
 
 def read_case_image(files: tuple[Path, ...], plan: Plan) -> Volume:
     """Read the files of one examination as one volume with a channel per modality of the plan.
 
     Raises:
-        DataError: A file is unreadable or holds NaN, the files do not share a grid, or the channels are not the plan's.
+        DataError: A file is unreadable or holds NaN, the files do not share a grid, the channels are not the plan's, or
+            the voxels are so unlike the plan's that their unit must be another.
     """
+    image = _read_channels(files, plan)
+    _require_plausible(files[0], image, plan)
+    return image
+
+
+def _require_plausible(path: Path, image: Volume, plan: Plan) -> None:
+    """Micrometres read as mm would fill any memory on the plan's grid, metres would be one voxel of it."""
+    ratio = math.prod(image.spacing_mm) / math.prod(plan.spacing_mm)
+    if 1 / _MOST_UNLIKE < ratio < _MOST_UNLIKE:
+        return
+    own, planned = (" x ".join(f"{edge:.3g}" for edge in spacing) for spacing in (image.spacing_mm, plan.spacing_mm))
+    raise DataError(
+        path,
+        f"has voxels of {own} mm, those of the training are {planned} mm: its header must mean another unit",
+        "Correct the affine, or its xyzt_units",
+    )
+
+
+def _read_channels(files: tuple[Path, ...], plan: Plan) -> Volume:
+    """The files as one volume, whatever its channels mean."""
     if not any(is_foreign(path) for path in files):
         return read_image(files, plan.modalities)
     volumes = [_read(path, plan) for path in files]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import tempfile
 import zlib
@@ -11,7 +12,9 @@ from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from medseg.errors import DataError
@@ -20,6 +23,7 @@ from medseg.space.volume import Affine, Shape, Spacing, Volume, orientation_of, 
 Number = TypeVar("Number", bound=np.generic)
 _ROWS = 8
 NIFTI_ENDINGS = (".nii.gz", ".nii")
+_UNITS_MM = {1: 1000.0, 3: 0.001}  # metre and micrometre, as xyzt_units counts them; all else means mm, as for ITK
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,11 +172,26 @@ def _open(path: Path) -> Any:
         image = nib.load(path)
     except FileNotFoundError:
         raise DataError(path, "does not exist", "Check the path, or the entry of dataset.json that names it") from None
-    except (ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        if misnamed := _true_name(path):
+            raise DataError(path, f"holds what a {misnamed} holds, which its name hides", "Rename it") from None
         raise DataError(path, f"is not a readable NIfTI file ({error})", "Re-export or download it again") from None
     if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)):
-        raise DataError(path, f"is {type(image).__name__}, not NIfTI", "Convert it to .nii.gz")
+        raise DataError(path, f"is {type(image).__name__}, not a NIfTI file of one piece", "Convert it to .nii.gz")
     return image
+
+
+def _true_name(path: Path) -> str:
+    """The ending that the content of an unreadable file asks for, where it is not the one it has."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError:
+        return ""
+    if start[:2] == b"\x1f\x8b":
+        return "" if path.name.endswith(".gz") else ".nii.gz"
+    header_sizes = {size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big")}
+    return ".nii" if path.name.endswith(".gz") and start in header_sizes else ""
 
 
 def _header_of(path: Path, image: Any) -> Header:
@@ -181,7 +200,7 @@ def _header_of(path: Path, image: Any) -> Header:
         shape = shape[:-1]
     if len(shape) == 5 and shape[3] == 1:  # NIfTI vectors keep their time axis empty
         shape = (*shape[:3], shape[4])
-    if len(shape) not in (3, 4) or 0 in shape:
+    if len(shape) not in (3, 4) or min(shape) < 1:
         raise DataError(path, f"has shape {tuple(image.shape)}, expected three axes or four", "Export a 3D volume")
     kind = image.get_data_dtype()
     if kind.fields is not None:
@@ -191,7 +210,8 @@ def _header_of(path: Path, image: Any) -> Header:
     if np.issubdtype(kind, np.complexfloating):
         raise DataError(path, "holds complex numbers", "Export their magnitude")
     affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    affine = np.diag([_UNITS_MM.get(int(image.header["xyzt_units"]) & 7, 1.0)] * 3 + [1.0]) @ affine
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(spacing_of(affine)):
         raise DataError(path, "has a singular affine: its voxels have no volume", "Repair the sform or qform")
     return Header((shape[0], shape[1], shape[2]), shape[3] if len(shape) == 4 else 1, affine)
 
@@ -200,9 +220,28 @@ def _voxels(path: Path, image: Any, kind: type[np.floating[Any]] | None = np.flo
     """The numbers that the file means, in a type of ours or, with None, in the file's own."""
     try:
         with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused by whom it disturbs
-            voxels: NDArray[Any] = np.asarray(image.dataobj, dtype=kind)
+            return _unpacked(path, image.dataobj, kind) if path.suffix == ".gz" else np.asarray(image.dataobj, kind)
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise DataError(path, f"is truncated or corrupt ({error})", "Re-export or download it again") from None
+        reason = " ".join(str(error).split())  # nibabel's has two lines
+        raise DataError(path, f"is truncated or corrupt ({reason})", "Re-export or download it again") from None
+    except MemoryError:
+        extent = " x ".join(map(str, image.shape))
+        raise DataError(
+            path, f"has {extent} voxels, if its header is right: memory ran out", "Crop it, or export it again"
+        ) from None
+
+
+def _unpacked(path: Path, proxy: Any, kind: type[np.floating[Any]] | None) -> NDArray[Any]:
+    """What nibabel reads, and then on to the checksum at the end, before which nibabel stops."""
+    with gzip.open(path) as file:
+        layout = (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter)
+        voxels: NDArray[Any] = np.asarray(ArrayProxy(file, layout), dtype=kind)
+        try:
+            while file.read(2**20):
+                continue
+        except gzip.BadGzipFile as error:
+            if not str(error).startswith("Not a gzipped file"):  # what follows the checksum harms nobody
+                raise
     return voxels
 
 
