@@ -241,6 +241,7 @@ CHANGES = {
     "a fractional value": ({"labels": {"liver": 1.5}}, "expected a whole number"),
     "a truth value": ({"labels": {"liver": True}}, "expected a whole number"),
     "an empty region": ({"labels": {"liver": []}}, "expected a whole number"),
+    "a label with a line break": ({"labels": {"liver\nspleen": 1}}, "line break"),
     "a nameless label": ({"labels": {"1": " "}}, "without a name"),
     "two names for a value": ({"labels": {"liver": 1, "spleen": 1}}, "same value 1"),
     "two values for a name": ({"labels": {"1": "liver", "2": "liver"}}, "'liver' to two labels"),
@@ -295,7 +296,7 @@ def test_contradictions_are_answered_with_a_sentence(toy_dataset, changes, words
     [
         (as_nnunet, "labelsTr/toy_1.nii.gz", "labelsTr/toy_1.nii.gz is missing"),
         (as_nnunet, "imagesTr/toy_1_0000.nii.gz", "toy_1_0000.nii.gz is missing"),
-        (lambda root: as_nnunet(root, channels=3), "imagesTr/toy_1_0002.nii.gz", "'toy_1' has 2 image files"),
+        (lambda root: as_nnunet(root, channels=3), "imagesTr/toy_1_0002.nii.gz", "toy_1_0002.nii.gz is missing"),
         (as_plain, "masks/toy_1.nii.gz", "masks/toy_1.nii.gz is missing"),
         (as_plain, "scans/toy_1.nii.gz", "scans/toy_1.nii.gz is missing"),
     ],
@@ -429,6 +430,7 @@ JSON = st.recursive(
 )
 KEYS = ["labels", "training", "test", "modality", "channel_names", "file_ending", "dataset", "patient", "patients"]
 KEYS += ["annotated", "regions_class_order", "image_folder", "label_folder", "test_folder", "label_suffix", "name"]
+KEYS += ["image", "label", "test_image"]
 
 
 @settings(max_examples=50)

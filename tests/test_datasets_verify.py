@@ -74,8 +74,8 @@ def disagree(root: Path) -> None:
 
 
 FAULTS = {
-    "missing image": (lambda r: (r / IMAGE).unlink(), "toy_0", "missing", "does not exist"),
-    "missing label": (lambda r: (r / LABEL).unlink(), "toy_0", "missing", "does not exist"),
+    "missing image": (lambda r: (r / IMAGE).unlink(), "toy_0", "missing", "is missing"),
+    "missing label": (lambda r: (r / LABEL).unlink(), "toy_0", "missing", "is missing"),
     "missing test image": (lambda r: (r / "imagesTs/toy_4.nii.gz").unlink(), None, None, None),
     "truncated": (lambda r: cut(r, IMAGE, 3000), "toy_0", "unreadable", "truncated or corrupt"),
     "checksum cut off": (lambda r: cut(r, IMAGE, 4), "toy_0", "unreadable", "truncated or corrupt"),
@@ -159,7 +159,7 @@ def test_a_sound_dataset_has_no_problem(toy_dataset):
 def test_every_fault_is_found_and_named(toy_dataset, spoil, case, kind, words):
     if case is None:
         (toy_dataset / "imagesTs/other.nii.gz").write_bytes(b"")  # an empty folder would mean: not downloaded
-        case, kind, words = "toy_4", "missing", "does not exist"
+        case, kind, words = "toy_4", "missing", "is missing"
     spoil(toy_dataset)
     report = verify(toy_dataset, workers=1)
     assert not report.ok

@@ -68,8 +68,15 @@ def test_failures_are_noted_and_the_others_go_on(count):
     assert sorted(outcome.failures) == ["case_1", "case_3"]
     with pytest.raises(DataError) as caught:
         outcome.or_raise(Path("data"))
-    assert "data has 2 cases that cannot be used:" in str(caught.value)
+    assert "data has 2 cases that cannot be used. Mend or remove them, then run again:" in str(caught.value)
     assert str(caught.value).count("is odd. Use even ones.") == 2
+
+
+def test_hundreds_of_failures_do_not_fill_the_screen():
+    outcome = run_tasks(fail_on_odd, {f"case_{n}": n for n in range(1, 201, 2)}, workers=1, title="trying")
+    with pytest.raises(DataError, match=r"has 100 cases (.|\n)*\n  And 80 more: medseg verify lists them all\.$") as caught:
+        outcome.or_raise(Path("data"))
+    assert str(caught.value).count("\n") == 21
 
 
 def test_one_failure_speaks_for_itself():

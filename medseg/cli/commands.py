@@ -97,7 +97,8 @@ def _plan(options: Options) -> int:
     print_of_data = fingerprint(read_dataset(options.dataset), workers=options.workers)
     plan = make_plan(print_of_data, memory_gb=options.memory, swap_sides=options.left_right == "swap")
     write_plan(options.out, plan)
-    say(f"wrote {options.out}; edit it, then: medseg prepare {options.dataset} --out STORE --plan {options.out}")
+    following = shlex.join(["medseg", "prepare", str(options.dataset), "--out", "STORE", "--plan", str(options.out)])
+    say(f"wrote {options.out}; edit it, then: {following}")
     if options.figures:
         from medseg.cli.pictures import write_pictures
 
@@ -125,7 +126,7 @@ def _prepare(options: Options) -> int:
         )
     swap = options.left_right == "swap"
     store = prepare(options.dataset, options.out, plan, workers=options.workers, swap_sides=swap)
-    say(f"{len(store.ids)} cases are ready in {options.out}")
+    say(f"{len(store.ids)} case{' is' if len(store.ids) == 1 else 's are'} ready in {options.out}")
     return 0
 
 

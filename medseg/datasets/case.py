@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medseg.datasets.layout import Files, list_files
 from medseg.datasets.manifest import LabelValue, Manifest, read_manifest
 from medseg.errors import DataError, nearest
-from medseg.space.nifti import read_labels, read_volume, require_finite
+from medseg.space.nifti import NIFTI_ENDINGS, read_labels, read_volume, require_finite
 from medseg.space.volume import Volume, same_place
 
 _MOST_VALUES = 10_000  # of a table of counts: label files that hold intensities by mistake are counted by sorting
@@ -95,7 +95,8 @@ def read_dataset(root: Path, *, missing_ok: bool = False) -> Dataset:
     manifest = read_manifest(file)
     training, test = list_files(file.parent, manifest)
     if not training and not test:
-        raise DataError(file, "lists no cases", 'Add entries to "training", or files to its image and label folders')
+        remedy = 'Add entries to "training", or NIfTI files to its image and label folders'
+        raise DataError(file, f"lists no cases{_instead(file.parent)}", remedy)
     if not missing_ok:
         for files in (*training, *test):
             _require_files(file, files, manifest)
@@ -157,7 +158,7 @@ def read_image(files: Sequence[Path], modalities: Sequence[str]) -> Volume:
         where = files[0] if len(files) == 1 else files[0].parent
         raise DataError(
             where,
-            f"has {_count(len(array), 'channel')}, expected {len(modalities)} ({', '.join(modalities)})",
+            f"has {counted(len(array), 'channel')}, expected {len(modalities)} ({', '.join(modalities)})",
             "Give one file per modality, or one 4D file that holds them all in this order",
         )
     return Volume(array, volumes[0].affine)
@@ -250,6 +251,15 @@ def dataset_json(root: Path) -> Path:
     raise DataError(root, "holds no dataset.json", f"Write one, such as {minimal}")
 
 
+def _instead(folder: Path) -> str:
+    """What lies in a folder without cases, for whoever thought that it held some."""
+    others = (path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".json")
+    found = next(others, None)
+    if found is None or found.name.endswith(NIFTI_ENDINGS):
+        return ""
+    return f"; {found.relative_to(folder)} is no NIfTI file"
+
+
 def _case(file: Path, files: Files, manifest: Manifest) -> Case:
     annotated = manifest.annotated.get(files.id)
     return Case(files.id, files.images, files.label, _patient(file, files.id, manifest), annotated)
@@ -275,8 +285,8 @@ def _require_files(file: Path, files: Files, manifest: Manifest) -> None:
     if len(files.images) not in (1, len(manifest.modalities)):
         raise DataError(
             file,
-            f"declares {_count(len(manifest.modalities), 'modality', 'modalities')}, but case {files.id!r} has "
-            f"{_count(len(files.images), 'image file')}",
+            f"declares {counted(len(manifest.modalities), 'modality', 'modalities')}, but case {files.id!r} has "
+            f"{counted(len(files.images), 'image file')}",
             "Give one file per modality, or one 4D file that holds them all",
         )
 
@@ -304,13 +314,19 @@ def _require_declared(path: Path, labels: NDArray[Any], dataset: Dataset) -> Non
         value = min(strays)
         raise DataError(
             path,
-            f"holds {_count(sum(strays.values()), 'voxel')} with values that the dataset does not name: "
+            f"holds {counted(sum(strays.values()), 'voxel')} with values that the dataset does not name: "
             f"{', '.join(map(str, strays))}",
             f'Name the value under "labels" in dataset.json ("...": {value}), or set those voxels to 0',
         )
 
 
-def _count(number: int, noun: str, plural: str = "") -> str:
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number and what it counts.
+
+    Example:
+        >>> counted(1, "case"), counted(2, "modality", "modalities")
+        ('1 case', '2 modalities')
+    """
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 

@@ -11,7 +11,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from medseg.datasets.case import Case, Dataset, affine_difference, require_same_grid, undeclared_values, value_counts
+from medseg.datasets.case import (
+    Case,
+    Dataset,
+    affine_difference,
+    counted,
+    require_same_grid,
+    undeclared_values,
+    value_counts,
+)
 from medseg.errors import DataError
 from medseg.space.nifti import read_volume
 from medseg.space.volume import Affine, Shape, Volume, orientation_of, same_place, spacing_of
@@ -165,10 +173,11 @@ def _check_channels(case: Case, images: dict[Path, Volume], dataset: Dataset, no
     channels = sum(len(volume.array) for volume in images.values())
     expected = len(dataset.modalities)
     if len(images) == len(case.images) and channels != expected:
+        names = ", ".join(dataset.modalities)
         notes.add(
             case.images[0],
             "channels",
-            f"belongs to a case of {channels} channels, expected {expected} ({', '.join(dataset.modalities)})",
+            f"belongs to a case of {counted(channels, 'channel')}, expected {expected} ({names})",
             "Give one file per modality, or one 4D file that holds them all in this order",
         )
 
@@ -246,7 +255,7 @@ def _check_values(path: Path, labels: np.ndarray, dataset: Dataset, notes: _Note
         notes.add(
             path,
             "undeclared",
-            f"holds {count} voxel{'s' if count > 1 else ''} with the value {value}, which the dataset does not name",
+            f"holds {counted(count, 'voxel')} with the value {value}, which the dataset does not name",
             f'Name the value under "labels" in dataset.json ("...": {value}), or set those voxels to 0',
         )
     values = frozenset(value_counts(labels))

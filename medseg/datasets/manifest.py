@@ -98,6 +98,8 @@ def _labels(file: Path, content: dict[str, Any]) -> tuple[dict[str, LabelValue],
 def _value(file: Path, name: str, value: Any) -> LabelValue:
     if not name.strip():
         raise DataError(file, f"has a label without a name (value {value!r})", "Name it")
+    if not name.isprintable():
+        raise DataError(file, f"has a label {name!r} with a line break or the like in its name", "Rename it")
     several = value if isinstance(value, list) else [value]
     if not several or not all(_is_whole(v) for v in several):
         raise DataError(
@@ -109,7 +111,8 @@ def _value(file: Path, name: str, value: Any) -> LabelValue:
 
 
 def _split_roles(file: Path, table: dict[str, LabelValue]) -> tuple[dict[str, LabelValue], int | None]:
-    ignore = table.pop("ignore", None)
+    spelt = [name for name in table if name.casefold() == "ignore"]
+    ignore = table.pop(spelt[0]) if spelt else None
     if isinstance(ignore, tuple) or ignore == 0:
         raise DataError(file, 'has an "ignore" label that is not one value other than 0', 'Write it as "ignore": 255')
     organs = {name: value for name, value in table.items() if value not in (0, (0,))}

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from medseg.datasets.case import Case, Dataset, dataset_json, read_dataset
+from medseg.datasets.case import Case, Dataset, counted, dataset_json, read_dataset
 from medseg.datasets.inspection import Inspection, Problem, inspect_case
+from medseg.datasets.layout import list_files
 from medseg.datasets.manifest import read_manifest
 from medseg.datasets.workers import default_workers, for_each_case
 from medseg.errors import DataError
@@ -67,8 +68,8 @@ class VerifyReport:
         """The report in a sentence."""
         grave = [problem for problem in self.problems if not problem.harmless]
         minor = len(self.problems) - len(grave)
-        said = f"{self.cases} cases, " + (f"{len(grave)} problems" if grave else "no problem found")
-        said += f", {minor} remarks" if minor else ""
+        said = f"{counted(self.cases, 'case')}, " + (counted(len(grave), "problem") if grave else "no problem found")
+        said += f", {counted(minor, 'remark')}" if minor else ""
         if self.repairable:
             said += f"; {len(self.repairable)} can be repaired into a copy with --fix OUT"
         return said
@@ -145,6 +146,7 @@ def verify(root: Path, *, workers: int | None = None) -> VerifyReport:
         else:
             problems.append(_failed(done.name, done.failure))
     file = dataset_json(root)
+    problems = list(_with_remedies(file, problems))
     problems += _duplicates(inspections, cases, {case.id for case in dataset.test})
     problems.sort(key=lambda problem: problem.case)
     problems += _unused_labels(file, dataset, inspections)
@@ -162,6 +164,15 @@ def _peak_bytes(case: Case, dataset: Dataset) -> int:
 
 def _failed(case: str, failure: Any) -> Problem:
     return Problem(case, None, "died", getattr(failure, "problem", str(failure)), getattr(failure, "remedy", ""))
+
+
+def _with_remedies(file: Path, problems: list[Problem]) -> Iterator[Problem]:
+    """Files that are missing are to be added, or their names mended, in the way of the dataset's own layout."""
+    listed = [files for part in list_files(file.parent, read_manifest(file)) for files in part]
+    remedies = {path: files.remedy for files in listed for path in (*files.images, files.label) if path}
+    for problem in problems:
+        known = problem.file is not None and problem.kind == "missing" and remedies.get(problem.file)
+        yield replace(problem, problem="is missing", remedy=known) if known else problem
 
 
 def _duplicates(inspections: list[Inspection], cases: Iterable[Case], test: set[str]) -> Iterator[Problem]:

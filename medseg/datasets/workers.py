@@ -24,6 +24,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+MOST_TOLD = 20  # failures in one message; more would push the first of them off the screen
 MEMORY_SHARE = 0.7  # of the free memory; the rest is for the page cache and everyone else
 
 
@@ -65,10 +66,11 @@ class Outcome(Generic[R]):
             return self.results
         if len(self.failures) == 1:
             raise next(iter(self.failures.values()))
-        told = "".join(f"\n  {self.failures[name]}" for name in sorted(self.failures))
-        raise DataError(
-            where, f"has {len(self.failures)} cases that cannot be used:{told}\n", "Mend or remove them, then run again"
-        )
+        told = [f"\n  {self.failures[name]}" for name in sorted(self.failures)[:MOST_TOLD]]
+        if more := len(self.failures) - len(told):
+            told.append(f"\n  And {more} more: medseg verify lists them all.")
+        remedy = f"Mend or remove them, then run again:{''.join(told)}"
+        raise DataError(where, f"has {len(self.failures)} cases that cannot be used", remedy.removesuffix("."))
 
 
 def run_tasks(work: Callable[[T], R], tasks: Mapping[str, T], *, workers: int | None, title: str) -> Outcome[R]:

@@ -240,7 +240,9 @@ def _as_yaml(plan: Plan) -> str:
     for key, value in plan.to_dict().items():
         lines += textwrap.wrap(plan.reasons.get(key, ""), 116, initial_indent="# ", subsequent_indent="# ")
         nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(x, dict) for x in value))
-        text = yaml.safe_dump({key: value}, default_flow_style=None if nested else True, sort_keys=False, width=10_000)
+        text = yaml.safe_dump(
+            {key: value}, default_flow_style=None if nested else True, sort_keys=False, width=10_000, allow_unicode=True
+        )
         lines.append(text.strip() if nested else text.strip()[1:-1])
     return "\n".join(lines) + "\n"
 
