@@ -132,7 +132,7 @@ def test_a_resumed_run_says_what_is_not_as_it_was(store, run, tmp_path, capsys):
     assert main(["info", str(mine / "checkpoints" / "last.ckpt")]) == 0
     told = capsys.readouterr().out
     assert "4 cases, fingerprint" in told
-    assert f"torch {torch.__version__}" in told
+    assert f"torch {torch.__version__.split('+')[0]}" in told
 
 
 def test_the_same_run_goes_on_without_a_word(store, run, tmp_path, recwarn):  # noqa: F811

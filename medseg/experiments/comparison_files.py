@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medseg.experiments.comparison import write_comparison_csv
 from medseg.experiments.comparison_page import Comparison, explanations, number, render_comparison
-from medseg.experiments.plots import cost_plot, curve_plot, interval_plot
+from medseg.experiments.plots import cost_plot, curve_plot, interval_plot, standalone
 from medseg.experiments.ranking import MEAN, Entry, Ranking
 from medseg.report.record import environment
 from medseg.report.rows import write_text
@@ -25,7 +25,7 @@ def write_comparison(comparison: Comparison, output: Path) -> tuple[Path, ...]:
     """
     plots = {name: drawing for name, drawing in _plots(comparison).items() if drawing}
     for name, drawing in plots.items():
-        write_text(output / name, drawing + "\n")
+        write_text(output / name, standalone(drawing) + "\n")
     write_text(output / "report.html", render_comparison(comparison))
     write_text(output / "compare.md", render_markdown(comparison, tuple(plots)))
     write_comparison_csv(output / "compare.csv", comparison.results)

@@ -13,10 +13,12 @@ from medseg.report.style import SERIES
 _STYLE = (
     "<style>.mp{font:12px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}.mp text{fill:#1b1f24}"
     ".mp .mute{fill:#59636e}.mp .ground{stroke:#d0d7de}.mp .other{stroke:#c3cad2}.mp .own{stroke:#0072b2}"
-    ".mp .dot{fill:#0072b2}.mp .bar{stroke:#0072b2}@media (prefers-color-scheme:dark){.mp text{fill:#e6edf3}"
+    ".mp .dot{fill:#0072b2}.mp .bar{stroke:#0072b2}.mp .sheet{fill:#fff}"
+    "@media (prefers-color-scheme:dark){.mp text{fill:#e6edf3}"
     ".mp .mute{fill:#9aa6b2}.mp .ground{stroke:#3a434d}.mp .other{stroke:#3f4852}.mp .own,.mp .bar{stroke:#6cb6e8}"
-    ".mp .dot{fill:#6cb6e8}}</style>"
+    ".mp .dot{fill:#6cb6e8}.mp .sheet{fill:#0d1117}}</style>"
 )
+_SHEET = '<rect class="sheet" width="100%" height="100%"/>'
 _ROW, _NAME_WIDTH, _PLOT_WIDTH, _VALUE_WIDTH = 22.0, 300.0, 340.0, 130.0
 _PANEL, _PANEL_HEIGHT, _GAP, _COLUMNS = 200.0, 120.0, 24.0, 4
 _LINE = 14.0
@@ -33,9 +35,8 @@ def interval_plot(ranking: Ranking, measure: str = "dice", *, name: str = "Dice"
         name: What the axis is called.
     """
     entries = ranking.entries
-    low, high = _nice(
-        [entry.ci95[measure][0] for entry in entries], [entry.ci95[measure][1] for entry in entries], steps=5
-    )
+    ticks = _nice([entry.ci95[measure][0] for entry in entries], [entry.ci95[measure][1] for entry in entries], most=5)
+    low, high = ticks[0], ticks[-1]
     bottom = len(entries) * _ROW
     width = _NAME_WIDTH + _PLOT_WIDTH + _VALUE_WIDTH
 
@@ -52,7 +53,7 @@ def interval_plot(ranking: Ranking, measure: str = "dice", *, name: str = "Dice"
             f'<text class="mute" x="{_NAME_WIDTH + _PLOT_WIDTH + 8:g}" y="{y + 4:g}">{mean:.3f} '
             f"({first:.3f}-{last:.3f})</text>"
         )
-    for tick in (low + share * (high - low) / 5 for share in range(6)):
+    for tick in ticks:
         parts.append(
             f'<line class="ground" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="0" y2="{bottom:g}"/>'
             f'<text class="mute" x="{place(tick):.1f}" y="{bottom + 16:g}" text-anchor="middle">{tick:.3g}</text>'
@@ -106,6 +107,11 @@ def curve_plot(curves: Mapping[str, Points], *, x_name: str, y_name: str = "val/
     return _svg(34 + columns * step_x, 12 + rows * step_y, text, "".join(panels))
 
 
+def standalone(drawing: str) -> str:
+    """A plot for a file: on a sheet of its own, so that a dark page cannot swallow dark letters."""
+    return drawing.replace("</style>", f"</style>{_SHEET}", 1)
+
+
 def cost_plot(points: Mapping[str, tuple[float, float]], *, x_name: str, y_name: str) -> str:
     """Draw a dot per job, such as its Dice over the cost of its step; the names beside the dots.
 
@@ -117,19 +123,19 @@ def cost_plot(points: Mapping[str, tuple[float, float]], *, x_name: str, y_name:
     if not points:
         return ""
     width, top, height, left = 720.0, 32.0, 376.0, 60.0
-    x_low, x_high = _nice([x for x, _ in points.values()], [x for x, _ in points.values()], steps=4)
-    y_low, y_high = _nice([y for _, y in points.values()], [y for _, y in points.values()], steps=4)
+    x_ticks = _nice([x for x, _ in points.values()], [x for x, _ in points.values()], most=4)
+    y_ticks = _nice([y for _, y in points.values()], [y for _, y in points.values()], most=4)
+    x_low, x_high, y_low, y_high = x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1]
     parts = []
-    for share in range(5):
-        y = height - share / 4 * (height - top)
-        x = left + share / 4 * (width - left - 170)
+    for tick in y_ticks:
+        y = height - (tick - y_low) / (y_high - y_low) * (height - top)
         parts.append(
             f'<line class="ground" x1="{left:g}" x2="{width - 160:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="mute" x="{left - 6:g}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{_tick(y_low + share / 4 * (y_high - y_low))}</text>"
-            f'<text class="mute" x="{x:.1f}" y="{height + 18:g}" text-anchor="middle">'
-            f"{_tick(x_low + share / 4 * (x_high - x_low))}</text>"
+            f'<text class="mute" x="{left - 6:g}" y="{y + 4:.1f}" text-anchor="end">{_tick(tick)}</text>'
         )
+    for tick in x_ticks:
+        x = left + (tick - x_low) / (x_high - x_low) * (width - left - 170)
+        parts.append(f'<text class="mute" x="{x:.1f}" y="{height + 18:g}" text-anchor="middle">{_tick(tick)}</text>')
     line = -math.inf
     for index, (title, (across, up)) in enumerate(sorted(points.items(), key=lambda point: -point[1][1])):
         x = left + (across - x_low) / (x_high - x_low) * (width - left - 170)
@@ -164,17 +170,22 @@ def _short(title: str, width: float) -> str:
     return f"{escape(shown)}<title>{escape(title)}</title>"
 
 
-def _nice(lows: Sequence[float], highs: Sequence[float], *, steps: int) -> tuple[float, float]:
-    """Ends of an axis whose ticks are round numbers."""
+def _nice(lows: Sequence[float], highs: Sequence[float], *, most: int) -> list[float]:
+    """Round ticks from below the lowest to above the highest, and no further: a Dice has no 1.2.
+
+    Example:
+        >>> _nice([0.38], [0.935], most=5)
+        [0.2, 0.4, 0.6, 0.8, 1.0]
+    """
     low, high = min(lows, default=0.0), max(highs, default=1.0)
-    rough = max(high - low, 1e-6) / steps
+    rough = max(high - low, 1e-6) / most
     magnitude = 10.0 ** math.floor(math.log10(rough))
     for factor in (1, 2, 2.5, 5, 10, 20):
-        tick = factor * magnitude
-        start = math.floor(low / tick + 1e-9) * tick
-        if start + steps * tick >= high - 1e-12:
-            return start, start + steps * tick
-    return low, high
+        step = factor * magnitude
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+        if last - first <= most:
+            return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+    return [low, high]
 
 
 def _svg(width: float, height: float, text: str, content: str) -> str:
