@@ -27,7 +27,7 @@ class DataError(MedsegError):
 
     def __init__(self, path: str | Path, problem: str, remedy: str) -> None:
         self.path = Path(path)
-        self.problem = problem
+        self.problem = problem = " ".join(problem.split())  # what libraries say may have lines
         self.remedy = remedy
         super().__init__(f"{path} {problem}. {remedy}.")
 

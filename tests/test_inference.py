@@ -176,6 +176,15 @@ def test_probabilities_are_those_of_the_head(plan):
     assert labels.shape == image.shape
 
 
+def test_outside_of_the_box_that_is_looked_at_there_is_background():
+    image = Volume(np.pad(smooth((8, 8, 4), 1) + 9, [(0, 0), (2, 3), (0, 1), (4, 0)]), np.diag([1.5, 1.5, 3.0, 1.0]))
+    made = predictor()
+    maps = np.zeros((3, *image.shape), np.float16)
+    made.segment(made.prepare(image), probabilities=maps)
+    np.testing.assert_allclose(maps.sum(axis=0, dtype=np.float32), 1, atol=2e-3)
+    assert maps[:, 0, 0, 0].tolist() == [1, 0, 0]
+
+
 def test_mirroring_never_crosses_left_and_right():
     """A network that marks where it sees the first axis begin tells whether that axis was ever flipped."""
 

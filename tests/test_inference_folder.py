@@ -55,6 +55,12 @@ def test_what_is_done_is_kept_until_something_changes(images, tmp_path):
     other.rules = {1: Rule(largest_component=True)}
     assert names(predict_cases(other, images, out).written) == every
     assert names(predict_cases(other, images, out, save_probabilities=True).written) == every
+    assert names(predict_cases(other, images, out).kept) == every
+    (out / "case_0.nii.gz").write_bytes(b"half")
+    (out / "case_1.npz").unlink()
+    assert names(predict_cases(other, images, out, save_probabilities=True).written) == every[:2]
+    assert names(predict_cases(named(), images, out).written) == every
+    assert not list(out.glob("*.npz"))  # of other checkpoints and rules
 
 
 def test_an_interrupted_folder_goes_on(images, tmp_path, monkeypatch):

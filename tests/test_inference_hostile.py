@@ -94,6 +94,10 @@ def in_micrometres_without_saying_so(folder):
     write_nifti(folder / "m.nii.gz", smooth((9, 9, 6), 2)[0], np.diag([900.0, 900.0, 900.0, 1.0]))
 
 
+def too_bright_for_any_network(folder):
+    image(folder / "m.nii.gz", np.full((9, 9, 6), 3e38, np.float32))
+
+
 def a_link_to_itself(folder):
     (folder / "m.nii.gz").symlink_to("m.nii.gz")
 
@@ -192,6 +196,7 @@ BAD = {
     packed_without_saying_so: "holds what a .nii.gz holds",
     said_to_be_packed: "holds what a .nii holds",
     in_micrometres_without_saying_so: "has voxels of 900 x 900 x 900 mm, those of the training are 1.5 x 1.5 x 3 mm",
+    too_bright_for_any_network: "m.nii.gz could not be segmented: the network's scores are NaN or infinite",
     a_link_to_itself: "does not exist",
     twice_as_the_first_channel: "m_0000.nii.gz has the case name of an image beside it, m.nii.gz",
     empty_file: "not a readable NIfTI",
@@ -275,6 +280,15 @@ def test_a_folder_without_rights_is_refused_at_once(folder, checkpoint, tmp_path
     words = ["predict", "--ckpt", str(checkpoint), "--input", str(folder), "--output", str(tmp_path / "out")]
     assert main(words) == 1
     assert "Permission denied" in capsys.readouterr().err
+
+
+def test_a_network_that_diverged_is_refused(folder, checkpoint, tmp_path, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    next(iter(content["state_dict"].values())).fill_(np.nan)
+    torch.save(content, tmp_path / "last.ckpt")
+    words = ["predict", "--ckpt", str(tmp_path / "last.ckpt"), "--input", str(folder)]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 1
+    assert "last.ckpt holds weights that are NaN or infinite" in capsys.readouterr().err
 
 
 def test_an_ensemble_of_two_plans_is_refused(folder, checkpoint, tmp_path, capsys):

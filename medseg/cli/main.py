@@ -34,7 +34,11 @@ class _Parser(argparse.ArgumentParser):
         chosen = re.search(r"invalid choice: '([^']+)'", message)
         if chosen:
             legal = [choice for action in self._actions for choice in action.choices or ()]
-        words = [chosen.group(1)] if chosen else [word.split("=")[0] for word in message.split() if word[:2] == "--"]
+        words = (
+            [chosen.group(1)]
+            if chosen
+            else [word.split("=")[0].strip(",:") for word in message.split() if word[:2] == "--"]
+        )
         hints = [nearest(word, legal) for word in words if word not in legal]
         hint = f", did you mean {hints[0]}?" if hints and hints[0] else "."
         self.exit(2, f"{self.prog}: {message}{hint} See {self.prog} --help.\n")

@@ -121,7 +121,7 @@ class _Work:
         self.predictor = predictor
         self.output = output
         self.save_probabilities = save_probabilities
-        self.record = Record(output, predictor.settings | {"probabilities": save_probabilities})
+        self.record = Record(output, predictor.settings)
 
     def label_file(self, case: str) -> Path:
         return self.output / f"{case}.nii.gz"
@@ -129,9 +129,11 @@ class _Work:
     def probability_file(self, case: str) -> Path:
         return self.output / f"{case}.npz"
 
+    def outputs(self, case: str) -> list[Path]:
+        return [self.label_file(case), *([self.probability_file(case)] if self.save_probabilities else [])]
+
     def done(self, case: str, files: tuple[Path, ...]) -> bool:
-        outputs = [self.label_file(case), *([self.probability_file(case)] if self.save_probabilities else [])]
-        return bool(self.predictor.digests) and self.record.done(case, files, outputs)
+        return bool(self.predictor.digests) and self.record.done(case, files, self.outputs(case))
 
     def read(self, files: tuple[Path, ...]) -> Prepared:
         return _prepared(self.predictor, files)
@@ -140,6 +142,7 @@ class _Work:
         prepared = read.result()
         with _explained(files[0], "could not be segmented"):
             if not self.save_probabilities:
+                self.probability_file(case).unlink(missing_ok=True)  # of other checkpoints or options
                 return self.predictor.segment(prepared), prepared.change
             self.output.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix=".partial-", dir=self.output) as folder:
@@ -153,7 +156,7 @@ class _Work:
     def write(self, case: str, files: tuple[Path, ...], labels: NDArray[Any], change: GridChange) -> None:
         _write(self.predictor, labels, change, images=files, target=self.label_file(case))
         with _explained(self.record.path, "could not be written"):
-            self.record.add(case, files)
+            self.record.add(case, files, self.outputs(case))
 
     def _pack(self, path: Path, maps: NDArray[np.float16], change: GridChange) -> None:
         plan = self.predictor.plan
@@ -213,6 +216,8 @@ def _explained(path: Path, problem: str) -> Iterator[None]:
         yield
     except MemoryError:
         raise lack from None
+    except FloatingPointError as error:
+        raise DataError(path, f"{problem}: {error}", "Look at its intensities, or use another checkpoint") from None
     except OSError as error:
         raise DataError(path, f"{problem} ({error.strerror or error})", "Free space or choose another folder") from None
     except RuntimeError as error:  # of which torch's own lack of memory is one, on the CPU without a type of its own

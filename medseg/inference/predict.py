@@ -87,9 +87,12 @@ class Predictor:
         """Load checkpoints; those of an ensemble must share their plan and their cleaning rules.
 
         Raises:
-            CheckpointError: One is missing, not ours, or of another plan than the first.
+            CheckpointError: One is missing, not ours, of another plan than the first, or its training diverged.
         """
         tasks = [load_task(path) for path in checkpoints]
+        for path, task in zip(checkpoints, tasks, strict=True):
+            if not all(bool(weight.isfinite().all()) for weight in task.parameters()):
+                raise CheckpointError(path, "holds weights that are NaN or infinite", "Use one from before it diverged")
         rules = [cleaning_rules(path) if cleaning else {} for path in checkpoints]
         for path, task, own in zip(checkpoints[1:], tasks[1:], rules[1:], strict=True):
             if task.plan != tasks[0].plan:
@@ -139,6 +142,9 @@ class Predictor:
         Args:
             prepared: What `prepare` returned.
             probabilities: Where to write them, see `medseg.inference.restore.restore`.
+
+        Raises:
+            FloatingPointError: The network's scores are NaN or infinite.
         """
         i, j, k = prepared.change.shape
         axis, dtype = self._sweep((i, j, k))
@@ -152,7 +158,12 @@ class Predictor:
             dtype=dtype,
         )
         return restore(
-            slabs, prepared.change, self.plan, axis=axis, averaged=self.averages, probabilities=probabilities
+            map(_require_finite, slabs),
+            prepared.change,
+            self.plan,
+            axis=axis,
+            averaged=self.averages,
+            probabilities=probabilities,
         )
 
     def clean(self, labels: Integer[np.ndarray, "i j k"], change: GridChange) -> Integer[np.ndarray, "i j k"]:
@@ -206,6 +217,14 @@ def cleaning_rules(checkpoint: Path) -> dict[int, Rule]:
     return rules_from_plain(read_checkpoint(checkpoint)["medseg"].get("cleaning", []))
 
 
+def _require_finite(slab: tuple[slice, Tensor]) -> tuple[slice, Tensor]:
+    """No score is below NaN, so that it would be background without a word."""
+    for one_class in slab[1]:
+        if not one_class.sum(dtype=torch.float32).isfinite():
+            raise FloatingPointError("the network's scores are NaN or infinite")
+    return slab
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -213,6 +232,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise UsageError(f"there is no device {name!r} here ({reason})", "Use --device auto or cpu") from None
+    if device.type == "meta":
+        raise UsageError("--device meta computes nothing", "Use --device auto or cpu")
     return device

@@ -47,6 +47,8 @@ def restore(
     labels = np.zeros(change.source_shape, dtype=np.min_scalar_type(max(values)))
     target = np.moveaxis(kept_box(labels, change), axis, 0)
     channels = [] if probabilities is None else [np.moveaxis(kept_box(p, change), axis, 0) for p in probabilities]
+    if probabilities is not None and plan.exclusive:
+        probabilities[0] = 1  # outside of the box that was kept there is nothing but background
     for window in windows(slabs, change, axis=axis):
         decided = _best(window, values) if plan.exclusive else _painted(window, values, 0.5 if averaged else 0.0)
         target[window.rows] = decided.cpu().numpy()

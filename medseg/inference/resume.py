@@ -18,8 +18,8 @@ MANIFEST = "predictions.json"
 class Record:
     """The manifest of an output folder: for every case, what it was made from and with.
 
-    A case is done when its files are there, its images have the size and time they had, and the checkpoints and the
-    options are the same. The manifest is rewritten, whole, after every case.
+    A case is done when its files are there and as large as they were written, its images have the size and time they
+    had, and the checkpoints and the options are the same. The manifest is rewritten, whole, after every case.
 
     Args:
         folder: The output folder.
@@ -37,24 +37,35 @@ class Record:
     def done(self, case: str, sources: Iterable[Path], outputs: Iterable[Path]) -> bool:
         """Whether the case need not be predicted again."""
         known = self.cases.get(case)
-        return known == self._entry(sources) and all(path.is_file() for path in outputs)
+        if not isinstance(known, dict) or {**known, "outputs": None} != {**self._entry(sources), "outputs": None}:
+            return False
+        written = known.get("outputs")
+        return isinstance(written, dict) and all(written.get(name) == size for name, size in _sizes(outputs).items())
 
-    def add(self, case: str, sources: Iterable[Path]) -> None:
+    def add(self, case: str, sources: Iterable[Path], outputs: Iterable[Path]) -> None:
         """Note that the case is written."""
         with self._lock:
-            self.cases[case] = self._entry(sources)
+            self.cases[case] = {**self._entry(sources), "outputs": _sizes(outputs)}
             content = {"medseg": medseg.__version__, "checkpoints": self.checkpoints, "cases": self.cases}
             unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            unfinished.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-            os.replace(unfinished, self.path)
+            try:
+                unfinished.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+                os.replace(unfinished, self.path)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
     def _entry(self, sources: Iterable[Path]) -> dict[str, Any]:
         files = [file for path in sources for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-        states = [(str(file.resolve()), file.stat()) for file in files if file.is_file()]
+        states = [(os.path.realpath(file), file.stat()) for file in files if file.is_file()]
         return {
             "settings": self.settings,
             "sources": [[name, state.st_size, state.st_mtime_ns] for name, state in states],
         }
+
+
+def _sizes(outputs: Iterable[Path]) -> dict[str, int]:
+    """Name -> bytes; -1, which no manifest holds, where there is no such file."""
+    return {path.name: path.stat().st_size if path.is_file() else -1 for path in outputs}
 
 
 def digest_of(path: Path) -> str:

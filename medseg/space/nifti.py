@@ -222,8 +222,7 @@ def _voxels(path: Path, image: Any, kind: type[np.floating[Any]] | None = np.flo
         with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused by whom it disturbs
             return _unpacked(path, image.dataobj, kind) if path.suffix == ".gz" else np.asarray(image.dataobj, kind)
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        reason = " ".join(str(error).split())  # nibabel's has two lines
-        raise DataError(path, f"is truncated or corrupt ({reason})", "Re-export or download it again") from None
+        raise DataError(path, f"is truncated or corrupt ({error})", "Re-export or download it again") from None
     except MemoryError:
         extent = " x ".join(map(str, image.shape))
         raise DataError(
