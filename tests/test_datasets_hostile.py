@@ -259,6 +259,7 @@ def test_a_disk_that_is_read_only(command, toy_dataset, tmp_path, capsys, monkey
     monkeypatch.setattr(Path, "unlink", refuse)
     words = [*command, str(toy_dataset), "--out", str(tmp_path / "out"), "--workers", "1"]
     told_in_one_sentence(words, capsys, "cannot be written (Read-only file system)")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_files_that_changed_after_preparing_are_named(store, toy_dataset, caplog):

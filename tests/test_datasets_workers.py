@@ -189,7 +189,8 @@ def test_workers_end_with_their_parent(tmp_path):
     parent.kill()
     parent.wait()
     processes = [int((tmp_path / name).read_text(encoding="utf-8")) for name in "ab"]
-    wait_until(lambda: not any(Path(f"/proc/{process}/cmdline").exists() and running(process) for process in processes))
+    wait_until(lambda: not any(map(running, processes)))
+    assert not any(map(running, processes))
 
 
 def running(process):

@@ -121,8 +121,8 @@ def read(kind, positions, image, labels, **options):
     shape = torch.broadcast_shapes(*[part.shape for part in positions[0]])
     patch = image.new_empty((len(image), *shape))
     nearest, voted = labels.new_empty(shape), labels.new_empty(shape)
-    look.read(image, labels, patch, nearest, nearest=True)
-    look.read(image, labels, patch, voted, nearest=False)
+    look.read((image, labels), (patch, nearest), nearest=True)
+    look.read((image, labels), (patch, voted), nearest=False)
     return patch, nearest, voted
 
 
@@ -249,6 +249,30 @@ def test_everything_at_once_stays_finite_and_each_sample_is_its_own(seed, neares
         assert torch.equal(target, targets[part])
 
 
+ODD = {
+    "zeros": lambda shape: torch.zeros(shape),
+    "a negative constant": lambda shape: torch.full(shape, -3.0),
+    "negatives": lambda shape: -1000 * torch.rand(shape),
+    "next to nothing": lambda shape: 1e-20 * torch.randn(shape),
+    "one bright voxel": lambda shape: 1e4 * (torch.arange(math.prod(shape)) == 0).float().view(shape),
+}
+FLAT = {"a slab": (12, 10, 2), "a slice": (12, 10, 1), "a voxel": (1, 1, 1)}
+
+
+@pytest.mark.parametrize("name", [*ODD, *FLAT])
+def test_odd_images_and_patches_stay_finite(name):
+    patch = FLAT.get(name, PATCH)
+    grid = Geometry(patch, (1.0, 1.0, 2.0), (0, 1, 2))
+    quiet = replace(everything(), noise_probability=0.0)  # noise would hide that nothing is there
+    labels = torch.from_numpy(np.random.default_rng(0).integers(-1, 3, (2, *patch)).astype(np.int16))
+    image = ODD.get(name, torch.randn)((2, 2, *patch))
+    for seed in range(8):
+        parameters = drawn(quiet, grid, seed, samples=2, modalities=2)
+        changed_image, targets = augment(image, labels, parameters, grid)
+        assert torch.isfinite(changed_image).all()
+        assert -1 <= int(targets.min()) <= int(targets.max()) <= 2
+
+
 def test_what_is_drawn_depends_on_key_and_sample_only():
     grid = GRIDS["cubes"]
     few, many = drawn(everything(), grid, 3, samples=2), drawn(everything(), grid, 3, samples=5)
@@ -349,6 +373,8 @@ def test_gamma_bends_the_dark_end_and_inverted_gamma_the_bright_one():
 def test_gamma_of_a_constant_is_that_constant(inverted):
     constant = torch.full((4, 4, 4), 3.0)
     torch.testing.assert_close(changed(intensity.gamma, 1.5, volume=constant, inverted=inverted), constant)
+    nearly = 1e-9 * torch.rand(4, 4, 4)
+    torch.testing.assert_close(changed(intensity.gamma, 1.5, volume=nearly, inverted=inverted), nearly)
 
 
 @pytest.mark.parametrize("share", [(0.5, 0.5, 0.5), (1.0, 0.5, 0.7), (0.9, 0.31, 0.04)])
@@ -417,7 +443,12 @@ def test_the_margin_covers_elastic_and_planar_motion():
         ({"noise_probability": 1.5}, "between 0 and 1"),
         ({"low_resolution": [0.5, 1.5]}, "at most 1"),
         ({"elastic_points": 1}, "at least 2"),
-        ({"margin": -0.1}, "must not be negative"),
+        ({"margin": -0.1}, "margin must not be negative, got -0.1"),
+        ({"rotation_deg": float("nan")}, "rotation_deg is made of finite numbers"),
+        ({"contrast": [1, float("inf")]}, "contrast is made of finite numbers"),
+        ({"bias_log_std": 9}, "at most 5"),
+        ({"elastic_points": 2.5}, "expected one like 6"),
+        ({"noise_probability": True}, "cannot be True"),
         ({"label_interpolation": "cubic"}, "'linear' or 'nearest'"),
         ("gjhgkjh", "choose from"),
     ],

@@ -130,7 +130,7 @@ def gamma(volume: Volume, exponent: float, *, inverted: bool = False) -> None:
     low, high = _extremes(pieces)
     mean, deviation = _moments(pieces)
     start, span = (high, low - high) if inverted else (low, high - low)
-    factor = 1 / torch.where(span.abs() < _SMALL, _SMALL, span)
+    factor = 1 / torch.where(span.abs() < _SMALL, -_SMALL if inverted else _SMALL, span)  # what is shifted has its sign
     for piece in pieces:
         piece.sub_(start).mul_(factor).log_().mul_(exponent).exp_()  # four times as quick as a power
     new_mean, new_deviation = _moments(pieces)

@@ -19,6 +19,9 @@ Positions = Sequence[tuple[Tensor, Tensor]]
 """Where in the crop each voxel of a patch looks, in voxels: along each axis the sum of two tensors that broadcast to
 the patch, for a plane and a line are sooner rescaled than their sum."""
 
+Sample = tuple[Float[Tensor, "m _ _ _"], Integer[Tensor, "_ _ _"]]
+"""Channels and labels on one grid."""
+
 _SLAB = 1 << 16
 """Voxels worked on at once on a CPU: a dozen arrays of them fit in a core's second cache."""
 
@@ -43,26 +46,17 @@ class Places:
         self.crop = crop
         self.positions = positions
 
-    def read(
-        self,
-        image: Float[Tensor, "m i j k"],
-        labels: Integer[Tensor, "i j k"],
-        patch: Float[Tensor, "m x y z"],
-        target: Integer[Tensor, "x y z"],
-        *,
-        nearest: bool,
-    ) -> None:
-        """Fill a patch and its target.
+    def read(self, crop: Sample, into: Sample, *, nearest: bool) -> None:
+        """Fill a patch and its labels.
 
         Args:
-            image: Interpolated linearly along each axis.
-            labels: Read at the same places.
-            patch: Where the image goes.
-            target: Where the labels go.
+            crop: An image, interpolated linearly along each axis, and labels, read at the same places.
+            into: Where they go.
             nearest: The label of the nearest voxel; otherwise the argmax of the interpolated one-hot map, that is the
                 label that most of the eight voxels around speak for. The map is never made, so that any number of
                 labels costs the same.
         """
+        (image, labels), (patch, target) = crop, into
         patch.copy_(self._native(image, "bilinear"))
         if nearest:
             shifted = (labels - IGNORED).float()[None]  # outside reads as zero, so zero must mean ignored
@@ -96,16 +90,9 @@ class PlanePlaces(Places):
         self.height = (self.planes - 1) * self.rows
         self.row_scale, self.column_scale = 2 / (self.height - 1), 2 / (self.width - 1)
 
-    def read(
-        self,
-        image: Float[Tensor, "m i j k"],
-        labels: Integer[Tensor, "i j k"],
-        patch: Float[Tensor, "m x y z"],
-        target: Integer[Tensor, "x y z"],
-        *,
-        nearest: bool,
-    ) -> None:
-        """Fill a patch and its target, as `Places.read` does."""
+    def read(self, crop: Sample, into: Sample, *, nearest: bool) -> None:
+        """Fill a patch and its labels, as `Places.read` does."""
+        (image, labels), (patch, target) = crop, into
         channels = [channel.contiguous() for channel in _padded(image, self.border)]
         names = _padded(labels - IGNORED, self.border)
         looked_up = (names if nearest else _agreed(names)).float().view(1, 1, -1, self.width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from medseg.errors import nearest
 
 Range = tuple[float, float]
+
+MOST_BIAS = 5.0  # beyond, the exponential of a control point may leave the numbers
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,9 @@ class Augmentation:
     def __post_init__(self) -> None:
         for spec in fields(self):
             value = getattr(self, spec.name)
+            numbers = value if isinstance(value, tuple) else () if isinstance(value, str) else (value,)
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError(f"{spec.name} is made of finite numbers, got {value}")
             if spec.name.endswith("_probability") and not 0 <= value <= 1:
                 raise ValueError(f"{spec.name} is a probability between 0 and 1, got {value}")
             if isinstance(value, tuple) and not (len(value) == 2 and 0 <= value[0] <= value[1]):
@@ -99,8 +105,13 @@ class Augmentation:
             raise ValueError(f"low_resolution is a share of the resolution, at most 1, got {list(self.low_resolution)}")
         if min(self.elastic_points, self.bias_points) < 2:
             raise ValueError("elastic_points and bias_points must be at least 2: a point at each end of the patch")
-        if min(self.margin, self.rotation_deg, self.rotation_in_plane_deg, self.elastic_mm, self.bias_log_std) < 0:
-            raise ValueError("margin, angles, elastic_mm and bias_log_std must not be negative")
+        for name in ("margin", "rotation_deg", "rotation_in_plane_deg", "elastic_mm", "bias_log_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.bias_log_std > MOST_BIAS:
+            raise ValueError(
+                f"bias_log_std is at most {MOST_BIAS} (a factor of {math.exp(MOST_BIAS):.0f}), got {self.bias_log_std}"
+            )
         if self.label_interpolation not in ("linear", "nearest"):
             raise ValueError(f"label_interpolation is 'linear' or 'nearest', got {self.label_interpolation!r}")
 
@@ -160,6 +171,8 @@ def _typed(name: str, value: Any) -> Any:
     """Numbers as YAML hands them over (ints for floats, lists for ranges) in the type of the field."""
     default = getattr(PRESETS["full"], name)
     try:
+        if isinstance(value, bool) or (isinstance(default, int) and int(value) != value):
+            raise TypeError
         if isinstance(default, tuple):
             lowest, highest = (float(item) for item in value)
             return lowest, highest

@@ -51,9 +51,9 @@ def deform(
         if moved:
             positions, box, inside = _positions(draw, sample, patch_size, image)
             i, j, k = (part.stop - part.start for part in box)
-            crop, known = image[sample][(slice(None), *box)], labels[sample][box]
+            crop = image[sample][(slice(None), *box)], labels[sample][box]
             look = places(positions, (i, j, k), inside=inside)
-            look.read(crop, known, patches[sample], targets[sample], nearest=nearest)
+            look.read(crop, (patches[sample], targets[sample]), nearest=nearest)
         else:
             patches[sample] = _mirrored(centre(image[sample], patch_size), draw.flips[sample])
             targets[sample] = _mirrored(centre(labels[sample], patch_size), draw.flips[sample])

@@ -18,6 +18,10 @@ from medseg.space.threads import in_threads
 Spacing = Sequence[float] | Float[Tensor, "b axes"] | None
 """Edge lengths of a voxel in millimetres: one set for the batch, one per sample, or None for voxels."""
 
+Valid = Bool[Tensor, "b v *space"] | None
+"""Voxels that exist, for each class (v = c) or for all of them (v = 1); the others belong to neither side of a mask's
+boundary, as if they had been cut away, and their distances mean nothing. None means all."""
+
 SWEEP_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26}
 """Sums held at once by a sweep: two megabytes stay near a core; a GPU wants enough to fill it."""
 
@@ -58,7 +62,7 @@ def boundary_distance(
     masks: Bool[Tensor, "b c *space"],
     spacing_mm: Spacing = None,
     *,
-    valid: Bool[Tensor, "b v *space"] | None = None,
+    valid: Valid = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b c *space"]:
     """Measure the unsigned distance to the other side of each mask's boundary: d(x, mask) + d(x, complement).
@@ -68,8 +72,7 @@ def boundary_distance(
     Args:
         masks: One mask per sample and class.
         spacing_mm: See `Spacing`.
-        valid: Voxels that exist, for each class (v = c) or for all of them (v = 1); the others belong to neither side,
-            as if they had been cut away, and their distances mean nothing. None means all.
+        valid: See `Valid`.
         dtype: Precision of the answer.
 
     Returns:
@@ -88,7 +91,7 @@ def inner_distance(
     masks: Bool[Tensor, "b c *space"],
     spacing_mm: Spacing = None,
     *,
-    valid: Bool[Tensor, "b v *space"] | None = None,
+    valid: Valid = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b c *space"]:
     """Measure, inside each mask, the distance to the nearest voxel outside it; zero outside, and for a full mask.
@@ -96,8 +99,7 @@ def inner_distance(
     Args:
         masks: One mask per sample and class.
         spacing_mm: See `Spacing`.
-        valid: Voxels that exist, for each class (v = c) or for all of them (v = 1); the others belong to neither side,
-            as if they had been cut away, and their distances mean nothing. None means all.
+        valid: See `Valid`.
         dtype: Precision of the answer.
 
     Returns:
