@@ -5,10 +5,24 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from medseg.errors import CheckpointError
+
+_DAMAGE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    StopIteration,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
+"""What zipfile, pickle and torch raise over files that are cut short, overwritten or something else."""
 
 
 class Weights(NamedTuple):
@@ -26,23 +40,36 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, unreadable, holds code, or was not written by medseg.
     """
-    try:
+
+    def read() -> Any:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(name) as file:
-                facts = _PlainData(file).load()
+                return _PlainData(file).load()
+
+    return ours(path, read)
+
+
+def ours(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
+    """What ``read`` finds in a checkpoint.
+
+    Raises:
+        CheckpointError: The file is missing, unreadable, holds code, or was not written by medseg.
+    """
+    try:
+        found = read()
     except FileNotFoundError:
         raise CheckpointError(path, "does not exist", "Check the path; a run keeps checkpoints/best.ckpt") from None
     except pickle.UnpicklingError:
         raise CheckpointError(
             path, "is not a checkpoint, or holds code that could run on loading", "Use one that medseg wrote"
         ) from None
-    except (OSError, zipfile.BadZipFile, StopIteration, EOFError, LookupError, ValueError, TypeError) as error:
+    except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(path, f"is not a readable checkpoint ({reason})", "Copy it again") from None
-    if not isinstance(facts, dict) or "medseg" not in facts:
+    if not isinstance(found, dict) or not {"medseg", "state_dict"} <= found.keys():
         raise CheckpointError(path, "was not written by medseg", "Use a checkpoint of a medseg run")
-    return facts
+    return found
 
 
 class _PlainData(pickle.Unpickler):

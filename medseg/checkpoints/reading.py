@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medseg.checkpoints.facts import ours
 from medseg.errors import CheckpointError
 
 
@@ -19,22 +19,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, unreadable, holds code, or was not written by medseg.
     """
-    try:
+
+    def read() -> Any:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on a foreign pickle's protocol; we say more below
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(path, "does not exist", "Check the path; a run keeps checkpoints/best.ckpt") from None
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            path, "is not a checkpoint, or holds code that could run on loading", "Use one that medseg wrote"
-        ) from None
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(path, f"is not a readable checkpoint ({reason})", "Copy it again") from None
-    if not isinstance(checkpoint, dict) or "medseg" not in checkpoint:
-        raise CheckpointError(path, "was not written by medseg", "Use a checkpoint of a medseg run")
-    return checkpoint
+            warnings.simplefilter("ignore", UserWarning)  # on a foreign pickle's protocol; `ours` says more
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+    return ours(path, read)
 
 
 def matching_weights(
