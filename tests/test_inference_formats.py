@@ -99,6 +99,8 @@ def test_a_dicom_folder_may_be_the_source_itself(tmp_path):
     folder = write_series(tmp_path / "series", np.zeros((4, 4, 4)), np.eye(4))
     assert is_dicom_folder(folder)
     assert list_cases(folder, PLAN) == {"series": (folder,)}
+    with pytest.raises(DataError, match=r"\.dcm is one slice of a DICOM series"):
+        list_cases(next(folder.iterdir()), PLAN)
 
 
 def test_reading_dicom_leaves_the_locale_as_it_was(tmp_path):
@@ -138,6 +140,26 @@ def two_series(folder):
     write_series(folder / "a", np.zeros((4, 4, 4)), np.eye(4), series="1.2.9")
 
 
+def a_localiser(folder):
+    write_series(folder / "a", np.zeros((4, 4, 4)), np.eye(4))
+    write_series(folder / "b", np.zeros((4, 4, 2)), np.eye(4)[[2, 0, 1, 3]])
+    for path in (folder / "b").iterdir():
+        path.rename(folder / "a" / f"survey_{path.name}")
+
+
+def slices_of_two_sizes(folder):
+    write_series(folder / "a", np.zeros((4, 4, 4)), np.eye(4))
+    write_series(folder / "a", np.zeros((3, 4, 2)), np.eye(4))
+
+
+def a_link_to_nothing(folder):
+    (folder / "a.nrrd").symlink_to(folder / "gone.nrrd")
+
+
+def in_metres(folder):
+    sitk.WriteImage(itk_image(np.zeros((4, 4, 4), np.float32), np.diag([1e-3, 1e-3, 3e-3, 1])), str(folder / "a.nrrd"))
+
+
 def truncated(folder):
     sitk.WriteImage(itk_image(np.zeros((9, 9, 9), np.float32), np.eye(4)), str(folder / "a.mha"))
     (folder / "a.mha").write_bytes((folder / "a.mha").read_bytes()[:600])
@@ -154,6 +176,10 @@ def not_finite(folder):
 BAD = {
     missing_slice: "missing or doubled",
     two_series: "2 DICOM series, expected one",
+    a_localiser: "several directions",
+    slices_of_two_sizes: "its slices differ in size",
+    a_link_to_nothing: "does not exist",
+    in_metres: "has voxels of 0.001 x 0.001 x 0.003 mm",
     truncated: "not a readable image",
     flat: "has 2 axes",
     not_finite: "NaN",

@@ -11,7 +11,7 @@ from medseg.datasets.case import read_image, require_same_grid
 from medseg.datasets.layout import channel_of, images_by_name
 from medseg.errors import DataError
 from medseg.plan.plan import Plan
-from medseg.space.formats import FOREIGN_ENDINGS, is_dicom_folder, is_foreign, read_foreign
+from medseg.space.formats import FOREIGN_ENDINGS, is_dicom, is_dicom_folder, is_foreign, read_foreign
 from medseg.space.nifti import NIFTI_ENDINGS, case_name, read_header, require_finite
 from medseg.space.volume import Volume
 
@@ -43,6 +43,8 @@ def find_cases(source: Path, plan: Plan) -> tuple[dict[str, tuple[Path, ...]], t
     Raises:
         DataError: The source is missing or holds no image.
     """
+    if is_dicom(source):
+        raise DataError(source, "is one slice of a DICOM series", "Give the folder of its series as --input")
     if source.is_file():
         return _case_of(source, plan), ()
     if not source.is_dir():
@@ -115,7 +117,7 @@ def _require_plausible(path: Path, image: Volume, plan: Plan) -> None:
     raise DataError(
         path,
         f"has voxels of {own} mm, those of the training are {planned} mm: its header must mean another unit",
-        "Correct the affine, or its xyzt_units",
+        "Correct its spacing, or the unit that a NIfTI header names",
     )
 
 
@@ -141,7 +143,7 @@ def voxel_bytes(files: tuple[Path, ...]) -> int:
     total = 0
     for path in files:
         if is_foreign(path):
-            parts = path.iterdir() if path.is_dir() else (path,)
+            parts = [part for part in (path.iterdir() if path.is_dir() else (path,)) if part.is_file()]
             total += 2 * sum(part.stat().st_size for part in parts)  # int16 that becomes float32
             continue
         try:

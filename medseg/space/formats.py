@@ -16,6 +16,7 @@ from medseg.space.volume import Affine, Volume
 
 FOREIGN_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _POSITION = "0020|0032"  # DICOM's Image Position (Patient)
+_TURN = "0020|0037"  # Image Orientation (Patient)
 _UNEVEN = 0.02  # share by which the gaps between slices may differ; scanners round positions
 
 
@@ -31,7 +32,7 @@ def is_foreign(path: Path) -> bool:
 
 def is_dicom_folder(path: Path) -> bool:
     """Whether a folder holds DICOM files, told by their content, for they often have no ending."""
-    return path.is_dir() and any(_is_dicom(file) for file in sorted(path.iterdir()) if file.is_file())
+    return path.is_dir() and any(is_dicom(file) for file in sorted(path.iterdir()) if file.is_file())
 
 
 def read_foreign(path: Path) -> Volume:
@@ -49,7 +50,8 @@ def read_foreign(path: Path) -> Volume:
         image = _read_series(sitk, path) if path.is_dir() else sitk.ReadImage(str(path), sitk.sitkUnknown)
         voxels = sitk.GetArrayFromImage(image)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
+        uneven = any(words in str(error) for words in ("Size mismatch", "does not fully contain the requested region"))
+        reason = "its slices differ in size" if uneven else str(error).strip().splitlines()[-1]
         raise DataError(path, f"is not a readable image ({reason})", "Export it again, or as .nii.gz") from None
     finally:
         locale.setlocale(locale.LC_CTYPE, encoding)  # GDCM leaves the whole process in ASCII
@@ -92,6 +94,8 @@ def _read_series(sitk: Any, folder: Path) -> Any:
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
     reader.MetaDataDictionaryArrayUpdateOn()
     image = reader.Execute()
+    if len({reader.GetMetaData(n, _TURN) for n in range(image.GetSize()[2]) if reader.HasMetaDataKey(n, _TURN)}) > 1:
+        raise DataError(folder, "holds slices of several directions, such as a localiser's", "Keep those of the series")
     _require_even_slices(folder, reader, image)
     return image
 
@@ -130,7 +134,8 @@ def _channels_first(path: Path, voxels: NDArray[Any], image: Any) -> NDArray[np.
     return np.ascontiguousarray(voxels.transpose(0, 3, 2, 1), dtype=np.float32)  # ITK's arrays are (k, j, i)
 
 
-def _is_dicom(file: Path) -> bool:
+def is_dicom(file: Path) -> bool:
+    """Whether a file is a DICOM slice, told by its content; what cannot be read is none."""
     try:
         with file.open("rb") as content:
             return content.read(132)[128:] == b"DICM"
