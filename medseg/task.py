@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import medseg
 from medseg.checkpoints.reading import matching_weights, read_checkpoint
 from medseg.errors import CheckpointError, MedsegError, UsageError
 from medseg.loss_study import LossStudy, study_criteria
-from medseg.losses import Criterion, build_loss
+from medseg.losses import Criterion, NonFiniteLogitsError, build_loss
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.nets.pace import Auto, Pace, Trial, follow, lay_out, missing_compiler, set_pace
@@ -202,7 +203,7 @@ class SegmentationTask(pl.LightningModule):
         """Before training: take over weights, freeze some."""
         if stage != "fit":
             return
-        if self.hparams["init_from"]:
+        if self.hparams["init_from"] is not None:
             fitting, fresh = matching_weights(Path(self.hparams["init_from"]), self.state_dict())
             self.load_state_dict(fitting, strict=False)
             rank_zero_info(f"{len(fitting)} weights come from {self.hparams['init_from']}, {len(fresh)} start afresh")
@@ -212,6 +213,8 @@ class SegmentationTask(pl.LightningModule):
                 raise UsageError(f"model.freeze: no weight is called {pattern!r}", "Use a pattern such as net.*")
             for parameter in named:
                 parameter.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise UsageError("model.freeze leaves no weight to train", "Freeze fewer, or score it with medseg test")
 
     def configure_model(self) -> None:
         """Under the strategy ``fsdp``: part the weights over the processes."""
@@ -291,7 +294,11 @@ class SegmentationTask(pl.LightningModule):
             coarser = torch.tensor(batch.labels.shape[1:], device=total.device) / torch.tensor(
                 logits.shape[2:], device=total.device
             )
-            value = self.loss(logits, self.target_of(labels), batch.spacing_mm * coarser, class_mask=batch.class_mask)
+            spacing_mm, mask = batch.spacing_mm * coarser, batch.class_mask
+            try:
+                value = self.loss(logits, self.target_of(labels), spacing_mm, class_mask=mask)
+            except NonFiniteLogitsError:  # a gradient that is not finite either lets every process skip the step
+                value = logits.sum() * math.nan
             total = total + weight / sum(weights) * value
         return total
 

@@ -43,11 +43,11 @@ from medseg.checkpoints import writing
 from medseg.checkpoints.writing import CheckpointFiles
 from medseg.errors import CheckpointError
 path = Path(sys.argv[1]) / "last.ckpt"
-CheckpointFiles().save_checkpoint({"medseg": {}, "weights": torch.zeros(3)}, path)
+CheckpointFiles().save_checkpoint({"medseg": {}, "state_dict": {}, "weights": torch.zeros(3)}, path)
 for size in (0, 100, 5_000, 60_000, 390_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     try:
-        CheckpointFiles().save_checkpoint({"medseg": {}, "weights": torch.zeros(100_000)}, path)
+        CheckpointFiles().save_checkpoint({"medseg": {}, "state_dict": {}, "weights": torch.zeros(100_000)}, path)
     except CheckpointError as error:
         print(error)
     assert CheckpointFiles().load_checkpoint(path)["weights"].shape == (3,)
@@ -245,3 +245,62 @@ def test_what_is_proposed_for_less_memory_is_a_legal_plan(store):  # noqa: F811
 def test_an_unknown_failure_keeps_its_traceback(store):  # noqa: F811
     assert explained(RuntimeError("no idea"), Store(store).plan) is None
     assert explained(RuntimeError("Connection closed by peer [127.0.0.1]:1"), Store(store).plan) is not None
+
+
+def spoilt(part, value):
+    def spoil(path):
+        torch.save({**load(path), part: value}, path)
+
+    return spoil
+
+
+def poisoned(path):
+    whole = load(path)
+    torch.save(
+        {**whole, "state_dict": {name: tensor * torch.nan for name, tensor in whole["state_dict"].items()}}, path
+    )
+
+
+def weights_only(path):
+    torch.save(load(path)["state_dict"], path)
+
+
+def of_nnunet(path):
+    torch.save({"network_weights": load(path)["state_dict"], "current_epoch": 3, "trainer_name": "nnUNetTrainer"}, path)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected", "tuned"),
+    [
+        (cut_short, "is not a readable checkpoint (PytorchStreamReader failed reading zip archive: failed", None),
+        (lambda path: path.write_bytes(b""), "is not a readable checkpoint", None),
+        (lambda path: path.write_text("hello"), "is no file of torch.save, or not all of one", None),
+        (weights_only, "was not written by medseg", None),
+        (of_nnunet, "was not written by medseg", None),
+        (poisoned, "holds weights that are NaN or infinite, such as net.", None),
+        (spoilt("medseg", "yes"), "was not written by medseg", None),
+        (spoilt("optimizer_states", None), "lacks optimizer_states, which a training needs to go on", 0),
+        (spoilt("global_step", None), "lacks global_step", 0),
+        (spoilt("hyper_parameters", {"plan": {"labels": 3}}), "holds no plan that this version", 0),
+    ],
+)
+def test_a_checkpoint_that_is_none_or_not_whole_is_a_sentence(store, run, tmp_path, capsys, spoil, expected, tuned):  # noqa: F811
+    mine = shutil.copytree(run, tmp_path / "run")
+    last = mine / "checkpoints" / "last.ckpt"
+    spoil(last)
+    log = (mine / "metrics.csv").read_bytes()
+    for words in (["--ckpt_path", "last"], ["--model.init_from", str(last), "--run", str(tmp_path / "tuned")]):
+        status = fit(store, mine, *EIGHT, *words)
+        if words[0] == "--model.init_from" and tuned is not None:
+            assert status == tuned
+            continue
+        message = capsys.readouterr().err
+        assert status == 1
+        assert "last.ckpt" in message
+        assert expected in message
+        assert "Traceback" not in message
+    assert (mine / "metrics.csv").read_bytes() == log

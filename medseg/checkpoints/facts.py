@@ -65,9 +65,10 @@ def ours(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
             path, "is not a checkpoint, or holds code that could run on loading", "Use one that medseg wrote"
         ) from None
     except _DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        said = "" if isinstance(error, LookupError) else str(error).split("\n")[0].split(". ")[0]
+        reason = said or "it is no file of torch.save, or not all of one"
         raise CheckpointError(path, f"is not a readable checkpoint ({reason})", "Copy it again") from None
-    if not isinstance(found, dict) or not {"medseg", "state_dict"} <= found.keys():
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("medseg", "state_dict")):
         raise CheckpointError(path, "was not written by medseg", "Use a checkpoint of a medseg run")
     return found
 

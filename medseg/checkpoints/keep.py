@@ -48,7 +48,7 @@ class KeepCheckpoints(ModelCheckpoint):
         self.seconds = 60 * minutes
         self.signals = StopSignals()
         self._written = time.monotonic()
-        self._step = 0
+        self._step, self._best_step = 0, 0  # which the two files hold
         self._at_home = False
         self._validating = False
         self._breaking_off = False  # of a validation, in order, as opposed to whatever else may end it
@@ -57,6 +57,12 @@ class KeepCheckpoints(ModelCheckpoint):
     def last(self) -> Path:
         """The file that a killed run goes on from."""
         return Path(str(self.dirpath)) / "last.ckpt"
+
+    def kept_before(self, step: int) -> str:
+        """The file with the weights as they were after so many steps or fewer, if there is one."""
+        if self.last_model_path and self._step <= step:
+            return self.last_model_path
+        return self.best_model_path if self._best_step <= step else ""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -105,7 +111,10 @@ class KeepCheckpoints(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the best if it is one, and the last."""
         self._validating = False
+        before = self.best_model_score
         super().on_validation_end(trainer, pl_module)
+        if self.best_model_score is not before:
+            self._best_step = trainer.global_step
         if not trainer.sanity_checking:
             self._write_last(trainer)
 

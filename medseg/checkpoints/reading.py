@@ -28,6 +28,38 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return ours(path, read)
 
 
+def read_to_go_on(path: Path) -> dict[str, Any]:
+    """A checkpoint that a training can go on from: all of its parts are there, and its weights are numbers.
+
+    Raises:
+        CheckpointError: As `read_checkpoint`, or it lacks something.
+    """
+    checkpoint = read_checkpoint(path)
+    lacking = [name for name, kind in _PARTS.items() if not isinstance(checkpoint.get(name), kind)]
+    if lacking:
+        remedy = "Go on from another one, or start from its weights with --model.init_from"
+        raise CheckpointError(path, f"lacks {', '.join(lacking)}, which a training needs to go on", remedy)
+    _require_numbers(path, checkpoint["state_dict"])
+    return checkpoint
+
+
+_PARTS = {
+    **{"hyper_parameters": dict, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list},
+    **{"global_step": int, "epoch": int},
+}
+
+
+def _require_numbers(path: Path, weights: dict[str, Tensor]) -> None:
+    """Refuse the weights of a training that has gone wrong."""
+    bad = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise CheckpointError(
+            path,
+            f"holds weights that are NaN or infinite, such as {bad[0]}",
+            "Use another one, such as best.ckpt, with a lower model.lr",
+        )
+
+
 def matching_weights(
     path: Path, state: dict[str, Tensor], prefix: str = "net."
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -45,6 +77,7 @@ def matching_weights(
         CheckpointError: As `read_checkpoint`, or nothing fits: another network.
     """
     theirs = read_checkpoint(path)["state_dict"]
+    _require_numbers(path, theirs)
     wanted = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
     fitting = {
         name: theirs[name] for name, tensor in wanted.items() if name in theirs and theirs[name].shape == tensor.shape

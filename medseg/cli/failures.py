@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from medseg.errors import CheckpointError, MedsegError
+from medseg.errors import CheckpointError, MedsegError, UsageError
 from medseg.plan.plan import Plan
 
 
@@ -33,6 +34,8 @@ class LostProcessError(MedsegError):
         )
 
 
+_GPUS = ("gpu", "cuda", "mps", "tpu")
+_SPEAK_FOR_THEMSELVES = ("medseg", "pytorch_lightning", "lightning_fabric")  # their ValueErrors are written for users
 _MOURNING_S = 3.0  # a connection breaks before the system tells of what its process died
 
 _LOST = re.compile(
@@ -61,9 +64,40 @@ def explained(error: BaseException, plan: Plan, *, obituary: Callable[..., str] 
             f"holds another network ({_first_mismatch(text)})",
             "Go on with the net and net_options of its config.yaml, or give it as --model.init_from to start from it",
         )
+    if isinstance(error, ValueError) and _raised_in(error) in _SPEAK_FOR_THEMSELVES:
+        return UsageError(" ".join(text.split()).rstrip("."), "Correct the config")
     if isinstance(error, RuntimeError | ConnectionError) and _LOST.search(text):
         return LostProcessError(obituary(patience_s=_MOURNING_S) if obituary else "")
     return None
+
+
+def unusable_device(error: BaseException, trainer: Any) -> UsageError:
+    """The sentence for a trainer that cannot be built, most often for want of a GPU.
+
+    Args:
+        error: What Lightning raised.
+        trainer: Its options.
+    """
+    said = " ".join(str(error).split()).rstrip(".!")
+    if trainer.accelerator in _GPUS and not torch.cuda.is_available() and trainer.accelerator != "mps":
+        return UsageError(
+            f"trainer.accelerator {trainer.accelerator}: PyTorch finds no such GPU on this machine",
+            "Take --trainer.accelerator cpu or auto, or install the PyTorch that is built for this GPU",
+        )
+    if "requested gpu" in said or "devices" in said:
+        return UsageError(
+            f"trainer.devices {trainer.devices} on {trainer.accelerator}: {said}",
+            "Give a number of devices that this machine has, or --trainer.devices auto",
+        )
+    return UsageError(said, "Correct the options of the trainer")
+
+
+def _raised_in(error: BaseException) -> str:
+    """The package whose code raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
 
 
 def _smaller(plan: Plan) -> list[str]:

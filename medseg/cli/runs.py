@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 
-from medseg.checkpoints.reading import read_checkpoint
+from medseg.checkpoints.reading import read_to_go_on
 from medseg.cli.metrics_log import forget_steps
 from medseg.errors import CheckpointError, UsageError
 from medseg.plan.plan import Plan
@@ -55,7 +56,8 @@ class Run:
         """
         path = self.checkpoints / f"{name or 'best'}.ckpt" if name in (None, "best", "last") else Path(str(name))
         if not path.is_file():
-            raise CheckpointError(path, "does not exist", "Train first, or name the folder of the run with --run")
+            problem = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
+            raise CheckpointError(path, problem, "Train first, or name the folder of the run with --run")
         return path
 
     def prepare_fit(self, resume_from: str | None) -> Start:
@@ -84,7 +86,9 @@ class Run:
         elif resume_from is not None:
             # a kill between the very first best.ckpt and last.ckpt leaves only the one, which holds as much
             path = found[0] if resume_from == "last" else self.checkpoint(resume_from)
-            start = Start(path, int(read_checkpoint(path)["global_step"]))
+            checkpoint = read_to_go_on(path)
+            _require_plan(path, checkpoint["hyper_parameters"].get("plan"))
+            start = Start(path, checkpoint["global_step"])
             rank_zero_info(f"training goes on after step {start.step}, from {path}")
         rank_zero_only(forget_steps)(self.path / "metrics.csv", since=start.step)
         return start
@@ -124,6 +128,14 @@ class Run:
         )
         print_summary(evaluation)
         return evaluation
+
+
+def _require_plan(path: Path, plan: Any) -> None:
+    try:
+        Plan.from_dict(plan)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        problem = f"holds no plan that this version of medseg understands ({' '.join(str(error).split())})"
+        raise CheckpointError(path, problem, "Start from its weights with --model.init_from") from None
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -22,9 +22,10 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from medseg.checkpoints.keep import KeepCheckpoints
 from medseg.checkpoints.writing import CheckpointFiles
 from medseg.cli.command import report_failures
-from medseg.cli.failures import explained
+from medseg.cli.failures import explained, unusable_device
 from medseg.cli.metrics_log import RunCsvLogger
 from medseg.cli.progress import FitProgress
+from medseg.cli.ranges import require_in_range
 from medseg.cli.runs import Run, SaveRunConfig
 from medseg.cli.signing import SignOrigin, UnequalDataError
 from medseg.errors import DataError, InterruptionError, UsageError, nearest
@@ -54,7 +55,8 @@ class Trainer(pl.Trainer):
             options: As Lightning's.
         """
         chosen = best_precision(accelerator) if precision == "auto" else precision
-        if not any(options.get(budget) for budget in ("max_epochs", "max_time")) and options.get("max_steps", -1) == -1:
+        budgets = (options.get("max_epochs"), options.get("max_time"))
+        if budgets == (None, None) and options.get("max_steps", -1) == -1:
             options["max_epochs"] = _DEFAULT_EPOCHS
         if not str(options.get("strategy", "")).startswith("deepspeed"):  # which writes folders of its own
             options["plugins"] = [*_listed(options.get("plugins")), CheckpointFiles()]
@@ -76,6 +78,7 @@ class MedsegCLI(LightningCLI):
         except ArgumentError as error:
             actions = [action for sub in self._subcommand_parsers.values() for action in sub._actions]
             raise explain(str(error), sorted({action.dest for action in actions})) from None
+        require_in_range(self.config[self.config.subcommand].as_dict())
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Link the plan of the data to the task, and name the run folder."""
@@ -127,7 +130,7 @@ class MedsegCLI(LightningCLI):
         """Run; of what every process knows, one tells."""
         try:
             super()._run_subcommand(subcommand)
-        except (RuntimeError, MemoryError, ConnectionError) as error:
+        except (RuntimeError, MemoryError, ConnectionError, ValueError) as error:
             launcher = self.trainer.strategy.launcher
             started = launcher if isinstance(launcher, ExplainingLauncher) else None
             sentence = explained(error, self.datamodule.plan, obituary=started.obituary if started else None)
@@ -144,7 +147,10 @@ class MedsegCLI(LightningCLI):
         chosen = self.config_init[self.subcommand].trainer.logger
         if chosen is None:
             options["logger"] = _loggers(self.run_folder, self.start.step) if self.subcommand == "fit" else False
-        return super().instantiate_trainer(default_root_dir=str(self.run_folder.path), **options)
+        try:
+            return super().instantiate_trainer(default_root_dir=str(self.run_folder.path), **options)
+        except (MisconfigurationException, TypeError) as error:
+            raise unusable_device(error, self.config_init[self.subcommand].trainer) from None
 
     def before_fit(self) -> None:
         """Sign every checkpoint with its origin."""
@@ -273,7 +279,9 @@ def _plain_plan(plan: Plan) -> dict[str, Any]:
 
 
 def _fit_callbacks(run: Run, config: Any) -> list[Callback]:
-    callbacks = [WatchPeers(), KeepCheckpoints(run.checkpoints, config.checkpoint_minutes), LearningRateMonitor("step")]
+    callbacks: list[Callback] = [WatchPeers(), KeepCheckpoints(run.checkpoints, config.checkpoint_minutes)]
+    if config.trainer.logger is not False:
+        callbacks.append(LearningRateMonitor("step"))
     of_config = " ".join(str(callback.get("class_path")) for callback in _listed(config.trainer.callbacks))
     if config.trainer.enable_progress_bar is not False and "ProgressBar" not in of_config:
         callbacks.append(FitProgress())

@@ -24,10 +24,10 @@ from medseg.losses import (
     unified,
     weight_maps,
 )
-from medseg.losses.criterion import Criterion, build_loss
+from medseg.losses.criterion import Criterion, NonFiniteLogitsError, build_loss
 from medseg.losses.table import rows
 
-__all__ = ["Criterion", "build_loss", "list_losses"]
+__all__ = ["Criterion", "NonFiniteLogitsError", "build_loss", "list_losses"]
 
 _CHAPTERS = (  # importing a chapter files its losses in the table
     *(distribution, focal, robust, weight_maps),

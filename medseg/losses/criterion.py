@@ -15,6 +15,10 @@ from medseg.losses.ranks import mean_over_ranks
 from medseg.losses.reduction import reduced
 
 
+class NonFiniteLogitsError(ValueError):
+    """A network's logits are not finite: no loss can be told, but a training can leave the step out."""
+
+
 class Criterion(nn.Module):
     """A weighted sum of losses of one comparison; made by `build_loss`.
 
@@ -78,7 +82,8 @@ class Criterion(nn.Module):
             A scalar, or (b,) with ``reduction="none"``; 0 with a gradient of 0 where every voxel is ignored.
 
         Raises:
-            ValueError: If shapes, types or values are wrong, or the logits are not finite.
+            ValueError: If shapes, types or values are wrong.
+            NonFiniteLogitsError: If the logits are not finite; every process has then taken part in what they share.
         """
         with torch.autocast(logits.device.type, enabled=False):
             comparison = compare(
@@ -187,7 +192,7 @@ def _refuse_nan(total: Tensor, logits: Tensor) -> None:
         return
     bad = int((~logits.detach().isfinite()).sum())
     if bad:
-        raise ValueError(
+        raise NonFiniteLogitsError(
             f"{bad} of {logits.numel()} logits are not finite (NaN or infinite). Lower the learning rate, clip "
             "gradients, or train in bf16 instead of fp16."
         )

@@ -65,11 +65,21 @@ class PadToSize(nn.Module):
 
 
 def run_padded(net: nn.Module, image: Image, target: Sequence[int]) -> Logits | tuple[Level, ...]:
-    """Run a network on the image padded to a target size, and crop what comes out."""
+    """Run a network on the image padded to a target size, and crop what comes out.
+
+    Raises:
+        UsageError: What comes out is not as large as what went in.
+    """
     size = image.shape[2:]
     padding = [side for n, wanted in zip(reversed(size), reversed(target), strict=True) for side in (0, wanted - n)]
     padded = F.pad(image, padding, mode="replicate") if any(padding) else image
     outputs: Tensor | Sequence[Tensor] = net(padded)
+    finest = outputs if isinstance(outputs, Tensor) else outputs[0]
+    if finest.shape[2:] != padded.shape[2:]:
+        raise UsageError(
+            f"the network maps {times(padded.shape[2:])} voxels to {times(finest.shape[2:])}",
+            "Take one whose output has the size of its input, such as with padded convolutions",
+        )
     if isinstance(outputs, Tensor):
         return _crop(outputs, size, target)
     return tuple(_crop(level, size, target) for level in outputs)

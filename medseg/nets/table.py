@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from inspect import Parameter
 
 from torch import nn
 
@@ -120,7 +121,11 @@ def build_net(name: str, spec: NetSpec, knobs: Mapping[str, Knob] | None = None)
     chosen = dict(knobs or {})
     if name in NETS:
         _check_knobs(name, NETS[name], chosen)
-        return NETS[name](spec, **chosen)
+        try:
+            return NETS[name](spec, **chosen)
+        except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:  # of torch and MONAI
+            told = " ".join(str(error).split()).rstrip(".")
+            raise UsageError(f"{name} cannot be built with {chosen} ({told})", "Correct net_options") from None
     if "." in name:
         return _build_foreign(name, spec, chosen)
     hint = nearest(name, list_nets())
@@ -144,6 +149,19 @@ def _check_knobs(name: str, builder: Builder, knobs: Mapping[str, Knob]) -> None
                 f"network {name!r} has no knob {knob!r}" + (f", did you mean {hint!r}" if hint else ""),
                 f"Its knobs are {', '.join(legal) or 'none'}",
             )
+        _check_value(name, inspect.signature(builder).parameters[knob], knobs[knob])
+
+
+def _check_value(name: str, knob: Parameter, value: Knob) -> None:
+    """Sizes are whole numbers from 1 up, and as many as the knob wants."""
+    wanted = str(knob.annotation)
+    if "int" not in wanted or value == knob.default:
+        return
+    numbers = value if isinstance(value, list) else [value]
+    several = "list" in wanted
+    if several != isinstance(value, list) or not numbers or not all(type(n) is int and n >= 1 for n in numbers):
+        legal = "a list of whole numbers from 1 up" if several else "a whole number from 1 up"
+        raise UsageError(f"the knob {knob.name} of {name} is {legal}, got {value!r}", "Correct net_options")
 
 
 def _build_foreign(path: str, spec: NetSpec, knobs: Mapping[str, Knob]) -> nn.Module:

@@ -21,7 +21,7 @@ class NonFiniteError(MedsegError):
         self, step: int, skipped: int, cases: tuple[str, ...], terms: dict[str, float], *, kept: str = ""
     ) -> None:
         values = ", ".join(f"{name} = {value:g}" for name, value in terms.items())
-        good = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
+        good = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written before these steps"
         super().__init__(
             f"the gradient was not finite in {skipped} steps in a row, last at step {step} on the cases "
             f"{', '.join(cases)} ({values}). Lower model.lr, set trainer.gradient_clip_val, or train with "
@@ -33,7 +33,8 @@ class SkipBadSteps(Callback):
     """Leaves out optimizer steps whose gradient is NaN or infinite, and stops after too many in a row.
 
     The gradients are judged where every process holds the same ones, so all of them skip together. In fp16 the
-    gradient scaler finds overflows by itself and lowers its scale; those steps are not counted.
+    gradient scaler finds overflows by itself, leaves the step out and halves its scale; only those that are left when
+    the scale is down at 1 are counted.
 
     Args:
         patience: Bad steps in a row that are forgiven.
@@ -43,6 +44,7 @@ class SkipBadSteps(Callback):
         self.patience = patience
         self.in_a_row = 0
         self._cases: tuple[str, ...] = ()
+        self._first = 0  # of the steps in a row
 
     def state_dict(self) -> dict[str, Any]:
         """How many steps in a row were bad."""
@@ -59,7 +61,8 @@ class SkipBadSteps(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Judge the gradient; forget it if it is bad, so that the optimizer leaves the weights alone."""
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        if not gradients or trainer.precision == "16-mixed":
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if not gradients or (scaler is not None and scaler.get_scale() > 1):
             return
         norm = nn.utils.get_total_norm(gradients)
         pl_module.log("train/gradient_norm", norm)
@@ -67,10 +70,17 @@ class SkipBadSteps(Callback):
             self.in_a_row = 0
             return
         self.in_a_row += 1
+        self._first = trainer.global_step if self.in_a_row == 1 else self._first
         if self.in_a_row > self.patience:
             terms = {name: float(value) for name, value in pl_module.loss.terms.items()}  # type: ignore[union-attr, operator]
-            kept = next((path for c in trainer.checkpoint_callbacks if (path := getattr(c, "last_model_path", ""))), "")
+            kept = next((path for c in trainer.checkpoint_callbacks if (path := _kept_before(c, self._first))), "")
             raise NonFiniteError(trainer.global_step, self.in_a_row, self._cases, terms, kept=kept)
         rank_zero_warn(f"step {trainer.global_step} was skipped: its gradient is not finite ({', '.join(self._cases)})")
         for parameter in pl_module.parameters():
             parameter.grad = None
+
+
+def _kept_before(keeper: Callback, step: int) -> str:
+    """The file in which a callback of ours kept the weights before a step; empty where it is not known to have."""
+    kept: str = getattr(keeper, "kept_before", lambda step: "")(step)
+    return kept
