@@ -232,6 +232,12 @@ def test_a_store_and_another_plan(store, toy_dataset, tmp_path, capsys):
     told_in_one_sentence([*again, "--plan", str(tmp_path / "plan.yaml")], capsys, "plan.yaml is not YAML")
     description = str(toy_dataset / "dataset.json")
     told_in_one_sentence([*again, "--plan", description], capsys, "dataset.json is not a usable plan")
+    for edge, words in (("0.001", "would have 3.6e+04 x"), ("9999", "would have 1 x 1 x 1 voxels")):
+        (tmp_path / "plan.yaml").write_text(re.sub(r"spacing_mm: .*", f"spacing_mm: [{edge}, {edge}, {edge}]", text))
+        absurd = ["prepare", str(toy_dataset), "--out", str(tmp_path / "other"), "--workers", "1"]
+        assert main([*absurd, "--plan", str(tmp_path / "plan.yaml")]) == 1
+        assert words in capsys.readouterr().err
+        shutil.rmtree(tmp_path / "other")
     (store / "plan.yaml").write_text(other_spacing(text))
     with pytest.raises(DataError, match="Undo the edit"):
         VolumesDataModule(store, folds=2).cases  # noqa: B018  # it is read when asked for

@@ -158,6 +158,22 @@ def test_who_stops_listening_stops_the_work():
         break
 
 
+def test_a_worker_that_is_killed_before_it_has_started_is_replaced(monkeypatch):
+    start = workers._Worker.__init__
+    killed = []
+
+    def start_and_kill_the_first(self, work):
+        start(self, work)
+        if not killed:
+            killed.append(self.process.pid)
+            self.process.kill()
+
+    monkeypatch.setattr(workers._Worker, "__init__", start_and_kill_the_first)
+    outcome = run_tasks(double, {"a": 1, "b": 2, "c": 3}, workers=2, title="doubling")
+    assert killed
+    assert outcome.results == {"a": 2, "b": 4, "c": 6}
+
+
 def test_a_script_without_a_main_guard_is_told_so(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

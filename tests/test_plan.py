@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,10 +93,10 @@ def test_comments_say_why_and_survive_reading_and_writing(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"patchsize": [32, 16, 8]}, "'patchsize' is not known; did you mean patch_size?"),
+        ({"patchsize": [32, 16, 8]}, "'patchsize' is not known; did you mean patch_size"),
         ({"qqqq": 1}, "'qqqq' is not known; expected one of"),
-        ({"normalisation": [{"scheme": "zsocre"}, {}]}, "did you mean zscore?"),
-        ({"normalisation": [{"schema": "ct"}, {}]}, "key of normalisation 'schema' is not known; did you mean scheme?"),
+        ({"normalisation": [{"scheme": "zsocre"}, {}]}, "did you mean zscore"),
+        ({"normalisation": [{"schema": "ct"}, {}]}, "key of normalisation 'schema' is not known; did you mean scheme"),
         ({"normalisation": [{"scheme": "ct", "lower": "low"}, {}]}, "needs numbers beside its scheme"),
         ({"normalisation": [{"scheme": "ct", "lower": 3, "upper": 2}, {}]}, "needs lower < upper"),
         ({"normalisation": [{"scheme": "none"}]}, "one entry per modality: 2 modalities, 1 entries"),
@@ -104,19 +105,32 @@ def test_comments_say_why_and_survive_reading_and_writing(tmp_path):
         ({"labels": {}}, "names no organ"),
         ({"labels": {"liver": 0}}, "'liver' must have one or more distinct positive values"),
         ({"labels": {"liver": []}}, "'liver' must have"),
-        ({"labels": ["liver"]}, "labels cannot be"),
+        ({"labels": ["liver"]}, "labels cannot be ['liver']"),
+        ({"labels": None}, "labels cannot be None"),
+        ({"modalities": "CT"}, "modalities: expected a list, got 'CT'"),
         ({"labels": {"liver": 9}}, "ignore 9 is also a label"),
         ({"paint_order": [1]}, "paint_order needs a value per organ (2), got 1"),
-        ({"swap_labels": [["livr", "spleen"]]}, "did you mean liver?"),
-        ({"swap_labels": [["liver"]]}, "swap_labels"),
+        ({"swap_labels": [["livr", "spleen"]]}, "did you mean liver"),
+        ({"swap_labels": [["liver"]]}, "swap_labels: expected a list of 2, got ['liver']"),
+        ({"swap_labels": [["liver", "liver"]]}, "expected two different names"),
+        ({"normalisation": [{"scheme": "ct", "lower": 0, "upper": 1, "mean": float("nan")}]}, "needs numbers"),
+        ({"normalisation": [{"scheme": "ct", "lower": 0, "upper": float("inf")}]}, "needs numbers"),
         ({"orientation": "RAX"}, "orientation must have"),
         ({"spacing_mm": [1, 1, 0]}, "three positive numbers"),
-        ({"spacing_mm": [1, 1]}, "spacing_mm"),
-        ({"spacing_mm": None}, "spacing_mm cannot be None"),
+        ({"spacing_mm": [1, 1]}, "spacing_mm: expected a list of 3, got [1, 1]"),
+        ({"spacing_mm": [1, 1, -1]}, "three positive numbers"),
+        ({"spacing_mm": [1, 1, float("inf")]}, "expected a number, got inf"),
+        ({"spacing_mm": [True, 1, 1]}, "expected a number, got True"),
+        ({"spacing_mm": "1, 1, 1"}, "expected a list of 3"),
+        ({"spacing_mm": None}, "expected a list of 3, got None"),
         ({"mirror_axes": [0, 3]}, "mirror_axes must be distinct axes"),
         ({"features": [8]}, "one entry per stage"),
         ({"batch_size": 0}, "must be positive"),
         ({"batch_size": 2.5}, "expected a whole number, got 2.5"),
+        ({"batch_size": float("inf")}, "expected a whole number, got inf"),
+        ({"batch_size": "two"}, "expected a whole number, got 'two'"),
+        ({"strides": [[2, 2, 2], [2, 2, 1]]}, "strides must begin with [1, 1, 1]"),
+        ({"kernels": [[3, 3, 3], [3, 2, 3]]}, "kernels must be odd"),
         ({"patch_size": [33, 16, 8]}, "must be a multiple of [2, 2, 1]"),
     ],
 )
@@ -132,7 +146,10 @@ def test_a_wrong_file_is_answered_with_a_sentence(changes, sentence, tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("name: [", "is not YAML"),
+        ("name: [", r"is not YAML \(line 1: "),
+        ("name: toy\n\tbatch_size: 2", r"is not YAML \(line 2: found character '\\t'"),
+        ("name: toy\nname: story", r"is not YAML \(line 2: name occurs twice\)"),
+        ("name: !!python/object/apply:os.getcwd []", r"is not YAML \(line 1: could not determine a constructor"),
         ("just words", "must be a table"),
         ("", "must be a table"),
         ("name: toy", "lacks modalities, labels"),
@@ -143,6 +160,17 @@ def test_what_is_no_plan_at_all(text, sentence, tmp_path):
     path.write_text(text)
     with pytest.raises(DataError, match=sentence):
         read_plan(path)
+
+
+def test_what_is_no_text(tmp_path):
+    (tmp_path / "plan.yaml").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(DataError, match=r"is not a text file in UTF-8\."):
+        read_plan(tmp_path / "plan.yaml")
+
+
+def test_letters_stay_letters(tmp_path):
+    write_plan(tmp_path / "plan.yaml", replace(a_plan(), name="Größe 肝"))
+    assert "name: Größe 肝\n" in (tmp_path / "plan.yaml").read_text(encoding="utf-8")
 
 
 def test_a_missing_file(tmp_path):

@@ -229,7 +229,7 @@ class _Worker:
             message = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            if not self.started:
+            if not self.started and (self.process.exitcode or 0) >= 0:  # nobody killed it: it cannot
                 remedy = "Call it under if __name__ == '__main__' in a script, or use 1 worker"
                 raise MachineError(name, "cannot be worked on: worker processes do not start here", remedy) from None
             self.name = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from math import isfinite
 from typing import Any
 
 from medseg.errors import nearest
@@ -14,7 +15,7 @@ Triple = tuple[int, int, int]
 def misspelt(what: str, word: object, legal: tuple[str, ...]) -> str:
     """The sentence that answers a word nobody knows with the one that was meant."""
     meant = nearest(str(word), list(legal))
-    hint = f"did you mean {meant}?" if meant else f"expected one of {', '.join(legal)}"
+    hint = f"did you mean {meant}" if meant else f"expected one of {', '.join(legal)}"
     return f"{what} {word!r} is not known; {hint}"
 
 
@@ -44,23 +45,41 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+def listed(value: Any, length: int | None = None) -> list[Any]:
+    """A list, of a certain length if one is given."""
+    if not isinstance(value, list | tuple) or (length is not None and len(value) != length):
+        raise ValueError(f"expected a list{f' of {length}' if length else ''}, got {value!r}")
+    return list(value)
+
+
 def triple(value: Any) -> Triple:
     """Three whole numbers."""
-    i, j, k = (whole(item) for item in value)
+    i, j, k = (whole(item) for item in listed(value, 3))
     return i, j, k
 
 
 def whole(value: Any) -> int:
     """A whole number; 2.0 is one, 2.5 and true are not."""
-    if isinstance(value, bool) or int(value) != value:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
         raise ValueError(f"expected a whole number, got {value!r}")
     return int(value)
 
 
 def spacing(value: Any) -> tuple[float, float, float]:
     """Three floats."""
-    i, j, k = (float(item) for item in value)
+    i, j, k = (number(item) for item in listed(value, 3))
     return i, j, k
+
+
+def number(value: Any) -> float:
+    """A finite number; YAML reads 1e-3, without a point, as text."""
+    try:
+        found = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        found = float("nan")
+    if not isfinite(found):
+        raise ValueError(f"expected a number, got {value!r}")
+    return found
 
 
 def label_values(value: Any) -> int | tuple[int, ...]:
@@ -70,5 +89,7 @@ def label_values(value: Any) -> int | tuple[int, ...]:
 
 def pair(value: Any) -> tuple[str, str]:
     """Two names."""
-    left, right = value
-    return str(left), str(right)
+    left, right = (str(item) for item in listed(value, 2))
+    if left == right:
+        raise ValueError(f"expected two different names, got {left!r} twice")
+    return left, right

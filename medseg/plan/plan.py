@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,19 @@ import yaml
 from jaxtyping import Float
 
 from medseg.errors import DataError
-from medseg.plan.plain import Triple, known_keys, label_values, misspelt, pair, spacing, to_plain, triple, whole
+from medseg.plan.plain import (
+    Triple,
+    known_keys,
+    label_values,
+    listed,
+    misspelt,
+    number,
+    pair,
+    spacing,
+    to_plain,
+    triple,
+    whole,
+)
 
 SCHEMA = 1
 """Version of the plan's layout; a plan of another version is refused with a sentence."""
@@ -46,7 +59,8 @@ class Normalisation:
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
             raise ValueError(misspelt("normalisation scheme", self.scheme, SCHEMES))
-        if self.scheme == "ct" and not (self.upper > self.lower and self.std > 0):
+        finite = all(map(isfinite, (self.lower, self.upper, self.mean, self.std)))
+        if self.scheme == "ct" and not (finite and self.upper > self.lower and self.std > 0):
             raise ValueError(
                 f"normalisation ct needs lower < upper and std > 0, got lower {self.lower}, upper {self.upper}, "
                 f"std {self.std}; measure them with medseg plan"
@@ -65,8 +79,8 @@ class Normalisation:
         """
         known = known_keys(cls, data, "normalisation")
         try:
-            numbers = {key: float(value) for key, value in known.items() if key != "scheme"}
-        except (TypeError, ValueError):
+            numbers = {key: number(value) for key, value in known.items() if key != "scheme"}
+        except ValueError:
             raise ValueError(f"normalisation needs numbers beside its scheme, got {dict(data)}") from None
         return cls(str(known.get("scheme", "zscore")), **numbers)
 
@@ -199,7 +213,7 @@ class Plan:
         known = known_keys(cls, data, "the plan")
         missing = [key for key in REQUIRED if key not in known]
         if missing:
-            raise ValueError(f"the plan lacks {', '.join(missing)}; add it or write a new plan with medseg plan")
+            raise ValueError(f"the plan lacks {', '.join(missing)}")
         values = {key: _typed(key, value) for key, value in known.items() if key != "reasons"}
         return cls(**values, reasons=dict(reasons or {}))
 
@@ -212,14 +226,34 @@ def read_plan(path: Path) -> Plan:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        return Plan.from_dict(known_keys(Plan, yaml.safe_load(text), "the plan"), reasons=_comments(text))
+        return Plan.from_dict(known_keys(Plan, yaml.load(text, _Strict), "the plan"), reasons=_comments(text))
     except OSError as error:
         raise DataError(path, f"cannot be read ({error.strerror})", "Write a plan with medseg plan") from None
     except yaml.YAMLError as error:
-        line = str(error).replace("\n", " ")
-        raise DataError(path, f"is not YAML ({line})", "Compare with a plan written by medseg plan") from None
+        raise DataError(path, f"is not YAML ({_told(error)})", "Compare with a plan written by medseg plan") from None
+    except UnicodeDecodeError:
+        raise DataError(path, "is not a text file in UTF-8", "Write a plan with medseg plan") from None
     except ValueError as error:
         raise DataError(path, f"is not a usable plan: {error}", "Edit it or write it anew with medseg plan") from None
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key that occurs twice is a mistake, not the second of two."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """As YAML's own, but for keys that repeat."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} occurs twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+def _told(error: yaml.YAMLError) -> str:
+    """What is wrong and in which line, without the parser's own view of it."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f"line {mark.line + 1}: {problem}" if mark and problem else str(error).replace("\n", " ")
 
 
 def write_plan(path: Path, plan: Plan) -> None:
@@ -268,8 +302,8 @@ LEGAL_CODES = ({"L", "R"}, {"P", "A"}, {"I", "S"})
 def _typed(key: str, value: Any) -> Any:
     try:
         return _CONVERTERS[key](value)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"the plan's {key} cannot be {value!r}; see a plan written by medseg plan ({error})") from None
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(f"the plan's {key} cannot be {value!r}") from None
     except ValueError as error:
         raise ValueError(f"the plan's {key}: {error}") from None
 
@@ -277,26 +311,26 @@ def _typed(key: str, value: Any) -> Any:
 _CONVERTERS: dict[str, Any] = {
     "schema": whole,
     "name": str,
-    "modalities": lambda value: tuple(str(item) for item in value),
+    "modalities": lambda value: tuple(str(item) for item in listed(value)),
     "labels": lambda value: {str(name): label_values(item) for name, item in value.items()},
     "ignore": lambda value: None if value is None else whole(value),
-    "paint_order": lambda value: None if value is None else tuple(whole(item) for item in value),
+    "paint_order": lambda value: None if value is None else tuple(whole(item) for item in listed(value)),
     "orientation": str,
     "spacing_mm": spacing,
     "patch_size": triple,
     "batch_size": whole,
-    "normalisation": lambda value: tuple(Normalisation.from_dict(item) for item in value),
-    "strides": lambda value: tuple(triple(item) for item in value),
-    "kernels": lambda value: tuple(triple(item) for item in value),
-    "features": lambda value: tuple(whole(item) for item in value),
-    "mirror_axes": lambda value: tuple(whole(item) for item in value),
-    "swap_labels": lambda value: tuple(pair(item) for item in value),
+    "normalisation": lambda value: tuple(Normalisation.from_dict(item) for item in listed(value)),
+    "strides": lambda value: tuple(triple(item) for item in listed(value)),
+    "kernels": lambda value: tuple(triple(item) for item in listed(value)),
+    "features": lambda value: tuple(whole(item) for item in listed(value)),
+    "mirror_axes": lambda value: tuple(whole(item) for item in listed(value)),
+    "swap_labels": lambda value: tuple(pair(item) for item in listed(value)),
 }
 
 
 def _check_schema(schema: object) -> None:
     if schema != SCHEMA:
-        raise ValueError(f"the plan has schema {schema}, this medseg reads {SCHEMA}; write it anew with medseg plan")
+        raise ValueError(f"the plan has schema {schema!r}, this medseg reads {SCHEMA}")
 
 
 def _check_labels(plan: Plan) -> None:
@@ -337,6 +371,12 @@ def _check_network(plan: Plan) -> None:
     numbers = [*plan.features, plan.batch_size, *np.ravel(plan.strides), *np.ravel(plan.kernels), *plan.patch_size]
     if min(numbers) < 1:
         raise ValueError("patch_size, batch_size, strides, kernels and features must be positive")
+    if tuple(plan.strides[0]) != (1, 1, 1):
+        raise ValueError(
+            f"strides must begin with [1, 1, 1], the stage at full resolution, got {list(plan.strides[0])}"
+        )
+    if not all(size % 2 for kernel in plan.kernels for size in kernel):
+        raise ValueError(f"kernels must be odd, so that they have a centre, got {[list(k) for k in plan.kernels]}")
     total = np.prod(plan.strides, axis=0)
     if any(size % step for size, step in zip(plan.patch_size, total, strict=True)):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 import nibabel as nib
@@ -24,6 +25,8 @@ from medseg.space.resample import (
 from medseg.space.volume import Affine, Shape, Volume
 
 Box = tuple[slice, slice, slice]
+
+MOST_VOXELS = 1 << 32  # of a prepared volume; 1600 along each edge: a spacing or a header is wrong
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ def to_plan_grid(volume: Volume, plan: Plan) -> tuple[Float[np.ndarray, "m i j k
         Normalised float32 intensities on the plan's grid, and the change that `from_plan_grid` undoes.
 
     Raises:
-        ValueError: If the image does not have one channel per modality of the plan.
+        ValueError: If the image does not have one channel per modality of the plan, or the plan's voxels are so small
+            that no memory would hold the image, or larger than all of it.
     """
     if len(volume.array) != len(plan.modalities):
         raise ValueError(
@@ -256,6 +260,12 @@ def _root_mean_square(values: NDArray[np.float32]) -> float:
 def _change(volume: Volume, turned: Volume, box: Box, plan: Plan) -> GridChange:
     i, j, k = (side.start for side in box)
     size = (box[0].stop - i, box[1].stop - j, box[2].stop - k)
+    shape = resampled_shape(size, turned.spacing_mm, plan.spacing_mm)
+    if prod(shape) > MOST_VOXELS or prod(shape) == 1 < prod(size):
+        became, was, will = (
+            " x ".join(f"{edge:.4g}" for edge in edges) for edges in (shape, turned.spacing_mm, plan.spacing_mm)
+        )
+        raise ValueError(f"would have {became} voxels: its own are of {was} mm, the plan's of {will} mm")
     return GridChange(
         source_shape=volume.shape,
         source_affine=tuple(tuple(float(number) for number in row) for row in volume.affine),
@@ -263,7 +273,7 @@ def _change(volume: Volume, turned: Volume, box: Box, plan: Plan) -> GridChange:
         corner=(i, j, k),
         size=size,
         spacing_mm=turned.spacing_mm,
-        shape=resampled_shape(size, turned.spacing_mm, plan.spacing_mm),
+        shape=shape,
         target_mm=plan.spacing_mm,
     )
 

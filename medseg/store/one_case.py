@@ -73,7 +73,11 @@ def prepare_case(task: CaseTask) -> str:
     image, labels = read_case(task.case, task.dataset)
     if not all(source.unchanged() for source in sources):
         raise DataError(task.case.images[0], "or its label changed while it was read", "Run again when it is complete")
-    array, change = to_plan_grid(image, task.plan)
+    try:
+        array, change = to_plan_grid(image, task.plan)
+    except ValueError as error:
+        remedy = "Correct spacing_mm in the plan, or the spacing in the file's header"
+        raise DataError(task.case.images[0], str(error), remedy) from None
     del image  # as large as the result: let go before the labels are resampled
     atoms = None if labels is None else labels_to_plan_grid(labels, task.plan, change)
     info = CaseInfo(
