@@ -55,6 +55,7 @@ class Server(ThreadingHTTPServer):
 
     content = b""
     cut_after: list[int]  # how much each of the next replies delivers before the connection closes
+    stalls = False  # the connection stays open when the reply was cut
     status: list[int]  # what the next replies answer instead of the file
     ignores_ranges = False
     ranges: list[str]
@@ -84,7 +85,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         server.replying.set()
         server.may_reply.wait(60)
-        self.wfile.write(body[: server.cut_after.pop(0)] if server.cut_after else body)
+        cut = bool(server.cut_after)
+        self.wfile.write(body[: server.cut_after.pop(0)] if cut else body)
+        if cut and server.stalls:
+            self.wfile.flush()
+            time.sleep(2)
 
     def log_message(self, *args):
         pass
@@ -144,6 +149,14 @@ def test_a_broken_connection_is_continued(server, toy_dataset, tmp_path):
     server.cut_after = [10_000, 5_000]
     fetch(task, tmp_path, server)
     assert server.ranges == ["", "bytes=10000-", "bytes=15000-"]
+
+
+def test_a_connection_that_stalls_loses_nothing(server, toy_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("medseg.datasets.download._TIMEOUT_S", 0.3)
+    task = toy_task(server, archive_of(toy_dataset, "Task99_Toy"))
+    server.cut_after, server.stalls = [10_000], True
+    fetch(task, tmp_path, server)
+    assert server.ranges == ["", "bytes=10000-"]
 
 
 def test_what_was_fetched_survives_a_server_that_is_gone(server, toy_dataset, tmp_path):
@@ -221,7 +234,8 @@ def test_an_archive_is_not_trusted(server, toy_dataset, tmp_path, member, words)
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"not a tar", "not a readable archive"), (b"\0" * 10240, "holds no Task99_Toy/dataset")]
+    ("content", "words"),
+    [(b"not a tar", r"is not a readable archive \([^:]+\)"), (b"\0" * 10240, "holds no Task99_Toy/dataset")],
 )
 def test_an_archive_of_something_else(server, tmp_path, content, words):
     with pytest.raises(DataError, match=words):

@@ -137,7 +137,7 @@ def _continue(url: str, part: Path, advance: Advance) -> None:
         total = have + int(reply.headers.get("Content-Length") or 0)
         _require_space(part, total - have)
         with part.open("ab" if have else "wb") as file:
-            while piece := reply.read(_PIECE):
+            while piece := reply.read1(_PIECE):  # whatever has come: a stalled connection must not lose it
                 file.write(piece)
                 have += len(piece)
                 advance(have, total)
@@ -177,7 +177,8 @@ def _unpack(archive: Path, target: Path) -> None:
             raise DataError(archive, f"holds no {target.name}/dataset.json", "Check the mirror's address")
         os.replace(content, target)
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(archive, f"is not a readable archive ({error})", "Remove it, then download it again") from None
+        reason = str(error).partition("\n")[0].rstrip(":")  # without what each way of unpacking says
+        raise DataError(archive, f"is not a readable archive ({reason})", "Remove it, then download it again") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
