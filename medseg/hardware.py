@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +42,27 @@ def cpu_multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         return False
     flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
     return bool(_BF16_FLAGS & set(flags.split()))
+
+
+def memory_bytes(root: Path = Path("/")) -> int:
+    """The memory that this process may use at most: the machine's, or the limit of its control group; 0 if unknown.
+
+    Args:
+        root: Of the file system.
+
+    Example:
+        >>> memory_bytes() > 0 or not hasattr(os, "sysconf")
+        True
+    """
+    if not hasattr(os, "sysconf"):
+        return 0
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            found.append(int((root / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # no such control group, or one without a limit, which says "max"
+            continue
+    return min(found)
 
 
 def keep_freed_memory() -> bool:

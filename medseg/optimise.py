@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Timer
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from medseg.errors import UsageError, nearest
 
@@ -102,6 +103,27 @@ def schedule_factor(name: str, *, warmup: float = 0.0) -> Schedule:
         return shape(min(1.0, (spent - warmup) / (1 - warmup)))
 
     return factor
+
+
+def options_of(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What each group of an optimizer was built with, its parameters left out."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def take_up(scheduler: LambdaLR, asked: list[dict[str, Any]]) -> None:
+    """Give an optimizer that was restored from a checkpoint the options and the rate that its run asks for now.
+
+    A checkpoint brings its own: the rate at the end of its budget, which is not the one there in a longer budget, and
+    the decay or momentum of the config it was written under. Where nothing has changed, nothing changes.
+
+    Args:
+        scheduler: Of the optimizer.
+        asked: `options_of` the optimizer when it was built.
+    """
+    scheduler.base_lrs = [options["lr"] for options in asked]
+    for group, options, factor in zip(scheduler.optimizer.param_groups, asked, scheduler.lr_lambdas, strict=True):
+        rate = options["lr"] * factor(scheduler.last_epoch)
+        group.update({**options, "initial_lr": options["lr"], "lr": rate})
 
 
 def budget_spent(trainer: pl.Trainer) -> float:

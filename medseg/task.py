@@ -11,14 +11,14 @@ import pytorch_lightning as pl
 import torch
 from jaxtyping import Bool, Integer
 from lightning_utilities.core.rank_zero import rank_zero_info
-from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 import medseg
-from medseg.checkpoints.reading import matching_weights, read_checkpoint
+from medseg.checkpoints.reading import matching_weights, read_checkpoint, require_same_training
 from medseg.errors import CheckpointError, MedsegError, UsageError
 from medseg.loss_study import LossStudy, study_criteria
 from medseg.losses import Criterion, NonFiniteLogitsError, build_loss
@@ -26,12 +26,20 @@ from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.nets.pace import Auto, Pace, Trial, follow, lay_out, missing_compiler, set_pace
 from medseg.nets.sharding import shard
-from medseg.optimise import budget_spent, build_optimizer, find_optimizer, schedule_factor, seconds_left
+from medseg.optimise import (
+    budget_spent,
+    build_optimizer,
+    find_optimizer,
+    options_of,
+    schedule_factor,
+    seconds_left,
+    take_up,
+)
 from medseg.patches.datamodule import Batch
 from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
 from medseg.types import Image, Labels, Levels, Logits
-from medseg.watch import AveragedWeights, SeedSteps, SkipBadSteps, StepClock
+from medseg.watch import AveragedWeights, SeedSteps, SkipBadSteps, StepClock, StopEarly
 from medseg.watch.clock import peak_memory_bytes
 
 IGNORED = -1
@@ -156,8 +164,10 @@ class SegmentationTask(pl.LightningModule):
         self.pace = pace_together(self, self.pace)
 
     def on_train_start(self) -> None:
-        """Tell the loss the epoch: one that is resumed in its middle does not start again."""
+        """Tell the loss the epoch, which may go on in its middle, and the optimizer what the config says now."""
         self.loss.set_epoch(self.current_epoch)
+        for config in self.trainer.lr_scheduler_configs:
+            take_up(config.scheduler, self._asked)  # type: ignore[arg-type]  # of all schedulers, `LambdaLR` is ours
 
     def on_train_epoch_start(self) -> None:
         """Tell the loss the epoch, for weights that change over time."""
@@ -238,6 +248,7 @@ class SegmentationTask(pl.LightningModule):
             weight_decay=options["weight_decay"],
             options=options["optimizer_options"] or {},
         )
+        self._asked = options_of(optimizer)
         scheduler = LambdaLR(optimizer, lambda _: self.schedule_factor(budget_spent(self.trainer)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -250,28 +261,18 @@ class SegmentationTask(pl.LightningModule):
         if options["ema"]:
             callbacks.append(AveragedWeights(decay=options["ema"]))
         if options["patience"] is not None:
-            callbacks.append(EarlyStopping("val/dice", mode="max", patience=options["patience"]))
+            callbacks.append(StopEarly(options["patience"]))
         if options["study"]:
             callbacks.append(LossStudy(options["study"], options["study_every"]))
         return callbacks
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on only with the labels and channels that the checkpoint was trained on.
+        """Go on only with the labels, channels and optimizer that the checkpoint was trained on.
 
         Raises:
             CheckpointError: It was trained on others, or is not one of ours.
         """
-        theirs = checkpoint.get("hyper_parameters", {}).get("plan")
-        if "medseg" not in checkpoint or theirs is None:
-            raise CheckpointError("--ckpt_path", "was not written by medseg", "Use a checkpoint of a medseg run")
-        ours = self.plan.to_dict()
-        for key in ("labels", "modalities"):
-            if theirs[key] != ours[key]:
-                raise CheckpointError(
-                    "--ckpt_path",
-                    f"was trained on the {key} {', '.join(theirs[key])}, the store has {', '.join(ours[key])}",
-                    "To fine-tune on others, give it as --model.init_from instead",
-                )
+        require_same_training(checkpoint, self.plan.to_dict(), self.hparams["optimizer"])
         self._scores = dict(checkpoint["medseg"].get("scores", {}))
         if "pace" in checkpoint["medseg"]:  # what was measured then holds on: it decides how sums are rounded
             self.pace = Pace(**checkpoint["medseg"]["pace"], reasons="as before")

@@ -15,9 +15,10 @@ from medseg.checkpoints import writing
 from medseg.checkpoints.origin import commit, differences, flat, origin
 from medseg.checkpoints.writing import CheckpointFiles
 from medseg.cli import main, metrics_log
-from medseg.cli.failures import explained
+from medseg.cli.failures import MemoryShortError, explained, require_memory
 from medseg.cli.metrics_log import RunCsvLogger, forget_steps
 from medseg.errors import CheckpointError, DataError
+from medseg.hardware import memory_bytes
 from medseg.plan.plan import Plan, read_plan
 from medseg.report import rows as report_rows
 from medseg.store.store import Store
@@ -304,3 +305,32 @@ def test_a_checkpoint_that_is_none_or_not_whole_is_a_sentence(store, run, tmp_pa
         assert expected in message
         assert "Traceback" not in message
     assert (mine / "metrics.csv").read_bytes() == log
+
+
+def test_a_step_that_the_machine_cannot_hold_is_refused_before_it_is_tried(store, tmp_path, capsys):  # noqa: F811
+    """On a CPU the system would kill the process, and nobody would be left to say why."""
+    big = ["--data.patch_size", "[1024, 1024, 1024]", "--data.batch_size", "64"]
+    assert fit(store, tmp_path, *FOUR, *big) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "64 patches of 1024 x 1024 x 1024 voxels do not fit into the memory of the machine" in last
+    assert "--data.patch_size" in last
+    plan = Plan.from_dict(read_plan(store / "plan.yaml").to_dict() | {"batch_size": 64, "patch_size": [1024] * 3})
+    net = SegmentationTask(plan.to_dict(), net_options={"features": [4, 8]}).net
+    with pytest.raises(
+        MemoryShortError, match=r"--data.batch_size \d+ --trainer.accumulate_grad_batches \d+ or"
+    ) as short:
+        require_memory(net, plan, 200 * 10**9)
+    batch, times = (int(word) for word in str(short.value).split("Try --data.batch_size ")[1].split()[:3:2])
+    assert batch * times >= 64 > batch
+    require_memory(net, Plan.from_dict(plan.to_dict() | {"batch_size": batch}), 200 * 10**9)
+    require_memory(net, plan, 0)  # nobody knows how much there is
+
+
+def test_the_memory_of_a_control_group_is_the_limit(tmp_path):
+    whole = memory_bytes(tmp_path)
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    limit = tmp_path / "sys/fs/cgroup/memory.max"
+    limit.write_text("max\n")
+    assert memory_bytes(tmp_path) == whole > 10**8
+    limit.write_text("100000000\n")
+    assert memory_bytes(tmp_path) == 10**8

@@ -1,5 +1,6 @@
 """What a config value of the task does to a training: one small store, a few steps each."""
 
+import csv
 import math
 
 import pytest
@@ -133,19 +134,90 @@ def test_coarse_labels_are_the_middle_of_what_they_cover():
     assert nearest_labels(labels, torch.Size((9, 1, 1))) is labels
 
 
-def test_training_longer_is_more_steps_on_the_last_checkpoint(store, tmp_path):
-    words = [
-        *("fit", "--data.store", str(store), "--data.folds", "2", "--run", str(tmp_path / "a")),
-        *("--model.net_options", '{"features": [4, 8, 8]}', "--data.steps_per_epoch", "2", "--trainer.max_steps", "2"),
-        *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.precision", "32"),
-        *("--trainer.num_sanity_val_steps", "0", "--trainer.log_every_n_steps", "1"),
-    ]
-    assert main(words) == 0
-    more = list(words)
-    more[more.index("--trainer.max_steps") + 1] = "4"
-    assert main([*more, "--ckpt_path", "last"]) == 0
-    last = torch.load(tmp_path / "a" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == 4
+def command(store, run, *more):
+    """`medseg fit` as it is typed; later options win."""
+    options = {
+        "--data.folds": "2", "--data.steps_per_epoch": "2", "--data.batch_size": "2", "--data.workers": "0",
+        "--model.net_options": '{"features": [4, 8, 8]}', "--trainer.accelerator": "cpu", "--trainer.precision": "32",
+        "--trainer.enable_progress_bar": "false", "--trainer.num_sanity_val_steps": "0",
+        "--trainer.log_every_n_steps": "1",
+    } | dict(zip(more[::2], more[1::2], strict=True))  # fmt: skip
+    return main(["fit", "--data.store", str(store), "--run", str(run), *(w for pair in options.items() for w in pair)])
+
+
+def rates(run):
+    """The learning rate of every step that was logged."""
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return [(int(row["step"]), float(row["lr-SGD/pg1"])) for row in csv.DictReader(file) if row.get("lr-SGD/pg1")]
+
+
+def last(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_training_longer_is_more_steps_on_the_last_checkpoint_at_the_rates_of_the_longer_budget(store, tmp_path):
+    assert command(store, tmp_path, "--trainer.max_steps", "4") == 0
+    assert command(store, tmp_path, "--trainer.max_steps", "8", "--ckpt_path", "last") == 0
+    assert last(tmp_path)["global_step"] == 8
+    first = [0.01 * (1 - step / 4) ** 0.9 for step in range(4)]
+    rest = [0.01 * (1 - step / 8) ** 0.9 for step in range(4, 8)]
+    assert [step for step, _ in rates(tmp_path)] == list(range(8))
+    assert [rate for _, rate in rates(tmp_path)] == pytest.approx([*first, *rest])
+
+
+def test_a_resumed_run_follows_the_optimizer_options_of_its_config(store, tmp_path):
+    constant = ("--model.schedule", "constant")
+    assert command(store, tmp_path, "--trainer.max_steps", "2", *constant) == 0
+    changed = ("--model.lr", "0.002", "--model.weight_decay", "0.5", "--model.optimizer_options", '{"momentum": 0.5}')
+    with pytest.warns(UserWarning, match=r"model.lr was 0.01 and is 0.002"):
+        assert command(store, tmp_path, "--trainer.max_steps", "4", *constant, *changed, "--ckpt_path", "last") == 0
+    assert rates(tmp_path) == [(0, 0.01), (1, 0.01), (2, 0.002), (3, 0.002)]
+    groups = last(tmp_path)["optimizer_states"][0]["param_groups"]
+    assert [(group["weight_decay"], group["momentum"]) for group in groups] == [(0.5, 0.5), (0.0, 0.5)]
+
+
+@pytest.mark.filterwarnings("ignore:this run goes on under other circumstances")
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (("--model.optimizer", "adamw"), "holds the state of the optimizer sgd, the config asks for adamw"),
+        (("--model.freeze", '["net.*downsamples*"]'), "was trained with other weights frozen"),
+        (("--model.deep_supervision", "true"), "holds another network"),
+    ],
+)
+def test_what_a_run_cannot_go_on_with_is_a_sentence(store, tmp_path, capsys, changed, expected):
+    assert command(store, tmp_path, "--trainer.max_steps", "2") == 0
+    assert command(store, tmp_path, "--trainer.max_steps", "4", "--ckpt_path", "last", *changed) == 1
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "--model.init_from" in message
+    assert "Traceback" not in message
+
+
+def test_early_stopping_is_told_and_a_run_goes_on_after_it(store, tmp_path, caplog, capsys):
+    stopping = ("--model.patience", "1", "--model.lr", "0", "--trainer.max_epochs", "9")
+    assert command(store, tmp_path, *stopping) == 0
+    assert "training stops early: val/dice was not above" in caplog.text
+    assert last(tmp_path)["global_step"] == 4
+    assert command(store, tmp_path, *stopping, "--ckpt_path", "last") == 0
+    assert last(tmp_path)["global_step"] == 6
+    assert command(store, tmp_path / "never", *stopping, "--trainer.limit_val_batches", "0") == 2
+    assert "model.patience waits for a better val/dice" in capsys.readouterr().err
+
+
+def test_a_plain_network_can_be_fine_tuned_with_deep_supervision_and_the_other_way_round(store, tmp_path):
+    frozen = ("--trainer.max_steps", "2", "--model.freeze", '["net.*input_block*"]')
+    deep = ("--model.deep_supervision", "true")
+    for before, now in (((), deep), (deep, ())):
+        run, tuned = tmp_path / f"run_{len(now)}", tmp_path / f"tuned_{len(now)}"
+        assert command(store, run, "--trainer.max_steps", "2", *before) == 0
+        assert command(store, tuned, *frozen, *now, "--model.init_from", str(run / "checkpoints" / "last.ckpt")) == 0
+        ours, theirs = (
+            [weight for name, weight in last(each)["state_dict"].items() if "input_block" in name]
+            for each in (tuned, run)
+        )
+        assert ours
+        assert all(torch.equal(mine, weight) for mine, weight in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("name", list_nets())

@@ -43,10 +43,47 @@ def read_to_go_on(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def require_same_training(checkpoint: dict[str, Any], plan: dict[str, Any], optimizer: str) -> None:
+    """Refuse to go on from the checkpoint of another program, of other labels or channels, or of another optimizer.
+
+    Args:
+        checkpoint: As it was read.
+        plan: The run's, as plain data.
+        optimizer: The run's, by name.
+
+    Raises:
+        CheckpointError: It is of another.
+    """
+    options = checkpoint.get("hyper_parameters", {})
+    theirs = options.get("plan")
+    if "medseg" not in checkpoint or theirs is None:
+        raise CheckpointError("--ckpt_path", "was not written by medseg", "Use a checkpoint of a medseg run")
+    for key in ("labels", "modalities"):
+        if theirs[key] != plan[key]:
+            raise CheckpointError(
+                "--ckpt_path",
+                f"was trained on the {key} {', '.join(theirs[key])}, the store has {', '.join(plan[key])}",
+                "To fine-tune on others, give it as --model.init_from instead",
+            )
+    if options.get("optimizer", optimizer) != optimizer:
+        raise CheckpointError(
+            "--ckpt_path",
+            f"holds the state of the optimizer {options['optimizer']}, the config asks for {optimizer}",
+            "Keep the optimizer, or start from its weights with --model.init_from",
+        )
+
+
 _PARTS = {
     **{"hyper_parameters": dict, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list},
     **{"global_step": int, "epoch": int},
 }
+
+
+def _stem(name: str) -> str:
+    """A weight's name without the wrappings around a network, which deep supervision has one more of."""
+    while name.startswith("net.net."):
+        name = name.removeprefix("net.")
+    return name
 
 
 def _require_numbers(path: Path, weights: dict[str, Tensor]) -> None:
@@ -76,8 +113,10 @@ def matching_weights(
     Raises:
         CheckpointError: As `read_checkpoint`, or nothing fits: another network.
     """
-    theirs = read_checkpoint(path)["state_dict"]
-    _require_numbers(path, theirs)
+    kept = read_checkpoint(path)["state_dict"]
+    _require_numbers(path, kept)
+    stems = {_stem(name): tensor for name, tensor in kept.items()}
+    theirs = {name: stems[_stem(name)] for name in state if _stem(name) in stems}
     wanted = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
     fitting = {
         name: theirs[name] for name, tensor in wanted.items() if name in theirs and theirs[name].shape == tensor.shape

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from medseg.errors import CheckpointError, MedsegError, UsageError
+from medseg.nets import estimate
 from medseg.plan.plan import Plan
+from medseg.task import net_spec
 
 
 class MemoryShortError(MedsegError):
-    """A step does not fit into memory; proposes numbers that need about half."""
+    """A step does not fit into memory; proposes numbers that need so many times less, half if that is not known.
 
-    def __init__(self, where: str, plan: Plan) -> None:
+    Args:
+        where: Whose memory.
+        plan: Of the run.
+        needed: Bytes of a step.
+        of: Bytes that there are.
+    """
+
+    def __init__(self, where: str, plan: Plan, *, needed: int = 2, of: int = 1) -> None:
         sizes = " x ".join(map(str, plan.patch_size))
-        proposal = " or ".join(_smaller(plan))
+        told = f" ({needed / 1e9:.0f} GB or more of {of / 1e9:.0f})" if of > 1 else ""
         super().__init__(
-            f"{plan.batch_size} patches of {sizes} voxels do not fit into the memory of the {where}. Try {proposal}."
+            f"{plan.batch_size} patches of {sizes} voxels do not fit into the memory of the {where}{told}. "
+            f"Try {' or '.join(_smaller(plan, -(-needed // of)))}."
         )
 
 
@@ -36,6 +48,7 @@ class LostProcessError(MedsegError):
 
 _GPUS = ("gpu", "cuda", "mps", "tpu")
 _SPEAK_FOR_THEMSELVES = ("medseg", "pytorch_lightning", "lightning_fabric")  # their ValueErrors are written for users
+_LEAST = 0.35  # of the estimate: 0.7 was the least measured in float32, and 16 bits halve the activations
 _MOURNING_S = 3.0  # a connection breaks before the system tells of what its process died
 
 _LOST = re.compile(
@@ -63,6 +76,12 @@ def explained(error: BaseException, plan: Plan, *, obituary: Callable[..., str] 
             "--ckpt_path",
             f"holds another network ({_first_mismatch(text)})",
             "Go on with the net and net_options of its config.yaml, or give it as --model.init_from to start from it",
+        )
+    if "parameter group" in text and "size of" in text:
+        return CheckpointError(
+            "--ckpt_path",
+            "was trained with other weights frozen than model.freeze says",
+            "Keep model.freeze as it was, or start from its weights with --model.init_from",
         )
     if isinstance(error, ValueError) and _raised_in(error) in _SPEAK_FOR_THEMSELVES:
         return UsageError(" ".join(text.split()).rstrip("."), "Correct the config")
@@ -100,19 +119,39 @@ def _raised_in(error: BaseException) -> str:
     return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
 
 
-def _smaller(plan: Plan) -> list[str]:
-    """Options that need about half the memory; a patch keeps to what the strides of the network divide."""
+def require_memory(net: nn.Module, plan: Plan, available: int) -> None:
+    """Refuse a step on the CPU that cannot fit: the system would end the process, and nobody could say why.
+
+    Args:
+        net: A network of the table.
+        plan: Of the run.
+        available: Bytes of memory; 0 if nobody knows.
+
+    Raises:
+        MemoryShortError: Even the least that such a network was seen to take of its estimate is more than there is.
+    """
+    needed = int(_LEAST * estimate(net, net_spec(plan), batch_size=plan.batch_size).training_bytes)
+    if available and needed > available:
+        raise MemoryShortError("machine", plan, needed=needed, of=available)
+
+
+def _smaller(plan: Plan, times: int) -> list[str]:
+    """Options that need so many times less memory; a patch keeps to what the strides of the network divide."""
     found = []
-    if plan.batch_size > 1:
-        half = plan.batch_size // 2
-        found.append(f"--data.batch_size {half} --trainer.accumulate_grad_batches {-(-plan.batch_size // half)}")
+    if plan.batch_size >= times:
+        less = plan.batch_size // times
+        found.append(f"--data.batch_size {less} --trainer.accumulate_grad_batches {-(-plan.batch_size // less)}")
     steps = [1, 1, 1]
     for strides in plan.strides:
         steps = [step * stride for step, stride in zip(steps, strides, strict=True)]
-    axis = max(range(3), key=lambda number: plan.patch_size[number] / steps[number])
-    halved = max(steps[axis], plan.patch_size[axis] // 2 // steps[axis] * steps[axis])
-    if halved < plan.patch_size[axis]:
-        patch = [halved if number == axis else size for number, size in enumerate(plan.patch_size)]
+    patch = list(plan.patch_size)
+    while math.prod(patch) * times > math.prod(plan.patch_size) * 1.5:  # halves of odd multiples are a little larger
+        axis = max(range(3), key=lambda number: patch[number] / steps[number])
+        halved = patch[axis] // 2 // steps[axis] * steps[axis]
+        if halved < steps[axis]:
+            break
+        patch[axis] = halved
+    if tuple(patch) != plan.patch_size:
         found.append(f'--data.patch_size "{patch}"')
     return found or ["a smaller network with --model.net_options"]
 

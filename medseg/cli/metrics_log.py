@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric.loggers.logger import rank_zero_experiment
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
@@ -30,6 +32,21 @@ class RunCsvLogger(CSVLogger):
         if not isinstance(self._experiment, ExperimentWriter):
             self._experiment = _CarefulWriter(log_dir=self.log_dir)
         return self._experiment
+
+
+class RateLog(LearningRateMonitor):
+    """Lightning's log of the learning rate, on the step that it belongs to.
+
+    Loggers have a count of steps of their own, which Lightning 2.6 restores one too low from the end of a run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("step")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """Put the count right, for all loggers; log."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        super().on_train_batch_start(trainer, pl_module, *batch)
 
 
 def forget_steps(path: Path, *, since: int) -> None:

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
@@ -22,14 +22,15 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from medseg.checkpoints.keep import KeepCheckpoints
 from medseg.checkpoints.writing import CheckpointFiles
 from medseg.cli.command import report_failures
-from medseg.cli.failures import explained, unusable_device
-from medseg.cli.metrics_log import RunCsvLogger
+from medseg.cli.failures import explained, require_memory, unusable_device
+from medseg.cli.metrics_log import RateLog, RunCsvLogger
 from medseg.cli.progress import FitProgress
 from medseg.cli.ranges import require_in_range
 from medseg.cli.runs import Run, SaveRunConfig
 from medseg.cli.signing import SignOrigin, UnequalDataError
 from medseg.errors import DataError, InterruptionError, UsageError, nearest
-from medseg.hardware import best_precision, keep_freed_memory
+from medseg.hardware import best_precision, keep_freed_memory, memory_bytes
+from medseg.nets import list_nets
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.store.store import Store
@@ -153,7 +154,9 @@ class MedsegCLI(LightningCLI):
             raise unusable_device(error, self.config_init[self.subcommand].trainer) from None
 
     def before_fit(self) -> None:
-        """Sign every checkpoint with its origin."""
+        """Sign every checkpoint with its origin; refuse what cannot fit."""
+        if self.trainer.strategy.root_device.type == "cpu" and self.model.hparams["net"] in list_nets():
+            require_memory(self.model.net, self.datamodule.plan, memory_bytes())
         plain = yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False))
         sign = SignOrigin(Store(self.datamodule.store), self.datamodule.plan, plain)
         self.trainer.callbacks.insert(0, sign)  # type: ignore[attr-defined]  # set by Lightning's connector
@@ -281,7 +284,7 @@ def _plain_plan(plan: Plan) -> dict[str, Any]:
 def _fit_callbacks(run: Run, config: Any) -> list[Callback]:
     callbacks: list[Callback] = [WatchPeers(), KeepCheckpoints(run.checkpoints, config.checkpoint_minutes)]
     if config.trainer.logger is not False:
-        callbacks.append(LearningRateMonitor("step"))
+        callbacks.append(RateLog())
     of_config = " ".join(str(callback.get("class_path")) for callback in _listed(config.trainer.callbacks))
     if config.trainer.enable_progress_bar is not False and "ProgressBar" not in of_config:
         callbacks.append(FitProgress())
