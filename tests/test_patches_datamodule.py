@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -328,6 +330,22 @@ class Deadly(TrainingCrops):
         if number == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(number)
+
+
+@pytest.mark.slow
+def test_a_process_ends_though_its_loader_was_never_closed(store, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from medseg.patches.datamodule import VolumesDataModule\n"
+        "if __name__ == '__main__':\n"
+        f"    data = VolumesDataModule(Path(r'{store}'), folds=2, workers=1, cache='disk')\n"
+        "    batches = iter(data.train_dataloader())\n"
+        "    print(len(next(batches).batch.id), batches)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "generator" in done.stdout
 
 
 @pytest.mark.slow

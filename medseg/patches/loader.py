@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from medseg.errors import DataError, MedsegError
 from medseg.patches.cutting import NO_CASE, Cases, TrainingCrops, WholeVolumes
+
+_ended_at_exit: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Worker processes that are sure to end with this one."""
 
 
 class EpochOrder(DistributedSampler[Any]):
@@ -69,6 +74,10 @@ class CaseLoader(DataLoader[Any]):
         first = self.sampler.first if isinstance(self.sampler, EpochOrder) else 0
         self.delivered = first
         batches = super().__iter__()
+        for process in getattr(batches, "_workers", ()):
+            if process not in _ended_at_exit:  # those that stay alive between epochs come again
+                _ended_at_exit.add(process)
+                atexit.register(process.kill)  # torch would ask it to end, which it does not hear, and wait for ever
         if isinstance(self.sampler, EpochOrder):
             self.sampler.interrupted = None
         while (item := self._next(batches)) is not None:

@@ -42,7 +42,8 @@ class Schedule:
     others any place; rank r takes every ranks-th sample from r on, so organs are shared out evenly. Both kinds go
     through their cases in shuffled rounds, dealt like cards: no two samples get the same card, and every case turns up
     once before any turns up twice. An epoch long enough for a whole round begins a new one; shorter epochs carry on
-    where the last one stopped. A batch of a single sample shows an organ every ``1 / oversample``-th time.
+    where the last one stopped. Where a batch is a single sample, the first of an epoch shows an
+    organ, then every ``1 / oversample``-th.
 
     Attributes:
         cases: How many cases there are.
@@ -102,7 +103,7 @@ class Schedule:
         if not self.with_organs:
             return 0
         if self.samples == 1:
-            return math.floor(batches * self.oversample + 1e-9)
+            return math.ceil(batches * self.oversample - 1e-9)
         return batches * math.ceil(self.samples * self.oversample - 1e-9)
 
     def _card(self, stream: int, cards: int, epoch: int, card: int) -> int:
