@@ -184,9 +184,24 @@ def test_two_files_of_one_case_are_named(folders, tmp_path):
 
 def test_an_output_that_is_a_file_is_refused_before_any_work(folders, tmp_path):
     (tmp_path / "out").write_text("precious")
-    with pytest.raises(DataError, match="is a file, expected a folder"):
+    with pytest.raises(DataError, match="cannot be written to"):
         run(folders, tmp_path)
     assert (tmp_path / "out").read_text(encoding="utf-8") == "precious"
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, math.nan, math.inf, {"liver": -1.0}])
+def test_a_tolerance_that_is_no_length_is_refused(folders, tmp_path, tolerance):
+    with pytest.raises(UsageError, match="is no length"):
+        run(folders, tmp_path, tolerance_mm=tolerance)
+
+
+def test_without_organs_and_without_labels_there_is_nothing_to_score(tmp_path):
+    folders = tmp_path / "p", tmp_path / "r"
+    for folder in folders:
+        save(folder / "a.nii.gz", np.zeros((4, 4, 4), np.uint8))
+    with pytest.raises(DataError, match="holds no label, and no prediction does"):
+        run(folders, tmp_path, organs=None)
+    assert run(folders, tmp_path).summary.mean_dice == 1
 
 
 def test_without_organs_every_value_seen_is_one(folders, tmp_path):
@@ -300,7 +315,7 @@ def test_two_runs_are_compared_organ_by_organ(tmp_path):
     names = [f"case_{index}" for index in range(12)]
     a = {"liver": dict.fromkeys(names, 0.8), "spleen": dict.fromkeys(names, 0.5)}
     better = {name: 0.8 + 0.001 * (index + 1) for index, name in enumerate(names)}
-    b = {"liver": better, "spleen": {**dict.fromkeys(names, 0.5), "case_7": 0.1, "extra": 0.9}}
+    b = {"liver": better, "spleen": {**dict.fromkeys(names, 0.5), "case_7": 0.1, "extra": 0.9}, "Spleen": {"extra": 1}}
     comparison = compare_runs(write_cases(tmp_path / "a/cases.csv", a).parent, write_cases(tmp_path / "b.csv", b))
     liver, spleen = comparison.organs
     assert liver.p == pytest.approx(2 / 2**12)  # all twelve signs agree: the smallest p there is
@@ -314,11 +329,21 @@ def test_two_runs_are_compared_organ_by_organ(tmp_path):
     text = console.export_text()
     assert "case_7" in text
     assert "Only in the second run: extra" in text
+    assert "Only in the second run, organs: Spleen" in text
+    assert "+0.000" not in text[text.index("Changed most") :]
 
 
 def test_equal_runs_do_not_differ():
     assert signed_rank_p(np.zeros(5)) == 1.0
+    noise = np.array([0.9 - 0.8, 0.7 - 0.8, 0.3 - 0.2, 0.4 - 0.5, 0.6 - 0.5, 0.1])  # all of one size, but as floats
+    assert signed_rank_p(noise) == signed_rank_p(np.array([1.0, -1.0, 1.0, -1.0, 1.0, 1.0]))
     assert holm([1.0, 1.0]) == [1.0, 1.0]
+
+
+def line(dice):
+    return (
+        ",".join({"case": "a", "organ": "liver", "outcome": "found", "dice": dice}.get(c, "0") for c in COLUMNS) + "\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -328,6 +353,8 @@ def test_equal_runs_do_not_differ():
         ("case,organ\n", "holds no case"),
         ("case,organ\na,liver\n", "lacks the column dice"),
         (",".join(COLUMNS) + "\n" + ",".join("x" for _ in COLUMNS) + "\n", "bad cell"),
+        (",".join(COLUMNS) + "\n" + line("nan"), r"bad cell \(nan is no score\)"),
+        ("\ufeff" + ",".join(COLUMNS) + "\n" + line("0.5") + line("0.6"), "scores liver of a 2 times"),
     ],
 )
 def test_a_bad_cases_csv_is_named(tmp_path, text, message):

@@ -36,7 +36,15 @@ def dataset_option(parser: argparse.ArgumentParser) -> None:
 
 def workers_option(parser: argparse.ArgumentParser) -> None:
     """How many processes share the work."""
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--workers", type=positive, help="processes (default: one per core)")
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more, as an option."""
+    number = int(text) if text.strip().lstrip("+-").isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text!r}")
+    return number
 
 
 def report_failures(failures: Sequence[Exception]) -> int:

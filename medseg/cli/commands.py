@@ -244,7 +244,7 @@ def _losses(options: Options) -> int:
 
 
 def _info_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="a checkpoint, a store, an exported network or a dataset")
+    parser.add_argument("path", type=Path, help="a checkpoint, a run, a store, an exported network or a dataset")
     parser.add_argument("--net", default="unet", help="for a store, the network to say the cost of (default: unet)")
     parser.add_argument("--json", action="store_true", help="for machines")
 

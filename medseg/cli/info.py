@@ -16,7 +16,7 @@ from medseg.plan.plan import Plan
 
 
 def describe_path(path: Path, net: str = "unet") -> dict[str, Any]:
-    """Facts about a checkpoint, a prepared store, an exported network or a dataset, as plain data.
+    """Facts about a checkpoint, or the best one of a run, a prepared store, an exported network or a dataset, as plain data.
 
     Args:
         path: What to describe.
@@ -26,6 +26,8 @@ def describe_path(path: Path, net: str = "unet") -> dict[str, Any]:
         DataError: The path is missing or none of these.
         UsageError: There is no such network.
     """
+    if (path / "checkpoints" / "best.ckpt").is_file():
+        path = path / "checkpoints" / "best.ckpt"
     if path.is_file() and path.suffix == ".ckpt":
         return _checkpoint(path)
     if (path / "medseg.json").is_file():
@@ -34,7 +36,7 @@ def describe_path(path: Path, net: str = "unet") -> dict[str, Any]:
         return _store(path, net)
     if path.exists():
         return _dataset(path)
-    raise DataError(path, "does not exist", "Give a .ckpt file, a store, or a folder with a dataset.json")
+    raise DataError(path, "does not exist", "Give a .ckpt file, a run, a store, or a folder with a dataset.json")
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from medseg.inference.images import find_cases, read_case_image, voxel_bytes
 from medseg.inference.predict import Predictor, Prepared
 from medseg.inference.resume import Record
 from medseg.space.formats import is_foreign, write_labels_at
-from medseg.space.nifti import write_labels
+from medseg.space.nifti import require_writable, write_labels
 from medseg.store.grid import GridChange
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def predict_cases(
     """
     cases, doubles = find_cases(source, predictor.plan)
     _require_apart(source, cases, output)
-    _require_writable(output)
+    require_writable(output)
     work = _Work(predictor, output, save_probabilities)
     todo = cases if overwrite else {case: files for case, files in cases.items() if not work.done(case, files)}
     results: dict[str, MedsegError | None] = {}
@@ -233,13 +233,3 @@ def _require_apart(source: Path, cases: Mapping[str, tuple[Path, ...]], output: 
             raise UsageError(f"the prediction of {files[0]} would overwrite it", "Choose another --output")
     if source.is_dir() and os.path.realpath(source) == os.path.realpath(output):
         raise UsageError(f"the predictions would lie among the images of {source}", "Choose another --output")
-
-
-def _require_writable(output: Path) -> None:
-    """Find out before anything is computed."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise DataError(output, f"cannot be written to ({error.strerror})", "Choose another --output") from None

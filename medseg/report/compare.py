@@ -72,6 +72,8 @@ class RunComparison:
         changes: Every common case and organ, largest change first.
         only_a: Cases that only the first run scored.
         only_b: Cases that only the second run scored.
+        organs_a: Organs that only the first run scored.
+        organs_b: Organs that only the second run scored.
     """
 
     measure: str
@@ -79,6 +81,8 @@ class RunComparison:
     changes: tuple[Change, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    organs_a: tuple[str, ...] = ()
+    organs_b: tuple[str, ...] = ()
 
 
 def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
@@ -112,7 +116,9 @@ def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
     for change in changes:
         by_organ.setdefault(change.organ, []).append(change)
     raw = [signed_rank_p(np.array([change.b - change.a for change in some])) for some in by_organ.values()]
-    cases_a, cases_b = ({case for case, _ in values} for values in (first, second))
+    (cases_a, cases_b), (organs_a, organs_b) = (
+        [{key[place] for key in values} for values in (first, second)] for place in (0, 1)
+    )
     return RunComparison(
         measure,
         tuple(
@@ -122,6 +128,8 @@ def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
         tuple(sorted(changes, key=lambda change: (-abs(change.b - change.a), change.case, change.organ))),
         tuple(sorted(cases_a - cases_b)),
         tuple(sorted(cases_b - cases_a)),
+        tuple(sorted(organs_a - organs_b)),
+        tuple(sorted(organs_b - organs_a)),
     )
 
 
@@ -132,9 +140,10 @@ def signed_rank_p(differences: Float64[np.ndarray, " cases"]) -> float:
         >>> signed_rank_p(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
         0.0625
     """
-    if not np.any(differences):
+    meant = np.round(differences, 9)  # 0.9 - 0.8 and 0.8 - 0.7 are one rank, though not one float
+    if not np.any(meant):
         return 1.0
-    return float(wilcoxon(differences).pvalue)
+    return float(wilcoxon(meant).pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -156,10 +165,19 @@ def print_comparison(comparison: RunComparison, console: Console | None = None, 
     """Print the organs, then the cases that changed most, then the cases that only one run has."""
     console = console or Console()
     console.print(comparison_table(comparison))
-    console.print(changes_table(comparison, most_changed=most_changed))
-    for name, cases in (("first", comparison.only_a), ("second", comparison.only_b)):
-        if cases:
-            console.print(f"Only in the {name} run: {escape(', '.join(cases))}", soft_wrap=True, highlight=False)
+    if any(change.a != change.b for change in comparison.changes):
+        console.print(changes_table(comparison, most_changed=most_changed))
+    else:
+        console.print("No case changed.")
+    only = (
+        ("first run", comparison.only_a),
+        ("second run", comparison.only_b),
+        ("first run, organs", comparison.organs_a),
+        ("second run, organs", comparison.organs_b),
+    )
+    for name, missed in only:
+        if missed:
+            console.print(f"Only in the {name}: {escape(', '.join(missed))}", soft_wrap=True, highlight=False)
 
 
 def comparison_table(comparison: RunComparison) -> Table:
@@ -189,7 +207,7 @@ def changes_table(comparison: RunComparison, *, most_changed: int = 10) -> Table
     table.add_column("organ", overflow="fold")
     for heading in ("first", "second", "change"):
         table.add_column(heading, justify="right")
-    for change in comparison.changes[:most_changed]:
+    for change in (change for change in comparison.changes[:most_changed] if change.a != change.b):
         table.add_row(
             escape(change.case),
             escape(change.organ),

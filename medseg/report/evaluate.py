@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from rich.console import Console
 from rich.progress import track
 
 from medseg import __version__
-from medseg.errors import DataError
+from medseg.errors import DataError, UsageError
 from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element
 from medseg.metrics.overlap import Organs
 from medseg.report.matching import Failure, Pair, References, match, read_references
 from medseg.report.rows import CaseRow, write_rows, write_text
 from medseg.report.scoring import Scoring, score_pair, values_seen
 from medseg.report.summary import Summary, summarise
+from medseg.space.nifti import require_writable
 from medseg.space.threads import usable_cores
 
 _Result = TypeVar("_Result")
@@ -98,13 +100,16 @@ def evaluate(
         The evaluation; its ``exit_status`` is 1 if a case failed.
 
     Raises:
-        DataError: A folder is missing or without NIfTI files, a dataset.json is at fault, or the output is a file.
+        DataError: A folder is missing or without NIfTI files, a dataset.json is at fault, the output cannot be written
+            to, or there are no organs: none is named and no file holds a value above 0.
+        UsageError: A tolerance is no length.
         ValueError: A tolerance names no organ.
     """
-    _require_folder(output)
+    _require_lengths(tolerance_mm)
     pool = references if isinstance(references, References) else read_references(references)
     ignore = pool.ignore if ignore is None else ignore
     matched = match(predictions, pool.labels, cases=cases, all_expected=pool.all_expected)
+    require_writable(output)
     workers = workers or min(8, usable_cores())
     named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
     scoring = Scoring(dict(named), ignore, tolerance_mm, element)
@@ -123,11 +128,6 @@ def evaluate(
     return evaluation
 
 
-def _require_folder(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise DataError(output, "is a file, expected a folder to write to", "Choose another output")
-
-
 def _score_all(
     pairs: Sequence[Pair],
     scoring: Scoring,
@@ -144,8 +144,17 @@ def _score_all(
 
 
 def _organs_seen(pairs: Sequence[Pair], ignore: int | None, workers: int) -> dict[str, int]:
-    found = (one for one in _each_case(values_seen, pairs, workers, None) if not isinstance(one, Failure))
-    return {f"label {value}": value for value in sorted(set().union(*found) - {0, ignore}) if value > 0}
+    found = [one for one in _each_case(values_seen, pairs, workers, None) if not isinstance(one, Failure)]
+    values = [value for value in sorted(set().union(*found) - {0, ignore}) if value > 0]
+    if found and not values:
+        raise DataError(pairs[0].reference.parent, "holds no label, and no prediction does", "Name them with --labels")
+    return {f"label {value}": value for value in values}
+
+
+def _require_lengths(tolerance_mm: float | Mapping[str, float]) -> None:
+    for length in tolerance_mm.values() if isinstance(tolerance_mm, Mapping) else (tolerance_mm,):
+        if not 0 <= length < math.inf:
+            raise UsageError(f"a tolerance of {length:g} mm is no length", "Give 0 or more")
 
 
 def _each_case(

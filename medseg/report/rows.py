@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -54,18 +56,23 @@ def read_rows(path: Path) -> tuple[CaseRow, ...]:
         DataError: The file is missing, lacks a column, or holds something that is no number.
     """
     try:
-        lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, f"cannot be read ({error})", "Give the cases.csv that medseg evaluate wrote") from None
+        lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))  # Excel marks its UTF-8
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(path, f"cannot be read ({reason})", "Give the cases.csv that medseg evaluate wrote") from None
     if not lines:
         raise DataError(path, "holds no case", "Run medseg evaluate again")
     lacking = [column for column in COLUMNS if column not in lines[0]]
     if lacking:
         raise DataError(path, f"lacks the column {lacking[0]}", "Give the cases.csv that medseg evaluate wrote")
     try:
-        return tuple(_row(line) for line in lines)
+        rows = tuple(_row(line) for line in lines)
     except (TypeError, ValueError) as error:
         raise DataError(path, f"holds a bad cell ({error})", "Run medseg evaluate again") from None
+    (twice, count), *_ = Counter((row.case, row.organ) for row in rows).most_common(1)
+    if count > 1:
+        raise DataError(path, f"scores {' of '.join(twice[::-1])} {count} times", "Run medseg evaluate again")
+    return rows
 
 
 def write_text(path: Path, text: str) -> None:
@@ -100,8 +107,16 @@ def _cell(row: CaseRow, column: str) -> str:
     return f"{value:.6g}"
 
 
+def _finite(cell: str) -> float:
+    number = float(cell)
+    if not math.isfinite(number):
+        raise ValueError(f"{cell} is no score")
+    return number
+
+
 def _row(line: dict[str, str]) -> CaseRow:
     numbers: dict[str, Any] = {
-        measure: int(line[measure]) if measure.startswith("lesions_") else float(line[measure]) for measure in MEASURES
+        measure: int(line[measure]) if measure.startswith("lesions_") else _finite(line[measure])
+        for measure in MEASURES
     }
     return CaseRow(line["case"], line["organ"], OrganScores(outcome=Outcome(line["outcome"]), **numbers))

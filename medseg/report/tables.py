@@ -14,7 +14,11 @@ from medseg.report.summary import OrganSummary, Summary
 def summary_table(summary: Summary) -> Table:
     """Lay out a row per organ: Dice with spread and interval, HD95, NSD, and how often it was missed or invented."""
     table = Table(
-        title=f"{summary.cases} cases", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        title=f"{summary.cases} case{'s' * (summary.cases != 1)}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("organ", overflow="fold", min_width=14)
     for heading in ("Dice", "95 % interval", "HD95 mm", "NSD", "missed", "false"):
@@ -36,7 +40,8 @@ def print_summary(evaluation: Evaluation, console: Console | None = None) -> Non
     if evaluation.not_predicted:
         console.print(f"{evaluation.not_predicted} further cases of the dataset were not predicted.")
     if evaluation.failures:
-        console.print(f"[bold]{len(evaluation.failures)} cases could not be scored:[/bold]")
+        plural = "s" * (len(evaluation.failures) != 1)
+        console.print(f"[bold]{len(evaluation.failures)} case{plural} could not be scored:[/bold]")
         for failure in evaluation.failures:
             console.print(f"  {escape(failure.case)}: {escape(failure.reason)}.", soft_wrap=True, highlight=False)
     console.print(f"Written to {escape(str(evaluation.output))}", soft_wrap=True, highlight=False)

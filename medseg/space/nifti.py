@@ -141,6 +141,20 @@ def write_labels(path: Path, labels: NDArray[Any], *, like: Path) -> None:
     _write(path, source, labels.astype(np.min_scalar_type(int(labels.max(initial=0)))))
 
 
+def require_writable(folder: Path) -> None:
+    """Find out before anything is computed that files can be written to a folder, which is made where it is missing.
+
+    Raises:
+        DataError: They cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(folder, f"cannot be written to ({error.strerror})", "Choose another --output") from None
+
+
 def save_atomically(image: Any, path: Path) -> None:
     """Save a nibabel image under a temporary name beside its target, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
