@@ -16,7 +16,7 @@ from medseg.plan.plan import Plan
 
 
 def describe_path(path: Path, net: str = "unet") -> dict[str, Any]:
-    """Facts about a checkpoint, or the best one of a run, a prepared store, an exported network or a dataset, as plain data.
+    """Facts about a checkpoint (of a run, its best), a store, an exported network or a dataset, as plain data.
 
     Args:
         path: What to describe.
