@@ -86,6 +86,12 @@ MISTAKES = [
     ("compare", ["--losses", "dice", "focal", "--jobs", "0"], "at least 1"),
     ("compare", ["--losses", "dice", "focal", "--slurm-options", "a=1"], "--slurm"),
     ("compare", ["--losses", "dice", "focal", "--data.organs", "[heart]"], "the config is made for heart"),
+    ("compare", ["--losses", "dice + focal", "focal+dice()"], "'focal+dice()' is the same as 'dice + focal'"),
+    ("compare", ["--losses", "", "dice"], "without a name"),
+    ("compare", ["--losses", "dice", "focal", "--trainer.max_steps", "0"], "the budget is 0 steps"),
+    ("compare", ["--losses", "dice", "focal", "--trainer.max_steps", "-3"], "max_steps"),
+    ("compare", ["--losses", "dice", "focal", "--devices", "99"], "'99' is no CUDA device of this machine"),
+    ("compare", ["--losses", "dice", "focal", "--trainer.accelerator", "tpu"], "tpu"),
     ("cross-validate", ["--data.fold", "1"], "--data.fold is not for all jobs alike"),
     ("cross-validate", ["--folds", "0", "7"], "there is no fold 7"),
     ("cross-validate", ["--predictions", "x"], "--predictions without --predict"),
@@ -100,6 +106,18 @@ def test_a_mistake_is_one_sentence_before_anything_trains(toy, tmp_path, capsys,
     assert expected in message
     assert message.startswith("medseg: ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["compare", "cross-validate"])
+def test_a_sweep_keeps_out_of_files_and_stores(toy, capsys, command):
+    losses = ["--losses", "dice", "focal"] if command == "compare" else []
+    before = sorted(path.name for path in (toy / "store").iterdir())
+    for output, expected in (("config.yaml", "is a file"), ("config.yaml/x", "is a file"), ("store", "is a store")):
+        assert main(words(toy, command, toy / output, *losses)) in (1, 2)
+        assert expected in capsys.readouterr().err
+    assert main(words(toy, "cross-validate", toy / "out", "--predict", str(toy / "store"))) == 1
+    assert "store holds no image" in capsys.readouterr().err
+    assert sorted(path.name for path in (toy / "store").iterdir()) == before
 
 
 def test_a_folder_that_holds_no_checkpoint_is_no_predictor(tmp_path, capsys):

@@ -58,9 +58,10 @@ def _compare(options: Options) -> int:
     from medseg.experiments.sweep import print_outcomes, run_sweep
 
     _refuse(options, [*(["--model.loss"] if options.losses else []), *(["--model.net"] if options.nets else [])])
+    _require_own_folder(options.output)
     jobs = comparison_jobs(_fit_words(options), options.losses, options.nets, options.output)
     for job in jobs:
-        check_fit(job.words)
+        check_fit(job.words, here=not options.slurm)
     outcomes = run_sweep(jobs, executor_of(options))
     results = [read_result(outcome.job) for outcome in outcomes if not outcome.failure]
     baseline = jobs[0].title if options.against == "first" and any(r.job == jobs[0] for r in results) else None
@@ -99,9 +100,10 @@ def _cross_validate(options: Options) -> int:
     from medseg.store.store import Store
 
     _refuse(options, ["--data.fold"])
-    _require_prediction_options(options)
+    _require_own_folder(options.output)
     words = _fit_words(options)
-    data = check_fit(words).datamodule
+    data = check_fit(words, here=not options.slurm).datamodule
+    _require_prediction_options(options, data.plan)
     jobs = fold_jobs(words, dict.fromkeys(options.folds or range(data.fold_count)), options.output)
     require_each_case_once([check_fit(job.words).datamodule.cases.val for job in jobs])
     require_same_task(jobs, data.plan)
@@ -122,12 +124,23 @@ def _cross_validate(options: Options) -> int:
     return status
 
 
-def _require_prediction_options(options: Options) -> None:
+def _require_own_folder(output: Path) -> None:
+    """Keep runs and reports out of what was prepared or downloaded."""
+    for name, what in (("dataset.json", "dataset"), ("index.json", "store")):
+        if (output / name).exists():
+            raise UsageError(f"--output {output} is a {what}", "Choose a folder of its own")
+
+
+def _require_prediction_options(options: Options, plan: Any) -> None:
     """Find out before training whether there will be something to predict, and a place for it."""
+    from medseg.inference.images import list_cases
+
     if options.predictions and not options.predict:
         raise UsageError("--predictions without --predict", "Name the images with --predict")
     if options.predict and not options.predict.exists():
         raise DataError(options.predict, "does not exist", "Check the path of --predict")
+    if options.predict:
+        list_cases(options.predict, plan)
 
 
 def _predict(options: Options) -> int:
@@ -171,10 +184,22 @@ def executor_of(options: Options) -> Any:
     if not options.slurm:
         if options.slurm_options:
             raise UsageError("--slurm-options without --slurm", "Name the partition with --slurm")
-        return LocalExecutor(options.jobs, [device for device in options.devices.split(",") if device])
+        return LocalExecutor(options.jobs, _devices(options.devices))
     if options.jobs or options.devices:
         raise UsageError("--slurm does not go with --jobs or --devices", "Choose one of them")
     return ClusterExecutor(options.output / "slurm", options.slurm, dict(map(_setting, options.slurm_options)))
+
+
+def _devices(text: str) -> list[str]:
+    import torch
+
+    count = torch.cuda.device_count()
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if not (name.isdecimal() and int(name) < count) and not (count and name.startswith(("GPU-", "MIG-"))):
+            there = f"which has {', '.join(map(str, range(count)))}" if count else "on which PyTorch finds none"
+            raise UsageError(f"--devices: {name!r} is no CUDA device of this machine, {there}", "Correct --devices")
+    return names
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -184,8 +209,12 @@ def _setting(text: str) -> tuple[str, Any]:
     return key, int(value) if value.isdigit() else value
 
 
-def check_fit(words: Sequence[str]) -> Any:
+def check_fit(words: Sequence[str], *, here: bool = False) -> Any:
     """Build the data and the task of a training as it would be, so that every mistake is found before any starts.
+
+    Args:
+        words: What follows ``medseg fit``.
+        here: Whether it is to run on this machine, so that its trainer can be built too.
 
     Returns:
         The command line with its ``datamodule`` and ``model``; nothing was run or written.
@@ -194,6 +223,10 @@ def check_fit(words: Sequence[str]) -> Any:
         UsageError: The config, the loss, the network or an option is at fault.
         MedsegError: The data are.
     """
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+    from pytorch_lightning.cli import LightningCLI
+
+    from medseg.cli.failures import unusable_device
     from medseg.cli.training import MedsegCLI, build_cli
 
     class Check(MedsegCLI):
@@ -201,7 +234,14 @@ def check_fit(words: Sequence[str]) -> Any:
             self.save_config_callback = None
 
         def instantiate_trainer(self, **options: Any) -> Any:
-            """None: the machine that checks may lack the devices of those that train."""
+            """Nothing where another machine trains, which may have devices that this one lacks."""
+            trainer = self.config_init["fit"].trainer
+            if 0 in (trainer.max_steps, trainer.max_epochs):
+                raise UsageError("the budget is 0 steps", "Raise --trainer.max_steps or --trainer.max_epochs")
+            try:
+                return LightningCLI.instantiate_trainer(self, logger=False, **options) if here else None
+            except (MisconfigurationException, TypeError, ImportError) as error:
+                raise unusable_device(error, trainer) from None
 
         def _run_subcommand(self, subcommand: str) -> None:
             """Nothing."""

@@ -11,7 +11,11 @@ from pathlib import Path
 from medseg.errors import UsageError
 from medseg.experiments.job import Job
 from medseg.experiments.results import Result
+from medseg.losses.expression import parse
 from medseg.report.rows import COLUMNS, MEASURES, write_text
+
+_EPOCHS = (0, 1, 10, 100, 1000)
+"""Where two weights that change with the epoch are held against each other."""
 
 
 def comparison_jobs(words: Sequence[str], losses: Sequence[str], nets: Sequence[str], output: Path) -> tuple[Job, ...]:
@@ -26,15 +30,16 @@ def comparison_jobs(words: Sequence[str], losses: Sequence[str], nets: Sequence[
     Raises:
         UsageError: There is nothing to compare, or one is given twice.
     """
+    if not all(name.strip() for name in (*nets, *losses)):
+        raise UsageError("a loss or network without a name is given", "Leave the empty one out")
     pairs = [(net, loss) for net in nets or [""] for loss in losses or [""]]
     if len(pairs) < 2:
         raise UsageError("a comparison needs at least two losses or networks", "Name more with --losses or --nets")
     titles = [
         " · ".join(name for name in ((net if len(nets) > 1 or not loss else ""), loss) if name) for net, loss in pairs
     ]
-    twice = [title for index, title in enumerate(titles) if title in titles[:index]]
-    if twice:
-        raise UsageError(f"{twice[0]!r} is given twice", "Name each once")
+    for names in (nets, losses):
+        _require_different(names)
     jobs: list[Job] = []
     for title, (net, loss) in zip(titles, pairs, strict=True):
         chosen = {"net": net, "loss": loss}
@@ -42,6 +47,26 @@ def comparison_jobs(words: Sequence[str], losses: Sequence[str], nets: Sequence[
         slug = _slug(title, [job.run.name for job in jobs])
         jobs.append(Job(title, output / slug, (*words, *overrides), {k: v for k, v in chosen.items() if v}))
     return tuple(jobs)
+
+
+def _require_different(names: Sequence[str]) -> None:
+    """Refuse two spellings of one thing: trained twice, they would be told apart by nothing."""
+    seen: dict[object, str] = {}
+    for name in names:
+        meaning = _meaning(name)
+        if meaning in seen:
+            same = "is given twice" if seen[meaning] == name else f"is the same as {seen[meaning]!r}"
+            raise UsageError(f"{name!r} {same}", "Name each once")
+        seen[meaning] = name
+
+
+def _meaning(name: str) -> object:
+    """What a loss expression comes to, however it is written; anything else is its own meaning."""
+    try:
+        terms = parse(name)
+    except ValueError:  # a network, or a mistake that is told when its training is built
+        return name
+    return tuple(sorted((t.row.name, repr(sorted(t.knobs.items())), *map(t.weight, _EPOCHS)) for t in terms))
 
 
 def _slug(title: str, taken: Sequence[str]) -> str:

@@ -121,6 +121,8 @@ def _read(run: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except NotADirectoryError:
+        raise DataError(run, "cannot be made: a part of this path is a file", "Choose another --output") from None
     except (OSError, ValueError) as error:
         raise DataError(path, f"cannot be read ({error})", "Remove the folder; its training starts again") from None
     if not isinstance(record, dict) or not isinstance(record.get("request"), list):
