@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -334,3 +335,28 @@ def test_the_memory_of_a_control_group_is_the_limit(tmp_path):
     assert memory_bytes(tmp_path) == whole > 10**8
     limit.write_text("100000000\n")
     assert memory_bytes(tmp_path) == 10**8
+
+
+@pytest.mark.parametrize(
+    ("name", "is_folder", "expected"),
+    [
+        ("run", False, "run cannot be written (File exists). Choose another folder with --run"),
+        ("run/config.yaml", True, "config.yaml could not be written"),
+        ("run/checkpoints", False, "best.ckpt could not be written"),
+        ("run/metrics.csv", True, "metrics.csv could not be written"),
+    ],
+)
+def test_what_stands_in_the_way_of_a_run_is_named(store, tmp_path, capsys, name, is_folder, expected):  # noqa: F811
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if is_folder else path.touch()
+    assert fit(store, tmp_path / "run", *FOUR) == 1
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no folder that nobody may write")
+def test_a_folder_that_cannot_be_written_is_a_sentence(store, capsys):  # noqa: F811
+    assert fit(store, "/proc/self/run", *FOUR) == 1
+    assert "/proc/self/run cannot be written (No such file or directory)" in capsys.readouterr().err

@@ -63,6 +63,7 @@ def features(*widths):
         ("trainer.devices", "-1", "trainer.devices -1 on cpu"),
         ("trainer.devices", "many", "trainer.devices many on cpu"),
         ("trainer.strategy", "horovod", "horovod"),
+        ("trainer.strategy", "ddp_spawn", "trainer.strategy ddp_spawn is not supported. Take ddp"),
         pytest.param("trainer.accelerator", "gpu", "Take --trainer.accelerator cpu or auto", marks=GPU),
         pytest.param("trainer.accelerator", "cuda", "Take --trainer.accelerator cpu or auto", marks=GPU),
         ("model.freeze", '["net.*"]', "model.freeze leaves no weight to train"),
@@ -76,6 +77,7 @@ def features(*widths):
         ("model.net_options", '{"features": "wide"}', "the knob features of unet is a list"),
         ("model.net_options", '{"dropout": 2.0}', "dropout probability has to be between 0 and 1"),
         ("model.loss", "", "the loss '' cannot be read"),
+        ("model.loss", "diec", "Did you mean 'dice'. Correct"),
         ("model.optimizer", "", "there is no optimizer ''"),
         ("model.schedule", "", "there is no schedule ''"),
     ],
@@ -97,9 +99,10 @@ def test_an_option_that_means_nothing_is_one_sentence(store, tmp_path, capsys, o
     assert not list(Path(tmp_path).glob("run/checkpoints/*"))
 
 
-def test_no_epochs_are_none_and_not_a_thousand(store, tmp_path):  # noqa: F811
+def test_no_epochs_are_none_and_not_a_thousand(store, tmp_path, caplog):  # noqa: F811
     words = ["fit", "--data.store", str(store), "--run", str(tmp_path), *WORDS, "--trainer.max_epochs", "0"]
     assert main(words) == 0
+    assert "no step was taken, the budget is spent after step 0" in caplog.text
     assert not (tmp_path / "checkpoints" / "best.ckpt").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,8 @@ class CheckpointFiles(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(unfinished, target)
         except (OSError, RuntimeError) as error:
-            unfinished.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # such as: the folder is a file
+                unfinished.unlink(missing_ok=True)
             reason = _reason(error)
             if reason is None:
                 raise

@@ -84,7 +84,7 @@ def explained(error: BaseException, plan: Plan, *, obituary: Callable[..., str] 
             "Keep model.freeze as it was, or start from its weights with --model.init_from",
         )
     if isinstance(error, ValueError) and _raised_in(error) in _SPEAK_FOR_THEMSELVES:
-        return UsageError(" ".join(text.split()).rstrip("."), "Correct the config")
+        return UsageError(" ".join(text.split()).rstrip(".?"), "Correct the config")
     if isinstance(error, RuntimeError | ConnectionError) and _LOST.search(text):
         return LostProcessError(obituary(patience_s=_MOURNING_S) if obituary else "")
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 
 from medseg.checkpoints.reading import read_to_go_on
 from medseg.cli.metrics_log import forget_steps
-from medseg.errors import CheckpointError, UsageError
+from medseg.errors import CheckpointError, DataError, UsageError
 from medseg.plan.plan import Plan
 from medseg.report.evaluate import Evaluation, evaluate
 from medseg.report.html import write_report
@@ -72,6 +73,7 @@ class Run:
         Raises:
             UsageError: The folder holds checkpoints and the run is not asked to go on from one.
             CheckpointError: It is asked to go on from one that does not exist or cannot be read.
+            DataError: The folder cannot be written.
         """
         if resume_from is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
             resume_from = "last"
@@ -80,6 +82,7 @@ class Run:
             raise UsageError(
                 f"{self.path} already holds a training", "Go on with --ckpt_path last, or choose another --run"
             )
+        _require_writable(self.path)
         start = Start(None, 0)
         if resume_from == "last" and not found:
             rank_zero_info(f"{self.path} holds no checkpoint yet: training begins with the first step")
@@ -130,6 +133,15 @@ class Run:
         return evaluation
 
 
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(folder, f"cannot be written ({error.strerror})", "Choose another folder with --run") from None
+
+
 def _require_plan(path: Path, plan: Any) -> None:
     try:
         Plan.from_dict(plan)
@@ -143,6 +155,9 @@ class SaveRunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it, in the first process; with what was left out, and where no logger would."""
-        write_text(
-            Path(trainer.default_root_dir) / self.config_filename, self.parser.dump(self.config, skip_none=False)
-        )
+        path = Path(trainer.default_root_dir) / self.config_filename
+        try:
+            write_text(path, self.parser.dump(self.config, skip_none=False))
+        except OSError as error:
+            remedy = "Free space, or choose another folder with --run"
+            raise DataError(path, f"could not be written ({error.strerror})", remedy) from None

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
@@ -61,6 +62,8 @@ class Trainer(pl.Trainer):
             options["max_epochs"] = _DEFAULT_EPOCHS
         if not str(options.get("strategy", "")).startswith("deepspeed"):  # which writes folders of its own
             options["plugins"] = [*_listed(options.get("plugins")), CheckpointFiles()]
+        if str(options.get("strategy", "")).endswith("_spawn"):
+            raise UsageError(f"trainer.strategy {options['strategy']} is not supported", "Take ddp, which is faster")
         if options.get("strategy") == "fsdp":  # PyTorch's second, which the task applies to the network
             options["strategy"] = ModelParallelStrategy(save_distributed_checkpoint=False)
         super().__init__(precision=chosen, accelerator=accelerator, **options)
@@ -120,7 +123,7 @@ class MedsegCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:  # a plan, a loss expression or a setting; its sentence says which
-            raise UsageError(str(error).rstrip("."), "Correct the config") from None
+            raise UsageError(str(error).rstrip(".?"), "Correct the config") from None
         config = self.config[self.subcommand]
         if self.subcommand != "fit":
             self.model = load_task(Path(config.ckpt_path))
@@ -150,7 +153,7 @@ class MedsegCLI(LightningCLI):
             options["logger"] = _loggers(self.run_folder, self.start.step) if self.subcommand == "fit" else False
         try:
             return super().instantiate_trainer(default_root_dir=str(self.run_folder.path), **options)
-        except (MisconfigurationException, TypeError) as error:
+        except (MisconfigurationException, TypeError, ImportError) as error:  # a TPU needs a package
             raise unusable_device(error, self.config_init[self.subcommand].trainer) from None
 
     def before_fit(self) -> None:
@@ -160,6 +163,14 @@ class MedsegCLI(LightningCLI):
         plain = yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False))
         sign = SignOrigin(Store(self.datamodule.store), self.datamodule.plan, plain)
         self.trainer.callbacks.insert(0, sign)  # type: ignore[attr-defined]  # set by Lightning's connector
+
+    def after_fit(self) -> None:
+        """Say so where nothing was done."""
+        if self.trainer.global_step == self.start.step and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_info(
+                f"no step was taken, the budget is spent after step {self.start.step}: to train on, raise "
+                "--trainer.max_steps, --trainer.max_epochs or --trainer.max_time"
+            )
 
     def before_test(self) -> None:
         """Write every test prediction on the grid of its image."""
