@@ -316,14 +316,11 @@ class Comparison:
     def label_sums(self, values: Float[Tensor, "b *rest"] | None) -> PerClass:
         """Sum ``values`` (one each if None) over the voxels of each class; hard ``multiclass`` labels only."""
         assert self.labels is not None  # the callers are in multiclass mode with hard labels
-        b, c = self.shape[:2]
-        total = self.raw.new_zeros(b, c, dtype=torch.float64)
-        labels, n = self.labels.flatten(1), self.labels[0].numel()
-        one = self.raw.new_ones(1, 1, dtype=torch.float64)
-        for start in range(0, n, 1 << 20):
-            y = labels[:, start : start + (1 << 20)].long()
-            part = one.expand_as(y) if values is None else values.flatten(1)[:, start : start + y.shape[1]].double()
-            total = total.scatter_add(1, y, part)
+        labels, flat = self.labels.flatten(1), None if values is None else values.flatten(1)
+        total = torch.zeros(self.shape[:2], dtype=torch.float64, device=self.raw.device)
+        for start in range(0, labels.shape[1], 1 << 20):
+            at = slice(start, start + (1 << 20))
+            total += statistics.sums_by_label(labels[:, at], None if flat is None else flat[:, at], self.shape[1])
         return total.to(self.dtype)
 
 

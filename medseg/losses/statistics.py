@@ -9,24 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from medseg.space.threads import in_threads
-
-T = TypeVar("T")
-
-CHUNK_ELEMENTS = {"cpu": 1 << 15, "cuda": 1 << 24}
-"""Values activated at once. On a CPU: few enough to stay in a core's cache, and for torch to leave each operation on
-the thread that called it; the chunks themselves are spread over threads. A GPU wants enough to fill it."""
-
-LOG2_E = 1.4426950408889634
-"""exp2(x · LOG2_E) for exp(x): torch splits exp, and not exp2, over all cores however little there is to do, and
-waiting for the slowest core a thousand times costs more than the sums."""
+CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
+"""Values activated at once. On a CPU: few enough to stay in the cache, enough for torch to spread each operation over
+the cores (chunks in Python threads wait for the interpreter three times as long). A GPU wants to be full."""
 
 VoxelFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(logits (b c n), truth (b n) or (b c n), weight (b 1|c n) or None) of a chunk -> values of that chunk."""
@@ -45,15 +37,18 @@ def chunks(logits: Float[Tensor, "b c n"]) -> Iterator[slice]:
         yield slice(start, min(start + size, voxels))
 
 
-def each_chunk(function: Callable[[slice], T], logits: Float[Tensor, "b c n"]) -> list[T]:
-    """Apply a function to every chunk, in threads on a CPU; without gradients."""
-
-    def quietly(at: slice) -> T:
-        with torch.no_grad():  # which is a setting of the thread
-            return function(at)
-
-    spread = logits.device.type == "cpu" and torch.get_num_threads() > 1
-    return in_threads(quietly, chunks(logits)) if spread else [quietly(at) for at in chunks(logits)]
+def sums_by_label(
+    labels: Integer[Tensor, "b n"], values: Float[Tensor, "b n"] | None, classes: int
+) -> Float[Tensor, "b c"]:
+    """Add up ``values`` (one each if None) over the voxels of each label, in double precision, without gradient."""
+    if labels.device.type == "cpu":  # there a scatter takes five times as long
+        weights = [None] * len(labels) if values is None else values.double()
+        rows = [torch.bincount(row, weight, minlength=classes) for row, weight in zip(labels, weights, strict=True)]
+        return torch.stack(rows).double()
+    one = labels.new_ones((), dtype=torch.float64).expand(labels.shape) if values is None else values.double()
+    return torch.zeros(len(labels), classes, dtype=torch.float64, device=labels.device).scatter_add_(
+        1, labels.long(), one
+    )
 
 
 class _SoftmaxPass(torch.autograd.Function):
@@ -70,18 +65,17 @@ class _SoftmaxPass(torch.autograd.Function):
         logsumexp, log_p, tops = (logits.new_empty(b, n, dtype=dtype) for _ in range(3))
 
         def sums(at: slice) -> Tensor:
-            z, y = logits[:, :, at].to(dtype), labels[:, at].long().unsqueeze(1)
+            z, y = logits[:, :, at].to(dtype), labels[:, at].long()
             top = z.amax(1, keepdim=True)
-            e = torch.sub(z, top).mul_(LOG2_E).exp2_()
+            e = torch.sub(z, top).exp_()
             total = e.sum(1)
             scale = total.reciprocal() if weight is None else weight[:, at] / total
-            p_true = e.gather(1, y).squeeze(1) * scale
             tops[:, at], logsumexp[:, at] = top.squeeze(1), total
-            log_p[:, at] = (z.gather(1, y) - top).squeeze(1)
-            tp = torch.zeros(b, c, dtype=torch.float64, device=z.device).scatter_add_(1, y.squeeze(1), p_true.double())
+            below = torch.sub(z.gather(1, y.unsqueeze(1)), top, out=log_p[:, None, at]).squeeze(1)
+            tp = sums_by_label(y, below.exp().mul_(scale), c)
             return torch.stack([torch.bmm(e, scale.unsqueeze(2)).squeeze(2).double(), tp])
 
-        sum_p, tp = torch.stack(each_chunk(sums, logits)).sum(0)
+        sum_p, tp = torch.stack([sums(at) for at in chunks(logits)]).sum(0)
         log_p -= logsumexp.log_()
         logsumexp += tops
         ctx.save_for_backward(logits, labels, weight, logsumexp)
@@ -97,12 +91,13 @@ class _SoftmaxPass(torch.autograd.Function):
         logits, labels, weight, logsumexp = ctx.saved_tensors
         grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
 
-        def fill(at: slice) -> None:
+        for at in chunks(logits):
             y = labels[:, at].long().unsqueeze(1)
-            p = torch.sub(logits[:, :, at].to(logsumexp.dtype), logsumexp[:, None, at]).mul_(LOG2_E).exp2_()
-            grad[:, :, at] = _softmax_chunk(p, y, _at(weight, at), d_sum, d_tp, _at(d_log, at))
-
-        each_chunk(fill, logits)
+            direct = grad[:, :, at] if grad.dtype == logsumexp.dtype else None  # no copy of the chunk at the end
+            p = torch.sub(logits[:, :, at].to(logsumexp.dtype), logsumexp[:, None, at], out=direct).exp_()
+            p = _softmax_chunk(p, y, _at(weight, at), d_sum, d_tp, _at(d_log, at))
+            if direct is None:
+                grad[:, :, at] = p
         return grad, None, None
 
 
@@ -166,7 +161,7 @@ class _RulePass(torch.autograd.Function):
 
         ctx.rule = rule
         ctx.save_for_backward(logits, labels, weight)
-        return torch.stack(each_chunk(sums, logits)).sum(0).to(dtype)
+        return torch.stack([sums(at) for at in chunks(logits)]).sum(0).to(dtype)
 
     @staticmethod
     @once_differentiable
@@ -175,27 +170,23 @@ class _RulePass(torch.autograd.Function):
         logits, labels, weight = ctx.saved_tensors
         grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
 
-        def fill(at: slice) -> None:
+        for at in chunks(logits):
             p = logits[:, :, at].to(d_out.dtype).softmax(1)
             q = ctx.rule.slope(p, labels[:, None, at].long(), d_out)
             q.sub_((p * q).sum(1, keepdim=True)).mul_(p)
             grad[:, :, at] = q if weight is None else q.mul_(weight[:, None, at])
-
-        each_chunk(fill, logits)
         return None, grad, None, None
 
 
 def _squares(p: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    b, c, _ = p.shape
-    p_true = p.gather(1, y)
+    p_true, labels = p.gather(1, y), y.squeeze(1)
     others = p.scatter(1, y, 0)
     # Near 1, 1 - p has lost digits that the other probabilities still have.
     wrong = torch.where(p_true > 0.5, others.sum(1, keepdim=True), 1 - p_true)
-    at_label = torch.stack([wrong.square(), p_true.square(), p_true]).squeeze(2)
-    per_class = torch.zeros(3, b, c, dtype=torch.float64, device=p.device)
-    per_class.scatter_add_(2, y.squeeze(1).expand(3, -1, -1), (at_label * weight.squeeze(1)).double())
+    at_label = (wrong.square(), p_true.square(), p_true)
+    per_class = [sums_by_label(labels, (term * weight).squeeze(1), p.shape[1]) for term in at_label]
     beside = torch.bmm(others.square_(), weight.transpose(1, 2)).squeeze(2).double()
-    return torch.cat([per_class, beside[None]])
+    return torch.stack([*per_class, beside])
 
 
 def _slope_of_squares(p: Tensor, y: Tensor, d_out: Tensor) -> Tensor:
