@@ -18,7 +18,9 @@ from medseg.errors import DataError, UsageError
 from medseg.metrics import Outcome
 from medseg.report.compare import compare_runs, holm, print_comparison, signed_rank_p
 from medseg.report.evaluate import evaluate
+from medseg.report.html import render
 from medseg.report.matching import References
+from medseg.report.record import read_record
 from medseg.report.rows import COLUMNS, read_rows
 from medseg.report.summary import bootstrap_means, summarise
 from medseg.report.tables import print_summary
@@ -296,6 +298,8 @@ def test_a_single_case_has_no_spread(folders, tmp_path):
     dice = evaluation.summary.organs["liver"].measures["dice"]
     assert (dice.std, dice.ci95) == (0.0, (0.8, 0.8))
     assert summarise(()).mean_dice is None
+    assert "0.800 ±" not in printed(evaluation)
+    assert "±" not in render(evaluation, read_record(None), title="One").partition("<tbody>")[2]
 
 
 def write_cases(path, dice):

@@ -174,6 +174,16 @@ def test_of_many_curves_the_mean_and_the_lowest_are_drawn(evaluation, run_folder
     assert "organ_5<" not in text
 
 
+@pytest.mark.parametrize("value", [0.0, 0.2, -3.0])
+def test_a_curve_of_one_point_lies_in_the_middle_of_what_it_may_be(value):
+    chart = line_chart("time", {"time": [(24.0, value)]}, x_name="step")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", chart)
+    assert texts[-1] == "step 24"
+    low, _, high = map(float, texts[:-1])
+    assert low <= value <= high
+    assert low * high == 0  # a time is not below 0
+
+
 def test_a_report_of_nothing_but_failures(evaluation, tmp_path):
     for path in (tmp_path / "predictions").iterdir():
         path.write_bytes(b"no nifti")

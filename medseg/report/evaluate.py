@@ -114,16 +114,11 @@ def evaluate(
     named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
     scoring = Scoring(dict(named), ignore, tolerance_mm, element)
     rows, failed = _score_all(matched.pairs, scoring, pool.annotated, workers, console)
-    evaluation = Evaluation(
-        scoring=scoring,
-        rows=rows,
-        summary=summarise(rows),
-        failures=tuple(sorted((*matched.failures, *failed), key=lambda failure: failure.case)),
-        not_predicted=matched.not_predicted,
-        pairs=tuple(pair for pair in matched.pairs if pair.case in {row.case for row in rows}),
-        images={**pool.images, **(images or {})},
-        output=output,
-    )
+    failures = sorted((*matched.failures, *failed), key=lambda failure: failure.case)
+    scored = {row.case for row in rows}
+    pairs = tuple(pair for pair in matched.pairs if pair.case in scored)
+    seen = {**pool.images, **(images or {})}
+    evaluation = Evaluation(scoring, rows, summarise(rows), tuple(failures), matched.not_predicted, pairs, seen, output)
     write_evaluation(evaluation)
     return evaluation
 

@@ -94,7 +94,8 @@ def interval_bar(mean: float, low: float, high: float) -> str:
 def line_chart(title: str, series: Mapping[str, Points], *, x_name: str) -> str:
     """Draw curves over one axis; the line's dash tells them apart where colour cannot."""
     points = [point for curve in series.values() for point in curve]
-    x_low, x_high = _range([x for x, _ in points])
+    steps = [x for x, _ in points]
+    x_low, x_high = min(steps), max(steps)
     y_low, y_high = overlap_axis([y for _, y in points]) if "dice" in title else _range([y for _, y in points])
     lines, legend = [], []
     for index, (name, curve) in enumerate(series.items()):
@@ -166,18 +167,23 @@ def _axes(x_low: float, x_high: float, y_low: float, y_high: float, x_name: str)
         y = _scale(share, 0.0, 1.0, floor, _TOP)
         parts.append(f'<line class="ground" x1="{_LEFT}" x2="{edge}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-    parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{x_low:g}</text>')
-    parts.append(f'<text x="{edge}" y="{_HEIGHT - 6}" text-anchor="end">{escape(x_name)} {x_high:g}</text>')
+    if x_low == x_high:
+        middle = (_LEFT + edge) / 2
+        parts.append(f'<text x="{middle:g}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_name)} {x_low:g}</text>')
+    else:
+        parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{x_low:g}</text>')
+        parts.append(f'<text x="{edge}" y="{_HEIGHT - 6}" text-anchor="end">{escape(x_name)} {x_high:g}</text>')
     return "".join(parts)
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
+    """From the least to the greatest; of one value from 0 to twice that."""
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    return (low, high) if high > low else (min(2 * low, 0.0), max(2 * low, 0.0)) if low else (0.0, 1.0)
 
 
 def _scale(value: float, low: float, high: float, start: float, end: float) -> float:
-    return start + (value - low) / (high - low) * (end - start)
+    return start + ((value - low) / (high - low) if high > low else 0.5) * (end - start)
 
 
 def _thinned(curve: Points, most: int = 400) -> Points:

@@ -78,10 +78,12 @@ def _tiles(evaluation: Evaluation) -> list[Tile]:
     summary = evaluation.summary
     missed = sum(organ.missed for organ in summary.organs.values())
     false = sum(organ.false for organ in summary.organs.values())
-    tiles = [("cases", str(summary.cases), ""), ("organs", str(len(summary.organs)), "")]
+    number, named = summary.counted.split()
+    tiles = [(named, number, ""), ("organ" + "s" * (len(summary.organs) != 1), str(len(summary.organs)), "")]
     if summary.mean_dice is not None and summary.mean_dice_ci95 is not None:
         low, high = summary.mean_dice_ci95
-        tiles.insert(0, (f"mean Dice, 95 % interval {low:.3f} to {high:.3f}", f"{summary.mean_dice:.3f}", ""))
+        interval = f", 95 % interval {low:.3f} to {high:.3f}" if summary.cases > 1 else ""
+        tiles.insert(0, (f"mean Dice{interval}", f"{summary.mean_dice:.3f}", ""))
         tiles += [
             ("missed organs", str(missed), "bad" * bool(missed)),
             ("invented organs", str(false), "bad" * bool(false)),
@@ -117,12 +119,11 @@ def _organ_table(summary: Summary) -> str:
         low, high = summary.mean_dice_ci95
         total = (
             f'<tr class="total"><th scope=row>mean</th><td>{summary.mean_dice:.3f}</td>'
-            f'<td class="bar">{interval_bar(summary.mean_dice, low, high)}</td><td>{low:.3f}–{high:.3f}</td>'
-            + "<td></td>" * 8
-            + "</tr>"
+            f'<td class="bar">{interval_bar(summary.mean_dice, low, high)}</td>'
+            f"<td>{f'{low:.3f}–{high:.3f}' if summary.cases > 1 else ''}</td>" + "<td></td>" * 8 + "</tr>"
         )
     return (
-        f'<p class="soft">Mean ± standard deviation over {summary.cases} cases; bootstrap interval of the mean.</p>'
+        f'<p class="soft">Mean ± standard deviation over {summary.counted}; bootstrap interval of the mean.</p>'
         f'<div class="scroll" tabindex="0"><table><thead><tr>{columns}</tr></thead>'
         f"<tbody>{rows}{total}</tbody></table></div>{_more_measures(summary)}"
     )
@@ -151,15 +152,19 @@ def _number(value: float | None) -> str:
 def _organ_cells(organ: OrganSummary) -> str:
     dice, hd95, nsd, error = (organ.measures[name] for name in ("dice", "hd95_mm", "nsd", "volume_error_ml"))
     low, high = dice.ci95
+
+    def spread(text: str) -> str:
+        return text if organ.spread else ""
+
     cells = (
-        f"{dice.mean:.3f} ± {dice.std:.3f}",
+        f"{dice.mean:.3f}{spread(f' ± {dice.std:.3f}')}",
         interval_bar(dice.mean, low, high),
-        f"{low:.3f}–{high:.3f}",
+        spread(f"{low:.3f}–{high:.3f}"),
         f"{dice.median:.3f}",
-        f"{hd95.mean:.2f} ± {hd95.std:.2f}",
-        f"{nsd.mean:.3f} ± {nsd.std:.3f}",
+        f"{hd95.mean:.2f}{spread(f' ± {hd95.std:.2f}')}",
+        f"{nsd.mean:.3f}{spread(f' ± {nsd.std:.3f}')}",
         f"{organ.measures['lesion_f1'].mean:.3f}",
-        f"{error.mean:+.2f} ± {error.std:.2f}",
+        f"{error.mean:+.2f}{spread(f' ± {error.std:.2f}')}",
         bad(organ.missed),
         bad(organ.false),
         str(organ.absent),

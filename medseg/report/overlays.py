@@ -78,6 +78,7 @@ def draw_slice(picture: Slice, *, case: str, organ: str) -> str:
     rows, columns = picture.reference.shape
     high, wide = picture.spacing_mm
     width, height = columns * wide, rows * high
+    letter = max(width, 0.6 * height)  # a tall picture is made small enough for the screen
     text = (
         f"{picture.plane} plane of {case} at {organ}: reference {int(picture.reference.sum())} pixels, prediction "
         f"{int(picture.prediction.sum())}, shared {int((picture.prediction & picture.reference).sum())}"
@@ -94,9 +95,9 @@ def draw_slice(picture: Slice, *, case: str, organ: str) -> str:
     ground = "" if picture.grey is None else _image_tag(picture.grey, width, height)
     sides = ("R", "L") if picture.plane != "sagittal" else ("A", "P")
     letters = "".join(
-        f'<text x="{x:.4g}" y="{height / 2:.4g}" font-size="{width / 18:.4g}" fill="#fff" stroke="#000" '
-        f'stroke-width="{width / 120:.4g}" paint-order="stroke" text-anchor="{anchor}">{letter}</text>'
-        for letter, x, anchor in zip(sides, (width * 0.02, width * 0.98), ("start", "end"), strict=True)
+        f'<text x="{x:.4g}" y="{height / 2:.4g}" font-size="{letter / 18:.4g}" fill="#fff" stroke="#000" '
+        f'stroke-width="{letter / 120:.4g}" paint-order="stroke" text-anchor="{anchor}">{side}</text>'
+        for side, x, anchor in zip(sides, (width * 0.02, width * 0.98), ("start", "end"), strict=True)
     )
     return (
         f'<figure><svg viewBox="0 0 {width:.6g} {height:.6g}" role="img" aria-label="{escape(text)}">'

@@ -36,8 +36,8 @@ nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; font-size: 0.9rem; margi
   no-repeat local, linear-gradient(to left, var(--line), transparent) right / 0.9rem 100% no-repeat scroll; }
 table { border-collapse: collapse; width: 100%; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.45rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal; min-width: 6.5rem;
-  overflow-wrap: break-word; position: sticky; left: 0; background: var(--page); }
+th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal;
+  min-width: clamp(6.5rem, 12vw, 7.5rem); overflow-wrap: anywhere; position: sticky; left: 0; background: var(--page); }
 thead th { font-size: 0.85rem; color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
 tbody th { font-weight: 600; }
 tr.total th, tr.total td { border-top: 2px solid var(--ink); font-weight: 700; }

@@ -47,6 +47,11 @@ class OrganSummary:
     false: int
     absent: int
 
+    @property
+    def spread(self) -> bool:
+        """Whether there is one: a single case has neither deviation nor interval."""
+        return self.found + self.missed + self.false + self.absent > 1
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -63,6 +68,16 @@ class Summary:
     cases: int
     mean_dice: float | None
     mean_dice_ci95: tuple[float, float] | None
+
+    @property
+    def counted(self) -> str:
+        """Say how many cases there are.
+
+        Example:
+            >>> Summary({}, 1, None, None).counted
+            '1 case'
+        """
+        return f"{self.cases} case{'s' * (self.cases != 1)}"
 
     def as_json(self) -> dict[str, Any]:
         """Give plain data for `json.dumps`, free of NaN."""

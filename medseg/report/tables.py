@@ -14,7 +14,7 @@ from medseg.report.summary import OrganSummary, Summary
 def summary_table(summary: Summary) -> Table:
     """Lay out a row per organ: Dice with spread and interval, HD95, NSD, and how often it was missed or invented."""
     table = Table(
-        title=f"{summary.cases} case{'s' * (summary.cases != 1)}",
+        title=summary.counted,
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -50,8 +50,8 @@ def print_summary(evaluation: Evaluation, console: Console | None = None) -> Non
 def _cells(organ: OrganSummary) -> list[str]:
     dice, hd95, nsd = (organ.measures[measure] for measure in ("dice", "hd95_mm", "nsd"))
     return [
-        f"{dice.mean:.3f} ± {dice.std:.3f}",
-        f"{dice.ci95[0]:.3f}-{dice.ci95[1]:.3f}",
+        f"{dice.mean:.3f} ± {dice.std:.3f}" if organ.spread else f"{dice.mean:.3f}",
+        f"{dice.ci95[0]:.3f}-{dice.ci95[1]:.3f}" if organ.spread else "-",
         f"{hd95.mean:.2f}",
         f"{nsd.mean:.3f}",
         *(str(count) if count else "-" for count in (organ.missed, organ.false)),
