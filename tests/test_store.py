@@ -18,6 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import oblique_affine, toy_case, write_nifti
 
 from medseg.datasets.case import read_case, read_dataset
 from medseg.datasets.workers import MachineError
@@ -111,6 +112,19 @@ def test_regions_overlap_in_the_foreground():
 def test_a_case_without_foreground(toy_dataset, tmp_path):
     rewrite(toy_dataset / "labelsTr" / "toy_1.nii.gz", np.zeros_like)
     assert prepare(toy_dataset, tmp_path / "store", PLAN, workers=1).foreground("toy_1") == {}
+
+
+def test_an_organ_that_is_smaller_than_the_voxels_of_the_plan_is_named(toy_dataset, tmp_path, caplog):
+    image, labels = toy_case(2)  # which has no spleen
+    labels[16, 7, 5] = 5
+    affine = oblique_affine(2) @ np.diag([0.3, 0.3, 0.3, 1.0])
+    for part, voxels in (("images", image), ("labels", labels)):
+        write_nifti(toy_dataset / f"{part}Tr/toy_2.nii.gz", voxels, affine)
+    prepare(toy_dataset, tmp_path / "store", workers=1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "toy_2: spleen has voxels in the label file but none at the plan's 1.5 x 1.5 x 4.125 mm; "
+        "a finer spacing_mm would keep them"
+    ]
 
 
 def test_a_case_without_a_label_is_kept_for_prediction(toy_dataset, tmp_path, monkeypatch):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,13 +16,15 @@ import numpy as np
 from jaxtyping import Int16, Int32
 from numpy.typing import NDArray
 
-from medseg.datasets.case import Case, Dataset, read_case
+from medseg.datasets.case import Case, Dataset, read_case, value_counts
 from medseg.datasets.workers import MachineError
 from medseg.errors import DataError
 from medseg.plan.plan import Plan
 from medseg.store.arrays import write_array
 from medseg.store.grid import labels_to_plan_grid, to_plan_grid
 from medseg.store.store import SCHEMA, CaseInfo, Source, grid_of, read_info
+
+_log = logging.getLogger(__name__)
 
 FOREGROUND_SAMPLES = 10_000
 UNFINISHED = ".tmp"  # ending of a folder that is being written
@@ -92,7 +96,29 @@ def prepare_case(task: CaseTask) -> str:
         voxels={} if atoms is None else _count(atoms),
     )
     _write(final, array, atoms, info, task.plan)
+    if labels is not None and (lost := lost_organs(labels.array, info.voxels, task.plan)):
+        _log.warning(
+            "%s: %s %s voxels in the label file but none at the plan's %s mm; a finer spacing_mm would keep them",
+            task.case.id,
+            " and ".join(lost),
+            "has" if len(lost) == 1 else "have",
+            " x ".join(f"{edge:g}" for edge in task.plan.spacing_mm),
+        )
     return name
+
+
+def lost_organs(values: NDArray[np.int32], voxels: Mapping[int, int], plan: Plan) -> tuple[str, ...]:
+    """Name the organs that a label file holds and the plan's grid does not: they were smaller than its voxels.
+
+    Args:
+        values: Of the label file.
+        voxels: Voxels per atom index on the plan's grid.
+        plan: Names both.
+    """
+    kept = {atom for index, atom in enumerate(plan.atoms, start=1) if voxels.get(index)}
+    gone = {name: set(own) for name, own in zip(plan.organs, plan.values, strict=True) if not kept & set(own)}
+    present = set(value_counts(values)) if gone else set()
+    return tuple(name for name, own in gone.items() if own & present)
 
 
 def folder_name(task: CaseTask, sources: tuple[Source, ...]) -> str:
