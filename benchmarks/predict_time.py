@@ -26,6 +26,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from prepare import Cost, measured
+from step_time import plain_unet
 
 import medseg
 from medseg.datasets.phantom import write_phantom
@@ -118,7 +119,6 @@ def write_ours(plan: Plan, target: Path) -> None:
 
 def their_plan(plan: Plan) -> dict:
     """The same plan in nnU-Net's words; its axes are k, j, i."""
-    stages = len(FEATURES)
     resample = "resample_data_or_seg_to_shape"
     smooth = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     full = {
@@ -138,22 +138,7 @@ def their_plan(plan: Plan) -> dict:
         "resampling_fn_probabilities_kwargs": smooth | {"order": 1},
         "architecture": {
             "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-            "arch_kwargs": {
-                "n_stages": stages,
-                "features_per_stage": list(FEATURES),
-                "conv_op": "torch.nn.modules.conv.Conv3d",
-                "kernel_sizes": [[3, 3, 3]] * stages,
-                "strides": [[1, 1, 1], *[[2, 2, 2]] * (stages - 1)],
-                "n_conv_per_stage": [2] * stages,
-                "n_conv_per_stage_decoder": [2] * (stages - 1),
-                "conv_bias": True,
-                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-                "dropout_op": None,
-                "dropout_op_kwargs": None,
-                "nonlin": "torch.nn.LeakyReLU",
-                "nonlin_kwargs": {"inplace": True},
-            },
+            "arch_kwargs": plain_unet(FEATURES),
             "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
         },
         "batch_dice": False,

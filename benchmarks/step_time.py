@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -264,12 +264,12 @@ def _nnunet_batch(options: argparse.Namespace) -> dict[str, Any]:
     return {"data": image, "target": levels}
 
 
-def _nnunet_plans(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The plans that nnU-Net's planner writes for such a patch, batch and network."""
-    stages = len(options.features)
-    network = {
+def plain_unet(features: Sequence[int]) -> dict[str, Any]:
+    """The arguments of nnU-Net's plain U-Net with two convolutions a stage, as its planner writes them."""
+    stages = len(features)
+    return {
         "n_stages": stages,
-        "features_per_stage": options.features,
+        "features_per_stage": list(features),
         "conv_op": "torch.nn.modules.conv.Conv3d",
         "kernel_sizes": [[3, 3, 3]] * stages,
         "strides": [[1, 1, 1], *[[2, 2, 2]] * (stages - 1)],
@@ -283,6 +283,11 @@ def _nnunet_plans(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "nonlin": "torch.nn.LeakyReLU",
         "nonlin_kwargs": {"inplace": True},
     }
+
+
+def _nnunet_plans(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The plans that nnU-Net's planner writes for such a patch, batch and network."""
+    network = plain_unet(options.features)
     configuration = {
         "data_identifier": "nnUNetPlans_3d_fullres",
         "preprocessor_name": "DefaultPreprocessor",
