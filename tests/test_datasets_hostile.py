@@ -256,6 +256,14 @@ def test_a_store_where_none_can_be(toy_dataset, tmp_path, capsys):
             VolumesDataModule(wrong)
 
 
+@pytest.mark.parametrize("option", ["--memory=0", "--memory=-3", "--memory=nan", "--memory=inf", "--memory=much"])
+def test_memory_that_no_accelerator_has(option, toy_dataset, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["plan", str(toy_dataset), "--out", str(tmp_path / "plan.yaml"), option])
+    assert end.value.code == 2
+    assert "argument --memory: expected a number above 0, got" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [["plan"], ["prepare"]], ids=str)
 def test_a_disk_that_is_read_only(command, toy_dataset, tmp_path, capsys, monkeypatch):
     def refuse(*_, **__):

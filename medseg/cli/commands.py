@@ -8,7 +8,17 @@ import shlex
 import sys
 from pathlib import Path
 
-from medseg.cli.command import Command, Options, dataset_option, lines, report_failures, say, show, workers_option
+from medseg.cli.command import (
+    Command,
+    Options,
+    above_zero,
+    dataset_option,
+    lines,
+    report_failures,
+    say,
+    show,
+    workers_option,
+)
 from medseg.cli.experiments import EXPERIMENTS
 from medseg.cli.export import EXPORT
 from medseg.errors import MedsegError, UsageError
@@ -73,7 +83,7 @@ def _draw_what_can_be_read(options: Options) -> None:
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     dataset_option(parser)
     parser.add_argument("--out", type=Path, default=Path("plan.yaml"), help="the plan's file (default: plan.yaml)")
-    parser.add_argument("--memory", type=float, default=8.0, metavar="GB", help="accelerator memory (default: 8)")
+    parser.add_argument("--memory", type=above_zero, default=8.0, metavar="GB", help="accelerator memory (default: 8)")
     _left_right_option(parser)
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write PNGs of a few cases and of patches")
     workers_option(parser)
