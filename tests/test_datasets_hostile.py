@@ -245,6 +245,22 @@ def test_a_store_and_another_plan(store, toy_dataset, tmp_path, capsys):
     assert main(again) == 0
 
 
+@pytest.mark.parametrize("file", ["dataset.json", LABEL, "notes.txt"])
+@pytest.mark.parametrize("words", [["plan", "--out"], ["verify", "--json"]], ids=lambda words: words[0])
+def test_nothing_of_somebody_elses_is_overwritten(words, file, toy_dataset, capsys):
+    (toy_dataset / "notes.txt").write_text("mine")
+    before = (toy_dataset / file).read_bytes()
+    line = [words[0], str(toy_dataset), words[1], str(toy_dataset / file), "--workers", "1"]
+    told_in_one_sentence(line, capsys, f"{file} is there already", status=2)
+    assert (toy_dataset / file).read_bytes() == before
+
+
+def test_an_image_is_no_dataset(toy_dataset, capsys):
+    told_in_one_sentence(
+        ["verify", str(toy_dataset / IMAGE)], capsys, "toy_0.nii.gz is no dataset.json. Name the folder"
+    )
+
+
 def test_a_store_where_none_can_be(toy_dataset, tmp_path, capsys):
     inside = ["prepare", str(toy_dataset), "--out", str(toy_dataset), "--workers", "1"]
     told_in_one_sentence(inside, capsys, "is a dataset, not a place for a store")

@@ -178,6 +178,12 @@ def test_a_missing_file(tmp_path):
         read_plan(tmp_path / "none.yaml")
 
 
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match=r"plan\.yaml cannot be written"):
+        write_plan(tmp_path / "file" / "deeper" / "plan.yaml", a_plan())
+
+
 def test_a_place_that_cannot_be_written_leaves_nothing(tmp_path):
     (tmp_path / "plan.yaml").mkdir()
     with pytest.raises(DataError, match="cannot be written"):

@@ -58,6 +58,7 @@ def _verify(options: Options) -> int:
     from medseg.datasets.repair import repair
     from medseg.datasets.verify import verify
 
+    _require_own_file(options.json, (".json",), options.dataset)
     report = verify(options.dataset, workers=options.workers)
     show(report.table())
     if options.json:
@@ -78,6 +79,15 @@ def _draw_what_can_be_read(options: Options) -> None:
         say(write_pictures(options.dataset, options.figures, workers=options.workers))
     except MedsegError as error:
         say(f"not all pictures could be drawn: {error}")
+
+
+def _require_own_file(target: Path | None, endings: tuple[str, ...], dataset: Path) -> None:
+    """Never write over a file of somebody else's: what is there must at least be called like what will be."""
+    if target is None or not target.is_file():
+        return
+    description = dataset / "dataset.json" if dataset.is_dir() else dataset
+    if target.suffix not in endings or (description.is_file() and target.samefile(description)):
+        raise UsageError(f"{target} is there already and not one of ours", f"Name another file, ending in {endings[0]}")
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +114,7 @@ def _plan(options: Options) -> int:
     from medseg.plan.plan import write_plan
     from medseg.plan.planning import make_plan
 
+    _require_own_file(options.out, (".yaml", ".yml"), options.dataset)
     print_of_data = fingerprint(read_dataset(options.dataset), workers=options.workers)
     plan = make_plan(print_of_data, memory_gb=options.memory, swap_sides=options.left_right == "swap")
     write_plan(options.out, plan)

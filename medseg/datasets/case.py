@@ -238,6 +238,8 @@ def dataset_json(root: Path) -> Path:
         DataError: There is none; says so if one lies a folder deeper.
     """
     if root.is_file():
+        if root.suffix != ".json":
+            raise DataError(root, "is no dataset.json", "Name the folder of the dataset, or its dataset.json")
         return root
     file = root / "dataset.json"
     if file.is_file():

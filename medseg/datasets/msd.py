@@ -157,13 +157,13 @@ def find_task(name: str) -> MsdTask:
         UsageError: There is none; names the nearest.
 
     Example:
-        >>> find_task("spleen").name, find_task("9").name, find_task("Task09_Spleen").name
+        >>> find_task("spleen").name, find_task("9").name, find_task("Task09").name
         ('Task09_Spleen', 'Task09_Spleen', 'Task09_Spleen')
     """
     spellings: dict[str, MsdTask] = {}
     for task in TASKS.values():
         number, organ = task.name.removeprefix("Task").split("_")
-        spellings |= dict.fromkeys((task.name.lower(), organ.lower(), number, str(int(number))), task)
+        spellings |= dict.fromkeys((task.name.lower(), f"task{number}", organ.lower(), number, str(int(number))), task)
     wanted = name.strip().lower()
     if wanted not in spellings:
         guess = nearest(wanted, list(spellings))

@@ -258,9 +258,9 @@ def _told(error: yaml.YAMLError) -> str:
 
 def write_plan(path: Path, plan: Plan) -> None:
     """Write a plan as YAML, each number under the comment that says why it is so; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(_as_yaml(plan), encoding="utf-8")
         os.replace(unfinished, path)
     except OSError as error:
