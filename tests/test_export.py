@@ -149,7 +149,10 @@ def test_a_file_runs_without_medseg_and_knows_its_plan(tmp_path, form, capsys):
 def test_every_network_can_be_exported(tmp_path, name, form):
     checkpoint = untrained(tmp_path / "some.ckpt", name)
     done = export(checkpoint, tmp_path / "out", form=form)
-    deep = name in ("vnet", "mednext")  # down to one voxel along the short axes of PLAN, where nothing can be normalised
+    deep = name in (
+        "vnet",
+        "mednext",
+    )  # down to one voxel along the short axes of PLAN, where nothing can be normalised
     resizable = [False] * 3 if name in ("swin_unetr", "unetr") else [True, not deep, not deep]
     assert done.facts["input"]["resizable"] == resizable
     agrees(tmp_path / "out" / f"model.{form}", checkpoint)
@@ -398,6 +401,18 @@ def test_misuse_of_export_is_one_sentence(tmp_path, capsys, monkeypatch, words, 
     assert found == status
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_exported_by_its_folder_and_an_ensemble_is_not(tmp_path, capsys):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    untrained(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    (tmp_path / "ensemble.json").write_text('{"checkpoints": ["run/a.ckpt", "run/b.ckpt"]}', encoding="utf-8")
+    words = ["--format", "monai-bundle", "--output", str(tmp_path / "out")]
+    assert main(["export", "--ckpt", str(tmp_path / "run"), *words]) == 0
+    assert main(["export", "--ckpt", str(tmp_path), *words]) == 2
+    assert "holds 2 checkpoints" in capsys.readouterr().err
+    assert main(["export", "--ckpt", str(tmp_path / "out"), *words]) == 1
+    assert "neither checkpoints/best.ckpt nor ensemble.json" in capsys.readouterr().err
 
 
 def test_damaged_facts_are_named(tmp_path, capsys):

@@ -12,7 +12,7 @@ FORMATS = ("onnx", "pt2", "monai-bundle")
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of a run")
+    parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint, or the folder of a run: its best")
     parser.add_argument(
         "--format", choices=FORMATS, required=True, help="ONNX, a program of torch.export, or a MONAI bundle"
     )
@@ -22,15 +22,20 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: Options) -> int:
     from medseg.checkpoints.reading import read_checkpoint
+    from medseg.errors import UsageError
+    from medseg.experiments.ensemble import checkpoints_in
     from medseg.export import export
     from medseg.inference.images import list_cases, read_case_image
     from medseg.plan.plan import Plan
 
+    checkpoint, *more = checkpoints_in([options.ckpt])
+    if more:
+        raise UsageError(f"{options.ckpt} holds {1 + len(more)} checkpoints", "Name one of them, such as its fold0")
     image = None
     if options.check:
-        plan = Plan.from_dict(read_checkpoint(options.ckpt)["hyper_parameters"]["plan"])
+        plan = Plan.from_dict(read_checkpoint(checkpoint)["hyper_parameters"]["plan"])
         image = read_case_image(next(iter(list_cases(options.check, plan).values())), plan)
-    done = export(options.ckpt, options.output, form=options.format, image=image)
+    done = export(checkpoint, options.output, form=options.format, image=image)
     for path in done.files:
         say(f"wrote {path}")
     on = options.check or "noise"
