@@ -264,6 +264,10 @@ def test_an_image_is_no_dataset(toy_dataset, capsys):
 def test_a_store_where_none_can_be(toy_dataset, tmp_path, capsys):
     inside = ["prepare", str(toy_dataset), "--out", str(toy_dataset), "--workers", "1"]
     told_in_one_sentence(inside, capsys, "is a dataset, not a place for a store")
+    (tmp_path / "work" / "cases" / "anna").mkdir(parents=True)
+    used = ["prepare", str(toy_dataset), "--out", str(tmp_path / "work"), "--workers", "1"]
+    told_in_one_sentence(used, capsys, "work holds other files, and is no store")
+    assert (tmp_path / "work" / "cases" / "anna").is_dir()
     (tmp_path / "file").write_text("x")
     there = ["prepare", str(toy_dataset), "--out", str(tmp_path / "file"), "--workers", "1"]
     told_in_one_sentence(there, capsys, "file cannot be written")

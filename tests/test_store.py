@@ -114,6 +114,18 @@ def test_a_case_without_foreground(toy_dataset, tmp_path):
     assert prepare(toy_dataset, tmp_path / "store", PLAN, workers=1).foreground("toy_1") == {}
 
 
+def test_folders_that_are_not_cases_stay(store, toy_dataset):
+    mine = store.path / "cases" / "my notes"
+    mine.mkdir()
+    write_nifti(toy_dataset / "imagesTr/toy_1.nii.gz", toy_case(1)[0] + 1, oblique_affine(1))
+    prepare(toy_dataset, store.path, workers=1)
+    assert mine.is_dir()
+    (store.path / "plan.yaml").unlink()
+    (store.path / "index.json").unlink()
+    with pytest.raises(DataError, match="holds other files, and is no store"):
+        prepare(toy_dataset, store.path, workers=1)
+
+
 def test_an_organ_that_is_smaller_than_the_voxels_of_the_plan_is_named(toy_dataset, tmp_path, caplog):
     image, labels = toy_case(2)  # which has no spleen
     labels[16, 7, 5] = 5

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 from collections.abc import Mapping
@@ -124,6 +125,16 @@ def lost_organs(values: NDArray[np.int32], voxels: Mapping[int, int], plan: Plan
 def folder_name(task: CaseTask, sources: tuple[Source, ...]) -> str:
     """The case's id and a digest of its files' content and of the settings."""
     return f"{task.case.id}.{_digest(task.settings + ''.join(source.digest for source in sources))}"
+
+
+def is_case_folder(name: str) -> bool:
+    """Whether a name is one that `folder_name` gives.
+
+    Example:
+        >>> is_case_folder("spleen_2.0123456789abcdef"), is_case_folder("patient_2")
+        (True, False)
+    """
+    return re.fullmatch(r"[^.].*\.[0-9a-f]{16}", name) is not None
 
 
 def foreground(

@@ -18,7 +18,7 @@ from medseg.plan.fingerprint import fingerprint
 from medseg.plan.plan import Plan, read_plan, write_plan
 from medseg.plan.planning import make_plan
 from medseg.space.nifti import read_header
-from medseg.store.one_case import CaseTask, discard_unfinished, prepare_case
+from medseg.store.one_case import CaseTask, discard_unfinished, is_case_folder, prepare_case
 from medseg.store.store import SCHEMA, CaseInfo, Store, grid_of, read_index, read_info, require_same_grid
 
 
@@ -54,6 +54,8 @@ def prepare(
     out = Path(out)
     if (out / "dataset.json").is_file():
         raise DataError(out, "is a dataset, not a place for a store", "Choose another --out")
+    if _is_foreign(out):
+        raise DataError(out, "holds other files, and is no store", "Choose another --out, such as a new folder in it")
     dataset = read_dataset(Path(dataset_root))
     if cases is not None:
         dataset = replace(dataset, cases=tuple(case for case in dataset.cases if case.id in cases))
@@ -71,6 +73,14 @@ def prepare(
         folders = done | outcome.or_raise(Path(dataset_root))
         _finish(out, settled, dataset, folders)
     return Store(out)
+
+
+def _is_foreign(out: Path) -> bool:
+    """Whether a folder is in use for something else; a run that was killed may have left no more than ``cases``."""
+    if not out.is_dir() or (out / "plan.yaml").is_file() or (out / "index.json").is_file():
+        return False
+    found = [path for path in out.iterdir() if not path.name.startswith(".")]
+    return found != [] and (found != [out / "cases"] or any((out / "cases").iterdir()))
 
 
 def _settle_plan(root: Path, dataset: Dataset, out: Path, plan: Plan | None) -> Plan:
@@ -148,7 +158,7 @@ def _finish(out: Path, plan: Plan, dataset: Dataset, folders: Mapping[str, str])
             unfinished.unlink()
         raise MachineError(out, f"cannot be written ({error.strerror})", "Free space and run again") from None
     for folder in (out / "cases").iterdir():
-        if not folder.name.startswith(".") and folder.name not in folders.values():
+        if is_case_folder(folder.name) and folder.name not in folders.values():
             shutil.rmtree(folder, ignore_errors=True)
 
 
