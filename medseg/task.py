@@ -25,7 +25,7 @@ from medseg.losses import Criterion, NonFiniteLogitsError, build_loss
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.nets.pace import Auto, Pace, Trial, follow, lay_out, missing_compiler, set_pace
-from medseg.nets.sharding import shard
+from medseg.nets.sharding import gather, part, require_shardable, shard
 from medseg.optimise import (
     budget_spent,
     build_optimizer,
@@ -178,8 +178,13 @@ class SegmentationTask(pl.LightningModule):
         if 0 < self.trainer.max_steps <= self.trainer.global_step:
             self.trainer.should_stop = True
 
+    def on_validation_start(self) -> None:
+        """Have the whole network in each process, which has cases of its own."""
+        gather(self.net)
+
     def on_validation_epoch_end(self) -> None:
         """Log the mean over cases, per organ by name."""
+        part(self.net)
         scores = self.val_dice.compute()
         self.val_dice.reset()
         mean = scores.pop("mean")
@@ -227,15 +232,11 @@ class SegmentationTask(pl.LightningModule):
             raise UsageError("model.freeze leaves no weight to train", "Freeze fewer, or score it with medseg test")
 
     def configure_model(self) -> None:
-        """Under the strategy ``fsdp``: part the weights over the processes."""
-        if not isinstance(self.trainer.strategy, ModelParallelStrategy):
+        """Under the strategy ``fsdp``, for training: part the weights over the processes."""
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or self.trainer.state.fn != "fit":
             return
-        if self.hparams["ema"]:
-            raise UsageError("averages cannot be kept of weights that are sharded", "Set model.ema to 0, or use ddp")
-        if [*self.loss.parameters()]:
-            raise UsageError("a loss with numbers to learn cannot be sharded", "Use strategy ddp, or another loss")
-        if self.hparams["compile"] is True:
-            raise UsageError("model.compile true does not go with strategy fsdp", "Leave it at false, or use ddp")
+        averages, compiles = bool(self.hparams["ema"]), self.hparams["compile"] is True
+        require_shardable(averages=averages, learns=bool([*self.loss.parameters()]), compiles=compiles)
         shard(self.net, self.trainer.strategy.root_device.type)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -12,10 +12,11 @@ from conftest import write_toy_dataset
 from medseg.store.prepare import prepare
 
 CONFIG = {
-    "data": {"workers": 0, "steps_per_epoch": 2, "store": "store", "folds": 2},
+    "data": {"workers": 0, "steps_per_epoch": 2, "store": "store", "split": "split.json"},
     "model": {"net_options": {"features": [4, 8, 8]}, "lr": 0.01, "schedule": "constant"},
     "trainer": {"accelerator": "cpu", "max_steps": 4, "precision": "32", "gradient_clip_val": 1.0},
 }
+SPLIT = [{"train": ["toy_3"], "val": ["toy_0", "toy_1", "toy_2"]}]  # cases and windows do not divide by two
 SHARED = ["--data.batch_size", "2", "--trainer.devices", "2", "--trainer.strategy", "fsdp"]
 
 
@@ -23,6 +24,7 @@ SHARED = ["--data.batch_size", "2", "--trainer.devices", "2", "--trainer.strateg
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fsdp")
     prepare(write_toy_dataset(folder), folder / "store", workers=1)
+    (folder / "split.json").write_text(json.dumps(SPLIT))
     (folder / "config.yaml").write_text(json.dumps(CONFIG))  # JSON is YAML
     return folder
 
@@ -45,12 +47,17 @@ def test_sharded_processes_train_the_same_weights_and_resume_from_an_ordinary_ch
         assert done.returncode == 0, done.stderr
     half = last(folder, "two")
     assert half["global_step"] == 2
+    score = [sys.executable, "-m", "medseg", "test", "--run", "two"]
+    done = subprocess.run(score, cwd=folder, capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "two" / "report.html").is_file()
     assert {type(tensor) for tensor in half["state_dict"].values()} == {torch.Tensor}  # whole, not shares
     done = fit(folder, "two", *SHARED, "--ckpt_path", "last")
     assert done.returncode == 0, done.stderr
     alone, shared = last(folder, "one"), last(folder, "two")
     assert shared["global_step"] == alone["global_step"] == 4
     assert set(shared["state_dict"]) == set(alone["state_dict"])
+    assert shared["medseg"]["scores"] == pytest.approx(alone["medseg"]["scores"], abs=1e-3)
     for name, weights in alone["state_dict"].items():
         # 1.1e-5 was seen: sharded weights lie channels-first, and other kernels round otherwise
         torch.testing.assert_close(shared["state_dict"][name], weights, rtol=0, atol=5e-5)

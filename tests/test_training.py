@@ -155,6 +155,7 @@ def last(run):
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+@pytest.mark.filterwarnings("ignore:this run goes on under other circumstances")
 def test_training_longer_is_more_steps_on_the_last_checkpoint_at_the_rates_of_the_longer_budget(store, tmp_path):
     assert command(store, tmp_path, "--trainer.max_steps", "4") == 0
     assert command(store, tmp_path, "--trainer.max_steps", "8", "--ckpt_path", "last") == 0
@@ -194,6 +195,7 @@ def test_what_a_run_cannot_go_on_with_is_a_sentence(store, tmp_path, capsys, cha
     assert "Traceback" not in message
 
 
+@pytest.mark.filterwarnings("ignore:this run goes on under other circumstances")  # where files are edited meanwhile
 def test_early_stopping_is_told_and_a_run_goes_on_after_it(store, tmp_path, caplog, capsys):
     stopping = ("--model.patience", "1", "--model.lr", "0", "--trainer.max_epochs", "9")
     assert command(store, tmp_path, *stopping) == 0

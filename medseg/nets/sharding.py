@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from medseg.errors import UsageError
 from medseg.nets.pace import lay_out
 
 _WORTH_PARTING = 100_000
@@ -29,6 +32,52 @@ def shard(net: nn.Module, device: str) -> None:
     for part in _parts(net):
         fully_shard(part, mesh=mesh)
     fully_shard(net, mesh=mesh)
+
+
+def require_shardable(*, averages: bool, learns: bool, compiles: bool) -> None:
+    """Refuse what does not go with parted weights.
+
+    Args:
+        averages: Whether averages of the weights are kept.
+        learns: Whether the loss has numbers to learn.
+        compiles: Whether the network is to be compiled.
+
+    Raises:
+        UsageError: One of them is asked for.
+    """
+    if averages:
+        raise UsageError("averages cannot be kept of weights that are sharded", "Set model.ema to 0, or use ddp")
+    if learns:
+        raise UsageError("a loss with numbers to learn cannot be sharded", "Use strategy ddp, or another loss")
+    if compiles:
+        raise UsageError("model.compile true does not go with strategy fsdp", "Leave it at false, or use ddp")
+
+
+def gather(net: nn.Module) -> None:
+    """Give every process all weights until `part`, all processes at once.
+
+    Afterwards each can run the network as often as it likes: volumes have different numbers of windows, and a process
+    that is still at work would wait for ever for the share of one that has finished.
+    """
+    for module in _sharded(net):
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+
+
+def part(net: nn.Module) -> None:
+    """Leave each process its share again."""
+    for module in _sharded(net):
+        module.set_reshard_after_forward(module is not net, recurse=False)  # as `shard` leaves it
+        module.reshard()
+
+
+def _sharded(net: nn.Module) -> list[Any]:
+    """The parts that `shard` has made; none where one process trains alone."""
+    if not dist.is_available() or not dist.is_initialized():
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in net.modules() if isinstance(module, FSDPModule)]
 
 
 def _parts(net: nn.Module) -> list[nn.Module]:
