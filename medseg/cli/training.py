@@ -182,6 +182,7 @@ class MedsegCLI(LightningCLI):
     def after_test(self) -> None:
         """Score the written predictions and report per organ; say why some are not there."""
         self.exit_status = report_failures(self.written.failures)
+        self.trainer.strategy.barrier()  # the first process scores what all of them have written
         if self.trainer.is_global_zero:
             evaluation = self.run_folder.report(
                 Store(self.datamodule.store), self.datamodule.cases.val, self.model.plan
