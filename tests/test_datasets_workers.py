@@ -139,17 +139,21 @@ def test_one_worker_works_in_this_process():
     assert list(for_each_case(die_on_two, {}, workers=None)) == []
 
 
-def finish_beside_a_full_disk(mark):
-    if mark is None:
+def finish_beside_a_full_disk(task):
+    folder, at_work = task
+    if not at_work:
+        wait_until(Path(folder, "begun").exists)
         raise MachineError("store", "is full", "Free space")
+    Path(folder, "begun").touch()
     time.sleep(0.5)
-    Path(mark).touch()
+    Path(folder, "finished").touch()
 
 
 def test_cases_in_work_are_finished_when_the_machine_is_at_fault(tmp_path):
+    tasks = {"a": (str(tmp_path), True), "b": (str(tmp_path), False)}
     with pytest.raises(MachineError, match="is full"):
-        run_tasks(finish_beside_a_full_disk, {"a": str(tmp_path / "a"), "b": None}, workers=2, title="filling")
-    assert (tmp_path / "a").exists()
+        run_tasks(finish_beside_a_full_disk, tasks, workers=2, title="filling")
+    assert (tmp_path / "finished").exists()
 
 
 def test_who_stops_listening_stops_the_work():

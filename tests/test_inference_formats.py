@@ -32,6 +32,7 @@ def itk_image(voxels, affine):
 
 def write_series(folder, voxels, affine, *, series="1.2.3", leave_out=()):
     folder.mkdir(parents=True, exist_ok=True)
+    encoding = locale.setlocale(locale.LC_CTYPE)
     image = itk_image(voxels.astype(np.int16), affine)
     d = image.GetDirection()
     writer = sitk.ImageFileWriter()
@@ -50,6 +51,7 @@ def write_series(folder, voxels, affine, *, series="1.2.3", leave_out=()):
             part.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{index:03d}{series}.dcm"))
         writer.Execute(part)
+    locale.setlocale(locale.LC_CTYPE, encoding)  # GDCM leaves the tests that follow in ASCII
     return folder
 
 

@@ -134,9 +134,10 @@ class Run:
 
 
 def _require_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+    try:  # in what is there already: a run that is refused for another reason leaves no folder behind
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        there.mkdir(exist_ok=True)  # which a file does not allow
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise DataError(folder, f"cannot be written ({error.strerror})", "Choose another folder with --run") from None

@@ -26,6 +26,7 @@ from medseg.space.volume import Affine, Shape, Volume
 
 Box = tuple[slice, slice, slice]
 
+MOST_IN_ONE_VOXEL = 1000  # of the image's; where more become one, the plan is wrong and not the image small
 MOST_VOXELS = 1 << 32  # of a prepared volume; 1600 along each edge: a spacing or a header is wrong
 
 
@@ -261,7 +262,7 @@ def _change(volume: Volume, turned: Volume, box: Box, plan: Plan) -> GridChange:
     i, j, k = (side.start for side in box)
     size = (box[0].stop - i, box[1].stop - j, box[2].stop - k)
     shape = resampled_shape(size, turned.spacing_mm, plan.spacing_mm)
-    if prod(shape) > MOST_VOXELS or prod(shape) == 1 < prod(size):
+    if prod(shape) > MOST_VOXELS or (prod(shape) == 1 and prod(size) > MOST_IN_ONE_VOXEL):
         became, was, will = (
             " x ".join(f"{edge:.4g}" for edge in edges) for edges in (shape, turned.spacing_mm, plan.spacing_mm)
         )
