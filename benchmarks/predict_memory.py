@@ -32,7 +32,7 @@ from scipy import ndimage
 from medseg.inference.folder import predict_cases
 from medseg.inference.predict import Predictor
 from medseg.plan.plan import Normalisation, Plan
-from medseg.task import SegmentationTask
+from medseg.training.task import SegmentationTask
 
 SIZES = (((192, 192, 160), 27, 64), ((256, 256, 200), 53, 96), ((224, 224, 160), 105, 96))
 LARGE = ((512, 512, 600), 105, 128)

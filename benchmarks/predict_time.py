@@ -29,9 +29,9 @@ from prepare import Cost, measured
 from step_time import plain_unet
 
 import medseg
-from medseg.datasets.phantom import write_phantom
+from medseg.phantom.phantom import write_phantom
 from medseg.plan.plan import Normalisation, Plan
-from medseg.task import SegmentationTask
+from medseg.training.task import SegmentationTask
 
 FEATURES = (32, 64, 128, 256, 320)
 NAME = "Dataset501_Phantom"

@@ -30,12 +30,12 @@ from time import perf_counter
 import numpy as np
 
 from medseg.datasets.case import Dataset, read_case, read_dataset
-from medseg.datasets.phantom import write_phantom
+from medseg.phantom.phantom import write_phantom
 from medseg.plan.fingerprint import fingerprint
+from medseg.plan.grid import from_plan_grid
 from medseg.plan.plan import Normalisation, Plan, write_plan
 from medseg.plan.planning import make_plan
 from medseg.space.volume import Volume
-from medseg.store.grid import from_plan_grid
 from medseg.store.store import Store
 
 GEOMETRIES = {

@@ -143,9 +143,9 @@ def serve_medseg(precision: str, options: argparse.Namespace, answers: IO[str]) 
     import torch
 
     from medseg.cli.training import Trainer
-    from medseg.hardware import keep_freed_memory
+    from medseg.machine.hardware import keep_freed_memory
     from medseg.patches.datamodule import VolumesDataModule
-    from medseg.task import SegmentationTask
+    from medseg.training.task import SegmentationTask
 
     keep_freed_memory()
     torch.set_num_threads(options.threads)

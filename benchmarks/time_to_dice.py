@@ -62,7 +62,7 @@ def run_medseg(options: argparse.Namespace) -> None:
     from pytorch_lightning.callbacks import Callback
 
     from medseg.cli.training import MedsegCLI, build_cli
-    from medseg.hardware import keep_freed_memory
+    from medseg.machine.hardware import keep_freed_memory
 
     torch.set_num_threads(options.threads)
     clock = Clock(f"medseg, {options.steps} steps", options.out, options.threads)

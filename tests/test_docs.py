@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import toy_case, write_nifti, write_toy_dataset
-from test_house import FLOORS
+from support.floors import FLOORS
+from support.toys import toy_case, write_nifti, write_toy_dataset
 
 from medseg.cli import main
 from medseg.cli.main import LIGHTNING_COMMANDS, build_parser
-from medseg.datasets.phantom import write_phantom
-from medseg.datasets.recipes import recipe_for
 from medseg.losses import build_loss
 from medseg.losses import table as losses
 from medseg.nets import table as nets
+from medseg.phantom.phantom import write_phantom
+from medseg.phantom.recipes import recipe_for
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -5,22 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from support.floors import FLOORS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "medseg"
-FLOORS = {
-    "types": -1, "errors": -1,  # the ground that every floor stands on
-    "space": 0,
-    "datasets": 1, "nets": 1, "losses": 1, "metrics": 1, "optimise": 1, "hardware": 1, "checkpoints": 1, "watch": 1,
-    "plan": 2, "loss_study": 2,
-    "store": 3,
-    "patches": 4,
-    "task": 5,
-    "inference": 6, "report": 6, "export": 6,
-    "experiments": 7,
-    "cli": 8,
-    "__main__": 9,
-}  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 REFUSED = {"utils", "helpers", "common", "base", "core", "misc", "engine"}
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}

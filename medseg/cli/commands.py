@@ -55,8 +55,8 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(options: Options) -> int:
-    from medseg.datasets.repair import repair
-    from medseg.datasets.verify import verify
+    from medseg.verify.repair import repair
+    from medseg.verify.verify import verify
 
     _require_own_file(options.json, (".json",), options.dataset)
     report = verify(options.dataset, workers=options.workers)

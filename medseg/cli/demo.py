@@ -13,10 +13,10 @@ from rich.console import Console
 
 from medseg.cli.training import run_lightning
 from medseg.datasets.case import read_dataset
-from medseg.datasets.phantom import write_phantom
 from medseg.errors import DataError
 from medseg.inference.folder import predict_cases
 from medseg.inference.predict import Predictor
+from medseg.phantom.phantom import write_phantom
 from medseg.report.evaluate import evaluate
 from medseg.report.html import write_report
 from medseg.report.tables import print_summary

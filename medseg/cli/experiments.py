@@ -226,8 +226,8 @@ def check_fit(words: Sequence[str], *, here: bool = False) -> Any:
     from lightning_fabric.utilities.exceptions import MisconfigurationException
     from pytorch_lightning.cli import LightningCLI
 
-    from medseg.cli.failures import unusable_device
     from medseg.cli.training import MedsegCLI, build_cli
+    from medseg.training.failures import unusable_device
 
     class Check(MedsegCLI):
         def before_instantiate_classes(self) -> None:

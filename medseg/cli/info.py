@@ -76,7 +76,7 @@ def _origin(origin: Origin) -> dict[str, Any]:
 def _store(path: Path, net: str) -> dict[str, Any]:
     from medseg.nets import build_net, estimate
     from medseg.store.store import Store
-    from medseg.task import net_spec
+    from medseg.training.task import net_spec
 
     store = Store(path)
     spec = net_spec(store.plan)

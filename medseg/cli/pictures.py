@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg.datasets.case import Case, Dataset, read_dataset
-from medseg.datasets.figures import spread_out, write_figures
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.patches.figures import write_patch_figures
 from medseg.plan.fingerprint import fingerprint
 from medseg.plan.plan import Plan
 from medseg.plan.planning import make_plan
 from medseg.store.prepare import prepare
+from medseg.verify.figures import spread_out, write_figures
 
 CASES, PATCHES = 4, 6
 

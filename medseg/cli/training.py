@@ -20,24 +20,24 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 
-from medseg.checkpoints.keep import KeepCheckpoints
-from medseg.checkpoints.writing import CheckpointFiles
 from medseg.cli.command import report_failures
-from medseg.cli.failures import explained, require_memory, unusable_device
-from medseg.cli.metrics_log import RateLog, RunCsvLogger
-from medseg.cli.progress import FitProgress
 from medseg.cli.ranges import require_in_range
-from medseg.cli.runs import Run, SaveRunConfig
-from medseg.cli.signing import SignOrigin, UnequalDataError
 from medseg.errors import DataError, InterruptionError, UsageError, nearest
-from medseg.hardware import best_precision, keep_freed_memory, memory_bytes
+from medseg.machine.hardware import best_precision, keep_freed_memory, memory_bytes
 from medseg.nets import list_nets
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.store.store import Store
-from medseg.task import SegmentationTask, load_task
-from medseg.watch.children import ExplainingLauncher, explain_deaths
-from medseg.watch.peers import WatchPeers
+from medseg.training.children import ExplainingLauncher, explain_deaths
+from medseg.training.failures import explained, require_memory, unusable_device
+from medseg.training.keep import KeepCheckpoints
+from medseg.training.metrics_log import RateLog, RunCsvLogger
+from medseg.training.peers import WatchPeers
+from medseg.training.progress import FitProgress
+from medseg.training.run import Run, SaveRunConfig
+from medseg.training.signing import SignOrigin, UnequalDataError
+from medseg.training.task import SegmentationTask, load_task
+from medseg.training.writing import CheckpointFiles
 
 PrecisionName = Literal["auto", 16, 32, "16", "32", "32-true", "16-mixed", "bf16-mixed"]
 

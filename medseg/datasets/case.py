@@ -82,7 +82,7 @@ def read_dataset(root: Path, *, missing_ok: bool = False) -> Dataset:
 
     Args:
         root: The folder, or its ``dataset.json``.
-        missing_ok: List cases whose files are missing instead of refusing them; `medseg.datasets.verify` reports them
+        missing_ok: List cases whose files are missing instead of refusing them; `medseg.verify.verify` reports them
             one by one.
 
     Returns:

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from medseg.datasets.msd import MIRROR, MsdTask, find_task
-from medseg.datasets.turns import one_at_a_time
 from medseg.errors import DataError
+from medseg.machine.turns import one_at_a_time
 
 _PIECE = 1 << 20
 _TIMEOUT_S = 60

@@ -10,7 +10,7 @@ from medseg.experiments.plots import curve_plot, interval_plot
 from medseg.experiments.ranking import MEAN, Entry, Ranking
 from medseg.experiments.results import Result
 from medseg.experiments.sweep import Outcome
-from medseg.report.page import Tile, bad, definitions, listing, page, table
+from medseg.pictures.page import Tile, bad, definitions, listing, page, table
 from medseg.report.record import environment
 
 _HEADS = (

@@ -15,11 +15,11 @@ from medseg.experiments.job import Job
 from medseg.experiments.results import Result
 from medseg.experiments.sweep import Outcome
 from medseg.metrics.cases import DEFAULT_TOLERANCE_MM
+from medseg.pictures.page import table
 from medseg.plan.plan import Plan
 from medseg.report.evaluate import Evaluation, write_evaluation
 from medseg.report.html import write_report
 from medseg.report.matching import Pair
-from medseg.report.page import table
 from medseg.report.scoring import Scoring
 from medseg.report.summary import summarise
 from medseg.store.store import Store

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from medseg.experiments.ranking import Ranking
-from medseg.report.figures import Points
-from medseg.report.style import SERIES
+from medseg.pictures.charts import Points
+from medseg.pictures.style import SERIES
 
 _STYLE = (
     "<style>.mp{font:12px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}.mp text{fill:#1b1f24}"

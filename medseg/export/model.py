@@ -15,10 +15,10 @@ from medseg.checkpoints.reading import read_checkpoint
 from medseg.nets.padding import PadToMultiple, PadToSize
 from medseg.nets.supervision import Supervised
 from medseg.patches.stitch import tile_starts
+from medseg.plan.grid import to_plan_grid
 from medseg.plan.plan import Plan
 from medseg.space.volume import Shape, Volume
-from medseg.store.grid import to_plan_grid
-from medseg.task import load_task
+from medseg.training.task import load_task
 
 FIXED_SIZE = ("swin_unetr", "unetr")
 """Networks whose attention windows or position embedding are laid out for one size."""

@@ -13,7 +13,7 @@ Step = dict[str, Any]
 
 
 def preprocessing(model: Model) -> list[Step]:
-    """Read, turn, crop to the non-zero box, normalise, resample: what `medseg.store.grid.to_plan_grid` does."""
+    """Read, turn, crop to the non-zero box, normalise, resample: what `medseg.plan.grid.to_plan_grid` does."""
     plan = model.plan
     return [
         _step("LoadImaged", reader="NibabelReader", image_only=True),

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Bool, Integer
 from numpy.typing import NDArray
 
+from medseg.plan.grid import filled
 from medseg.space.components import connected_components
 from medseg.space.distance import bounding_box
-from medseg.store.grid import filled
 
 MINIMA_MM3 = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 """The least volumes that `choose_rules` tries."""

@@ -19,9 +19,9 @@ from medseg.errors import DataError, MedsegError, UsageError
 from medseg.inference.images import find_cases, read_case_image, voxel_bytes
 from medseg.inference.predict import Predictor, Prepared
 from medseg.inference.resume import Record
+from medseg.plan.grid import GridChange
 from medseg.space.formats import is_foreign, write_labels_at
 from medseg.space.nifti import require_writable, write_labels
-from medseg.store.grid import GridChange
 
 log = logging.getLogger(__name__)
 

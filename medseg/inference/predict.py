@@ -17,16 +17,16 @@ from torch import Tensor
 
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, UsageError
-from medseg.hardware import best_precision
 from medseg.inference.clean import Rule, Rules, clean, rules_from_plain, rules_to_plain
 from medseg.inference.restore import restore
 from medseg.inference.resume import digest_of
+from medseg.machine.hardware import best_precision
 from medseg.patches.draw import geometry_of
 from medseg.patches.stitch import Predict, mirrored, stitched_slabs, sweep_axis
+from medseg.plan.grid import GridChange, to_plan_grid
 from medseg.plan.plan import Plan
 from medseg.space.volume import Shape, Volume, spacing_of
-from medseg.store.grid import GridChange, to_plan_grid
-from medseg.task import SegmentationTask, load_task
+from medseg.training.task import SegmentationTask, load_task
 
 HALF_BEYOND_BYTES = 2**31
 """Sums of a slab that would be larger in float32 are kept in float16, in which nnU-Net always adds."""

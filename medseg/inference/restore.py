@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.inference.slabs import Slabs, Window, box_of, windows
+from medseg.plan.grid import GridChange, kept_box
 from medseg.plan.plan import Plan
-from medseg.store.grid import GridChange, kept_box
 
 
 def restore(

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medseg.plan.grid import GridChange
 from medseg.space.linear import LinearAxis, linear_axis
-from medseg.store.grid import GridChange
 
 Box = tuple[slice, slice, slice]
 Slabs = Iterable[tuple[slice, Tensor]]

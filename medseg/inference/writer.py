@@ -12,7 +12,7 @@ from medseg.inference.folder import predict_case
 from medseg.inference.predict import Predictor
 from medseg.patches.datamodule import Batch
 from medseg.store.store import Store
-from medseg.task import SegmentationTask
+from medseg.training.task import SegmentationTask
 
 
 class WritePredictions(Callback):

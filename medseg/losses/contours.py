@@ -15,9 +15,9 @@ from medseg.losses.comparison import Comparison
 from medseg.losses.masks import all_channels, counted, first_channel, predicted_masks, target_masks
 from medseg.losses.reduction import ratio
 from medseg.losses.table import loss
+from medseg.machine.threads import in_threads
 from medseg.space.distance import bounding_box, surface
 from medseg.space.fields import distance_to, steps_per_sample
-from medseg.space.threads import in_threads
 from medseg.types import PerClass, PerVoxel
 
 PAIRS = {"cpu": 1 << 20, "cuda": 1 << 26}

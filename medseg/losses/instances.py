@@ -16,8 +16,8 @@ from medseg.losses.knobs import Weights
 from medseg.losses.masks import all_channels, counted, first_channel, sum_over_space, target_masks
 from medseg.losses.reduction import mean_over_classes, ratio, reduced
 from medseg.losses.table import Reduced, loss, rows
+from medseg.machine.threads import in_threads
 from medseg.space.components import connected_components
-from medseg.space.threads import in_threads
 
 FAST = ("dice", "bce", "dice_bce")
 """The criteria whose sums over all blobs are formed in one pass."""

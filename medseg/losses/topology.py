@@ -16,8 +16,8 @@ from medseg.losses.reduction import part
 from medseg.losses.region import dice
 from medseg.losses.table import Reduced, loss
 from medseg.losses.thinning import soft_skeleton
+from medseg.machine.threads import in_threads
 from medseg.space.skeleton import skeleton_tube
-from medseg.space.threads import in_threads
 from medseg.types import PerClass
 
 

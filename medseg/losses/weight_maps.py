@@ -18,10 +18,10 @@ from medseg.losses.masks import existing, per_channel, target_masks
 from medseg.losses.ranks import mean_over_ranks
 from medseg.losses.reduction import class_factor, class_vector, element_weight, ratio
 from medseg.losses.table import Reduced, loss
+from medseg.machine.threads import in_threads
 from medseg.space.components import connected_components
 from medseg.space.distance import Box, euclidean_distance, surface
 from medseg.space.fields import inner_distance, steps_per_sample
-from medseg.space.threads import in_threads
 from medseg.types import PerVoxel
 
 REACH = 9.6

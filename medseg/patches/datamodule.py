@@ -14,8 +14,9 @@ import pytorch_lightning as pl
 import torch
 
 from medseg.datasets.split import Fold, folds, read_split
-from medseg.datasets.workers import free_memory
 from medseg.errors import DataError, UsageError
+from medseg.machine.crew import free_memory
+from medseg.machine.threads import usable_cores
 from medseg.patches.batch import Batch, Crops, augmented
 from medseg.patches.cutting import Cases, TrainingCrops, WholeVolumes
 from medseg.patches.draw import Geometry, geometry_of
@@ -25,7 +26,6 @@ from medseg.patches.sample import Schedule
 from medseg.patches.settings import Augmentation
 from medseg.patches.settings import augmentation as named_settings
 from medseg.plan.plan import Plan
-from medseg.space.threads import usable_cores
 from medseg.store.store import CaseInfo, Store, plan_of
 
 __all__ = ["Batch", "VolumesDataModule"]

@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
-from medseg.datasets.figures import names_of_values
-from medseg.datasets.panels import IGNORED, SOFT_TISSUE_HU, picture, windowed
 from medseg.errors import DataError
 from medseg.patches.datamodule import VolumesDataModule
+from medseg.pictures.panels import IGNORED, SOFT_TISSUE_HU, picture, windowed
+from medseg.pictures.png import write_png
 from medseg.plan.plan import Normalisation, Plan
-from medseg.space.png import write_png
 from medseg.space.volume import Volume
+from medseg.verify.figures import names_of_values
 
 
 def write_patch_figures(data: VolumesDataModule, out: Path, n: int) -> tuple[Path, ...]:
     """Write the first patches of training, augmented: three views of each, without and with labels.
 
-    Labels have the colours that `medseg.datasets.figures` gives them; ignored voxels are darker.
+    Labels have the colours that `medseg.verify.figures` gives them; ignored voxels are darker.
 
     Args:
         data: Where the patches come from.

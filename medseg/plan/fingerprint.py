@@ -9,8 +9,8 @@ from jaxtyping import Float, Int32
 from numpy.typing import NDArray
 
 from medseg.datasets.case import Case, Dataset, read_case
-from medseg.datasets.workers import default_workers, run_tasks
 from medseg.errors import DataError
+from medseg.machine.crew import default_workers, run_tasks
 from medseg.space.nifti import read_header
 from medseg.space.volume import Shape, Spacing, Volume
 

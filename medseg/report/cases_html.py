@@ -10,8 +10,8 @@ from jaxtyping import Bool, Num
 
 from medseg.errors import DataError
 from medseg.metrics.overlap import values_of
+from medseg.pictures.overlays import DASH, PREDICTION_COLOUR, REFERENCE_COLOUR, draw_slice, three_planes
 from medseg.report.evaluate import Evaluation
-from medseg.report.overlays import DASH, PREDICTION_COLOUR, REFERENCE_COLOUR, draw_slice, three_planes
 from medseg.report.rows import CaseRow, organs_of
 from medseg.report.scoring import read_pair
 from medseg.space.nifti import read_volume

@@ -16,6 +16,7 @@ from rich.progress import track
 
 from medseg import __version__
 from medseg.errors import DataError, UsageError
+from medseg.machine.threads import usable_cores
 from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element
 from medseg.metrics.overlap import Organs
 from medseg.report.matching import Failure, Pair, References, match, read_references
@@ -23,7 +24,6 @@ from medseg.report.rows import CaseRow, write_rows, write_text
 from medseg.report.scoring import Scoring, score_pair, values_seen
 from medseg.report.summary import Summary, summarise
 from medseg.space.nifti import require_writable
-from medseg.space.threads import usable_cores
 
 _Result = TypeVar("_Result")
 

@@ -7,13 +7,13 @@ from html import escape
 from pathlib import Path
 
 from medseg.metrics.empty import Outcome
+from medseg.pictures.charts import box_plot, interval_bar, line_chart, overlap_axis, round_end
+from medseg.pictures.page import Chapter, Tile, bad, definitions, listing, page
+from medseg.pictures.style import SERIES
 from medseg.report.cases_html import all_cases, picked_cases
 from medseg.report.evaluate import Evaluation
-from medseg.report.figures import box_plot, interval_bar, line_chart, overlap_axis, round_end
-from medseg.report.page import Chapter, Tile, bad, definitions, listing, page
 from medseg.report.record import Curve, RunRecord, read_record
 from medseg.report.rows import MEASURES, write_text
-from medseg.report.style import SERIES
 from medseg.report.summary import OrganSummary, Summary
 
 _NAMES = {"dice": "Dice", "nsd": "Surface Dice (NSD)", "hd95_mm": "HD95 in mm"}

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 from torch import Tensor
 
+from medseg.machine.threads import in_threads
 from medseg.space.components import connected_components
 from medseg.space.distance import Box, bounding_box, checked_spacing, euclidean_distance
-from medseg.space.threads import in_threads
 
 Spacing = Sequence[float] | Float[Tensor, "b axes"] | None
 """Edge lengths of a voxel in millimetres: one set for the batch, one per sample, or None for voxels."""

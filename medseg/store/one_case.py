@@ -18,11 +18,11 @@ from jaxtyping import Int16, Int32
 from numpy.typing import NDArray
 
 from medseg.datasets.case import Case, Dataset, read_case, value_counts
-from medseg.datasets.workers import MachineError
 from medseg.errors import DataError
+from medseg.machine.crew import MachineError
+from medseg.plan.grid import labels_to_plan_grid, to_plan_grid
 from medseg.plan.plan import Plan
 from medseg.store.arrays import write_array
-from medseg.store.grid import labels_to_plan_grid, to_plan_grid
 from medseg.store.store import SCHEMA, CaseInfo, Source, grid_of, read_info
 
 _log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from math import prod
 from pathlib import Path
 
 from medseg.datasets.case import Dataset, read_dataset
-from medseg.datasets.workers import MachineError, default_workers, run_tasks
 from medseg.errors import DataError
+from medseg.machine.crew import MachineError, default_workers, run_tasks
 from medseg.plan.fingerprint import fingerprint
 from medseg.plan.plan import Plan, read_plan, write_plan
 from medseg.plan.planning import make_plan

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Integer
 
 from medseg.errors import DataError
+from medseg.plan.grid import GridChange
 from medseg.plan.plan import Plan, read_plan
 from medseg.store.arrays import LazyArray, open_array
-from medseg.store.grid import GridChange
 
 SCHEMA = 1
 GRID_FIELDS = ("modalities", "labels", "ignore", "orientation", "spacing_mm", "normalisation")

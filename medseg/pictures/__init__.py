@@ -1,0 +1,1 @@
+"""Pictures and charts: slices with outlines, SVG charts, the page they stand on."""

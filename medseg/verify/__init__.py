@@ -1,0 +1,1 @@
+"""What is wrong with a dataset, and a copy in which it is mended."""

@@ -1,0 +1,249 @@
+"""Every problem of every case of a dataset, in one pass, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from medseg.datasets.case import Case, Dataset, counted, dataset_json, read_dataset
+from medseg.datasets.layout import list_files
+from medseg.datasets.manifest import read_manifest
+from medseg.errors import DataError
+from medseg.machine.crew import default_workers, for_each_case
+from medseg.space.nifti import NIFTI_ENDINGS, read_header
+from medseg.verify.inspection import Inspection, Problem, inspect_case
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What is wrong with a dataset.
+
+    Attributes:
+        root: Its folder.
+        name: Its name.
+        cases: How many cases were looked at, test cases included.
+        problems: By case, those of the dataset as a whole last.
+    """
+
+    root: Path
+    name: str
+    cases: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing stands in the way of training; harmless findings do not."""
+        return all(problem.harmless for problem in self.problems)
+
+    @property
+    def repairable(self) -> tuple[Problem, ...]:
+        """What `medseg.verify.repair` can mend."""
+        return tuple(problem for problem in self.problems if problem.repair)
+
+    def table(self) -> RenderableType:
+        """For people: a row per problem, a sentence below; print it with rich."""
+        verdict = Text(self.verdict, style="green" if self.ok else "bold red")
+        if not self.problems:
+            return verdict
+        table = Table(title=f"{self.name}: what was found")
+        for heading in ("Case", "File", "Problem", "What to do"):
+            table.add_column(heading, overflow="fold")  # a name that is cut short cannot be looked for
+        for problem in self.problems:
+            cells = (problem.case or "all", self._relative(problem.file), problem.problem, problem.remedy)
+            table.add_row(*(Text(cell) for cell in cells), style="dim" if problem.harmless else "")
+        return Group(table, verdict)
+
+    @property
+    def verdict(self) -> str:
+        """The report in a sentence."""
+        grave = [problem for problem in self.problems if not problem.harmless]
+        minor = len(self.problems) - len(grave)
+        said = f"{counted(self.cases, 'case')}, " + (counted(len(grave), "problem") if grave else "no problem found")
+        said += f", {counted(minor, 'remark')}" if minor else ""
+        if self.repairable:
+            said += f"; {len(self.repairable)} can be repaired into a copy with --fix OUT"
+        return said
+
+    def to_json(self) -> str:
+        """For machines: an object with ``dataset``, ``cases``, ``ok`` and a list of ``problems``."""
+        return json.dumps(
+            {
+                "dataset": self.name,
+                "root": str(self.root),
+                "cases": self.cases,
+                "ok": self.ok,
+                "problems": [self._row(problem) for problem in self.problems],
+            },
+            indent=1,
+        )
+
+    def write_json(self, path: Path) -> None:
+        """Write `to_json`; the file appears whole or not at all.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.to_json() + "\n")
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise DataError(path, f"cannot be written ({error.strerror})", "Choose another file") from None
+
+    def _row(self, problem: Problem) -> dict[str, Any]:
+        return {
+            "case": problem.case or None,
+            "file": self._relative(problem.file) or None,
+            "kind": problem.kind,
+            "problem": problem.problem,
+            "remedy": problem.remedy,
+            "repairable": bool(problem.repair),
+            "harmless": problem.harmless,
+        }
+
+    def _relative(self, file: Path | None) -> str:
+        if file is None:
+            return ""
+        return str(file.relative_to(self.root) if file.is_relative_to(self.root) else file)
+
+
+def verify(root: Path, *, workers: int | None = None) -> VerifyReport:
+    """Look for every problem of every case: files, headers, voxels, labels, duplicates.
+
+    Args:
+        root: The folder of a dataset, or its ``dataset.json``.
+        workers: Processes; None takes a core each, as far as the free memory reaches; 1 works in this process.
+
+    Returns:
+        The report; a worker that died is a problem of the case it died of.
+
+    Raises:
+        DataError: The ``dataset.json`` itself cannot be made sense of.
+    """
+    dataset = read_dataset(root, missing_ok=True)
+    cases = (*dataset.cases, *dataset.test)
+    problems: list[Problem] = []
+    inspections: list[Inspection] = []
+    tasks = {case.id: (case, dataset) for case in cases}
+    count = workers or default_workers(max((_peak_bytes(case, dataset) for case in cases), default=0))
+    for done in for_each_case(inspect_case, tasks, workers=count, title="Verifying"):
+        if done.result is not None:
+            inspections.append(done.result)
+            problems += done.result.problems
+        else:
+            problems.append(_failed(done.name, done.failure))
+    file = dataset_json(root)
+    problems = list(_with_remedies(file, problems))
+    problems += _duplicates(inspections, cases, {case.id for case in dataset.test})
+    problems.sort(key=lambda problem: problem.case)
+    problems += _unused_labels(file, dataset, inspections)
+    problems += _bookkeeping(file, dataset)
+    return VerifyReport(file.parent, dataset.name, len(cases), tuple(problems))
+
+
+def _peak_bytes(case: Case, dataset: Dataset) -> int:
+    """Memory that inspecting one case takes at most; what cannot be read takes none."""
+    try:
+        return prod(read_header(case.images[0]).shape) * (12 * len(dataset.modalities) + 24)
+    except DataError:
+        return 0
+
+
+def _failed(case: str, failure: Any) -> Problem:
+    return Problem(case, None, "died", getattr(failure, "problem", str(failure)), getattr(failure, "remedy", ""))
+
+
+def _with_remedies(file: Path, problems: list[Problem]) -> Iterator[Problem]:
+    """Files that are missing are to be added, or their names mended, in the way of the dataset's own layout."""
+    listed = [files for part in list_files(file.parent, read_manifest(file)) for files in part]
+    remedies = {path: files.remedy for files in listed for path in (*files.images, files.label) if path}
+    for problem in problems:
+        known = problem.file is not None and problem.kind == "missing" and remedies.get(problem.file)
+        yield replace(problem, problem="is missing", remedy=known) if known else problem
+
+
+def _duplicates(inspections: list[Inspection], cases: Iterable[Case], test: set[str]) -> Iterator[Problem]:
+    """Name every volume that was seen before, once for each pair of cases."""
+    patients = {case.id: case.patient for case in cases}
+    seen: dict[str, tuple[str, Path]] = {}
+    told: set[tuple[str, str]] = set()
+    for inspection in sorted(inspections, key=lambda inspection: inspection.case):
+        for digest, file in inspection.digests:
+            if digest not in seen:
+                seen[digest] = (inspection.case, file)
+                continue
+            twin, twin_file = seen[digest]
+            if (twin, inspection.case) not in told:
+                told.add((twin, inspection.case))
+                yield _duplicate((inspection.case, file), (twin, twin_file), patients, test)
+
+
+def _duplicate(this: tuple[str, Path], twin: tuple[str, Path], patients: dict[str, str], test: set[str]) -> Problem:
+    case, file = this
+    other, other_file = twin
+    if case == other:
+        problem, remedy = f"holds a channel that repeats one of {other_file.name}", "Export every modality once"
+        return Problem(case, file, "duplicate", problem, remedy)
+    problem = f"holds the same voxels as {other_file.name} of case {other}"
+    if (case in test) != (other in test):
+        remedy = "Take it out of one of the two, or the test is not one"
+        return Problem(case, file, "leakage", f"{problem}: training and test share it", remedy)
+    if patients[case] == patients[other]:
+        return Problem(case, file, "duplicate", f"{problem}, the same patient's", "Remove one", harmless=True)
+    remedy = 'Remove one, or name one patient for both under "patients" in dataset.json'
+    return Problem(case, file, "duplicate", f"{problem}: folds would share it", remedy)
+
+
+def _unused_labels(file: Path, dataset: Dataset, inspections: list[Inspection]) -> Iterator[Problem]:
+    """Labels that no readable file of the dataset holds; silent where there is no readable label at all."""
+    read = [inspection.values for inspection in inspections if inspection.values is not None]
+    if not read:
+        return
+    seen = frozenset[int]().union(*read)
+    for organ, value in dataset.labels.items():
+        values = value if isinstance(value, tuple) else (value,)
+        missing = [v for v in values if v not in seen]
+        if missing:
+            which = ", ".join(map(str, missing))
+            problem = f"declares {organ!r}, but no case holds the value {which}"
+            remedy = f'Remove it from "labels" in {file.name}, or check what the label files hold'
+            yield Problem("", file, "unused", problem, remedy)
+
+
+def _real(path: Path) -> Path:
+    """Without links; unlike `Path.resolve`, of a link that leads to itself too."""
+    return Path(os.path.realpath(path))
+
+
+def _bookkeeping(file: Path, dataset: Dataset) -> Iterator[Problem]:
+    """What the description says of itself that is not so; nothing relies on it."""
+    content = read_manifest(file).content
+    stated = content.get("numTraining")
+    if isinstance(stated, int) and stated != len(dataset.cases):
+        problem = f'says "numTraining": {stated}, but has {len(dataset.cases)} training cases'
+        yield Problem("", file, "count", problem, "Correct the number, or look for what is missing", harmless=True)
+    listed = {_real(path) for case in (*dataset.cases, *dataset.test) for path in case.images}
+    for folder in sorted({path.parent for path in listed if path.parent.is_dir()}):
+        unlisted = [
+            path.name
+            for path in sorted(folder.iterdir())
+            if path.name.endswith(NIFTI_ENDINGS) and not path.name.startswith(".") and path not in listed
+        ]
+        labels = {_real(case.label) for case in dataset.cases if case.label is not None}
+        unlisted = [name for name in unlisted if folder / name not in labels]
+        if unlisted:
+            problem = f"does not list {len(unlisted)} files of {folder.name}, the first is {unlisted[0]}"
+            yield Problem("", file, "unlisted", problem, 'List them under "training" or "test"', harmless=True)

@@ -1,0 +1,131 @@
+"""``medseg compare`` and ``medseg cross-validate`` as they are typed: real trainings, and mistakes found before any."""
+
+import csv
+import json
+import sys
+
+import pytest
+from support.toys import write_toy_dataset
+
+from medseg.cli import main
+from medseg.experiments import trial
+from medseg.experiments.ensemble import checkpoints_in
+from medseg.plan.plan import read_plan, write_plan
+from medseg.store.prepare import prepare
+
+CONFIG = """
+model: {net_options: {features: [4, 8, 8]}, optimizer: adamw}
+data: {folds: 2, steps_per_epoch: 2, batch_size: 2}
+trainer: {precision: 32, accelerator: cpu, num_sanity_val_steps: 0, log_every_n_steps: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiments")
+    prepare(write_toy_dataset(folder), folder / "store", workers=1)
+    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    return folder
+
+
+def words(toy, command, output, *more):
+    given = ["--config", str(toy / "config.yaml"), "--output", str(output), "--data.store", str(toy / "store")]
+    return [command, *given, "--trainer.max_steps", "2", *more]
+
+
+def test_cross_validation_pools_every_case_once_and_predicts_with_all_folds(toy, capsys, monkeypatch):
+    output = toy / "cv"
+    images, labels = toy / "toy" / "imagesTs", output / "predicted"
+    assert main(words(toy, "cross-validate", output, "--predict", str(images))) == 0
+    assert rows_of(output) == [(f"toy_{i}", organ) for i in range(4) for organ in ("liver", "spleen")]
+    assert json.loads((output / "summary.json").read_text(encoding="utf-8"))["cases"] == 4
+    assert "2 folds pooled" in (output / "report.html").read_text(encoding="utf-8")
+    members = [output / f"fold{fold}" / "checkpoints" / "best.ckpt" for fold in (0, 1)]
+    assert checkpoints_in([output]) == members
+    assert checkpoints_in([output / "fold0", members[1]]) == members
+    assert [path.name for path in labels.glob("*.nii.gz")] == ["toy_4.nii.gz"]
+    assert len(list((output / "predictions").glob("*.nii.gz"))) == 4
+
+    broken = (sys.executable, "-S", "-c", "import sys; sys.exit('medseg: out of order.')")
+    monkeypatch.setattr(trial, "PROGRAM", broken)  # so whatever succeeds from here on was not done again
+    capsys.readouterr()
+    assert main(words(toy, "cross-validate", output)) == 0
+    assert capsys.readouterr().err.count("done before") == 2
+
+    (output / "fold1" / "test" / "summary.json").unlink()
+    assert main(words(toy, "cross-validate", output)) == 1
+    said = capsys.readouterr()
+    assert "fold 1: out of order. See" in said.out
+    assert "1 of 2 folds have no result; their cases are missing" in said.err
+    assert {case for case, _ in rows_of(output)} < {f"toy_{i}" for i in range(4)}
+    assert "Folds without a result" in (output / "report.html").read_text(encoding="utf-8")
+    assert json.loads((output / "ensemble.json").read_text())["lost"] == ["fold 1"]
+
+    plan = read_plan(toy / "store" / "plan.yaml")
+    write_plan(toy / "other" / "plan.yaml", type(plan).from_dict(plan.to_dict() | {"labels": {"liver": 1, "lung": 5}}))
+    (toy / "store" / "plan.yaml").rename(toy / "plan.kept")
+    (toy / "other" / "plan.yaml").rename(toy / "store" / "plan.yaml")
+    assert main(words(toy, "cross-validate", output)) == 1
+    assert "but the store was prepared with another plan" in capsys.readouterr().err
+    (toy / "plan.kept").rename(toy / "store" / "plan.yaml")
+
+
+def rows_of(output):
+    with (output / "cases.csv").open(newline="") as file:
+        return [(row["case"], row["organ"]) for row in csv.DictReader(file)]
+
+
+MISTAKES = [
+    ("compare", ["--losses", "dice", "dcie"], "Did you mean 'dice'"),
+    ("compare", ["--losses", "dice", "focal(gama=2)"], "gamma"),
+    ("compare", ["--losses", "dice", "focal", "--nets", "unet", "vnett"], "did you mean 'vnet'"),
+    ("compare", ["--losses", "dice"], "at least two"),
+    ("compare", ["--losses", "dice", "focal", "--model.loss", "dice"], "--model.loss is not for all jobs alike"),
+    ("compare", ["--losses", "dice", "focal", "--run", "x"], "--run is not for all jobs alike"),
+    ("compare", ["--losses", "dice", "focal", "--trainer.max_stepz", "3"], "did you mean 'trainer.max_steps'"),
+    ("compare", ["--losses", "dice", "focal", "--jobs", "0"], "at least 1"),
+    ("compare", ["--losses", "dice", "focal", "--slurm-options", "a=1"], "--slurm"),
+    ("compare", ["--losses", "dice", "focal", "--data.organs", "[heart]"], "the config is made for heart"),
+    ("compare", ["--losses", "dice + focal", "focal+dice()"], "'focal+dice()' is the same as 'dice + focal'"),
+    ("compare", ["--losses", "", "dice"], "without a name"),
+    ("compare", ["--losses", "dice", "focal", "--trainer.max_steps", "0"], "the budget is 0 steps"),
+    ("compare", ["--losses", "dice", "focal", "--trainer.max_steps", "-3"], "max_steps"),
+    ("compare", ["--losses", "dice", "focal", "--devices", "99"], "'99' is no CUDA device of this machine"),
+    ("compare", ["--losses", "dice", "focal", "--trainer.accelerator", "tpu"], "tpu"),
+    ("cross-validate", ["--data.fold", "1"], "--data.fold is not for all jobs alike"),
+    ("cross-validate", ["--folds", "0", "7"], "there is no fold 7"),
+    ("cross-validate", ["--predictions", "x"], "--predictions without --predict"),
+    ("cross-validate", ["--predict", "nowhere", "--predictions", "x"], "nowhere does not exist"),
+]
+
+
+@pytest.mark.parametrize(("command", "more", "expected"), MISTAKES, ids=[" ".join(more) for _, more, _ in MISTAKES])
+def test_a_mistake_is_one_sentence_before_anything_trains(toy, tmp_path, capsys, command, more, expected):
+    assert main(words(toy, command, tmp_path / "out", *more)) in (1, 2)
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert expected in message
+    assert message.startswith("medseg: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["compare", "cross-validate"])
+def test_a_sweep_keeps_out_of_files_and_stores(toy, capsys, command):
+    losses = ["--losses", "dice", "focal"] if command == "compare" else []
+    before = sorted(path.name for path in (toy / "store").iterdir())
+    for output, expected in (("config.yaml", "is a file"), ("config.yaml/x", "is a file"), ("store", "is a store")):
+        assert main(words(toy, command, toy / output, *losses)) in (1, 2)
+        assert expected in capsys.readouterr().err
+    assert main(words(toy, "cross-validate", toy / "out", "--predict", str(toy / "store"))) == 1
+    assert "store holds no image" in capsys.readouterr().err
+    assert sorted(path.name for path in (toy / "store").iterdir()) == before
+
+
+def test_a_folder_that_holds_no_checkpoint_is_no_predictor(tmp_path, capsys):
+    line = ["predict", "--ckpt", str(tmp_path), "--input", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert main(line) == 1
+    assert "neither checkpoints/best.ckpt nor ensemble.json" in capsys.readouterr().err
+    (tmp_path / "ensemble.json").write_text("{}")
+    assert main(line) == 1
+    (tmp_path / "ensemble.json").write_text('{"checkpoints": []}')
+    assert main(line) == 1
+    assert "lists no checkpoint" in capsys.readouterr().err

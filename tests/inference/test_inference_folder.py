@@ -1,0 +1,259 @@
+"""A folder of images to a folder of labels: what is kept, what fails, what is written where."""
+
+import json
+import os
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from support.prediction import PLAN, SHARED, Brightness, predictor, random_affine, smooth
+from support.toys import oblique_affine, toy_case, write_nifti
+
+from medseg.cli import main
+from medseg.errors import DataError, UsageError
+from medseg.inference import folder
+from medseg.inference.clean import Rule
+from medseg.inference.folder import predict_cases
+from medseg.inference.images import list_cases, read_case_image
+from medseg.inference.predict import Predictor
+from medseg.inference.resume import MANIFEST, Record, digest_of
+
+
+def named(**options):
+    """A predictor that says which checkpoint it is of."""
+    made = predictor(**options)
+    made.digests = ("one",)
+    return made
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Three images, one smaller than a patch."""
+    for index, shape in enumerate([(13, 9, 8), (2, 3, 1), (10, 17, 6)]):
+        write_nifti(tmp_path / "in" / f"case_{index}.nii.gz", smooth(shape, index)[0], oblique_affine(index))
+    return tmp_path / "in"
+
+
+def names(paths):
+    return [path.name for path in paths]
+
+
+def test_what_is_done_is_kept_until_something_changes(images, tmp_path):
+    out = tmp_path / "out"
+    every = ["case_0.nii.gz", "case_1.nii.gz", "case_2.nii.gz"]
+    assert names(predict_cases(named(), images, out).written) == every
+    again = predict_cases(named(), images, out)
+    assert (names(again.written), names(again.kept)) == ([], every)
+    (out / "case_0.nii.gz").unlink()
+    os.utime(images / "case_2.nii.gz", ns=(0, 0))
+    assert names(predict_cases(named(), images, out).written) == ["case_0.nii.gz", "case_2.nii.gz"]
+    assert names(predict_cases(named(), images, out, overwrite=True).written) == every
+    other = named()
+    other.digests = ("another",)
+    assert names(predict_cases(other, images, out).written) == every
+    other.rules = {1: Rule(largest_component=True)}
+    assert names(predict_cases(other, images, out).written) == every
+    assert names(predict_cases(other, images, out, save_probabilities=True).written) == every
+    assert names(predict_cases(other, images, out).kept) == every
+    (out / "case_0.nii.gz").write_bytes(b"half")
+    (out / "case_1.npz").unlink()
+    assert names(predict_cases(other, images, out, save_probabilities=True).written) == every[:2]
+    assert names(predict_cases(named(), images, out).written) == every
+    assert not list(out.glob("*.npz"))  # of other checkpoints and rules
+
+
+def test_an_interrupted_folder_goes_on(images, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    made = named()
+    segment = made.segment
+
+    def stopped(prepared, **options):
+        if prepared.change.source_shape[0] == 10:
+            raise KeyboardInterrupt
+        return segment(prepared, **options)
+
+    monkeypatch.setattr(made, "segment", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        predict_cases(made, images, out)
+    assert sorted(json.loads((out / MANIFEST).read_text(encoding="utf-8"))["cases"]) == ["case_0", "case_1"]
+    assert names(predict_cases(named(), images, out).written) == ["case_2.nii.gz"]
+
+
+def test_a_damaged_manifest_means_starting_over(tmp_path):
+    (tmp_path / MANIFEST).write_text('{"cases": [')
+    assert Record(tmp_path, {}).cases == {}
+    assert not Record(tmp_path, {}).done("a", [], [])
+
+
+def test_copies_of_a_checkpoint_share_their_digest(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).write_bytes(content)
+    assert digest_of(tmp_path / "a") == digest_of(tmp_path / "b") != digest_of(tmp_path / "c")
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def not_finite(path):
+    write_nifti(path, np.full((9, 9, 9), np.nan, np.float32), np.eye(4))
+
+
+def two_channels(path):
+    write_nifti(path, np.zeros((9, 9, 9, 2), np.float32), np.eye(4))
+
+
+def not_an_image(path):
+    path.write_text("hello")
+
+
+@pytest.mark.parametrize("damage", [truncated, not_finite, two_channels, not_an_image], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("ahead", [0, 2**30], ids=["one by one", "ahead"])
+def test_a_bad_file_in_the_middle_is_named_and_the_others_go_on(images, tmp_path, damage, ahead, monkeypatch):
+    monkeypatch.setattr(folder, "AHEAD_BYTES", ahead)
+    damage(images / "case_1.nii.gz")
+    outcome = predict_cases(named(), images, tmp_path / "out")
+    assert names(outcome.written) == ["case_0.nii.gz", "case_2.nii.gz"]
+    (failure,) = outcome.failures
+    assert "case_1.nii.gz" in str(failure)
+    assert sorted(names((tmp_path / "out").iterdir())) == ["case_0.nii.gz", "case_2.nii.gz", MANIFEST]
+
+
+def test_a_lack_of_memory_or_disk_costs_one_case(images, tmp_path, monkeypatch):
+    made = named()
+    segment = made.segment
+    lacks = {13: MemoryError(), 2: RuntimeError("DefaultCPUAllocator: can't allocate memory")}
+
+    def lacking(prepared, **options):
+        if prepared.change.source_shape[0] in lacks:
+            raise lacks[prepared.change.source_shape[0]]
+        return segment(prepared, **options)
+
+    monkeypatch.setattr(made, "segment", lacking)
+    outcome = predict_cases(made, images, tmp_path / "out")
+    assert ["memory ran out" in str(failure) for failure in outcome.failures] == [True, True]
+    monkeypatch.setattr(folder, "write_labels", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    outcome = predict_cases(named(), images, tmp_path / "out")
+    assert [str(failure).count("could not be written (No space left)") for failure in outcome.failures] == [1, 1]
+    assert names(outcome.kept) == ["case_2.nii.gz"]
+
+
+def test_other_errors_are_not_hidden(images, tmp_path, monkeypatch):
+    made = named()
+    monkeypatch.setattr(made, "segment", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        predict_cases(made, images, tmp_path / "out")
+
+
+def test_never_writes_over_its_input(images):
+    before = (images / "case_0.nii.gz").read_bytes()
+    with pytest.raises(UsageError, match="would overwrite"):
+        predict_cases(named(), images, images)
+    assert (images / "case_0.nii.gz").read_bytes() == before
+
+
+def test_probabilities_are_float16_beside_the_labels(images, tmp_path):
+    out = tmp_path / "out"
+    predict_cases(named(), images, out, save_probabilities=True)
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    with np.load(out / "case_0.npz") as packed:
+        image = nib.load(images / "case_0.nii.gz")
+        assert packed["probabilities"].dtype == np.float16
+        assert packed["probabilities"].shape == (3, *image.shape)
+        assert packed["classes"].tolist() == ["background", "liver", "spleen"]
+        np.testing.assert_allclose(packed["affine"], image.affine)
+        np.testing.assert_allclose(packed["probabilities"].sum(axis=0, dtype=np.float32), 1, atol=2e-3)
+
+
+@pytest.mark.parametrize(("source", "sentence"), [("nowhere", "does not exist"), ("empty", "holds no image")])
+def test_a_source_without_images(tmp_path, source, sentence):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=sentence):
+        predict_cases(named(), tmp_path / source, tmp_path / "out")
+
+
+VARIANTS = {
+    "nifti1": lambda voxels, affine: nib.Nifti1Image(voxels, affine),
+    "nifti2": lambda voxels, affine: nib.Nifti2Image(voxels, affine),
+    "4D with one channel": lambda voxels, affine: nib.Nifti1Image(voxels[..., None], affine),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_every_kind_of_nifti_keeps_its_grid(tmp_path, variant, scaled):
+    """The written file, read by nibabel alone, is the thresholded image, with the image's own header."""
+    voxels = smooth((11, 8, 9), 2)[0]
+    spacing = np.array([0.9, 1.3, 2.5])
+    affine = random_affine(11, (-1, 1, -1), (1, 2, 0), spacing)
+    image = VARIANTS[variant](voxels, affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=2)
+    if scaled:
+        image.set_data_dtype(np.int16)
+        image.header.set_slope_inter(0.001, 1.5)
+    (tmp_path / "in").mkdir()
+    nib.save(image, tmp_path / "in" / "a.nii.gz")
+    source = nib.load(tmp_path / "in" / "a.nii.gz")
+    plan = named().plan
+    turned = tuple(float(spacing[axis]) for axis in np.argsort(nib.io_orientation(source.affine)[:, 0]))
+    predict_cases(named(plan=replace(plan, spacing_mm=turned)), tmp_path / "in", tmp_path / "out")
+    written = nib.load(tmp_path / "out" / "a.nii.gz")
+    assert type(written) is type(source)
+    assert written.shape == source.shape[:3]
+    for form in ("get_sform", "get_qform"):
+        found, expected = getattr(written, form)(coded=True), getattr(source, form)(coded=True)
+        np.testing.assert_array_equal(found[0], expected[0])
+        assert found[1] == expected[1]
+    values = source.get_fdata().reshape(written.shape)
+    expected = np.select([values > 2, values > 1], [5, 1], 0)
+    clear = (abs(values - 2) > 1e-3) & (abs(values - 1) > 1e-3)
+    np.testing.assert_array_equal(np.asarray(written.dataobj)[clear], expected[clear])
+    assert np.issubdtype(written.get_data_dtype(), np.integer)
+
+
+@pytest.mark.parametrize("name", ["ct", "ct_aorta_lps", "mr_lps"])
+def test_real_volumes_are_thresholded_where_they_lie(tmp_path, name):
+    path = SHARED / "ct_abdomen" / f"{name}.nii.gz"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    source = nib.load(path)
+    turned = nib.as_closest_canonical(source).header.get_zooms()[:3]
+    plan = replace(PLAN, spacing_mm=tuple(float(edge) for edge in turned), patch_size=(64, 64, 32))
+    made = predictor(plan)
+    made.tasks[0].net = Brightness([0.0, 1.0, 2.0], [0.0, -100.5, -401.0])
+    predict_cases(made, path, tmp_path)
+    values = source.get_fdata()
+    expected = np.select([values > 300.5, values > 100.5], [5, 1], 0)
+    written = nib.load(tmp_path / path.name)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), expected)
+    np.testing.assert_array_equal(written.affine, source.affine)
+
+
+def test_the_cli_writes_what_was_asked(tmp_path, images, monkeypatch, capsys):
+    seen = {}
+
+    def load(checkpoints, **options):
+        seen.update(options)
+        return named()
+
+    monkeypatch.setattr(Predictor, "load", load)
+    words = ["predict", "--ckpt", "x", "--input", str(images), "--output", str(tmp_path / "out"), "--no-cleaning"]
+    assert main(words) == 0
+    assert seen == {"mirror": False, "device": "auto", "cleaning": False}
+    assert main(words) == 0
+    assert "3 predictions" in (said := capsys.readouterr().out)
+    assert "(3 of them from before)" in said
+
+
+def test_several_modalities_come_as_files_or_as_one(tmp_path):
+    image, _ = toy_case(0)
+    plan = replace(PLAN, modalities=("T1", "T2"), normalisation=PLAN.normalisation * 2)
+    for channel in range(2):
+        write_nifti(tmp_path / "in" / f"a_000{channel}.nii.gz", image, oblique_affine(0))
+    write_nifti(tmp_path / "in" / "b.nii.gz", np.stack([image, image], -1), oblique_affine(0))
+    cases = list_cases(tmp_path / "in", plan)
+    assert list(cases) == ["a", "b"]
+    volumes = [read_case_image(files, plan) for files in cases.values()]
+    np.testing.assert_array_equal(volumes[0].array, volumes[1].array)

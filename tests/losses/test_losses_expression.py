@@ -1,0 +1,128 @@
+"""The language of losses: what it reads, what it refuses, and how it answers; the pages made from the table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from medseg.losses import build_loss, list_losses
+from medseg.losses.catalogue import describe, overview, page, rows
+from medseg.losses.expression import parse
+
+LOGITS, LABELS = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)), torch.randint(0, 3, (1, 6, 6))
+
+
+def value(expression):
+    return build_loss(expression)(LOGITS, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("expression", "same"),
+    [
+        ("dice + focal", "focal + dice"),
+        ("0.5 * (dice + focal)", "0.5 * dice + focal * 0.5"),
+        ("2 * 0.25 * dice", "dice * (1 / 2)"),
+        ("dice(batch=true)", "batch_dice"),
+        ("tversky(alpha=1, beta=1)", "tversky(alpha=1.0, beta=1.0)"),
+        ("cross_entropy(weight=[1, 2, 3])", "cross_entropy(weight=(1, 2.0, 3))"),
+        ("cross_entropy(weight=None)", "cross_entropy"),
+        ("logit_margin(margin=inf)", "cross_entropy"),
+        ("poly1_cross_entropy(epsilon=-1)", "poly1_cross_entropy(epsilon=-1.0)"),
+        ("\n  dice\n", "dice"),
+    ],
+)
+def test_expressions_that_mean_the_same(expression, same):
+    torch.testing.assert_close(value(expression), value(same))
+
+
+def test_nested_lists_are_literals():
+    expression = "generalized_wasserstein_dice(dist_matrix=[[0, 1, 1], [1, 0, 0.5], [1, 0.5, 0]])"
+    assert value(expression) < value("generalized_wasserstein_dice")
+
+
+@pytest.mark.parametrize(
+    ("expression", "answer"),
+    [
+        ("dcie", "no loss 'dcie'. Did you mean 'dice'"),
+        ("dice + cross_entrop", "Did you mean 'cross_entropy'"),
+        (
+            "focal(gama=2)",
+            r"focal has no knob 'gama'. Did you mean 'gamma'\? Its knobs are: gamma, alpha, weight, normalize",
+        ),
+        ("focal(gamma='2')", r"focal\(gamma='2'\): expected a number"),
+        ("dice(batch=1)", r"batch=1\): expected True or False"),
+        ("dice(absent='drop')", "expected one of 'keep', 'ignore'"),
+        ("cross_entropy(weight=3)", r"expected a list \(each a number\) or None"),
+        ("focal(2)", r"the knobs of focal need their names, such as focal\(gamma=2.0"),
+        ("dice - focal", "subtracts a loss"),
+        ("-dice", "subtracts a loss"),
+        ("-1 * dice", "the weight of dice is -1"),
+        ("dice * focal", "multiplies two losses"),
+        ("0.5", "names no loss|not a loss"),
+        ("dice +", "cannot be read"),
+        ("", "cannot be read"),
+        ("__import__('os').system('true')", "is not a loss"),
+        ("dice(batch=open('x'))", "is not a literal"),
+        ("dice(**{'batch': True})", "not a literal"),
+        ("linear(0, 1) * ", "cannot be read"),
+        ("linear(0, 1, steps=3) * dice", "is not a schedule"),
+        ("linear(0, 1, epochs=0) * dice", "epochs of at least 1, got 0"),
+        ("dice[0]", "is not a loss"),
+    ],
+)
+def test_a_mistake_is_answered(expression, answer):
+    with pytest.raises(ValueError, match=answer):
+        parse(expression)
+
+
+def test_weights_follow_the_epoch():
+    loss = build_loss(
+        "(1 - increase(0.01, 0.01)) * dice + increase(0.01, 0.01) * boundary + linear(1, 0, epochs=4) * focal"
+    )
+    assert loss.weights() == pytest.approx({"dice": 0.99, "boundary": 0.01, "focal": 1})
+    loss.set_epoch(2)
+    assert loss.weights() == pytest.approx({"dice": 0.97, "boundary": 0.03, "focal": 0.5})
+    total = loss(LOGITS, LABELS)
+    torch.testing.assert_close(total, sum(w * loss.terms[name] for name, w in loss.weights().items()))
+    loss.set_epoch(500)
+    assert loss.weights() == pytest.approx({"dice": 0, "boundary": 1, "focal": 0})
+
+
+def test_a_criterion_shows_what_it_was_built_from():
+    assert "dice + focal" in repr(build_loss("dice + focal"))
+
+
+# ---------------------------------------------------------------------------------------------- pages
+
+
+@pytest.mark.parametrize("name", list_losses())
+def test_every_page_says_what_one_must_know(name):
+    text = describe(name)
+    for heading in ("Use", "Known trouble", "ublic code", "Knobs:", "Paper:", "Range:", "Cost:"):
+        assert heading in text
+    assert text.splitlines()[2].strip()  # the equation
+
+
+def test_knobs_have_meanings():
+    silent = [f"{row['name']}: {line}" for row in rows() for line in describe(row["name"]).splitlines()
+              if line.startswith("  ") and " = " in line and line.endswith(")") and line[2].isalpha()]  # fmt: skip
+    assert silent == []
+
+
+def test_an_unknown_page_names_the_nearest():
+    with pytest.raises(ValueError, match="Did you mean 'dice'"):
+        describe("dcie")
+
+
+def test_the_list_is_data_and_text():
+    assert [row["name"] for row in rows()] == list_losses()
+    assert json.loads(json.dumps(rows("compound")))[0]["family"] == "compound"
+    assert all(f"  {name}(" in overview() for name in list_losses())
+
+
+def test_the_document_is_up_to_date():
+    path = Path(__file__).parents[2] / "docs" / "losses.md"
+    assert path.read_text(encoding="utf-8") == page(), "run: python -m medseg.losses.catalogue docs/losses.md"

@@ -1,0 +1,247 @@
+"""The report: one file, nothing fetched, every chapter, and pictures that say what they show."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from medseg.pictures.charts import box_of, line_chart
+from medseg.pictures.overlays import outline, png, three_planes
+from medseg.report.evaluate import evaluate
+from medseg.report.html import write_report
+from medseg.report.record import read_curves, read_record
+
+METRICS_CSV = """epoch,step,lr-SGD,train/loss,val/dice,val/dice/liver,val/dice/<b>
+0,9,0.01,1.5,,,
+0,9,,,0.4,0.3,0.5
+1,19,0.005,0.9,,,
+1,19,,,0.8,nan,0.9
+2,29,0.0x
+"""
+VOID = {"meta", "link", "br", "line", "rect", "path", "polyline", "circle", "image"}
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch and how tags nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    rng = np.random.default_rng(0)
+    affine = np.array([[0, -1.5, 0, 3], [1.0, 0, 0, 5], [0, 0, 3.0, 1], [0, 0, 0, 1]])  # axes swapped, one mirrored
+    images = {}
+    for index in range(8):
+        reference = np.zeros((20, 18, 9), np.uint8)
+        reference[4:12, 5:12, 2:6] = 1
+        reference[14:17, 5:8, 3:5] = 2
+        prediction = np.roll(reference, index // 3, axis=0)
+        if index == 7:
+            prediction[prediction == 2] = 0
+        image = (100 * reference + rng.normal(0, 5, reference.shape)).astype(np.float32)
+        for folder, voxels in (("predictions", prediction), ("references", reference), ("images", image)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(voxels, affine), tmp_path / folder / f"case_{index}.nii.gz")
+        images[f"case_{index}"] = tmp_path / "images" / f"case_{index}.nii.gz"
+    (tmp_path / "predictions" / "stray<1>.nii.gz").write_bytes(b"no nifti")
+    return evaluate(
+        tmp_path / "predictions",
+        tmp_path / "references",
+        organs={"liver": 1, "<b>": 2},
+        images=images,
+        output=tmp_path / "out",
+    )
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.csv").write_text(METRICS_CSV)
+    (folder / "config.yaml").write_text("model: {loss: dice}\n")
+    (folder / "plan.yaml").write_text("patch_size: [32, 32, 16]\n")
+    return folder
+
+
+def test_the_report_is_whole_and_fetches_nothing(evaluation, run_folder):
+    path = write_report(evaluation, run=run_folder, commands=["medseg evaluate --output A&B"], title="Toy <1>")
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    sources = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
+    assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert path.parent == evaluation.output
+
+
+def test_every_chapter_is_there_and_names_are_escaped(evaluation, run_folder):
+    text = write_report(evaluation, run=run_folder, commands=["medseg evaluate --output A&B"]).read_text(
+        encoding="utf-8"
+    )
+    for anchor in (
+        "failures",
+        "organs",
+        "spread",
+        "cases",
+        "all",
+        "training",
+        "plan",
+        "config",
+        "environment",
+        "repeat",
+    ):
+        assert f'<section id="{anchor}">' in text
+        assert f'href="#{anchor}"' in text
+    assert "patch_size: [32, 32, 16]" in text
+    assert "A&amp;B" in text
+    assert "<b>" not in re.sub(r"<b( class|>[^<]*</b>)", "", text).replace("&lt;b&gt;", "")
+    assert "stray&lt;1&gt;" in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_chapters_without_content_are_left_out(evaluation):
+    text = write_report(evaluation).read_text(encoding="utf-8")
+    for anchor in ("training", "plan", "config", "repeat"):
+        assert f'id="{anchor}"' not in text
+        assert f'href="#{anchor}"' not in text
+
+
+def test_every_picture_has_a_text(evaluation, run_folder):
+    text = write_report(evaluation, run=run_folder).read_text(encoding="utf-8")
+    pictures = re.findall(r"<svg[^>]*>", text)
+    assert len(pictures) > 30
+    assert all("aria-label=" in tag or 'aria-hidden="true"' in tag for tag in pictures)
+
+
+def test_the_worst_case_comes_first_and_is_seen_in_three_planes(evaluation):
+    text = write_report(evaluation).read_text(encoding="utf-8")
+    worst = re.findall(r'<div class="case"><p><b>(.*?)</b>', text)
+    assert worst[0] == "case_7"
+    assert len(worst) == 6
+    assert text.count("<figcaption>axial") == text.count("<figcaption>sagittal") == 6
+    assert text.count("data:image/png") == 18
+
+
+def test_without_images_outlines_are_drawn_alone(evaluation, tmp_path):
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"gone")
+    text = write_report(evaluation).read_text(encoding="utf-8")
+    assert "data:image/png" not in text
+    assert text.count("<figcaption>axial") == 6
+
+
+def test_an_image_on_another_grid_is_not_drawn_under_the_outlines(evaluation, tmp_path):
+    for path in (tmp_path / "images").iterdir():
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4)), path)
+    assert "data:image/png" not in write_report(evaluation).read_text(encoding="utf-8")
+
+
+def test_of_many_curves_the_mean_and_the_lowest_are_drawn(evaluation, run_folder):
+    organs = [f"val/dice/organ_{index}" for index in range(20)]
+    values = [f"{index / 20}" for index in range(20)]
+    (run_folder / "metrics.csv").write_text(f"step,val/dice,{','.join(organs)}\n9,0.5,{','.join(values)}\n")
+    text = write_report(evaluation, run=run_folder).read_text(encoding="utf-8")
+    assert "val/dice and the 5 lowest of 20" in text
+    assert "organ_4<" in text
+    assert "organ_5<" not in text
+
+
+@pytest.mark.parametrize("value", [0.0, 0.2, -3.0])
+def test_a_curve_of_one_point_lies_in_the_middle_of_what_it_may_be(value):
+    chart = line_chart("time", {"time": [(24.0, value)]}, x_name="step")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", chart)
+    assert texts[-1] == "step 24"
+    low, _, high = map(float, texts[:-1])
+    assert low <= value <= high
+    assert low * high == 0  # a time is not below 0
+
+
+def test_a_report_of_nothing_but_failures(evaluation, tmp_path):
+    for path in (tmp_path / "predictions").iterdir():
+        path.write_bytes(b"no nifti")
+    nothing = evaluate(tmp_path / "predictions", tmp_path / "references", organs={"liver": 1}, output=tmp_path / "out")
+    assert "No case could be scored" in write_report(nothing).read_text(encoding="utf-8")
+
+
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7)))
+def test_outlines_enclose_exactly_their_mask(mask):
+    """Even-odd filling of the traced loops gives the mask back."""
+    filled = np.zeros_like(mask)
+    for loop in re.findall(r"M([^Z]+)Z", outline(mask)):
+        corners = [tuple(map(int, corner.split())) for corner in loop.split("L")]
+        for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
+            assert (x0 == x1) != (y0 == y1)
+            if x0 == x1:
+                filled[min(y0, y1) : max(y0, y1), x0:] ^= True
+    np.testing.assert_array_equal(filled, mask)
+
+
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)))
+def test_pictures_are_read_back_by_pillow(grey):
+    with Image.open(io.BytesIO(png(grey))) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), grey)
+
+
+def test_the_image_in_the_page_is_a_picture(evaluation):
+    encoded = re.search(r"data:image/png;base64,([^\"]+)", write_report(evaluation).read_text(encoding="utf-8"))[1]
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
+        picture.load()
+        assert picture.mode == "L"
+
+
+def test_planes_show_the_patients_right_on_the_left_and_the_head_up():
+    image = np.zeros((6, 7, 8))
+    image[5, 6, 7] = 1.0  # most right-hand index in RAS: right, anterior, superior
+    organ = np.ones_like(image, dtype=bool)
+    off = organ.copy()
+    off[5, 6, 7] = False  # the planes go through the difference
+    for cut in three_planes(image, off, organ, spacing_mm=(1.0, 1.0, 1.0)):
+        assert cut.grey[0, 0] == cut.grey.max() > cut.grey.min(), cut.plane
+
+
+def test_curves_share_a_chart_by_the_first_two_parts_of_their_name(run_folder):
+    curves = read_curves(run_folder / "metrics.csv")
+    assert set(curves) == {"val/dice", "train", "learning rate"}
+    assert curves["val/dice"]["val/dice"] == ((9.0, 0.4), (19.0, 0.8))
+    assert curves["val/dice"]["val/dice/liver"] == ((9.0, 0.3),)  # nan is not drawn
+    assert read_curves(run_folder / "none.csv") == {}
+    assert "train/loss from 1.5 to 0.9" in line_chart("loss", curves["train"], x_name="step")
+
+
+def test_the_environment_names_what_made_the_scores():
+    assert {"medseg", "Python", "torch", "monai", "System"} <= set(read_record(None).environment)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_the_five_numbers_of_a_box_are_in_order(values):
+    box = box_of(values)
+    assert min(values) <= box.low <= box.median <= box.high <= max(values)
+    assert box.first <= box.median <= box.third

@@ -1,0 +1,93 @@
+"""A plan, a network that is read off by hand, and volumes that lie anywhere."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from medseg.inference.predict import Predictor
+from medseg.plan.plan import Normalisation, Plan
+from medseg.training.task import SegmentationTask
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+PLAN = Plan(
+    name="toy",
+    modalities=("CT",),
+    labels={"liver": 1, "spleen": 5},
+    orientation="RAS",
+    spacing_mm=(1.5, 1.5, 3.0),
+    patch_size=(8, 8, 4),
+    batch_size=1,
+    normalisation=(Normalisation("none"),),
+    strides=((1, 1, 1), (2, 2, 2)),
+    kernels=((3, 3, 3), (3, 3, 3)),
+    features=(2, 4),
+)
+
+
+REGIONS = replace(PLAN, labels={"abdomen": (1, 5), "spleen": (5,)}, paint_order=(1, 5))
+
+
+NET = {"net_options": {"features": [2, 4]}}
+
+
+class Brightness(torch.nn.Module):
+    """A network that knows nothing but the voxel itself: class scores are straight lines over the intensity."""
+
+    def __init__(self, slopes, offsets):
+        super().__init__()
+        self.slopes, self.offsets = torch.tensor(slopes), torch.tensor(offsets)
+
+    def forward(self, image):
+        shape = (1, -1, 1, 1, 1)
+        return image * self.slopes.view(shape) + self.offsets.view(shape)
+
+
+def predictor(plan=PLAN, *, networks=1, mirror=False, slopes=None, offsets=None):
+    """Bright voxels are class 1, very bright ones class 2; of regions, bright voxels the first, very bright both."""
+    tasks = []
+    for _ in range(networks):
+        task = SegmentationTask(plan.to_dict(), **NET)
+        first = ([0.0, 1.0, 2.0], [0.0, -1.0, -3.0]) if plan.exclusive else ([1.0, 1.0], [-1.0, -2.0])
+        task.net = Brightness(*((slopes, offsets) if slopes else first))
+        task.hparams["channels_last"] = False
+        tasks.append(task)
+    made = Predictor(tasks, mirror=mirror, device="cpu")
+    made.half = None
+    return made
+
+
+def random_affine(seed, flips, order, spacing):
+    """Any orientation, oblique, anisotropic, far from the origin."""
+    rng = np.random.default_rng(seed)
+    a, b, c = rng.uniform(-0.4, 0.4, 3)
+    turns = [
+        np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]]),
+        np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]]),
+        np.array([[1, 0, 0], [0, np.cos(c), -np.sin(c)], [0, np.sin(c), np.cos(c)]]),
+    ]
+    affine = np.eye(4)
+    affine[:3, :3] = turns[0] @ turns[1] @ turns[2] @ np.eye(3)[:, list(order)] @ np.diag(np.array(flips) * spacing)
+    affine[:3, 3] = rng.uniform(-300, 300, 3)
+    return affine
+
+
+affines = st.builds(
+    random_affine,
+    st.integers(0, 2**16),
+    st.tuples(*[st.sampled_from([-1, 1])] * 3),
+    st.permutations([0, 1, 2]),
+    st.tuples(*[st.floats(0.5, 6.0)] * 3).map(np.array),
+)
+
+
+def smooth(shape, seed):
+    """Blobs larger than voxels, far from ties."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.normal(size=(1, 1, 3, 3, 3)).astype(np.float32))
+    fine = torch.nn.functional.interpolate(coarse, shape, mode="trilinear", align_corners=True)
+    return 4 * fine[0].numpy() + 2

@@ -1,0 +1,132 @@
+"""The task: budgets, targets, and the machine's own arithmetic."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Timer
+
+from medseg.machine.hardware import cpu_multiplies_bf16
+from medseg.plan.plan import Normalisation, Plan
+from medseg.training.optimise import SCHEDULES, budget_spent, build_optimizer, schedule_factor
+from medseg.training.task import IGNORED, SegmentationTask, decide
+
+PLAN = Plan(
+    "toy", ("CT",), {"liver": 1, "spleen": 3}, "RAS", (1.0, 1.0, 1.0), (16, 16, 16), 2, (Normalisation(),),
+    ((1, 1, 1), (2, 2, 2)), ((3, 3, 3), (3, 3, 3)), (4, 8),
+)  # fmt: skip
+REGIONS = Plan.from_dict(PLAN.to_dict() | {"labels": {"whole": [1, 2], "core": [2]}, "paint_order": [1, 2]})
+
+
+def task_of(plan, **options):
+    return SegmentationTask(plan.to_dict(), **options)
+
+
+def test_regions_become_masks_and_ignored_voxels_stay_ignored():
+    target = task_of(REGIONS).target_of(torch.tensor([[[[0, 1, 2, IGNORED]]]]))
+    assert target[0, :, 0, 0].tolist() == [[0, 1, 1, IGNORED], [0, 0, 1, IGNORED]]
+    labels = torch.tensor([[[[0, 1, 2, IGNORED]]]])
+    assert task_of(PLAN).target_of(labels) is labels
+
+
+def test_decisions_are_the_best_class_or_every_region_above_one_half():
+    logits = torch.tensor([0.2, -1.0, 3.0]).reshape(1, 3, 1, 1, 1)
+    assert decide(logits, PLAN).tolist() == [[[[2]]]]
+    assert decide(logits[:, :2], REGIONS).tolist() == [[[[[True]]], [[[False]]]]]
+
+
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+def test_schedules_fall_from_one_and_warm_up_from_almost_nothing(schedule):
+    factor = schedule_factor(schedule, warmup=0.1)
+    values = [factor(step / 100) for step in range(101)]
+    assert max(values) == pytest.approx(1)
+    assert values[0] <= 0.01
+    assert all(a >= b for a, b in itertools.pairwise(values[10:]))
+    assert values[-1] == (1 if schedule == "constant" else pytest.approx(0, abs=1e-12))
+
+
+class FakeTrainer(pl.Trainer):
+    global_step, estimated_stepping_batches = 0, float("inf")
+
+    def __init__(self, *, steps=0, total=float("inf"), timer=None):
+        self.global_step, self.estimated_stepping_batches = steps, total
+        self.callbacks = [timer] if timer else []
+
+
+def test_the_budget_is_steps_or_time_whichever_is_nearer_its_end():
+    assert budget_spent(FakeTrainer(steps=25, total=100)) == 0.25
+    assert budget_spent(FakeTrainer()) == 0
+    timer = Timer(duration="00:00:01:40")
+    timer._offset = 60  # as after a resume
+    assert budget_spent(FakeTrainer(steps=25, total=100, timer=timer)) == pytest.approx(0.6)
+    timer._offset = 600
+    assert budget_spent(FakeTrainer(timer=timer)) == 1
+
+
+class Constant(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(range(10**6))
+
+
+class Clock(pl.LightningModule):
+    """A module that only records its learning rate against the task's budget."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.rates = []
+
+    def training_step(self, batch, index):
+        self.rates.append(self.optimizers().param_groups[0]["lr"])
+        return self.layer(torch.ones(1, 1)).sum() * 0
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
+        factor = schedule_factor("linear")
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: factor(budget_spent(self.trainer)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def test_the_learning_rate_reaches_zero_when_the_time_is_up(tmp_path):
+    clock = Clock()
+    trainer = pl.Trainer(
+        max_time="00:00:00:01", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        default_root_dir=tmp_path, accelerator="cpu",
+    )  # fmt: skip
+    trainer.fit(clock, torch.utils.data.DataLoader(Constant()))
+    assert clock.rates[0] == 1
+    assert clock.rates[-1] < 0.2
+    assert all(a >= b for a, b in itertools.pairwise(clock.rates))
+
+
+def test_biases_and_norms_do_not_decay():
+    net = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.InstanceNorm3d(2, affine=True))
+    optimizer = build_optimizer("sgd", net.parameters(), lr=0.1, weight_decay=1e-2, options={})
+    decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {5: 1e-2, 1: 0}
+    assert optimizer.param_groups[0]["momentum"] == 0.99
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags\t\t: fpu avx2 amx_bf16 avx512_bf16", True),
+        ("flags\t\t: fpu avx512_bf16", True),
+        ("flags\t\t: fpu avx2 avx512f", False),
+        ("Features\t: fp asimd bf16", True),
+        ("", False),
+    ],
+)
+def test_bf16_units_are_read_from_the_kernels_list(tmp_path: Path, flags, expected):
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
+    assert cpu_multiplies_bf16(tmp_path / "cpuinfo") is expected
+    assert not cpu_multiplies_bf16(tmp_path / "missing")
+
+
+def test_help_answers_without_torch():
+    code = "import sys; from medseg.cli.main import build_parser; build_parser(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
