@@ -22,6 +22,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 
 from medseg.cli.command import report_failures
 from medseg.cli.ranges import require_in_range
+from medseg.cli.runs import Run, SaveRunConfig
 from medseg.errors import DataError, InterruptionError, UsageError, nearest
 from medseg.machine.hardware import best_precision, keep_freed_memory, memory_bytes
 from medseg.nets import list_nets
@@ -34,7 +35,6 @@ from medseg.training.keep import KeepCheckpoints
 from medseg.training.metrics_log import RateLog, RunCsvLogger
 from medseg.training.peers import WatchPeers
 from medseg.training.progress import FitProgress
-from medseg.training.run import Run, SaveRunConfig
 from medseg.training.signing import SignOrigin, UnequalDataError
 from medseg.training.task import SegmentationTask, load_task
 from medseg.training.writing import CheckpointFiles
