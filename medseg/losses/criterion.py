@@ -120,7 +120,7 @@ class Criterion(nn.Module):
 
     def _evaluate(self, name: str, term: Term, x: Comparison, counted: Tensor) -> Tensor:
         learnt: dict[str, Any] = dict(self.learnable[name].named_parameters())
-        value = reduced(term.row.function, x, **term.knobs, **learnt)
+        value = reduced(term.row.function, x, {**term.knobs, **learnt})
         return torch.where(counted > 0, value, value * 0)
 
     def extra_repr(self) -> str:
