@@ -29,7 +29,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def sampled(item: pytest.Item) -> bool:
     """Whether one cell of a sweep runs in ``make test``: of ``@pytest.mark.sweep(n)`` one in ``n``, by its name.
 
-    Only parametrised tests are cells. A name always falls the same way, so that what failed once can be run again; cells are spread over all parameters.
+    Only parametrised tests are cells. A name always falls the same way, so that what failed once can be run again;
+    cells are spread over all parameters.
     """
     marker = item.get_closest_marker("sweep")
     return marker is None or not hasattr(item, "callspec") or zlib.crc32(item.name.encode()) % int(marker.args[0]) == 0
