@@ -14,9 +14,10 @@ from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
+from medseg.checkpoints.run import Run
 from medseg.cli.command import report_failures
 from medseg.cli.ranges import require_in_range
-from medseg.cli.runs import Run, SaveRunConfig, Start
+from medseg.cli.runs import SaveRunConfig, Start, prepare_fit, report_test
 from medseg.errors import DataError, InterruptionError, UsageError, nearest
 from medseg.machine.hardware import keep_freed_memory
 from medseg.patches.datamodule import VolumesDataModule
@@ -74,7 +75,7 @@ class MedsegCLI(LightningCLI):
         """Find the checkpoint that is meant."""
         config = self.config[self.subcommand]
         if self.subcommand == "fit":
-            self.start = self.run_folder.prepare_fit(config.ckpt_path)
+            self.start = prepare_fit(self.run_folder, config.ckpt_path)
             config.ckpt_path = None if self.start.checkpoint is None else str(self.start.checkpoint)
         else:
             config.ckpt_path = str(self.run_folder.checkpoint(config.ckpt_path))
@@ -121,7 +122,7 @@ class MedsegCLI(LightningCLI):
         plain = yaml.safe_load(self._parser(self.subcommand).dump(given, skip_none=False))
         write = [] if options["fast_dev_run"] else [SaveRunConfig(self._parser(self.subcommand), given)]
         return build_trainer(
-            self.run_folder.path,
+            self.run_folder,
             plain,
             first_step=self.start.step,
             minutes=given.checkpoint_minutes,
@@ -132,7 +133,7 @@ class MedsegCLI(LightningCLI):
         """Write every test prediction on the grid of its image."""
         from medseg.inference.writer import WritePredictions
 
-        self.written = WritePredictions(self.run_folder.predictions, Store(self.datamodule.store))
+        self.written = WritePredictions(self.run_folder.test.predictions, Store(self.datamodule.store))
         self.trainer.callbacks.append(self.written)  # type: ignore[attr-defined]  # set by Lightning's connector
 
     def after_test(self) -> None:
@@ -140,8 +141,8 @@ class MedsegCLI(LightningCLI):
         self.exit_status = report_failures(self.written.failures)
         self.trainer.strategy.barrier()  # the first process scores what all of them have written
         if self.trainer.is_global_zero:
-            evaluation = self.run_folder.report(
-                Store(self.datamodule.store), self.datamodule.cases.val, self.model.plan
+            evaluation = report_test(
+                self.run_folder, Store(self.datamodule.store), self.datamodule.cases.val, self.model.plan
             )
             self.exit_status = max(self.exit_status, evaluation.exit_status)
         self.trainer.strategy.barrier()
@@ -191,12 +192,11 @@ def _with_config_of_run(words: list[str]) -> list[str]:
     if command == "fit" or names & {"--config", "-c", "--help", "-h"}:
         return words
     options, _ = _run_options(rest)
-    run = Path(options.run) if options.run else Path(options.ckpt_path or ".").parent.parent
-    config = run / "config.yaml"
-    if not config.is_file():
+    run = Run(Path(options.run)) if options.run else Run.holding(options.ckpt_path or "")
+    if not run.config.is_file():
         raise UsageError(f"{command} needs the run it is about", "Name its folder with --run, or give a --config")
-    given = [] if options.run else ["--run", str(run)]
-    return [command, "--config", str(config), *given, *rest]
+    given = [] if options.run else ["--run", str(run.path)]
+    return [command, "--config", str(run.config), *given, *rest]
 
 
 def _run_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:

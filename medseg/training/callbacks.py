@@ -7,11 +7,11 @@ Lightning asks the callbacks of the trainer first, then those of the task, and t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.callbacks import Callback, ProgressBar
 
+from medseg.checkpoints.run import Run
 from medseg.training.averages import AveragedWeights
 from medseg.training.clock import StepClock
 from medseg.training.keep import KeepCheckpoints
@@ -26,7 +26,7 @@ from medseg.training.study import LossStudy
 
 
 def of_run(
-    run: Path, config: Mapping[str, Any], yours: Sequence[Callback] = (), *, minutes: float = 5.0, bar: bool = True
+    run: Run, config: Mapping[str, Any], yours: Sequence[Callback] = (), *, minutes: float = 5.0, bar: bool = True
 ) -> list[Callback]:
     """What a run folder needs; the trainer is given them.
 
@@ -44,7 +44,7 @@ def of_run(
         *yours,
         RateLog(),  # puts the loggers' count of steps right, before anybody of the task logs
         *([FitProgress()] if shown else ()),
-        KeepCheckpoints(run / "checkpoints", minutes),  # which Lightning puts last: it writes what the others have left
+        KeepCheckpoints(run.checkpoints, minutes),  # which Lightning puts last: it writes what the others have left
     ]
 
 

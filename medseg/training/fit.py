@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 
+from medseg.checkpoints.run import Run
 from medseg.errors import UsageError, nearest
 from medseg.machine.hardware import best_precision, memory_bytes
 from medseg.nets import list_nets
@@ -62,7 +63,7 @@ class Trainer(pl.Trainer):
 
 
 def build_trainer(
-    run: Path,
+    run: Run,
     config: Mapping[str, Any],
     *,
     first_step: int = 0,
@@ -86,7 +87,10 @@ def build_trainer(
         UsageError: An option is wrong, or means a device or a package that is not here.
     """
     bar = options.get("enable_progress_bar") is not False
-    own = {"default_root_dir": str(run), "logger": [*loggers(logger, run, first_step=first_step), RunCsvLogger(run)]}
+    own = {
+        "default_root_dir": str(run.path),
+        "logger": [*loggers(logger, run, first_step=first_step), RunCsvLogger(run)],
+    }
     with usable(options):
         return Trainer(
             **{"enable_model_summary": False, **options, **own},  # the task says it in a line
@@ -125,7 +129,7 @@ def train(
         )
 
 
-def loggers(chosen: Any, run: Path, *, first_step: int = 0) -> list[Logger]:
+def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:
     """The loggers that a user asks for.
 
     Args:
@@ -137,9 +141,11 @@ def loggers(chosen: Any, run: Path, *, first_step: int = 0) -> list[Logger]:
         UsageError: There is none of that name, or its package is not installed.
     """
     made: dict[str, Callable[[], Logger]] = {
-        "tensorboard": lambda: TensorBoardLogger(run.parent, name=run.name, version="", purge_step=first_step),
-        "wandb": lambda: WandbLogger(name=run.name, save_dir=run, project=os.environ.get("WANDB_PROJECT", "medseg")),
-        "mlflow": lambda: MLFlowLogger("medseg", run_name=run.name, save_dir=str(run / "mlruns")),
+        "tensorboard": lambda: TensorBoardLogger(
+            run.path.parent, name=run.path.name, version="", purge_step=first_step
+        ),
+        "wandb": lambda: WandbLogger(run.path.name, run.path, project=os.environ.get("WANDB_PROJECT", "medseg")),
+        "mlflow": lambda: MLFlowLogger("medseg", run_name=run.path.name, save_dir=str(run.path / "mlruns")),
     }
     found: list[Logger] = []
     for each in ["tensorboard"] if chosen in (None, True) else [] if chosen is False else _listed(chosen):
