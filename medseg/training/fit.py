@@ -87,10 +87,7 @@ def build_trainer(
         UsageError: An option is wrong, or means a device or a package that is not here.
     """
     bar = options.get("enable_progress_bar") is not False
-    own = {
-        "default_root_dir": str(run.path),
-        "logger": [*loggers(logger, run, first_step=first_step), RunCsvLogger(run)],
-    }
+    logs = [*loggers(logger, run, first_step=first_step), RunCsvLogger(run)]
     with usable(options):
         return Trainer(  # the task itself says in a line what a model summary would
             **{"enable_model_summary": False, **options, "default_root_dir": str(run.path), "logger": logs},
