@@ -323,12 +323,23 @@ class Comparison:
         return torch.stack([hit + outside, self.sums("sizes")[0], inside, outside, tp])
 
     def _stream(self, moments: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Sums for a dense target; half-way in the precision of the chunk, whose terms are all of one sign."""
+        def weighted(p: Tensor, g: Tensor, weight: Tensor | None) -> Tensor:
+            values = moments(p, g)
+            return (values if weight is None else values * weight).sum(-1)
+
+        return self.sum_of(weighted)
+
+    def sum_of(self, function: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
+        """Add up, chunk by chunk, what ``function`` makes of probabilities, target (b c n) and weight (b 1|c n).
+
+        The chunks' sums are added in double precision, in which the result is. With sums per sample and class as its
+        last two axes it can be given to `pool`.
+        """
 
         def summed(z: Tensor, truth: Tensor, weight: Tensor | None) -> tuple[Tensor, None]:
             p = z.softmax(1) if self.mode == "multiclass" else z.sigmoid()
-            values = moments(p, truth.to(z.dtype))
-            return (values if weight is None else values * weight).sum(-1).double(), None
+            g = truth.to(z.dtype) if truth.ndim == z.ndim else _onehot_chunk(truth, z)
+            return function(p, g, weight).double(), None
 
         sums: Tensor = self._over_labels(statistics.Walk(summed))[0]
         return sums
@@ -342,6 +353,10 @@ class Comparison:
             at = slice(start, start + (1 << 20))
             total += statistics.sums_by_label(labels[:, at], None if flat is None else flat[:, at], self.shape[1])
         return total
+
+
+def _onehot_chunk(labels: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like).scatter_(1, labels.long().unsqueeze(1), 1.0)
 
 
 def _overlaps(p: Tensor, g: Tensor) -> Tensor:
