@@ -162,7 +162,7 @@ class Comparison:
         """
         walk = statistics.Walk(lambda z, g, _: (None, function(z, g)))
         g = self._truth if truth is None else truth.flatten(2)
-        values = walk(self.raw.flatten(2), g, None, self.undrawn)[1]
+        values: Tensor = walk(self.raw.flatten(2), g, None, self.undrawn)[1]
         return values.reshape(*values.shape[:-1], *self.shape[2:])
 
     def class_mean(self, values: Float[Tensor, "b c n"]) -> Float[Tensor, "b n"]:

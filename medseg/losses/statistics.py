@@ -24,10 +24,10 @@ CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
 the cores (chunks in Python threads wait for the interpreter three times as long). A GPU wants to be full."""
 
 NEVER = 200.0
-"""So far below the background's logit an undrawn class is put: e^-200 is no probability, yet its logarithm is finite."""
+"""How far below the background's logit an undrawn class is put: e^-200 is no probability, but has a logarithm."""
 
-Yield = tuple[Tensor | None, Tensor | None]
-"""What a walk gives: sums over the voxels (*k, b, c) in double precision, and a map of them (b, *c, n)."""
+Yield = tuple[Any, Any]
+"""What a walk gives: sums over the voxels (*k, b, c) in double precision, and a map of them (b, *c, n); or None."""
 
 ChunkFunction = Callable[[Tensor, Tensor, Tensor | None], Yield]
 """(logits (b c n), truth (b n) or (b c n), weight (b 1|c n) or None) of a chunk -> its share of the yield."""
@@ -54,7 +54,7 @@ class Walk:
         truth: Shaped[Tensor, "b *n"],
         weight: Float[Tensor, "b w n"] | None = None,
         undrawn: Bool[Tensor, "b c"] | None = None,
-    ) -> tuple[Any, Any]:
+    ) -> Yield:
         """Walk over the logits; the backward pass walks again and stores nothing but the gradient.
 
         Returns:
@@ -81,7 +81,9 @@ def sums_by_label(
     labels: Integer[Tensor, "b n"], values: Float[Tensor, "b n"] | None, classes: int
 ) -> Float[Tensor, "b c"]:
     """Add up ``values`` (one each if None) over the voxels of each label, in double precision."""
-    if labels.device.type == "cpu" and (values is None or not values.requires_grad):  # a scatter takes five times as long
+    if labels.device.type == "cpu" and (
+        values is None or not values.requires_grad
+    ):  # a scatter takes five times as long
         weights = [None] * len(labels) if values is None else values.double()
         rows = [torch.bincount(row, weight, minlength=classes) for row, weight in zip(labels, weights, strict=True)]
         return torch.stack(rows).double()
@@ -156,8 +158,8 @@ class _Walk(torch.autograd.Function):
         leaves = (logits, truth)[: 1 + ctx.needs_input_grad[2]]
         with torch.autocast(logits.device.type, enabled=False):
             if torch.is_grad_enabled():
-                grads = _slopes(ctx.walk, logits, truth, weight, undrawn, d_sums, d_map, len(leaves))
-                return None, *grads, *[None] * (4 - len(leaves))
+                recorded = _slopes(ctx.walk, logits, truth, weight, undrawn, d_sums, d_map, len(leaves))
+                return None, *recorded, *[None] * (4 - len(leaves))
             grads = [torch.empty_like(leaf, memory_format=torch.contiguous_format) for leaf in leaves]
             for at in chunks(logits):
                 z, g, v, d = logits[:, :, at], truth[..., at], _at(weight, at), _at(d_map, at)
@@ -192,8 +194,12 @@ def _slopes(
     """Gradients of the logits, and of the target if it is the second leaf, by torch."""
 
     def total(z: Tensor, truth: Tensor) -> Tensor:
-        yielded = walk.function(merged(z.to(working_dtype(z)), undrawn), truth, weight)
-        return sum((a * b).sum() for a, b in zip(yielded, (d_sums, d_map), strict=True) if a is not None and b is not None)
+        value = z.new_zeros(())
+        yields = walk.function(merged(z.to(working_dtype(z)), undrawn), truth, weight)
+        for yielded, slope in zip(yields, (d_sums, d_map), strict=True):
+            if slope is not None:
+                value = value + (yielded * slope).sum()
+        return value
 
     found: tuple[Tensor, ...] = torch.func.grad(total, tuple(range(leaves)))(z, truth)
     return found

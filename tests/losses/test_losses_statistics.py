@@ -35,9 +35,7 @@ def written_down(logits, labels, weight):
             torch.stack([(w * p * g).sum(2), (w * p * (1 - g)).sum(2)]),
             (logits.log_softmax(1) * g).sum(1),
         ),
-        "squares": (
-            torch.stack([(w * term).sum(2) for term in ((1 - p) ** 2 * g, p**2 * g, p * g, p**2 * (1 - g))]),
-        ),
+        "squares": (torch.stack([(w * term).sum(2) for term in ((1 - p) ** 2 * g, p**2 * g, p * g, p**2 * (1 - g))]),),
         "confusion": (torch.einsum("bcn,bln->bcl", w * g, p),),
     }
 
@@ -98,9 +96,7 @@ def test_any_function_of_single_voxels_can_be_streamed():
     whole = function(logits, labels, weight[:, None])
     found = Walk(function)(logits, labels, weight[:, None])
     torch.testing.assert_close(found, whole)
-    slopes = [
-        torch.autograd.grad((sums**2).sum() + values.sin().sum(), logits)[0] for sums, values in (found, whole)
-    ]
+    slopes = [torch.autograd.grad((sums**2).sum() + values.sin().sum(), logits)[0] for sums, values in (found, whole)]
     torch.testing.assert_close(*slopes)
 
 
