@@ -118,7 +118,7 @@ def _path(node: ast.expr) -> str:
     raise ValueError(f"{ast.unparse(node)!r} is not a loss. {GRAMMAR}")
 
 
-def _finite(value: int | float) -> float:  # noqa: PYI041  the types of the tests tell them apart
+def _finite(value: int | float) -> float:
     """A weight that was written down.
 
     Raises:
