@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 
 from medseg.checkpoints.reading import read_to_go_on
-from medseg.errors import CheckpointError, DataError, UsageError
+from medseg.errors import CheckpointError, UsageError
+from medseg.machine.files import require_writable, write_text
 from medseg.plan.plan import Plan
 from medseg.report.evaluate import Evaluation, evaluate
 from medseg.report.html import write_report
 from medseg.report.matching import References
-from medseg.report.rows import write_text
 from medseg.report.tables import print_summary
 from medseg.store.store import Store
 from medseg.training.metrics_log import forget_steps
@@ -82,7 +81,7 @@ class Run:
             raise UsageError(
                 f"{self.path} already holds a training", "Go on with --ckpt_path last, or choose another --run"
             )
-        _require_writable(self.path)
+        require_writable(self.path, remedy="Choose another folder with --run")
         start = Start(None, 0)
         if resume_from == "last" and not found:
             rank_zero_info(f"{self.path} holds no checkpoint yet: training begins with the first step")
@@ -133,16 +132,6 @@ class Run:
         return evaluation
 
 
-def _require_writable(folder: Path) -> None:
-    try:  # in what is there already: a run that is refused for another reason leaves no folder behind
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        there.mkdir(exist_ok=True)  # which a file does not allow
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise DataError(folder, f"cannot be written ({error.strerror})", "Choose another folder with --run") from None
-
-
 def _require_plan(path: Path, plan: Any) -> None:
     try:
         Plan.from_dict(plan)
@@ -157,8 +146,5 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it, in the first process; with what was left out, and where no logger would."""
         path = Path(trainer.default_root_dir) / self.config_filename
-        try:
-            write_text(path, self.parser.dump(self.config, skip_none=False))
-        except OSError as error:
-            remedy = "Free space, or choose another folder with --run"
-            raise DataError(path, f"could not be written ({error.strerror})", remedy) from None
+        remedy = "Free space, or choose another folder with --run"
+        write_text(path, self.parser.dump(self.config, skip_none=False), remedy=remedy)

@@ -10,7 +10,7 @@ from medseg.errors import CheckpointError
 from medseg.experiments.folds import checkpoint_of
 from medseg.experiments.results import Result
 from medseg.experiments.sweep import Outcome
-from medseg.report.rows import write_text
+from medseg.machine.files import write_json
 
 FILE = "ensemble.json"
 
@@ -24,7 +24,7 @@ def write_ensemble(results: Sequence[Result], outcomes: Sequence[Outcome], outpu
     members = [checkpoint_of(result.job.run).relative_to(output).as_posix() for result in results]
     lost = [outcome.job.title for outcome in outcomes if outcome.failure]
     path = output / FILE
-    write_text(path, json.dumps({"checkpoints": members, "lost": lost}, indent=1) + "\n")
+    write_json(path, {"checkpoints": members, "lost": lost})
     return path
 
 
