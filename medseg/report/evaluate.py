@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from medseg import __version__
+from medseg.checkpoints.run import Scores
 from medseg.errors import DataError, UsageError
 from medseg.machine.files import require_writable, write_json
 from medseg.machine.threads import usable_cores
@@ -179,5 +180,6 @@ def write_evaluation(evaluation: Evaluation) -> None:
         "not_predicted": evaluation.not_predicted,
         "medseg": __version__,
     }
-    write_rows(evaluation.output / "cases.csv", evaluation.rows)
-    write_json(evaluation.output / "summary.json", summary)
+    folder = Scores(evaluation.output)
+    write_rows(folder.cases, evaluation.rows)
+    write_json(folder.summary, summary)
