@@ -10,15 +10,24 @@ from __future__ import annotations
 
 from medseg.losses import (
     boundary,
+    calibration,
+    centreline,
+    components,
     compound,
     contours,
+    difference,
     distribution,
     focal,
     generalized,
     instances,
     lovasz,
+    mining,
+    mutual_information,
+    noisy,
     region,
     robust,
+    sizes,
+    soft_overlap,
     topology,
     tversky,
     unified,
@@ -30,10 +39,10 @@ from medseg.losses.table import rows
 __all__ = ["Criterion", "NonFiniteLogitsError", "build_loss", "list_losses"]
 
 _CHAPTERS = (  # importing a chapter files its losses in the table
-    *(distribution, focal, robust, weight_maps),
-    *(region, tversky, generalized, lovasz),
-    *(boundary, contours, topology),
-    *(compound, unified, instances),
+    *(distribution, focal, noisy, mining, robust, weight_maps),
+    *(region, tversky, generalized, lovasz, soft_overlap, difference, sizes, mutual_information, calibration),
+    *(boundary, contours, topology, centreline),
+    *(compound, unified, instances, components),
 )
 
 
