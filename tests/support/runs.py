@@ -50,6 +50,10 @@ def assert_same(ours, theirs, where="checkpoint"):
         assert ours == theirs, where
 
 
+def keeper(checkpoint):
+    return next(state for name, state in checkpoint["callbacks"].items() if name.startswith("KeepCheckpoints"))
+
+
 def assert_same_runs(run, whole):
     """Weights, averages, optimizer, schedule, scores and progress of both checkpoints, and the log."""
     for name in ("best.ckpt", "last.ckpt"):
