@@ -31,11 +31,12 @@ def region_mutual_information(x: Comparison, *, radius: int = 3, pool: int = 3) 
         log det(Σ_Y - Σ_YP (Σ_P + ε)^-1 Σ_YP^T + ε) / (2 D),  ε = 5e-4,  Σ = covariances, not divided by their number,
         of the D = radius^d values around every voxel, d = 2 or 3
 
-    Use: For structure within organs' borders, beside a loss of single voxels; the paper's sum is
-    ``0.5 * bce + 0.5 * region_mutual_information``, times the number of classes.
+    Use: For the structure of organs' borders, beside a loss of single voxels. The paper's sum is
+    ``0.5 * bce + 0.5 * region_mutual_information``, times the number of classes, from a pretrained network; from
+    scratch let it come in later: ``bce + linear(0, 1, epochs=20) * region_mutual_information``.
 
-    Known trouble: A prediction and its negative tell as much of the target, so never alone. An absent class is at
-    the minimum whatever is predicted. Volumes are averaged over blocks of ``pool`` voxels a side first (fewer where
+    Known trouble: A prediction and its negative tell as much of the target: never alone, and a network that starts on
+    the wrong side may stay there in spite of bce. An absent class is at the minimum whatever is predicted. Volumes are averaged over blocks of ``pool`` voxels a side first (fewer where
     that would leave less than a neighbourhood; the remainder at the far end is dropped); pool=1 looks at every voxel
     and needs radius^d maps in double precision.
 

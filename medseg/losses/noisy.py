@@ -20,6 +20,7 @@ REVERSED = 4.0
     family="distribution",
     paper="Zhang and Sabuncu 2018, Generalized cross entropy loss for training deep neural networks with noisy labels, "
     "arXiv 1805.07836, Eq. 6 and 9",
+    alone=False,
 )
 def generalized_cross_entropy(x: Comparison, *, q: float = 0.7, truncation: float = 0.0) -> PerVoxel:
     """Cross-entropy bent towards the absolute error, so that a voxel the network cannot believe pulls less.
@@ -27,10 +28,11 @@ def generalized_cross_entropy(x: Comparison, *, q: float = 0.7, truncation: floa
     Equation:
         (1 - p_t^q) / q;  where p_t <= k: (1 - k^q) / q, a constant
 
-    Use: Annotations with mistakes, beside a region loss. q near 0 is cross-entropy, q = 1 the absolute error.
+    Use: Annotations with mistakes, beside a region loss: ``dice + generalized_cross_entropy``. q near 0 is
+    cross-entropy, q = 1 the absolute error.
 
-    Known trouble: Slow at first, for it mistrusts what is hard as it does what is wrong; with a truncation above an
-    untrained network's p nothing is learnt at all, so begin without.
+    Known trouble: It mistrusts what is rare as it does what is wrong: alone it never finds a small organ. With a
+    truncation above an untrained network's p nothing is learnt at all, so begin without.
 
     Public code: PyMIC agrees. The author's code subtracts the constant (1 - k^q) / q from every voxel and decides once
     per epoch, over the training set, which samples are truncated.
@@ -51,6 +53,7 @@ def generalized_cross_entropy(x: Comparison, *, q: float = 0.7, truncation: floa
 @loss(
     family="distribution",
     paper="Wang et al. 2019, Symmetric cross entropy for robust learning with noisy labels, arXiv 1908.06112, Eq. 7",
+    alone=False,
 )
 def symmetric_cross_entropy(x: Comparison, *, alpha: float = 0.1, beta: float = 1.0) -> PerVoxel:
     """Cross-entropy plus the same with target and prediction exchanged, which bounds what a wrong label can cost.
@@ -58,10 +61,10 @@ def symmetric_cross_entropy(x: Comparison, *, alpha: float = 0.1, beta: float = 
     Equation:
         -α log p_t + β 4 (1 - p_t),  for -Σ_c p_c log g_c is -A (1 - p_t) with log 0 put at A = -4
 
-    Use: Annotations with mistakes: alpha for learning, beta for forgiving. The paper has 0.1 and 1 for ten classes,
-    6 and 0.1 for a hundred.
+    Use: Annotations with mistakes, beside a region loss: alpha for learning, beta for forgiving. The paper has 0.1 and
+    1 for ten classes, 6 and 0.1 for a hundred.
 
-    Known trouble: A large alpha is cross-entropy again.
+    Known trouble: With the default alpha and alone it never finds a small organ.
 
     Public code: The authors' and its ports clip the target at 1e-4, which makes A = log 1e-4 = -9.2 and beta worth 2.3
     times the paper's.
