@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from medseg.losses import (
     boundary,
-    calibration,
     centreline,
-    components,
     compound,
     contours,
     difference,
@@ -25,12 +23,14 @@ from medseg.losses import (
     mutual_information,
     noisy,
     region,
+    reliability,
     robust,
     sizes,
     soft_overlap,
     topology,
     tversky,
     unified,
+    voronoi,
     weight_maps,
 )
 from medseg.losses.class_weights import class_weights
@@ -41,9 +41,9 @@ __all__ = ["Criterion", "NonFiniteLogitsError", "build_loss", "class_weights", "
 
 _CHAPTERS = (  # importing a chapter files its losses in the table
     *(distribution, focal, noisy, mining, robust, weight_maps),
-    *(region, tversky, generalized, lovasz, soft_overlap, difference, sizes, mutual_information, calibration),
+    *(region, tversky, generalized, lovasz, soft_overlap, difference, sizes, mutual_information, reliability),
     *(boundary, contours, topology, centreline),
-    *(compound, unified, instances, components),
+    *(compound, unified, instances, voronoi),
 )
 
 

@@ -36,9 +36,9 @@ def region_mutual_information(x: Comparison, *, radius: int = 3, pool: int = 3) 
     scratch let it come in later: ``bce + linear(0, 1, epochs=20) * region_mutual_information``.
 
     Known trouble: A prediction and its negative tell as much of the target: never alone, and a network that starts on
-    the wrong side may stay there in spite of bce. An absent class is at the minimum whatever is predicted. Volumes are averaged over blocks of ``pool`` voxels a side first (fewer where
-    that would leave less than a neighbourhood; the remainder at the far end is dropped); pool=1 looks at every voxel
-    and needs radius^d maps in double precision.
+    the wrong side may stay there in spite of bce. An absent class is at the minimum whatever is predicted. Volumes are
+    averaged over blocks of ``pool`` voxels a side first (fewer where that would leave less than a neighbourhood; the
+    remainder at the far end is dropped); pool=1 looks at every voxel and needs radius^d maps in double precision.
 
     Public code: The authors' is 2D, takes sigmoids of all classes, pads blocks with zeros, counts ignored voxels as
     background and adds 1e-8 within the logarithm. Here a neighbourhood with an ignored voxel is left out.
