@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812  torch's own alias
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison, Mode
+from medseg.losses.statistics import working_dtype
 
 MODES: tuple[Mode, ...] = ("multiclass", "binary", "multilabel")
 FORMS = {
@@ -38,7 +40,8 @@ def compare(
         mode: ``multiclass``, ``binary`` or ``multilabel``.
         ignore_index: The target value of voxels that count nowhere; it may be a class index, or negative.
         voxel_weight: How many voxels each voxel counts as, (b, *s) or (b, 1, *s), in every numerator and denominator.
-        class_mask: Which classes were annotated, (b, c), 1 or 0.
+        class_mask: Which classes were annotated, (b, c), 1 or 0. In ``multiclass`` the background of a sample is then
+            "background or one of its undrawn classes", whose probabilities are added up.
         spacing_mm: Voxel size, one number per axis or (b, axes).
         soft_allowed: Whether fractional targets are meaningful to every term.
         **options: ``instances``, ``skeleton``, ``distance_map`` and ``reduction``, as in `Comparison`.
@@ -61,7 +64,11 @@ def compare(
             )
         if mode == "multiclass" and not soft:
             (labels, valid), dense = _labels_of(dense, valid, ignore_index), None
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtype = working_dtype(logits)
+    mask = _class_mask(class_mask, logits, dtype)
+    undrawn = _undrawn(mask) if mode == "multiclass" else None
+    if undrawn is not None:
+        labels, dense = _to_background(labels, dense, undrawn)
     for name in ("instances", "skeleton", "distance_map"):
         _check_space(options.get(name), logits, name)
     return Comparison(
@@ -71,7 +78,8 @@ def compare(
         target=dense,
         soft=soft,
         weight=_weight(valid, voxel_weight, logits, dtype),
-        class_mask=_class_mask(class_mask, logits, dtype),
+        class_mask=mask,
+        undrawn=undrawn,
         spacing_mm=_spacing(spacing_mm, logits),
         **options,
     )
@@ -218,6 +226,25 @@ def _class_mask(mask: Tensor | None, logits: Tensor, dtype: torch.dtype) -> Tens
     if tuple(mask.shape) != tuple(logits.shape[:2]):
         raise ValueError(f"class_mask must be (b, c) = {tuple(logits.shape[:2])}, got {tuple(mask.shape)}")
     return mask.to(logits.device, dtype)
+
+
+def _undrawn(mask: Tensor | None) -> Tensor | None:
+    """Classes, of each sample, that no voxel tells from the background; None if there is none."""
+    if mask is None:
+        return None
+    undrawn = F.pad(mask[:, 1:] == 0, (1, 0))
+    return undrawn if bool(undrawn.any()) else None
+
+
+def _to_background(labels: Tensor | None, maps: Tensor | None, undrawn: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The target without undrawn classes: should a voxel be labelled so all the same, it is background or that."""
+    if labels is not None:
+        hidden = undrawn.gather(1, labels.flatten(1).long()).reshape(labels.shape)
+        return labels.masked_fill(hidden, 0), maps
+    assert maps is not None  # one of the two is always there
+    hidden = undrawn.reshape(*undrawn.shape, *[1] * (maps.ndim - 2))
+    kept = maps.masked_fill(hidden, 0)
+    return labels, torch.cat([kept[:, :1] + (maps - kept).sum(1, keepdim=True), kept[:, 1:]], 1)
 
 
 def _spacing(spacing_mm: Tensor | Sequence[float] | None, logits: Tensor) -> Tensor | None:

@@ -38,7 +38,7 @@ def compatible_tversky(x: Comparison, *, alpha: float = 0.3, beta: float = 0.7, 
         smooth: Added to TP in both places.
     """
     tp = (x.sum_p + x.sum_g - x.sum_abs) / 2
-    return overlap_loss(tp, x.sum_p, x.sum_g, alpha=alpha, beta=beta, smooth=smooth)
+    return overlap_loss(tp, x.sum_p - tp, x.sum_g - tp, alpha=alpha, beta=beta, smooth=smooth)
 
 
 @loss(
