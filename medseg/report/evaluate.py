@@ -21,7 +21,7 @@ from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element
 from medseg.metrics.overlap import Organs
 from medseg.report.matching import Failure, Pair, References, match, read_references
 from medseg.report.rows import CaseRow, write_rows, write_text
-from medseg.report.scoring import Scoring, score_pair, values_seen
+from medseg.report.scoring import ScoredCase, Scoring, score_pair, values_seen
 from medseg.report.summary import Summary, summarise
 from medseg.space.nifti import require_writable
 
@@ -41,6 +41,7 @@ class Evaluation:
         pairs: The files of the scored cases.
         images: Case name -> image files, where known, for pictures.
         output: Folder of summary.json, cases.csv and report.html.
+        digests: Case name -> digest of the reference it was scored against.
     """
 
     scoring: Scoring
@@ -51,6 +52,7 @@ class Evaluation:
     pairs: tuple[Pair, ...]
     images: Mapping[str, Path]
     output: Path
+    digests: Mapping[str, str]
 
     @property
     def organs(self) -> Organs:
@@ -113,29 +115,37 @@ def evaluate(
     workers = workers or min(8, usable_cores())
     named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
     scoring = Scoring(dict(named), ignore, tolerance_mm, element)
-    rows, failed = _score_all(matched.pairs, scoring, pool.annotated, workers, console)
-    failures = sorted((*matched.failures, *failed), key=lambda failure: failure.case)
-    scored = {row.case for row in rows}
-    pairs = tuple(pair for pair in matched.pairs if pair.case in scored)
-    seen = {**pool.images, **(images or {})}
-    evaluation = Evaluation(scoring, rows, summarise(rows), tuple(failures), matched.not_predicted, pairs, seen, output)
+    outcomes = _score_all(matched.pairs, scoring, workers, console)
+    failed = [one for one in outcomes if isinstance(one, Failure)]
+    scored = {pair.case: one for pair, one in zip(matched.pairs, outcomes, strict=True) if isinstance(one, ScoredCase)}
+    rows = tuple(
+        row
+        for case, one in scored.items()
+        for row in one.rows
+        if row.organ in pool.annotated.get(case, scoring.organs)  # the others its reference does not cover
+    )
+    shown = {row.case for row in rows}
+    evaluation = Evaluation(
+        scoring=scoring,
+        rows=rows,
+        summary=summarise(rows),
+        failures=tuple(sorted((*matched.failures, *failed), key=lambda failure: failure.case)),
+        not_predicted=matched.not_predicted,
+        pairs=tuple(pair for pair in matched.pairs if pair.case in shown),
+        images={**pool.images, **(images or {})},
+        output=output,
+        digests={case: one.reference for case, one in scored.items()},
+    )
     write_evaluation(evaluation)
     return evaluation
 
 
 def _score_all(
-    pairs: Sequence[Pair],
-    scoring: Scoring,
-    annotated: Mapping[str, Sequence[str]],
-    workers: int,
-    console: Console | None,
-) -> tuple[tuple[CaseRow, ...], tuple[Failure, ...]]:
+    pairs: Sequence[Pair], scoring: Scoring, workers: int, console: Console | None
+) -> list[ScoredCase | Failure]:
     """Score every case, side by side; of few large cases, the organs too."""
     score = partial(score_pair, scoring=scoring, workers=max(1, workers // max(1, len(pairs))))
-    outcomes = _each_case(score, pairs, workers, console)
-    rows = (row for one in outcomes if not isinstance(one, Failure) for row in one)
-    covered = tuple(row for row in rows if row.organ in annotated.get(row.case, scoring.organs))
-    return covered, tuple(one for one in outcomes if isinstance(one, Failure))
+    return _each_case(score, pairs, workers, console)
 
 
 def _organs_seen(pairs: Sequence[Pair], ignore: int | None, workers: int) -> dict[str, int]:
@@ -178,6 +188,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
         "surface_element": evaluation.scoring.element,
         "failures": [{"case": failure.case, "reason": failure.reason} for failure in evaluation.failures],
         "not_predicted": evaluation.not_predicted,
+        "references": dict(evaluation.digests),
         "medseg": __version__,
     }
     write_rows(evaluation.output / "cases.csv", evaluation.rows)
