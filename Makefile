@@ -14,7 +14,7 @@ test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow and not gpu"
 
 test-all: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not gpu"
+	MEDSEG_FULL_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not gpu"
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

@@ -169,7 +169,7 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(options: Options) -> int:
-    from medseg.experiments.ensemble import checkpoints_in
+    from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.folder import predict_cases
     from medseg.inference.predict import Predictor
 
@@ -195,7 +195,7 @@ def _choose_cleaning_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _choose_cleaning(options: Options) -> int:
-    from medseg.experiments.ensemble import checkpoints_in
+    from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.choose import choose_cleaning
 
     choices = choose_cleaning(checkpoints_in(options.ckpt), options.predictions, options.references)
@@ -243,7 +243,7 @@ def _compare_runs_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare_runs(options: Options) -> int:
-    from medseg.report.compare import compare_runs, print_comparison
+    from medseg.report.two_runs import compare_runs, print_comparison
 
     print_comparison(compare_runs(options.a, options.b, measure=options.measure))
     return 0

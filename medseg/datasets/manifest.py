@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import DataError, nearest
+from medseg.machine.documents import parse_document, read_text
 
 LabelValue = int | tuple[int, ...]
 
@@ -53,31 +53,15 @@ def read_manifest(file: Path) -> Manifest:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(file, "is not a text file in UTF-8", "Save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(file, f"cannot be read ({error.strerror})", "Check the path and its permissions") from None
+    text = read_text(file, remedy="Check the path, or save it as UTF-8")
     if not text.strip():
         raise DataError(file, "is empty", 'Declare at least "labels" and the cases in it')
-    try:
-        content = json.loads(text, object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise DataError(file, f"is not valid JSON ({error})", "Correct the file at that place") from None
+    content = parse_document(file, text, remedy="Correct the file at that place")
     if not isinstance(content, dict):
         raise DataError(file, f"holds a JSON {type(content).__name__}, expected an object", "Start it with { ... }")
     if not content:
         raise DataError(file, "declares nothing", 'Declare at least "labels" and the cases in it')
     return content
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
-    return table
 
 
 def _labels(file: Path, content: dict[str, Any]) -> tuple[dict[str, LabelValue], int | None]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import yaml
-
 from medseg.errors import DataError, UsageError, nearest
+from medseg.machine.documents import read_document
 
 
 @runtime_checkable
@@ -82,7 +80,7 @@ def read_split(path: Path, cases: Iterable[Examined]) -> tuple[Fold, ...]:
     """
     groups = _by_patient(cases)
     patient_of = {case: patient for patient, ids in groups.items() for case in ids}
-    entries = _load(path)
+    entries = read_document(path, remedy="Correct the split file")
     if not isinstance(entries, list) or not entries:
         raise DataError(path, "holds no list of folds", "Write [{train: [...], val: [...]}, ...]")
     return tuple(_fold(path, number, entry, patient_of) for number, entry in enumerate(entries))
@@ -97,17 +95,6 @@ def _by_patient(cases: Iterable[Examined]) -> dict[str, list[str]]:
 
 def _rank(seed: int, patient: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
-
-
-def _load(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise DataError(path, f"cannot be read ({error.strerror})", "Check the path of the split file") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        problem = " ".join(str(error).split())
-        raise DataError(path, f"is neither valid JSON nor YAML ({problem})", "Correct the split file") from None
 
 
 def _fold(path: Path, number: int, entry: Any, patient_of: Mapping[str, str]) -> Fold:

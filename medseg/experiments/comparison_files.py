@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from medseg.checkpoints.run import Scores
 from medseg.experiments.comparison_page import (
     COST_HEADS,
     RANKING_HEADS,
@@ -37,10 +38,10 @@ def write_comparison(comparison: JobComparison, output: Path) -> tuple[Path, ...
     plots = {name: plot for name, plot in _plots(comparison).items() if plot}
     for name, plot in plots.items():
         write_text(output / name, standalone(plot) + "\n")
-    write_text(output / "report.html", render_comparison(comparison))
+    write_text(Scores(output).report, render_comparison(comparison))
     write_text(output / "compare.md", render_markdown(comparison, tuple(plots)))
     write_comparison_csv(output / "compare.csv", comparison.results)
-    return tuple(output / name for name in ("report.html", "compare.csv", "compare.md", *plots))
+    return Scores(output).report, *(output / name for name in ("compare.csv", "compare.md", *plots))
 
 
 def write_comparison_csv(path: Path, results: Sequence[Result]) -> None:

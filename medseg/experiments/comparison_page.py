@@ -134,7 +134,9 @@ def _cells(entry: Entry, reference: str, marked: Callable[[int], str]) -> list[s
     if entry.p_holm is not None:
         tested = [f"{entry.higher} / {entry.lower}", f"{entry.p_holm:.2g}{' *' * entry.differs}"]
     change = "reference" * (entry.title == reference) if entry.median_change is None else f"{entry.median_change:+.4f}"
-    means = (f"{entry.mean[name]:.{d}f} ± {entry.std[name]:.{d}f}" for name, d in (("dice", 3), ("hd95_mm", 2), ("nsd", 3)))
+    means = (
+        f"{entry.mean[name]:.{d}f} ± {entry.std[name]:.{d}f}" for name, d in (("dice", 3), ("hd95_mm", 2), ("nsd", 3))
+    )
     dice, hd95, nsd = means
     named = [entry.title, str(entry.rank), dice, f"{low:.3f} to {high:.3f}", hd95, nsd]
     return [*named, marked(entry.missed), marked(entry.false), change, *tested]
@@ -188,7 +190,7 @@ def _curves(results: Sequence[Result]) -> Markup:
         if plot
     )
     note = (
-        "Mean Dice of the whole held-out volumes on the prepared grid, as training watched it; each panel shows one job "
-        "over all others in grey."
+        "Mean Dice of the whole held-out volumes on the prepared grid, as training watched it; each panel shows one "
+        "job over all others in grey."
     )
     return soft(note) + drawn if drawn else drawn

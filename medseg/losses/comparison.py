@@ -302,16 +302,25 @@ class Comparison:
         return torch.stack([hit + outside, self._sample_sizes[0], inside, outside, tp])
 
     def _stream(self, moments: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        activate = torch.softmax if self.mode == "multiclass" else _sigmoid
-
-        def weighted(z: Tensor, truth: Tensor, weight: Tensor | None) -> Tensor:
-            p = activate(z, 1)
-            g = truth.to(z.dtype) if truth.ndim == z.ndim else _onehot_chunk(truth, z)
+        def weighted(p: Tensor, g: Tensor, weight: Tensor | None) -> Tensor:
             values = moments(p, g)
             return (values if weight is None else values * weight).sum(-1)
 
+        return self.sum_of(weighted)
+
+    def sum_of(self, function: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
+        """Add up, chunk by chunk, what ``function`` makes of probabilities, target (b c n) and weight (b 1|c n).
+
+        With sums per sample and class as its last two axes the result can be given to `pool`.
+        """
+        activate = torch.softmax if self.mode == "multiclass" else _sigmoid
+
+        def chunk(z: Tensor, truth: Tensor, weight: Tensor | None) -> Tensor:
+            g = truth.to(z.dtype) if truth.ndim == z.ndim else _onehot_chunk(truth, z)
+            return function(activate(z, 1), g, weight)
+
         weight = None if self.weight is None else self.weight.flatten(2)
-        return statistics.streamed_sum(weighted, self.raw.flatten(2), self._truth, weight)
+        return statistics.streamed_sum(chunk, self.raw.flatten(2), self._truth, weight)
 
     def label_sums(self, values: Float[Tensor, "b *rest"] | None) -> PerClass:
         """Sum ``values`` (one each if None) over the voxels of each class; hard ``multiclass`` labels only."""

@@ -67,14 +67,14 @@ def box_plot(measure: str, values: Mapping[str, Sequence[float]], *, inside: Seq
     return element(
         "figure",
         element("figcaption", measure),
-        *(_box_row(name, measure, numbers, Frame(0, 0, 100, 26, x=axis)) for name, numbers in values.items()),
+        *(_box_row(name, measure, numbers, Frame(0.0, 0.0, 100.0, 26.0, x=axis)) for name, numbers in values.items()),
         element("div", element("span"), scale, css="row", aria_hidden="true"),
     )
 
 
 def _box_row(name: str, measure: str, values: Sequence[float], frame: Frame) -> Markup:
     box = box_of(values)
-    low, first, median, third, high = (frame.at(value, 0)[0] for value in astuple(box))
+    low, first, median, third, high = (frame.at(value, 0.0)[0] for value in astuple(box))
     text = (
         f"{name}, {measure}: median {box.median:.3g}, middle half {box.first:.3g} to {box.third:.3g}, "
         f"whiskers {box.low:.3g} to {box.high:.3g}, {len(values)} cases"
@@ -85,16 +85,16 @@ def _box_row(name: str, measure: str, values: Sequence[float], frame: Frame) -> 
         element("line", css="whisker", x1=low, x2=high, y1=8, y2=8),
         element("rect", css="box", x=first, y=2, width=third - first, height=12),
         element("line", css="median", x1=median, x2=median, y1=2, y2=14),
-        element("path", css="cases", d="".join(f"M{frame.at(value, 0)[0]:.2f} 17v7" for value in values)),
+        element("path", css="cases", d="".join(f"M{frame.at(value, 0.0)[0]:.2f} 17v7" for value in values)),
     )
-    return element("div", element("span", name), drawing(100, 26, text, *marks, preserveAspectRatio="none"), css="row")
+    return element("div", element("span", name), drawing(100.0, 26.0, text, *marks, preserveAspectRatio="none"), css="row")
 
 
 def interval_bar(interval: Interval) -> Markup:
     """Draw a mean and its interval on a scale from 0 to 1."""
-    mean, low, high = (Frame(0, 0, 100, 14).at(value, 0)[0] for value in astuple(interval))
+    mean, low, high = (Frame(0.0, 0.0, 100.0, 14.0).at(value, 0.0)[0] for value in astuple(interval))
     return drawing(
-        *(100, 14, f"{interval.mean:.3f}, 95 % interval {interval.low:.3f} to {interval.high:.3f}"),
+        *(100.0, 14.0, f"{interval.mean:.3f}, 95 % interval {interval.low:.3f} to {interval.high:.3f}"),
         element("line", css="ground", x1=0, x2=100, y1=7, y2=7),
         element("rect", css="box", x=low, y=3, width=high - low, height=8),
         element("line", css="median", x1=mean, x2=mean, y1=1, y2=13),
@@ -113,7 +113,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, x_name: str, ends_at
     """
     steps = [x for curve in series.values() for x, _ in curve]
     texts = ticks([*ends_at, *(y for curve in series.values() for _, y in curve)])
-    frame = Frame(56, 8, 296, 164, (min(steps), max(steps)), (min(texts), max(texts)))
+    frame = Frame(56.0, 8.0, 296.0, 164.0, (min(steps), max(steps)), (min(texts), max(texts)))
     looks = [{"stroke": colour, "stroke_width": 2, "stroke_dasharray": dash} for colour, dash in SERIES]
     styled = [(name, curve, looks[index % len(looks)]) for index, (name, curve) in enumerate(series.items())]
     text = f"{title}: " + "; ".join(
@@ -123,7 +123,7 @@ def line_chart(title: str, series: Mapping[str, Points], *, x_name: str, ends_at
         "figure",
         element("figcaption", title),
         drawing(
-            *(360, 200, text),
+            *(360.0, 200.0, text),
             *frame.levels(texts),
             *(frame.curve(_thinned(curve), **look) for _, curve, look in styled),
             *frame.x_ends(x_name),
@@ -138,7 +138,7 @@ def legend(lines: Mapping[str, Mapping[str, object]]) -> Markup:
     return element(
         "ul",
         *(
-            element("li", drawing(28, 8, "", element("path", d="M0 4h28", fill="none", **look)), name)
+            element("li", drawing(28.0, 8.0, "", element("path", d="M0 4h28", fill="none", **look)), name)
             for name, look in lines.items()
         ),
         css="legend",
@@ -154,11 +154,11 @@ def interval_plot(intervals: Mapping[str, Interval], *, says: str) -> Markup:
     """
     texts = ticks((end for one in intervals.values() for end in (one.low, one.high)), most=5)
     bottom = len(intervals) * _ROW
-    frame = Frame(_NAME_WIDTH + 8, 0, _PLOT_WIDTH - 16, bottom, (min(texts), max(texts)), (bottom, 0))
+    frame = Frame(_NAME_WIDTH + 8, 0.0, _PLOT_WIDTH - 16, bottom, (min(texts), max(texts)), (bottom, 0.0))
     parts = []
     for value, text in texts.items():
         x, y = frame.at(value, bottom)
-        parts += [frame.line((value, 0), (value, bottom), css="ground"), label(text, x, bottom + 16, "middle")]
+        parts += [frame.line((value, 0.0), (value, bottom), css="ground"), label(text, x, bottom + 16, "middle")]
     for index, (title, one) in enumerate(intervals.items()):
         level = (index + 0.5) * _ROW
         x, y = frame.at(one.mean, level)
@@ -188,7 +188,7 @@ def curve_plot(curves: Mapping[str, Points], *, x_name: str, y_name: str = "val/
     ends = (0.0, max(curve[-1][0] for curve in drawn.values()) or 1.0), (min(texts), max(texts))
     panels = []
     for index, (title, curve) in enumerate(drawn.items()):
-        left, top = 34 + (index % _COLUMNS) * (_PANEL + 44), 20 + (index // _COLUMNS) * (_PANEL_HEIGHT + 56)
+        left, top = 34.0 + (index % _COLUMNS) * (_PANEL + 44), 20.0 + (index // _COLUMNS) * (_PANEL_HEIGHT + 56)
         frame = Frame(left, top, _PANEL, _PANEL_HEIGHT, *ends)
         panels += [
             label(title, left, top - 7, css="", room=_PANEL),
@@ -214,9 +214,9 @@ def cost_plot(points: Mapping[str, tuple[float, float]], *, x_name: str, y_name:
     if not points:
         return Markup("")
     x_texts, y_texts = (ticks(point[axis] for point in points.values()) for axis in (0, 1))
-    frame = Frame(60, 32, 490, 344, (min(x_texts), max(x_texts)), (min(y_texts), max(y_texts)))
+    frame = Frame(60.0, 32.0, 490.0, 344.0, (min(x_texts), max(x_texts)), (min(y_texts), max(y_texts)))
     parts = frame.levels(y_texts)
-    parts += [label(text, frame.at(value, 0)[0], 394, "middle") for value, text in x_texts.items()]
+    parts += [label(text, frame.at(value, 0.0)[0], 394.0, "middle") for value, text in x_texts.items()]
     line = -math.inf
     for index, (title, point) in enumerate(sorted(points.items(), key=lambda point: -point[1][1])):
         x, y = frame.at(*point)
@@ -224,10 +224,10 @@ def cost_plot(points: Mapping[str, tuple[float, float]], *, x_name: str, y_name:
         parts += [
             element("circle", cx=x, cy=y, r=5, fill=SERIES[index % len(SERIES)][0]),
             element("line", css="ground", x1=x + 6, x2=x + 18, y1=y, y2=line),
-            label(title, x + 21, line + 4, css="", room=170),
+            label(title, x + 21, line + 4, css="", room=170.0),
         ]
-    parts += [label(x_name, 560, 412, "end"), label(y_name, 4, 12)]
-    return _plot(720, max(376, line) + 44, f"{y_name} over {x_name} by job", parts)
+    parts += [label(x_name, 560.0, 412.0, "end"), label(y_name, 4.0, 12.0)]
+    return _plot(720.0, max(376.0, line) + 44, f"{y_name} over {x_name} by job", parts)
 
 
 def standalone(plot: str) -> str:

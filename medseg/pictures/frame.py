@@ -41,7 +41,9 @@ class Frame:
         """A line through points; a dot where it is a single one."""
         places = [self.at(*point) for point in points]
         if len(places) == 1:
-            return element("circle", cx=places[0][0], cy=places[0][1], r=3.5, fill=look.get("stroke"), css=look.get("css"))
+            return element(
+                "circle", cx=places[0][0], cy=places[0][1], r=3.5, fill=look.get("stroke"), css=look.get("css")
+            )
         return element("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in places), fill="none", **look)
 
     def line(self, start: tuple[float, float], end: tuple[float, float], **look: object) -> Markup:

@@ -37,7 +37,7 @@ def together(parts: Iterable[str]) -> Markup:
     return Markup("").join(parts)
 
 
-def drawing(width: float, height: float, says: str, *content: str, **attributes: object) -> Markup:
+def drawing(width: float, height: float, says: str, /, *content: str, **attributes: object) -> Markup:
     """An SVG picture of its own coordinates, with a text that says what it shows; without one it is decoration."""
     read = {"role": "img", "aria_label": says} if says else {"aria_hidden": "true"}
     return element("svg", *content, viewBox=f"0 0 {width:.6g} {height:.6g}", **read, **attributes)

@@ -61,10 +61,8 @@ def three_planes(
     greys = None if image is None else windowed(image[box], _window(image[organ], image[box]))
     cuts = []
     for plane, axis in PLANES.items():
-        grey, ours, theirs = (
-            None if part is None else upright(part, axis, centre[axis])
-            for part in (greys, prediction[box], reference[box])
-        )
+        ours, theirs = (upright(mask[box], axis, centre[axis]) for mask in (prediction, reference))
+        grey = None if greys is None else upright(greys, axis, centre[axis])
         across, up = (spacing_mm[other] for other in range(3) if other != axis)
         cuts.append(Slice(plane, grey, ours, theirs, (up, across)))
     return tuple(cuts)

@@ -48,7 +48,9 @@ def _tile(name: str, value: str, css: str) -> Markup:
     return element("div", element("b", value, css=css), element("span", name, css="soft"), css="tile")
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, bars: Sequence[int] = (), total: bool = False) -> Markup:
+def table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], *, bars: Sequence[int] = (), total: bool = False
+) -> Markup:
     """A table that scrolls sideways where the page is narrow.
 
     Args:
@@ -60,7 +62,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, bars: Sequence
     looks = ["bar" if column in bars else "" for column in range(len(heads))]
     columns = (element("th", head, scope="col", css=css) for head, css in zip(heads, looks, strict=True))
     cells = [
-        (element("th", name, scope="row"), *(element("td", cell, css=css) for cell, css in zip(others, looks[1:], strict=True)))
+        (
+            element("th", name, scope="row"),
+            *(element("td", cell, css=css) for cell, css in zip(others, looks[1:], strict=True)),
+        )
         for name, *others in rows
     ]
     lines = [element("tr", *row, css="total" * (total and row is cells[-1])) for row in cells]

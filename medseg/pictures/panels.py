@@ -52,7 +52,9 @@ def picture(
     views = [[upright(grey, axis, centre[axis]) for axis in PLANES.values()] for grey in greys]
     known = [] if labels is None else [upright(labels, axis, centre[axis]) for axis in PLANES.values()]
     entries = [] if labels is None else _entries(labels, names)
-    sheet = _Sheet(sizes, [*views, *([[*map(overlay, views[0], known)]] if known else [])], [name for name, _ in entries])
+    sheet = _Sheet(
+        sizes, [*views, *([[*map(overlay, views[0], known)]] if known else [])], [name for name, _ in entries]
+    )
     sheet.write(title, (3, 2))
     for number, name in enumerate(rows[: len(greys)]):
         sheet.write(name, (3, _LINE + 3 + number * sheet.row), light=True)

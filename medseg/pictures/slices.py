@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,3 +84,19 @@ def png(picture: UInt8[np.ndarray, "height width *rgb"]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
     return file.getvalue()
+
+
+def write_png(path: Path, picture: UInt8[np.ndarray, "height width *rgb"]) -> None:
+    """Write a picture; it appears whole or not at all, and its folder is made if need be.
+
+    Raises:
+        ValueError: As `png`.
+    """
+    content = png(picture)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".partial-{path.name}")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

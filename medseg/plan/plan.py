@@ -16,6 +16,7 @@ import yaml
 from jaxtyping import Float
 
 from medseg.errors import DataError
+from medseg.machine.documents import parse_document, read_text
 from medseg.plan.plain import (
     Triple,
     known_keys,
@@ -224,36 +225,13 @@ def read_plan(path: Path) -> Plan:
     Raises:
         DataError: The file is missing, not YAML, or a number in it cannot be; the sentence says which.
     """
+    remedy = "Compare with a plan written by medseg plan"
+    text = read_text(path, remedy=remedy)
     try:
-        text = path.read_text(encoding="utf-8")
-        return Plan.from_dict(known_keys(Plan, yaml.load(text, _Strict), "the plan"), reasons=_comments(text))
-    except OSError as error:
-        raise DataError(path, f"cannot be read ({error.strerror})", "Write a plan with medseg plan") from None
-    except yaml.YAMLError as error:
-        raise DataError(path, f"is not YAML ({_told(error)})", "Compare with a plan written by medseg plan") from None
-    except UnicodeDecodeError:
-        raise DataError(path, "is not a text file in UTF-8", "Write a plan with medseg plan") from None
+        known = known_keys(Plan, parse_document(path, text, remedy=remedy), "the plan")
+        return Plan.from_dict(known, reasons=_comments(text))
     except ValueError as error:
         raise DataError(path, f"is not a usable plan: {error}", "Edit it or write it anew with medseg plan") from None
-
-
-class _Strict(yaml.SafeLoader):
-    """YAML in which a key that occurs twice is a mistake, not the second of two."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """As YAML's own, but for keys that repeat."""
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} occurs twice", problem_mark=key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep=deep)
-
-
-def _told(error: yaml.YAMLError) -> str:
-    """What is wrong and in which line, without the parser's own view of it."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    return f"line {mark.line + 1}: {problem}" if mark and problem else str(error).replace("\n", " ")
 
 
 def write_plan(path: Path, plan: Plan) -> None:

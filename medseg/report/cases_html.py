@@ -101,5 +101,6 @@ def _image(evaluation: Evaluation, case: str, reference: Volume) -> Num[np.ndarr
         return None
     for placed in (image, image.reoriented(reference.orientation)):
         if placed.shape == reference.shape and same_place(placed.affine, reference.affine, reference.shape):
-            return np.nan_to_num(placed.array[0])
+            first: np.ndarray = np.nan_to_num(placed.array[0])
+            return first
     return None

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medseg.checkpoints.run import Scores
 from medseg.errors import DataError, listed
 from medseg.report.matching import Failure
 from medseg.report.rows import CaseRow, read_rows
 
 
 @dataclass(frozen=True)
-class Scores:
+class SavedScores:
     """A finished evaluation, as its folder tells it.
 
     Attributes:
@@ -32,7 +33,7 @@ class Scores:
     surfaces: str = ""
 
 
-def read_scores(path: Path) -> Scores:
+def read_scores(path: Path) -> SavedScores:
     """Read a cases.csv and the summary.json beside it, which may be missing.
 
     Args:
@@ -41,20 +42,20 @@ def read_scores(path: Path) -> Scores:
     Raises:
         DataError: A file is missing or cannot be read.
     """
-    table = path / "cases.csv" if path.is_dir() else path
-    rows, summary = read_rows(table), table.with_name("summary.json")
+    table = Scores(path).cases if path.is_dir() else path
+    rows, summary = read_rows(table), Scores(table.parent).summary
     if not summary.is_file():
-        return Scores(table, rows)
+        return SavedScores(table, rows)
     try:
         said: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
         failures = tuple(Failure(one["case"], one["reason"]) for one in said["failures"])
         surfaces = f"{said['surface_element']} within {said['tolerance_mm']} mm" if "surface_element" in said else ""
-        return Scores(table, rows, failures, dict(said.get("references", {})), surfaces)
+        return SavedScores(table, rows, failures, dict(said.get("references", {})), surfaces)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(summary, f"cannot be read ({error})", "Remove it, and run the same command again") from None
 
 
-def require_same_references(several: Sequence[Scores]) -> None:
+def require_same_references(several: Sequence[SavedScores]) -> None:
     """Refuse to hold scores against each other that were given by different references.
 
     Raises:
@@ -73,7 +74,7 @@ def require_same_references(several: Sequence[Scores]) -> None:
             )
 
 
-def doubts(several: Sequence[Scores]) -> list[str]:
+def doubts(several: Sequence[SavedScores]) -> list[str]:
     """What cannot be known of a comparison of scores, or makes some measures unlike, a sentence each."""
     unknown = [str(scores.path) for scores in several if not scores.references]
     surfaces = {scores.surfaces for scores in several} - {""}

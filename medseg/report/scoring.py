@@ -75,7 +75,7 @@ def _digest(case: str, reference: Volume) -> str:
     """Letters that change with what is labelled and with the size of a voxel, not with how a file is packed."""
     grid = (case, reference.shape, reference.array.dtype.str, [round(edge, 3) for edge in reference.spacing_mm])
     digest = hashlib.sha256(repr(grid).encode())
-    digest.update(np.ascontiguousarray(reference.array))
+    digest.update(np.ascontiguousarray(reference.array).data)
     return digest.hexdigest()[:16]
 
 

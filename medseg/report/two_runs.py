@@ -77,7 +77,7 @@ def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
 
 
 def _only(first: Mapping[tuple[str, str], CaseRow], second: Mapping[tuple[str, str], CaseRow]) -> dict[str, list[str]]:
-    found = {}
+    found: dict[str, list[str]] = {}
     for place, what in enumerate(("", ", organs")):
         ours, theirs = ({key[place] for key in run} for run in (first, second))
         found |= {f"{FIRST} run{what}": sorted(ours - theirs), f"{SECOND} run{what}": sorted(theirs - ours)}

@@ -88,7 +88,7 @@ def test_folds_written_to_a_file_come_back(tmp_path):
 
 WRONG = {
     "empty": ("", "no list of folds"),
-    "not JSON": ("[{", "neither valid JSON nor YAML"),
+    "not JSON": ("[{", "is not (valid JSON|YAML)"),
     "an object": ('{"train": []}', "no list of folds"),
     "no folds": ("[]", "no list of folds"),
     "no val": ('[{"train": ["case_0"]}]', 'no "val" cases in fold 0'),
@@ -108,7 +108,7 @@ def test_a_split_file_that_cannot_be_is_answered_with_a_sentence(tmp_path, endin
     path = tmp_path / f"split.{ending}"
     path.write_text(text)
     if (text, ending) == ("", "json"):
-        words = "neither valid JSON"
+        words = "not valid JSON"
     with pytest.raises(DataError, match=words):
         read_split(path, make_cases([0, 0, 1]))
 

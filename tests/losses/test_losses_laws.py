@@ -12,6 +12,8 @@ from medseg.losses import build_loss
 from medseg.losses.knobs import checked_knobs
 from medseg.losses.table import Row, rows
 
+pytestmark = pytest.mark.sweep(5)
+
 CELLS = [(row, mode) for row in rows().values() for mode in row.modes]
 EVERY_CELL = pytest.mark.parametrize(("row", "mode"), CELLS, ids=lambda v: v.name if isinstance(v, Row) else v)
 CHANNELS = {"multiclass": 3, "binary": 1, "multilabel": 2}

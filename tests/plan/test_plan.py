@@ -148,7 +148,7 @@ def test_a_wrong_file_is_answered_with_a_sentence(changes, sentence, tmp_path):
     [
         ("name: [", r"is not YAML \(line 1: "),
         ("name: toy\n\tbatch_size: 2", r"is not YAML \(line 2: found character '\\t'"),
-        ("name: toy\nname: story", r"is not YAML \(line 2: name occurs twice\)"),
+        ("name: toy\nname: story", r"is not YAML \(line 2: the key 'name' occurs twice\)"),
         ("name: !!python/object/apply:os.getcwd []", r"is not YAML \(line 1: could not determine a constructor"),
         ("just words", "must be a table"),
         ("", "must be a table"),

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from medseg.checkpoints.run import Run
 from medseg.pictures.charts import box_of, line_chart
-from medseg.pictures.overlays import outline, png, three_planes
+from medseg.pictures.outlines import outline, three_planes
+from medseg.pictures.slices import png
 from medseg.report.evaluate import evaluate
 from medseg.report.html import write_report
 from medseg.report.record import read_curves, read_record
@@ -91,7 +93,7 @@ def run_folder(tmp_path):
 
 
 def test_the_report_is_whole_and_fetches_nothing(evaluation, run_folder):
-    path = write_report(evaluation, run=run_folder, commands=["medseg evaluate --output A&B"], title="Toy <1>")
+    path = write_report(evaluation, run=Run(run_folder), commands=["medseg evaluate --output A&B"], title="Toy <1>")
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []
@@ -103,7 +105,7 @@ def test_the_report_is_whole_and_fetches_nothing(evaluation, run_folder):
 
 
 def test_every_chapter_is_there_and_names_are_escaped(evaluation, run_folder):
-    text = write_report(evaluation, run=run_folder, commands=["medseg evaluate --output A&B"]).read_text(
+    text = write_report(evaluation, run=Run(run_folder), commands=["medseg evaluate --output A&B"]).read_text(
         encoding="utf-8"
     )
     for anchor in (
@@ -135,7 +137,7 @@ def test_chapters_without_content_are_left_out(evaluation):
 
 
 def test_every_picture_has_a_text(evaluation, run_folder):
-    text = write_report(evaluation, run=run_folder).read_text(encoding="utf-8")
+    text = write_report(evaluation, run=Run(run_folder)).read_text(encoding="utf-8")
     pictures = re.findall(r"<svg[^>]*>", text)
     assert len(pictures) > 30
     assert all("aria-label=" in tag or 'aria-hidden="true"' in tag for tag in pictures)
@@ -168,18 +170,18 @@ def test_of_many_curves_the_mean_and_the_lowest_are_drawn(evaluation, run_folder
     organs = [f"val/dice/organ_{index}" for index in range(20)]
     values = [f"{index / 20}" for index in range(20)]
     (run_folder / "metrics.csv").write_text(f"step,val/dice,{','.join(organs)}\n9,0.5,{','.join(values)}\n")
-    text = write_report(evaluation, run=run_folder).read_text(encoding="utf-8")
+    text = write_report(evaluation, run=Run(run_folder)).read_text(encoding="utf-8")
     assert "val/dice and the 5 lowest of 20" in text
     assert "organ_4<" in text
     assert "organ_5<" not in text
 
 
 @pytest.mark.parametrize("value", [0.0, 0.2, -3.0])
-def test_a_curve_of_one_point_lies_in_the_middle_of_what_it_may_be(value):
+def test_a_curve_of_one_point_lies_between_0_and_a_round_number(value):
     chart = line_chart("time", {"time": [(24.0, value)]}, x_name="step")
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", chart)
     assert texts[-1] == "step 24"
-    low, _, high = map(float, texts[:-1])
+    low, *_, high = map(float, texts[:-1])
     assert low <= value <= high
     assert low * high == 0  # a time is not below 0
 
