@@ -117,4 +117,4 @@ def written(values: Sequence[float]) -> dict[float, str]:
 
 
 def _share(value: float, low: float, high: float) -> float:
-    return min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.5
+    return min(max((value - low) / (high - low), 0.0), 1.0) if high != low else 0.5
