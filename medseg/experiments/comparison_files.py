@@ -19,10 +19,11 @@ from medseg.experiments.comparison_page import (
     render_comparison,
 )
 from medseg.experiments.results import Result
+from medseg.machine.files import write_text
 from medseg.pictures.charts import cost_plot, curve_plot, standalone
 from medseg.report.ranking import MEAN
 from medseg.report.record import environment
-from medseg.report.rows import COLUMNS, cells_of, write_text
+from medseg.report.rows import COLUMNS, cells_of
 
 
 def write_comparison(comparison: JobComparison, output: Path) -> tuple[Path, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -14,13 +13,14 @@ from medseg.experiments.comparison_page import failures
 from medseg.experiments.job import Job
 from medseg.experiments.results import Result
 from medseg.experiments.sweep import JobEnd
+from medseg.machine.files import write_json
 from medseg.metrics.cases import DEFAULT_TOLERANCE_MM
 from medseg.pictures.markup import Markup, element
 from medseg.pictures.page import table
 from medseg.report.evaluate import Evaluation, write_evaluation
 from medseg.report.html import write_report
 from medseg.report.matching import Pair
-from medseg.report.rows import by_case, write_text
+from medseg.report.rows import by_case
 from medseg.report.scoring import Scoring
 from medseg.report.summary import summarise
 from medseg.store.store import Store
@@ -151,5 +151,5 @@ def write_ensemble(results: Sequence[Result], ends: Sequence[JobEnd], output: Pa
     """
     members = [Run(result.job.run).best.relative_to(output).as_posix() for result in results]
     lost = [end.job.title for end in ends if end.failure]
-    write_text(output / ENSEMBLE, json.dumps({"checkpoints": members, "lost": lost}, indent=1) + "\n")
+    write_json(output / ENSEMBLE, {"checkpoints": members, "lost": lost})
     return output / ENSEMBLE

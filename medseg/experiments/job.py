@@ -14,7 +14,7 @@ from typing import Any
 from medseg.checkpoints.run import Run
 from medseg.errors import DataError, UsageError
 from medseg.experiments.data import JobData
-from medseg.report.rows import write_text
+from medseg.machine.files import write_json
 
 RECORD, LOG, LOCK = "job.json", "log.txt", "sweep.lock"
 
@@ -111,10 +111,7 @@ class Job:
         record = {"title": self.title, **self.facts, "request": self._request(), "trained": trained}
         noted = _read(self.run).get("data") if trained or self.data is None else self.data.to_dict()
         record |= {} if noted is None else {"data": noted}
-        try:
-            write_text(self.run / RECORD, json.dumps(record, indent=1) + "\n")
-        except OSError as error:
-            raise DataError(self.run, f"cannot be written to ({error.strerror})", "Choose another --output") from None
+        write_json(self.run / RECORD, record, remedy="Choose another --output")
 
     def _request(self) -> list[str]:
         """The words, each config by its content: an edited file is another request."""

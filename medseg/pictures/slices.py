@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 from numpy.typing import NDArray
 
+from medseg.machine.files import whole
 from medseg.space.volume import Shape, Spacing
 
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -91,12 +92,8 @@ def write_png(path: Path, picture: UInt8[np.ndarray, "height width *rgb"]) -> No
 
     Raises:
         ValueError: As `png`.
+        MachineError: It cannot be written.
     """
     content = png(picture)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".partial-{path.name}")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole(path) as partial:
+        partial.write_bytes(content)

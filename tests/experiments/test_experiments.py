@@ -20,9 +20,10 @@ from medseg.experiments.comparison import comparison_jobs
 from medseg.experiments.comparison_files import write_comparison, write_comparison_csv
 from medseg.experiments.comparison_page import JobComparison, dice_plot
 from medseg.experiments.executors import ClusterExecutor, LocalExecutor, environments
-from medseg.experiments.job import Job, State
+from medseg.experiments.job import LOCK, Job, State
 from medseg.experiments.results import Result, read_result
 from medseg.experiments.sweep import JobEnd, run_sweep
+from medseg.machine.files import locked
 from medseg.metrics.cases import OrganScores
 from medseg.metrics.empty import Outcome
 from medseg.pictures.charts import standalone
@@ -153,7 +154,7 @@ def test_a_folder_of_other_settings_is_refused_before_anything_starts(stand_in, 
 def test_two_sweeps_do_not_work_in_one_folder(stand_in):
     (job, _) = jobs_of(stand_in, "dice", "focal")
     job.claim()
-    with trial._alone(job.run):
+    with locked(job.run / LOCK):
         (outcome,) = sweep([job])
     assert "worked in by another process" in outcome.failure
     assert sweep([job])[0].failure is None

@@ -63,7 +63,7 @@ def test_a_patch_is_turned_as_a_radiologist_expects():
 def test_a_folder_that_cannot_be_written(phantom, tmp_path):
     prepare(phantom, tmp_path / "store", workers=1)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match="Choose another folder"):
+    with pytest.raises(DataError, match="choose another place"):
         write_patch_figures(VolumesDataModule(tmp_path / "store", folds=2, workers=0), tmp_path / "file", 1)
 
 
