@@ -116,20 +116,15 @@ def evaluate(
     named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
     scoring = Scoring(dict(named), ignore, tolerance_mm, element)
     outcomes = _score_all(matched.pairs, scoring, workers, console)
-    failed = [one for one in outcomes if isinstance(one, Failure)]
     scored = {pair.case: one for pair, one in zip(matched.pairs, outcomes, strict=True) if isinstance(one, ScoredCase)}
-    rows = tuple(
-        row
-        for case, one in scored.items()
-        for row in one.rows
-        if row.organ in pool.annotated.get(case, scoring.organs)  # the others its reference does not cover
-    )
+    failed = [*matched.failures, *(one for one in outcomes if isinstance(one, Failure))]
+    rows = _covered(scored, pool.annotated)
     shown = {row.case for row in rows}
     evaluation = Evaluation(
         scoring=scoring,
         rows=rows,
         summary=summarise(rows),
-        failures=tuple(sorted((*matched.failures, *failed), key=lambda failure: failure.case)),
+        failures=tuple(sorted(failed, key=lambda failure: failure.case)),
         not_predicted=matched.not_predicted,
         pairs=tuple(pair for pair in matched.pairs if pair.case in shown),
         images={**pool.images, **(images or {})},
@@ -138,6 +133,12 @@ def evaluate(
     )
     write_evaluation(evaluation)
     return evaluation
+
+
+def _covered(scored: Mapping[str, ScoredCase], annotated: Mapping[str, Sequence[str]]) -> tuple[CaseRow, ...]:
+    """The rows of the organs that a case's reference covers."""
+    rows = ((case, row) for case, one in scored.items() for row in one.rows)
+    return tuple(row for case, row in rows if case not in annotated or row.organ in annotated[case])
 
 
 def _score_all(
