@@ -169,7 +169,7 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(options: Options) -> int:
-    from medseg.experiments.ensemble import checkpoints_in
+    from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.folder import predict_cases
     from medseg.inference.predict import Predictor
 
@@ -195,7 +195,7 @@ def _choose_cleaning_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _choose_cleaning(options: Options) -> int:
-    from medseg.experiments.ensemble import checkpoints_in
+    from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.choose import choose_cleaning
 
     choices = choose_cleaning(checkpoints_in(options.ckpt), options.predictions, options.references)

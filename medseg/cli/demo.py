@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from medseg.checkpoints.run import Run, Scores
 from medseg.cli.training import run_lightning
 from medseg.datasets.case import read_dataset
 from medseg.errors import DataError
@@ -38,21 +39,21 @@ def demo(out: Path) -> int:
     _clear(out)
     console = Console()
     logging.getLogger("medseg").setLevel(logging.WARNING)
-    dataset, store, run = out / "phantom", out / "store", out / "run"
+    dataset, store, run, scores = out / "phantom", out / "store", Run(out / "run"), Scores(out)
     with _chapter(console, f"1. Invent {TRAINING_CASES} abdominal CTs to train on and {UNSEEN_CASES} to be judged on"):
         write_phantom(dataset, TRAINING_CASES, test=UNSEEN_CASES)
     with _chapter(console, f"2. medseg prepare {dataset} --out {store}"):
         prepare(dataset, store)
-    with _chapter(console, f"3. medseg fit --config {demo_config()} --data.store {store} --run {run}"):
-        run_lightning(["fit", "--config", str(demo_config()), "--data.store", str(store), "--run", str(run)])
-    checkpoint, images, predictions = run / "checkpoints" / "best.ckpt", dataset / "imagesTs", out / "predictions"
+    with _chapter(console, f"3. medseg fit --config {demo_config()} --data.store {store} --run {run.path}"):
+        run_lightning(["fit", "--config", str(demo_config()), "--data.store", str(store), "--run", str(run.path)])
+    images, predictions = dataset / "imagesTs", scores.predictions
     commands = (
-        f"medseg predict --ckpt {checkpoint} --input {images} --output {predictions}",
+        f"medseg predict --ckpt {run.best} --input {images} --output {predictions}",
         f"medseg evaluate --predictions {predictions} --references {dataset / 'labelsTs'}"
         f" --labels {dataset / 'dataset.json'} --output {out}",
     )
     with _chapter(console, f"4. {commands[0]}"):
-        outcome = predict_cases(Predictor.load([checkpoint]), images, predictions)
+        outcome = predict_cases(Predictor.load([run.best]), images, predictions)
     with _chapter(console, f"5. {commands[1]}"):
         organs = read_dataset(dataset).labels
         pictures = {path.name.removesuffix(".nii.gz"): path for path in sorted(images.glob("*.nii.gz"))}
@@ -60,7 +61,7 @@ def demo(out: Path) -> int:
         plan = (store / "plan.yaml").read_text(encoding="utf-8")
         write_report(result, run=run, plan=plan, commands=commands, title="The demo's unseen cases")
     print_summary(result)
-    console.print(f"Open {out / 'report.html'} in a browser.", highlight=False)
+    console.print(f"Open {scores.report} in a browser.", highlight=False)
     return 1 if outcome.failures else result.exit_status
 
 
@@ -73,7 +74,9 @@ def demo_config() -> Path:
 
 def _clear(out: Path) -> None:
     """Remove an earlier demo; refuse a folder of anything else."""
-    parts = {"phantom", "store", "run", "predictions", "report.html", "summary.json", "cases.csv"}
+    scores = Scores(out)
+    parts = {"phantom", "store", "run"}
+    parts |= {path.name for path in (scores.predictions, scores.report, scores.summary, scores.cases)}
     strangers = {path.name for path in out.iterdir()} - parts if out.is_dir() else set()
     if strangers:
         raise DataError(out, f"holds {min(strangers)!r}, which is no part of a demo", "Choose another --out")

@@ -144,7 +144,7 @@ def _require_prediction_options(options: Options, plan: Any) -> None:
 
 
 def _predict(options: Options) -> int:
-    from medseg.experiments.ensemble import checkpoints_in
+    from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.folder import predict_cases
     from medseg.inference.predict import Predictor
 

@@ -22,8 +22,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: Options) -> int:
     from medseg.checkpoints.reading import read_checkpoint
+    from medseg.checkpoints.run import checkpoints_in
     from medseg.errors import UsageError
-    from medseg.experiments.ensemble import checkpoints_in
     from medseg.export import export
     from medseg.inference.images import list_cases, read_case_image
     from medseg.plan.plan import Plan

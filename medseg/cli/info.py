@@ -11,6 +11,7 @@ from typing import Any
 
 from medseg.checkpoints.facts import Weights, read_facts
 from medseg.checkpoints.origin import Origin
+from medseg.checkpoints.run import Run
 from medseg.errors import DataError
 from medseg.plan.plan import Plan
 
@@ -26,8 +27,8 @@ def describe_path(path: Path, net: str = "unet") -> dict[str, Any]:
         DataError: The path is missing or none of these.
         UsageError: There is no such network.
     """
-    if (path / "checkpoints" / "best.ckpt").is_file():
-        path = path / "checkpoints" / "best.ckpt"
+    if Run(path).checkpoints.is_dir():
+        path = Run(path).checkpoint()
     if path.is_file() and path.suffix == ".ckpt":
         return _checkpoint(path)
     if (path / "medseg.json").is_file():

@@ -1,4 +1,4 @@
-"""A run: the one folder a training writes, and where everything in it is."""
+"""What begins a training in a run folder, and what reports its test."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import SaveConfigCallback
 
 from medseg.checkpoints.reading import read_to_go_on
+from medseg.checkpoints.run import Run
 from medseg.errors import CheckpointError, DataError, UsageError
 from medseg.plan.plan import Plan
 from medseg.report.evaluate import Evaluation, evaluate
@@ -33,104 +34,77 @@ class Start:
     step: int
 
 
-@dataclass(frozen=True)
-class Run:
-    """The folder of one training: ``config.yaml``, ``metrics.csv``, ``checkpoints/``, ``test/``, ``report.html``."""
+def prepare_fit(run: Run, resume_from: str | None) -> Start:
+    """Find what to go on from, and take what came after it out of the log.
 
-    path: Path
+    ``last`` in a folder without checkpoints begins anew, so that a script may always ask for it; a job that SLURM
+    requeued goes on without asking.
 
-    @property
-    def checkpoints(self) -> Path:
-        """Where ``best.ckpt`` and ``last.ckpt`` are."""
-        return self.path / "checkpoints"
+    Args:
+        run: Where it will be.
+        resume_from: What ``--ckpt_path`` says.
 
-    @property
-    def predictions(self) -> Path:
-        """Where `medseg test` writes label files."""
-        return self.path / "test" / "predictions"
+    Raises:
+        UsageError: The folder holds checkpoints and the run is not asked to go on from one.
+        CheckpointError: It is asked to go on from one that does not exist or cannot be read.
+        DataError: The folder cannot be written.
+    """
+    if resume_from is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        resume_from = "last"
+    found = [path for path in (run.last, run.best) if path.is_file()]
+    if resume_from is None and found:
+        raise UsageError(f"{run.path} already holds a training", "Go on with --ckpt_path last, or choose another --run")
+    _require_writable(run.path)
+    start = Start(None, 0)
+    if resume_from == "last" and not found:
+        rank_zero_info(f"{run.path} holds no checkpoint yet: training begins with the first step")
+    elif resume_from is not None:
+        # a kill between the very first best.ckpt and last.ckpt leaves only the one, which holds as much
+        path = found[0] if resume_from == "last" else run.checkpoint(resume_from)
+        checkpoint = read_to_go_on(path)
+        _require_plan(path, checkpoint["hyper_parameters"].get("plan"))
+        start = Start(path, checkpoint["global_step"])
+        rank_zero_info(f"training goes on after step {start.step}, from {path}")
+    rank_zero_only(forget_steps)(run.metrics, since=start.step)
+    return start
 
-    def checkpoint(self, name: str | None) -> Path:
-        """The checkpoint called ``best`` (the default) or ``last``, or any path.
 
-        Raises:
-            CheckpointError: There is none.
-        """
-        path = self.checkpoints / f"{name or 'best'}.ckpt" if name in (None, "best", "last") else Path(str(name))
-        if not path.is_file():
-            problem = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
-            raise CheckpointError(path, problem, "Train first, or name the folder of the run with --run")
-        return path
+def report_test(run: Run, store: Store, cases: Sequence[str], plan: Plan) -> Evaluation:
+    """Score the predictions of `medseg test` against the source files, print the table, write the report.
 
-    def prepare_fit(self, resume_from: str | None) -> Start:
-        """Find what to go on from, and take what came after it out of the log.
-
-        ``last`` in a folder without checkpoints begins anew, so that a script may always ask for it; a job that SLURM
-        requeued goes on without asking.
-
-        Args:
-            resume_from: What ``--ckpt_path`` says.
-
-        Raises:
-            UsageError: The folder holds checkpoints and the run is not asked to go on from one.
-            CheckpointError: It is asked to go on from one that does not exist or cannot be read.
-            DataError: The folder cannot be written.
-        """
-        if resume_from is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
-            resume_from = "last"
-        found = [path for name in ("last", "best") if (path := self.checkpoints / f"{name}.ckpt").is_file()]
-        if resume_from is None and found:
-            raise UsageError(
-                f"{self.path} already holds a training", "Go on with --ckpt_path last, or choose another --run"
-            )
-        _require_writable(self.path)
-        start = Start(None, 0)
-        if resume_from == "last" and not found:
-            rank_zero_info(f"{self.path} holds no checkpoint yet: training begins with the first step")
-        elif resume_from is not None:
-            # a kill between the very first best.ckpt and last.ckpt leaves only the one, which holds as much
-            path = found[0] if resume_from == "last" else self.checkpoint(resume_from)
-            checkpoint = read_to_go_on(path)
-            _require_plan(path, checkpoint["hyper_parameters"].get("plan"))
-            start = Start(path, checkpoint["global_step"])
-            rank_zero_info(f"training goes on after step {start.step}, from {path}")
-        rank_zero_only(forget_steps)(self.path / "metrics.csv", since=start.step)
-        return start
-
-    def report(self, store: Store, cases: Sequence[str], plan: Plan) -> Evaluation:
-        """Score the predictions of `medseg test` against the source files, print the table, write the report.
-
-        Args:
-            store: Knows where each reference is.
-            cases: Those that were predicted.
-            plan: Names the organs.
-        """
-        infos = {case: store.info(case) for case in cases}
-        evaluation = evaluate(
-            self.predictions,
-            References(
-                labels={case: Path(str(info.label)) for case, info in infos.items()},
-                images={case: Path(info.images[0]) for case, info in infos.items()},
-                organs=plan.labels,
-                ignore=plan.ignore,
-                all_expected=True,
-                annotated={case: info.annotated for case, info in infos.items() if info.annotated is not None},
-            ),
-            output=self.path / "test",
-            cases=cases,
-        )
-        write_report(
-            evaluation,
-            self.path / "report.html",
-            run=self.path,
-            plan=(store.path / "plan.yaml").read_text(encoding="utf-8"),
-            commands=(
-                f"medseg fit --config {self.path / 'config.yaml'} --run {self.path}",
-                f"medseg test --run {self.path}",
-            ),
-            title=plan.name,
-        )
-        print_summary(evaluation)
-        return evaluation
+    Args:
+        run: Whose test.
+        store: Knows where each reference is.
+        cases: Those that were predicted.
+        plan: Names the organs.
+    """
+    infos = {case: store.info(case) for case in cases}
+    evaluation = evaluate(
+        run.test.predictions,
+        References(
+            labels={case: Path(str(info.label)) for case, info in infos.items()},
+            images={case: Path(info.images[0]) for case, info in infos.items()},
+            organs=plan.labels,
+            ignore=plan.ignore,
+            all_expected=True,
+            annotated={case: info.annotated for case, info in infos.items() if info.annotated is not None},
+        ),
+        output=run.test.path,
+        cases=cases,
+    )
+    write_report(
+        evaluation,
+        run.report,
+        run=run,
+        plan=(store.path / "plan.yaml").read_text(encoding="utf-8"),
+        commands=(
+            f"medseg fit --config {run.config} --run {run.path}",
+            f"medseg test --run {run.path}",
+        ),
+        title=plan.name,
+    )
+    print_summary(evaluation)
+    return evaluation
 
 
 def _require_writable(folder: Path) -> None:

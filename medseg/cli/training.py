@@ -20,9 +20,10 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 
+from medseg.checkpoints.run import Run
 from medseg.cli.command import report_failures
 from medseg.cli.ranges import require_in_range
-from medseg.cli.runs import Run, SaveRunConfig
+from medseg.cli.runs import SaveRunConfig, prepare_fit, report_test
 from medseg.errors import DataError, InterruptionError, UsageError, nearest
 from medseg.machine.hardware import best_precision, keep_freed_memory, memory_bytes
 from medseg.nets import list_nets
@@ -111,7 +112,7 @@ class MedsegCLI(LightningCLI):
         config = self.config[self.subcommand]
         self.run_folder = Run(Path(config.run))
         if self.subcommand == "fit":
-            self.start = self.run_folder.prepare_fit(config.ckpt_path)
+            self.start = prepare_fit(self.run_folder, config.ckpt_path)
             config.ckpt_path = None if self.start.checkpoint is None else str(self.start.checkpoint)
             self.trainer_defaults["callbacks"] = _fit_callbacks(self.run_folder, config)
         else:
@@ -176,7 +177,7 @@ class MedsegCLI(LightningCLI):
         """Write every test prediction on the grid of its image."""
         from medseg.inference.writer import WritePredictions
 
-        self.written = WritePredictions(self.run_folder.predictions, Store(self.datamodule.store))
+        self.written = WritePredictions(self.run_folder.test.predictions, Store(self.datamodule.store))
         self.trainer.callbacks.append(self.written)  # type: ignore[attr-defined]  # set by Lightning's connector
 
     def after_test(self) -> None:
@@ -184,8 +185,8 @@ class MedsegCLI(LightningCLI):
         self.exit_status = report_failures(self.written.failures)
         self.trainer.strategy.barrier()  # the first process scores what all of them have written
         if self.trainer.is_global_zero:
-            evaluation = self.run_folder.report(
-                Store(self.datamodule.store), self.datamodule.cases.val, self.model.plan
+            evaluation = report_test(
+                self.run_folder, Store(self.datamodule.store), self.datamodule.cases.val, self.model.plan
             )
             self.exit_status = max(self.exit_status, evaluation.exit_status)
         self.trainer.strategy.barrier()
@@ -236,12 +237,11 @@ def _with_config_of_run(words: list[str]) -> list[str]:
     if command == "fit" or names & {"--config", "-c", "--help", "-h"}:
         return words
     options, _ = _run_options(rest)
-    run = Path(options.run) if options.run else Path(options.ckpt_path or ".").parent.parent
-    config = run / "config.yaml"
-    if not config.is_file():
+    run = Run(Path(options.run)) if options.run else Run.holding(options.ckpt_path or "")
+    if not run.config.is_file():
         raise UsageError(f"{command} needs the run it is about", "Name its folder with --run, or give a --config")
-    given = [] if options.run else ["--run", str(run)]
-    return [command, "--config", str(config), *given, *rest]
+    given = [] if options.run else ["--run", str(run.path)]
+    return [command, "--config", str(run.config), *given, *rest]
 
 
 def _run_options(words: list[str]) -> tuple[argparse.Namespace, list[str]]:

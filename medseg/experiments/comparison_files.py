@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from medseg.checkpoints.run import Scores
 from medseg.experiments.comparison import write_comparison_csv
 from medseg.experiments.comparison_page import Comparison, explanations, number, render_comparison
 from medseg.experiments.plots import cost_plot, curve_plot, interval_plot, standalone
@@ -26,7 +27,7 @@ def write_comparison(comparison: Comparison, output: Path) -> tuple[Path, ...]:
     plots = {name: drawing for name, drawing in _plots(comparison).items() if drawing}
     for name, drawing in plots.items():
         write_text(output / name, standalone(drawing) + "\n")
-    write_text(output / "report.html", render_comparison(comparison))
+    write_text(Scores(output).report, render_comparison(comparison))
     write_text(output / "compare.md", render_markdown(comparison, tuple(plots)))
     write_comparison_csv(output / "compare.csv", comparison.results)
     return tuple(output / name for name in ("report.html", "compare.csv", "compare.md", *plots))

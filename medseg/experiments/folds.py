@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from medseg.checkpoints.reading import read_checkpoint
+from medseg.checkpoints.run import Run, Scores
 from medseg.errors import CheckpointError, UsageError
 from medseg.experiments.comparison_page import failures
 from medseg.experiments.job import Job
@@ -60,7 +61,7 @@ def require_same_task(jobs: Sequence[Job], plan: Plan) -> None:
         CheckpointError: A fold was.
     """
     for job in jobs:
-        path = checkpoint_of(job.run)
+        path = Run(job.run).best
         if not path.is_file():
             continue
         theirs = Plan.from_dict(read_checkpoint(path)["hyper_parameters"]["plan"])
@@ -74,11 +75,6 @@ def require_same_task(jobs: Sequence[Job], plan: Plan) -> None:
             f"was trained on {what}, the store holds {', '.join(plan.organs)} of {', '.join(plan.modalities)}",
             "Choose another --output, or remove that fold's folder",
         )
-
-
-def checkpoint_of(run: Path) -> Path:
-    """The checkpoint of a run that predicts."""
-    return run / "checkpoints" / "best.ckpt"
 
 
 def pool_folds(
@@ -96,7 +92,7 @@ def pool_folds(
     plan = store.plan
     rows = tuple(sorted((row for result in results for row in result.rows), key=lambda row: row.case))
     infos = {row.case: store.info(row.case) for row in rows}
-    predictions = _gather([result.job.run / "test" / "predictions" for result in results], output / "predictions")
+    predictions = _gather([Run(result.job.run).test.predictions for result in results], Scores(output).predictions)
     evaluation = Evaluation(
         scoring=Scoring(dict(plan.labels), plan.ignore, DEFAULT_TOLERANCE_MM, "voxels"),
         rows=rows,
@@ -111,7 +107,7 @@ def pool_folds(
     write_report(
         evaluation,
         plan=(store.path / "plan.yaml").read_text(encoding="utf-8"),
-        config=(results[0].job.run / "config.yaml").read_text(encoding="utf-8") if results else "",
+        config=Run(results[0].job.run).config.read_text(encoding="utf-8") if results else "",
         commands=(command,),
         title=f"{plan.name}, {len(results)} folds pooled",
         first=(("lost", "Folds without a result", _lost(outcomes)), ("folds", "Folds", _fold_table(results))),

@@ -11,6 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from medseg.checkpoints.run import Run
 from medseg.errors import DataError, UsageError
 from medseg.report.rows import write_text
 
@@ -49,11 +50,11 @@ class Job:
 
     def read_state(self) -> State:
         """How far it has come, read from its folder."""
-        if (self.run / "test" / "summary.json").is_file():
+        if Run(self.run).test.summary.is_file():
             return State.DONE
         if _read(self.run).get("trained"):
             return State.TRAINED
-        return State.INTERRUPTED if (self.run / "checkpoints" / "last.ckpt").is_file() else State.NEW
+        return State.INTERRUPTED if Run(self.run).last.is_file() else State.NEW
 
     def claim(self) -> None:
         """Make the folder this job's, or find that it is.

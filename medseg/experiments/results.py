@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from medseg.checkpoints.run import Run
 from medseg.errors import DataError
 from medseg.experiments.job import Job
 from medseg.report.matching import Failure
@@ -56,14 +57,15 @@ def read_result(job: Job) -> Result:
     Raises:
         DataError: It lacks a file, or holds one that cannot be read.
     """
-    curves = {name: line for chart in read_curves(job.run / "metrics.csv").values() for name, line in chart.items()}
+    run = Run(job.run)
+    curves = {name: line for chart in read_curves(run.metrics).values() for name, line in chart.items()}
     dice, elapsed = curves.get("val/dice", ()), dict(curves.get("time/elapsed_s", ()))
-    rows = read_rows(job.run / "test" / "cases.csv")
+    rows = read_rows(run.test.cases)
     return Result(
         job=job,
         rows=rows,
         summary=summarise(rows),
-        not_scored=_failures(job.run / "test" / "summary.json"),
+        not_scored=_failures(run.test.summary),
         dice_by_step=dice,
         dice_by_minute=tuple((elapsed[step] / 60, score) for step, score in dice if step in elapsed),
         step_ms=_over_epochs(curves.get("time/compute_median_s", ()), scale=1000.0),

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from medseg.checkpoints.run import Run
 from medseg.experiments.executors import Executor, Handle
 from medseg.experiments.job import Job, State
 
@@ -172,7 +173,7 @@ class _LogView:
 def progress_of(run: Path) -> tuple[str, str]:
     """The last step and the last ``val/dice`` that a run has written, empty where there is none yet."""
     try:
-        lines = list(csv.DictReader((run / "metrics.csv").read_text(encoding="utf-8").splitlines()))
+        lines = list(csv.DictReader(Run(run).metrics.read_text(encoding="utf-8").splitlines()))
     except OSError:
         return "", ""
     steps = [line["step"] for line in lines if line.get("step")]

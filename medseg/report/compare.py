@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from scipy.stats import wilcoxon
 
+from medseg.checkpoints.run import Scores
 from medseg.errors import DataError, UsageError, nearest
 from medseg.report.rows import MEASURES, read_rows
 
@@ -219,7 +220,7 @@ def changes_table(comparison: RunComparison, *, most_changed: int = 10) -> Table
 
 
 def _values(path: Path, measure: str) -> dict[tuple[str, str], float]:
-    rows = read_rows(path / "cases.csv" if path.is_dir() else path)
+    rows = read_rows(Scores(path).cases if path.is_dir() else path)
     return {(row.case, row.organ): row.value(measure) for row in rows}
 
 

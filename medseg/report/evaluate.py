@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from medseg import __version__
+from medseg.checkpoints.run import Scores
 from medseg.errors import DataError, UsageError
 from medseg.machine.threads import usable_cores
 from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element
@@ -180,5 +181,6 @@ def write_evaluation(evaluation: Evaluation) -> None:
         "not_predicted": evaluation.not_predicted,
         "medseg": __version__,
     }
-    write_rows(evaluation.output / "cases.csv", evaluation.rows)
-    write_text(evaluation.output / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    folder = Scores(evaluation.output)
+    write_rows(folder.cases, evaluation.rows)
+    write_text(folder.summary, json.dumps(summary, indent=1, allow_nan=False) + "\n")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from medseg.checkpoints.run import Run, Scores
 from medseg.metrics.empty import Outcome
 from medseg.pictures.charts import box_plot, interval_bar, line_chart, overlap_axis, round_end
 from medseg.pictures.page import Chapter, Tile, bad, definitions, listing, page
@@ -27,7 +28,7 @@ def write_report(
     evaluation: Evaluation,
     path: Path | None = None,
     *,
-    run: Path | None = None,
+    run: Run | None = None,
     plan: str = "",
     config: str = "",
     commands: Sequence[str] = (),
@@ -39,8 +40,8 @@ def write_report(
     Args:
         evaluation: What `medseg.report.evaluate.evaluate` returned.
         path: Target; None takes ``report.html`` beside summary.json.
-        run: Run folder, for training curves, plan and config.
-        plan: Text of the plan, where it is not in the run folder.
+        run: For training curves and config.
+        plan: Text of the plan.
         config: Text of the config, where it is not in the run folder.
         commands: What to type to have this report again.
         title: Heading.
@@ -49,7 +50,7 @@ def write_report(
     Returns:
         Where it was written.
     """
-    path = path or evaluation.output / "report.html"
+    path = path or Scores(evaluation.output).report
     record = read_record(run, plan=plan, config=config, commands=commands)
     write_text(path, render(evaluation, record, title=title, first=first))
     return path

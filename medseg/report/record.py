@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from medseg import __version__
+from medseg.checkpoints.run import Run
 
 _PACKAGES = ("torch", "monai", "pytorch-lightning", "torchmetrics", "numpy", "scipy", "nibabel")
 
@@ -37,19 +38,19 @@ class RunRecord:
     commands: tuple[str, ...]
 
 
-def read_record(run: Path | None, *, plan: str = "", config: str = "", commands: Sequence[str] = ()) -> RunRecord:
+def read_record(run: Run | None, *, plan: str = "", config: str = "", commands: Sequence[str] = ()) -> RunRecord:
     """Collect what a run folder holds; a file that it lacks leaves its chapter out.
 
     Args:
-        run: Folder with ``metrics.csv``, ``config.yaml`` and ``plan.yaml``, or None.
-        plan: Text of the plan, where it lies elsewhere, such as in the checkpoint.
+        run: Its curves and its config are taken.
+        plan: Text of the plan.
         config: Text of the config, where it lies elsewhere.
         commands: What to type to have the report again.
     """
     return RunRecord(
-        curves=read_curves(run / "metrics.csv") if run else {},
-        plan=plan or _text(run, "plan.yaml"),
-        config=config or _text(run, "config.yaml"),
+        curves=read_curves(run.metrics) if run else {},
+        plan=plan,
+        config=config or (_text(run.config) if run else ""),
         environment=environment(),
         commands=tuple(commands),
     )
@@ -107,6 +108,5 @@ def _number(cell: str | None) -> float:
         return math.nan
 
 
-def _text(run: Path | None, name: str) -> str:
-    path = run / name if run else None
-    return path.read_text(encoding="utf-8") if path and path.is_file() else ""
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

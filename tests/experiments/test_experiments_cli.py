@@ -7,9 +7,9 @@ import sys
 import pytest
 from support.toys import write_toy_dataset
 
+from medseg.checkpoints.run import checkpoints_in
 from medseg.cli import main
 from medseg.experiments import trial
-from medseg.experiments.ensemble import checkpoints_in
 from medseg.plan.plan import read_plan, write_plan
 from medseg.store.prepare import prepare
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from medseg.checkpoints.run import Run
 from medseg.pictures.charts import box_of, line_chart
 from medseg.pictures.overlays import outline, png, three_planes
 from medseg.report.evaluate import evaluate
@@ -91,7 +92,7 @@ def run_folder(tmp_path):
 
 
 def test_the_report_is_whole_and_fetches_nothing(evaluation, run_folder):
-    path = write_report(evaluation, run=run_folder, commands=["medseg evaluate --output A&B"], title="Toy <1>")
+    path = write_report(evaluation, run=Run(run_folder), commands=["medseg evaluate --output A&B"], title="Toy <1>")
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []
@@ -103,7 +104,7 @@ def test_the_report_is_whole_and_fetches_nothing(evaluation, run_folder):
 
 
 def test_every_chapter_is_there_and_names_are_escaped(evaluation, run_folder):
-    text = write_report(evaluation, run=run_folder, commands=["medseg evaluate --output A&B"]).read_text(
+    text = write_report(evaluation, run=Run(run_folder), commands=["medseg evaluate --output A&B"]).read_text(
         encoding="utf-8"
     )
     for anchor in (
@@ -135,7 +136,7 @@ def test_chapters_without_content_are_left_out(evaluation):
 
 
 def test_every_picture_has_a_text(evaluation, run_folder):
-    text = write_report(evaluation, run=run_folder).read_text(encoding="utf-8")
+    text = write_report(evaluation, run=Run(run_folder)).read_text(encoding="utf-8")
     pictures = re.findall(r"<svg[^>]*>", text)
     assert len(pictures) > 30
     assert all("aria-label=" in tag or 'aria-hidden="true"' in tag for tag in pictures)
@@ -168,7 +169,7 @@ def test_of_many_curves_the_mean_and_the_lowest_are_drawn(evaluation, run_folder
     organs = [f"val/dice/organ_{index}" for index in range(20)]
     values = [f"{index / 20}" for index in range(20)]
     (run_folder / "metrics.csv").write_text(f"step,val/dice,{','.join(organs)}\n9,0.5,{','.join(values)}\n")
-    text = write_report(evaluation, run=run_folder).read_text(encoding="utf-8")
+    text = write_report(evaluation, run=Run(run_folder)).read_text(encoding="utf-8")
     assert "val/dice and the 5 lowest of 20" in text
     assert "organ_4<" in text
     assert "organ_5<" not in text

@@ -1,0 +1,143 @@
+"""A run folder and a folder of scores: the only file that knows the names in them, and which checkpoint is meant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.errors import CheckpointError
+
+ENSEMBLE = "ensemble.json"
+"""In the folder of a cross-validation: the checkpoints that predict together, by paths relative to it."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The folder of an evaluation.
+
+    Attributes:
+        path: It.
+    """
+
+    path: Path
+
+    @property
+    def summary(self) -> Path:
+        """Scores per organ, and the cases without."""
+        return self.path / "summary.json"
+
+    @property
+    def cases(self) -> Path:
+        """A row per case and organ."""
+        return self.path / "cases.csv"
+
+    @property
+    def predictions(self) -> Path:
+        """The label files that were scored, where a command wrote them itself."""
+        return self.path / "predictions"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder that one training writes.
+
+    Attributes:
+        path: It.
+    """
+
+    path: Path
+
+    @classmethod
+    def holding(cls, checkpoint: str | Path) -> Run:
+        """The run that a checkpoint was written by, if it lies where it was written."""
+        return cls(Path(checkpoint).parent.parent)
+
+    @property
+    def config(self) -> Path:
+        """The config of the training, with all defaults."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """What was logged, a row per step or validation."""
+        return self.path / "metrics.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of `best` and `last`."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the highest mean Dice in a validation."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that a training goes on from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def test(self) -> Scores:
+        """What `medseg test` predicted and scored."""
+        return Scores(self.path / "test")
+
+    @property
+    def report(self) -> Path:
+        """The page about training and test."""
+        return self.path / "report.html"
+
+    def checkpoint(self, name: str | None = None) -> Path:
+        """The checkpoint called ``best`` (the default) or ``last``, or any path.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        named = {None: self.best, "best": self.best, "last": self.last}
+        path = named.get(name) or Path(str(name))
+        if path.is_file():
+            return path
+        problem = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
+        remedy = "Train first, or name the folder of the run with --run"
+        if path == self.best and self.last.is_file():
+            problem = "does not exist: no validation of this run has finished"
+            remedy = f"Take its last with --ckpt_path last, or by its path {self.last}"
+        elif path == self.last and self.best.is_file():
+            remedy = f"Take its best with --ckpt_path best, or by its path {self.best}"
+        raise CheckpointError(path, problem, remedy)
+
+
+def checkpoints_in(paths: Sequence[Path]) -> list[Path]:
+    """The checkpoint files that some paths stand for.
+
+    Args:
+        paths: Checkpoints, run folders (their best), or folders of a cross-validation (the best of each fold).
+
+    Raises:
+        CheckpointError: A folder is neither a run nor a cross-validation.
+    """
+    return [checkpoint for path in paths for checkpoint in (_members(path) if path.is_dir() else [path])]
+
+
+def _members(folder: Path) -> list[Path]:
+    listed = folder / ENSEMBLE
+    if Run(folder).checkpoints.is_dir():
+        return [Run(folder).checkpoint()]
+    remedy = "Give a .ckpt file, the folder of a run, or that of medseg cross-validate"
+    try:
+        members = json.loads(listed.read_text(encoding="utf-8"))["checkpoints"]
+        found = [folder / str(member) for member in members]
+    except FileNotFoundError:
+        raise CheckpointError(folder, f"holds neither checkpoints/best.ckpt nor {ENSEMBLE}", remedy) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(listed, f"cannot be read ({error})", remedy) from None
+    if not found:
+        raise CheckpointError(listed, "lists no checkpoint", remedy)
+    return found
