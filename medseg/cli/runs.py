@@ -128,6 +128,9 @@ def _require_plan(path: Path, plan: Any) -> None:
 class SaveRunConfig(SaveConfigCallback):
     """Writes ``config.yaml`` of the run folder, whole or not at all."""
 
+    def __init__(self, parser: Any, config: Any) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it, in the first process; with what was left out, and where no logger would."""
         path = Path(trainer.default_root_dir) / self.config_filename

@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
+from medseg.checkpoints.run import Run
 from medseg.errors import DataError
 
 Row = Mapping[str, Any]
@@ -22,8 +23,8 @@ Row = Mapping[str, Any]
 class RunCsvLogger(CSVLogger):
     """Lightning's CSV logger, writing ``metrics.csv`` into the run folder itself."""
 
-    def __init__(self, run: Path) -> None:
-        super().__init__(save_dir=run.parent, name=run.name, version="")
+    def __init__(self, run: Run) -> None:
+        super().__init__(save_dir=run.path.parent, name=run.path.name, version="")
 
     @property
     @rank_zero_experiment
