@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
@@ -58,14 +59,15 @@ def build_parser(command: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"medseg {command}", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config in YAML; may be repeated")
     parser.add_argument("--run", type=str, default="data/runs/latest", help="folder of this run")
-    parser.add_argument("--seed_everything", type=bool | int, default=0, help="false seeds nothing, true by chance")
     for name in GROUPS if command == "fit" else ("trainer", "data"):
         kind = GROUPS[name]
         parser.add_class_arguments(
             kind, name, instantiate=kind is not Trainer, sub_configs=True, fail_untyped=False, skip={"logger"}
         )
     parser.add_argument("--trainer.logger", type=_LoggerOption, default=None, help=_LOGGERS)
+    parser.set_defaults({"trainer.enable_model_summary": False})  # the task says it in a line
     if command == "fit":
+        parser.add_argument("--seed_everything", type=bool | int, default=0, help="false seeds nothing, true by chance")
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="go on from: last, best or a file")
         parser.add_argument(
             "--checkpoint_minutes",
@@ -160,12 +162,121 @@ def _of_a_finished_run(
 
 def _value_of(words: Sequence[str], name: str) -> str:
     """The last value of an option on the command line; empty where it has none."""
-    found = [word.partition("=")[2] or after for word, after in zip(words, [*words[1:], ""], strict=True)
-             if word.partition("=")[0] == name]
-    return found[-1] if found else ""
+    found = ""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        given, equals, value = word.partition("=")
+        found = (value if equals else after) if given == name else found
+    return found
 
 
 def _near(path: Path, run: Path) -> Path:
     """A relative path of a run's config, seen from where its training was started: a folder above the run."""
     above = run.resolve().parents
     return path if path.exists() else next((place / path for place in above if (place / path).exists()), path)
+
+
+def explain(message: str, command: str, legal: Sequence[str]) -> UsageError:
+    """Turn a parser's message into our sentence, with the nearest legal key where one was misspelt.
+
+    Example:
+        >>> print(explain("Group 'model' does not accept option 'los'", "fit", ["model.loss", "data.store"]))
+        there is no option 'model.los', did you mean 'model.loss'. See medseg fit --help for all of them.
+    """
+    text = " ".join(message.split())
+    for pattern, answer in _ANSWERS.items():
+        found = re.search(pattern, text)
+        if found:
+            return answer(found, command, legal)
+    return UsageError(text.rstrip("."), "Correct the config or the command line")
+
+
+def _unknown(found: re.Match[str], command: str, legal: Sequence[str]) -> UsageError:
+    key = ".".join(filter(None, found.groups()))
+    if command != "fit" and key.startswith("model."):
+        return UsageError(f"{key} is no option of medseg {command}", "Leave it out: the network is the checkpoint's")
+    name = key.rpartition(".")[2]
+    meant = [word for word in legal if word.startswith(key) or word.rpartition(".")[2] == name]
+    meant = meant or [word for word in [nearest(key, list(legal)) or _nearest_part(key, legal)] if word]
+    hint = f", did you mean {' or '.join(map(repr, sorted(meant, key=lambda word: word.count('.'))))}" if meant else ""
+    return UsageError(f"there is no option {key!r}{hint}", f"See medseg {command} --help for all of them")
+
+
+def _nearest_part(key: str, legal: Sequence[str]) -> str:
+    """The legal key whose group or name is spelt most like the one given."""
+    group, _, name = key.partition(".")
+    groups = sorted({word.split(".")[0] for word in legal})
+    ours = [word for word in legal if word.startswith(f"{nearest(group, groups)}.")]
+    close = nearest(name, [word.partition(".")[2] for word in (ours or legal)])
+    return next((word for word in (ours or legal) if close and word.partition(".")[2] == close), "")
+
+
+def _missing_of_class(found: re.Match[str], command: str, legal: Sequence[str]) -> UsageError:
+    key, kind, names = found.groups()
+    options = ", ".join(f"--{key}.{name}" for name in names.split(", "))
+    return UsageError(f"{key}: {kind.rpartition('.')[2]} lacks {names}", f"Give it with {options}, or as its init_args")
+
+
+def _wrong(found: re.Match[str], command: str, legal: Sequence[str]) -> UsageError:
+    key, reason = found.groups()
+    _, _, value = reason.rpartition("value: ")
+    problem = re.search(r"Problem with given class_path '([^']+)': (.+?)(?= - Expected| Given value|$)", reason)
+    kinds = _in_words(_hints(key))
+    if problem:
+        return UsageError(f"{key}: {problem[1]}: {problem[2].rstrip('.')}", "Correct that value")
+    if not value or not kinds:
+        return UsageError(f"{key}: {reason.rstrip('.')}", "Correct that value")
+    close = nearest(value, kinds)
+    told = f"{key} is {value!r}, expected {' or '.join(kinds) if len(kinds) < 3 else 'one of ' + ', '.join(kinds)}"
+    return UsageError(told, f"Did you mean {close}" if close else "Correct that value")
+
+
+def _hints(key: str) -> Any:
+    """The annotation of an option."""
+    group, _, name = key.partition(".")
+    if key == "trainer.logger":
+        return _LoggerOption
+    found = [get_type_hints(kind.__init__).get(name) for kind in GROUPS[group].__mro__[:2]] if group in GROUPS else []
+    return next((hint for hint in found if hint is not None), None)
+
+
+def _in_words(kind: Any) -> list[str]:
+    """What an annotation allows, a phrase each.
+
+    Example:
+        >>> _in_words(Literal["auto"] | int | tuple[int, int] | None)
+        ['auto', 'a whole number', 'a list of 2 whole numbers']
+    """
+    origin, of = get_origin(kind), [part for part in get_args(kind) if part not in (type(None), ...)]
+    if kind in _KINDS:
+        return [_KINDS[kind]]
+    if origin is Literal:
+        return [str(value) for value in of]
+    if origin in (Union, UnionType):
+        return list(dict.fromkeys(phrase for part in of for phrase in _in_words(part)))
+    if origin is dict:
+        return ["a table {name: value}"]
+    if origin is not None and of:
+        return [f"a list of {f'{len(of)} ' if origin is tuple else ''}{_in_words(of[0])[0].removeprefix('a ')}s"]
+    return [f"a {kind.__name__}"] if isinstance(kind, type) else []
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+_ANSWERS: dict[str, Callable[[re.Match[str], str, Sequence[str]], UsageError]] = {
+    r"Group '([^']+)' does not accept option '([^']+)'": _unknown,
+    r"^Option '([^']+)' is not accepted|unrecognized arguments: --([^\s=]+)": _unknown,
+    r"unrecognized arguments: (\S+)": lambda found, command, legal: UsageError(
+        f"{found[1]} is no option", "Give a config with --config FILE, and values behind the name of their option"
+    ),
+    r"argument (\S+): expected one argument": lambda found, command, legal: UsageError(
+        f"{found[1]} has no value", "Write one behind it"
+    ),
+    r"^Parser key \"([^\"]+)\":.*class_path '([^']+)': the following arguments are required: ([\w, ]+?)(?= -|$)": (
+        _missing_of_class
+    ),
+    r"^the following arguments are required: (.+)": lambda found, command, legal: UsageError(
+        f"{', '.join(f'--{name}' for name in found[1].split(', '))} is missing",
+        "Give it on the command line or in the config",
+    ),
+    r"^Parser key \"([^\"]+)\":\s*(.+)": _wrong,
+}
+"""How the parser says it -> how we do."""

@@ -102,10 +102,10 @@ def _cross_validate(options: Options) -> int:
     _refuse(options, ["--data.fold"])
     _require_own_folder(options.output)
     words = _fit_words(options)
-    data = check_fit(words, here=not options.slurm).datamodule
+    data = check_fit(words, here=not options.slurm).data
     _require_prediction_options(options, data.plan)
     jobs = fold_jobs(words, dict.fromkeys(options.folds or range(data.fold_count)), options.output)
-    require_each_case_once([check_fit(job.words).datamodule.cases.val for job in jobs])
+    require_each_case_once([check_fit(job.words).data.cases.val for job in jobs])
     require_same_task(jobs, data.plan)
     outcomes = run_sweep(jobs, executor_of(options))
     results = [read_result(outcome.job) for outcome in outcomes if not outcome.failure]
@@ -217,31 +217,21 @@ def check_fit(words: Sequence[str], *, here: bool = False) -> Any:
         here: Whether it is to run on this machine, so that its trainer can be built too.
 
     Returns:
-        The command line with its ``datamodule`` and ``model``; nothing was run or written.
+        `medseg.cli.training.Fit`; nothing was run or written.
 
     Raises:
         UsageError: The config, the loss, the network or an option is at fault.
         MedsegError: The data are.
     """
-    from medseg.cli.training import MedsegCLI, build_cli
-
-    class Check(MedsegCLI):
-        def before_instantiate_classes(self) -> None:
-            """Nothing: the folder may hold whatever it does."""
-
-        def instantiate_trainer(self, **options: Any) -> Any:
-            """Nothing where another machine trains, which may have devices that this one lacks."""
-            trainer = self.config_init["fit"].trainer
-            if 0 in (trainer.max_steps, trainer.max_epochs):
-                raise UsageError("the budget is 0 steps", "Raise --trainer.max_steps or --trainer.max_epochs")
-            return super().instantiate_trainer(**options) if here else None
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            """Nothing."""
+    from medseg.cli.training import build_fit
 
     with _hushed():
-        checked = build_cli(["fit", *words], Check)
-        _ = checked.datamodule.cases  # the fold exists and the cases are there
+        checked = build_fit(words)
+        trainer = checked.options.trainer
+        if 0 in (trainer.max_steps, trainer.max_epochs):
+            raise UsageError("the budget is 0 steps", "Raise --trainer.max_steps or --trainer.max_epochs")
+        if here:
+            checked.trainer()
     return checked
 
 
