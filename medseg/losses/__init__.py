@@ -24,10 +24,11 @@ from medseg.losses import (
     unified,
     weight_maps,
 )
+from medseg.losses.class_weights import class_weights
 from medseg.losses.criterion import Criterion, NonFiniteLogitsError, build_loss
 from medseg.losses.table import rows
 
-__all__ = ["Criterion", "NonFiniteLogitsError", "build_loss", "list_losses"]
+__all__ = ["Criterion", "NonFiniteLogitsError", "build_loss", "class_weights", "list_losses"]
 
 _CHAPTERS = (  # importing a chapter files its losses in the table
     *(distribution, focal, robust, weight_maps),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from medseg.losses.class_weights import class_weights, weighted, words_in
 from medseg.losses.comparison import Comparison, Mode
 from medseg.losses.expression import Term, parse
 from medseg.losses.inputs import MODES, compare
@@ -27,13 +29,21 @@ class Criterion(nn.Module):
         terms: Each term's value in the last call, detached and before its weight, for logging.
     """
 
-    def __init__(self, expression: str, *, mode: Mode, ignore_index: int | None, reduction: str) -> None:
+    def __init__(
+        self,
+        expression: str,
+        *,
+        mode: Mode,
+        ignore_index: int | None,
+        reduction: str,
+        class_weights: Mapping[str, Sequence[float]],
+    ) -> None:
         super().__init__()
         self.expression, self.mode = expression, mode
         self.ignore_index, self.reduction = ignore_index, reduction
         self.epoch = 0
         self.terms: dict[str, Tensor] = {}
-        self._terms = {_unique(i, term, terms): term for terms in [parse(expression)] for i, term in enumerate(terms)}
+        self.set_class_weights(class_weights)
         self.learnable = nn.ModuleDict({name: _parameters(term) for name, term in self._terms.items()})
         for term in self._terms.values():
             _check_mode(term, mode)
@@ -45,6 +55,11 @@ class Criterion(nn.Module):
             term.row.soft is True or (isinstance(term.row.soft, str) and bool(term.knobs.get(term.row.soft)))
             for term in self._terms.values()
         )
+
+    def set_class_weights(self, weights: Mapping[str, Sequence[float]]) -> None:
+        """Tell the words that stand for class weights, such as ``balanced``, their numbers, one per class."""
+        terms = parse(weighted(self.expression, weights))
+        self._terms = {_unique(i, term, terms): term for i, term in enumerate(terms)}
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the schedules which epoch it is, counted from 0; call it again after resuming."""
@@ -133,6 +148,7 @@ def build_loss(
     mode: str = "multiclass",
     ignore_index: int | None = None,
     reduction: str = "mean",
+    counts: ArrayLike | None = None,
 ) -> Criterion:
     """Build a loss from an expression.
 
@@ -143,6 +159,8 @@ def build_loss(
             (a sigmoid per channel).
         ignore_index: The target value of voxels that count nowhere.
         reduction: ``mean`` for a scalar, ``none`` for a value per sample.
+        counts: Voxels per class of the training set, ``(classes,)`` or ``(cases, classes)``, for words in place of
+            class weights: ``"cross_entropy(weight=balanced)"``; see `medseg.losses.class_weights`.
 
     Returns:
         A module: ``loss(logits, target, spacing_mm=None)``.
@@ -160,7 +178,8 @@ def build_loss(
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be 'mean' or 'none', got {reduction!r}")
-    return Criterion(expression, mode=mode, ignore_index=ignore_index, reduction=reduction)
+    weights = {} if counts is None else {word: class_weights(counts, word) for word in words_in(expression)}
+    return Criterion(expression, mode=mode, ignore_index=ignore_index, reduction=reduction, class_weights=weights)
 
 
 def _unique(index: int, term: Term, terms: list[Term]) -> str:

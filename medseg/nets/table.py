@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from inspect import Parameter
 from torch import nn
 
 from medseg.errors import UsageError, nearest
+from medseg.machine.dotted import named
 from medseg.nets.padding import PadToMultiple, times
 
 Triple = tuple[int, int, int]
@@ -165,15 +165,10 @@ def _check_value(name: str, knob: Parameter, value: Knob) -> None:
 
 
 def _build_foreign(path: str, spec: NetSpec, knobs: Mapping[str, Knob]) -> nn.Module:
-    module_name, _, class_name = path.rpartition(".")
-    try:
-        factory = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"the network class {path!r} cannot be imported ({error})", "Check the dotted path") from None
+    factory = named(path, nn.Module, option="model.net")
     try:
         module = factory(**{"in_channels": spec.in_channels, "out_channels": spec.out_channels, **knobs})
-    except TypeError as error:
-        raise UsageError(f"{path} refuses its arguments ({error})", "Give the missing ones as net_options") from None
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"{path} built a {type(module).__name__}, not an nn.Module", "Name a network class")
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+        told = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(f"{path} cannot be built with {knobs} ({told})", "Correct net_options") from None
     return PadToMultiple(module, spec.multiple)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Float64
 
 from medseg.datasets.split import Fold, folds, read_split
 from medseg.errors import DataError, UsageError
@@ -108,6 +109,14 @@ class VolumesDataModule(pl.LightningDataModule):
     def fold_count(self) -> int:
         """Into how many folds the cases are parted."""
         return self._look().fold_count
+
+    def class_counts(self) -> Float64[np.ndarray, "cases classes"]:
+        """Voxels of every class in each of the fold's training cases, NaN where an organ was not annotated."""
+        examined = self._look()
+        infos = [examined.infos[case] for case in examined.fold.train]
+        atoms = range(self.plan.membership.shape[1])
+        voxels = np.array([[info.voxels.get(atom, 0) for atom in atoms] for info in infos], dtype=np.float64)
+        return np.where(_class_masks(self.plan, infos), voxels @ self.plan.membership.T, np.nan)
 
     def train_dataloader(self) -> CaseLoader:
         """Endless epochs of crops; `on_after_batch_transfer` makes patches of them."""

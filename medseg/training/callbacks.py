@@ -23,6 +23,7 @@ from medseg.training.randomness import SeedSteps
 from medseg.training.signing import SignOrigin
 from medseg.training.steps import SkipBadSteps
 from medseg.training.study import LossStudy
+from medseg.training.weighing import WeighClasses
 
 
 def of_run(
@@ -58,6 +59,7 @@ def of_task(options: Mapping[str, Any]) -> list[Callback]:
         SeedSteps(),  # before anything of the step draws a number
         SkipBadSteps(options["bad_steps"]),  # before the clock: a step that is left out is computed all the same
         StepClock(),
+        WeighClasses(),  # once, when training starts: classes are weighed by the voxels of all training cases
         *([AveragedWeights(decay=options["ema"])] if options["ema"] else ()),  # in place before a validation scores
         *([StopEarly(options["patience"])] if options["patience"] is not None else ()),  # decides before it is kept
         *([LossStudy(options["study"], options["study_every"])] if options["study"] else ()),

@@ -110,13 +110,10 @@ def build_trainer(
         UsageError: An option is wrong, or means a device or a package that is not here.
     """
     bar = options.get("enable_progress_bar") is not False
-    own = {
-        "default_root_dir": str(run.path),
-        "logger": [*loggers(logger, run, first_step=first_step), RunCsvLogger(run)],
-    }
+    logs = [*loggers(logger, run, first_step=first_step), RunCsvLogger(run)]
     with usable(options):
-        return Trainer(
-            **{"enable_model_summary": False, **options, **own},  # the task says it in a line
+        return Trainer(  # the task itself says in a line what a model summary would
+            **{"enable_model_summary": False, **options, "default_root_dir": str(run.path), "logger": logs},
             callbacks=of_run(run, config, _listed(callbacks), minutes=minutes, bar=bar),
         )
 
@@ -163,12 +160,11 @@ def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:
     Raises:
         UsageError: There is none of that name, or its package is not installed.
     """
+    folder, name = run.path, run.path.name
     made: dict[str, Callable[[], Logger]] = {
-        "tensorboard": lambda: TensorBoardLogger(
-            run.path.parent, name=run.path.name, version="", purge_step=first_step
-        ),
-        "wandb": lambda: WandbLogger(run.path.name, run.path, project=os.environ.get("WANDB_PROJECT", "medseg")),
-        "mlflow": lambda: MLFlowLogger("medseg", run_name=run.path.name, save_dir=str(run.path / "mlruns")),
+        "tensorboard": lambda: TensorBoardLogger(folder.parent, name, version="", purge_step=first_step),
+        "wandb": lambda: WandbLogger(name, folder, project=os.environ.get("WANDB_PROJECT", "medseg")),
+        "mlflow": lambda: MLFlowLogger("medseg", name, save_dir=str(folder / "mlruns")),
     }
     found: list[Logger] = []
     for each in ["tensorboard"] if chosen in (None, True) else [] if chosen is False else _listed(chosen):

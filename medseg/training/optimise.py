@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from medseg.errors import UsageError, nearest
+from medseg.machine.dotted import named
 
 Schedule = Callable[[float], float]
 
@@ -45,15 +45,13 @@ def find_optimizer(name: str) -> tuple[Callable[..., Optimizer], dict[str, Any]]
         UsageError: There is none of that name.
     """
     path, defaults = OPTIMIZERS.get(name, (name, {}))
-    module_name, _, class_name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module_name), class_name), defaults
-    except (ImportError, AttributeError, ValueError):
-        hint = nearest(name, list(OPTIMIZERS))
-        raise UsageError(
-            f"there is no optimizer {name!r}" + (f", did you mean {hint!r}" if hint else ""),
-            f"Choose one of {', '.join(OPTIMIZERS)}, or the dotted path of a torch.optim.Optimizer class",
-        ) from None
+    if "." in path:
+        return named(path, Optimizer, option="model.optimizer"), defaults
+    hint = nearest(name, list(OPTIMIZERS))
+    raise UsageError(
+        f"there is no optimizer {name!r}" + (f", did you mean {hint!r}" if hint else ""),
+        f"Choose one of {', '.join(OPTIMIZERS)}, or the dotted path of a torch.optim.Optimizer class",
+    )
 
 
 def build_optimizer(

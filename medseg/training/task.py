@@ -20,10 +20,11 @@ from torch.optim.lr_scheduler import LambdaLR
 import medseg
 from medseg.checkpoints.reading import matching_weights, read_checkpoint, require_same_training
 from medseg.errors import CheckpointError, MedsegError, UsageError
-from medseg.losses import Criterion, NonFiniteLogitsError, build_loss
+from medseg.losses import NonFiniteLogitsError, build_loss
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.patches.datamodule import Batch
+from medseg.patches.interpolate import IGNORED
 from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
 from medseg.training.callbacks import of_task
@@ -41,9 +42,6 @@ from medseg.training.pace import Auto, Pace, Trial, follow, lay_out, missing_com
 from medseg.training.sharding import gather, part, require_shardable, shard
 from medseg.training.study import study_criteria
 from medseg.types import Image, Labels, Levels, Logits
-
-IGNORED = -1
-"""What the store writes where a voxel was not annotated."""
 
 
 class SegmentationTask(pl.LightningModule):
@@ -76,6 +74,8 @@ class SegmentationTask(pl.LightningModule):
         study: Losses whose value and gradient norms are recorded beside the training's own, ``[all]`` for every one;
             `medseg.training.study` says at what cost.
         study_every: Steps from one such record to the next.
+        class_weights: Numbers behind words for class weights in the loss, such as ``balanced``; from the training cases
+            if left out.
 
     Raises:
         UsageError: A name or a knob is unknown.
@@ -105,18 +105,20 @@ class SegmentationTask(pl.LightningModule):
         compile: Auto = False,  # noqa: A002  what everyone calls it
         study: list[str] | None = None,
         study_every: int = 1,
+        class_weights: dict[str, list[float]] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # config.yaml of the run already has them
         self.plan = Plan.from_dict(plan)
         knobs = {**(net_options or {}), **({"deep_supervision": True} if deep_supervision else {})}
         self.net = build_net(net, net_spec(self.plan), knobs)
-        self.loss: Criterion = build_loss(loss, mode=self.plan.mode, ignore_index=IGNORED)
+        self.loss = build_loss(loss, mode=self.plan.mode, ignore_index=IGNORED, counts=[1] * self.plan.num_classes)
+        if class_weights:
+            self.loss.set_class_weights(class_weights)
         self.schedule_factor = schedule_factor(schedule, warmup=warmup)
         find_optimizer(optimizer)  # a misspelt name is answered before anything is built on it
         study_criteria(study or (), mode=self.plan.mode, ignore_index=IGNORED)  # and so is a misspelt loss
-        organs = class_values(self.plan)
-        self.val_dice = PerOrganDice(organs, ignore=IGNORED)
+        self.val_dice = PerOrganDice(class_values(self.plan), ignore=IGNORED)
         self.membership: Tensor
         self.register_buffer("membership", torch.from_numpy(self.plan.membership).bool(), persistent=False)
         self._scores: dict[str, float] = {}  # of a validation before a resumed run's first
@@ -283,10 +285,8 @@ class SegmentationTask(pl.LightningModule):
         total = torch.zeros((), device=batch.image.device)
         for logits, weight in reversed(list(zip(levels, weights, strict=True))):  # finest last: its terms remain
             labels = nearest_labels(batch.labels, logits.shape[2:])
-            coarser = torch.tensor(batch.labels.shape[1:], device=total.device) / torch.tensor(
-                logits.shape[2:], device=total.device
-            )
-            spacing_mm, mask = batch.spacing_mm * coarser, batch.class_mask
+            fine, coarse = torch.tensor([batch.labels.shape[1:], logits.shape[2:]], device=total.device)
+            spacing_mm, mask = batch.spacing_mm * (fine / coarse), batch.class_mask
             try:
                 value = self.loss(logits, self.target_of(labels), spacing_mm, class_mask=mask)
             except NonFiniteLogitsError:  # a gradient that is not finite either lets every process skip the step

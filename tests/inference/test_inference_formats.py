@@ -1,5 +1,6 @@
 """NRRD, MetaImage and DICOM in: written by SimpleITK, found where SimpleITK says that they lie."""
 
+import locale
 import sys
 from dataclasses import replace
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from medseg.errors import DataError
+from medseg.machine import crew
 from medseg.machine.crew import MachineError, Outcome, default_workers, for_each_case, free_memory, run_tasks
 
 
@@ -162,7 +163,7 @@ def test_who_stops_listening_stops_the_work():
 
 
 def test_a_worker_that_is_killed_before_it_has_started_is_replaced(monkeypatch):
-    start = workers._Worker.__init__
+    start = crew._Worker.__init__
     killed = []
 
     def start_and_kill_the_first(self, work):
@@ -171,7 +172,7 @@ def test_a_worker_that_is_killed_before_it_has_started_is_replaced(monkeypatch):
             killed.append(self.process.pid)
             self.process.kill()
 
-    monkeypatch.setattr(workers._Worker, "__init__", start_and_kill_the_first)
+    monkeypatch.setattr(crew._Worker, "__init__", start_and_kill_the_first)
     outcome = run_tasks(double, {"a": 1, "b": 2, "c": 3}, workers=2, title="doubling")
     assert killed
     assert outcome.results == {"a": 2, "b": 4, "c": 6}
@@ -229,7 +230,7 @@ def wait_until(done, seconds=60):
 
 @pytest.mark.parametrize(("free", "expected"), [(None, 4), (10**12, 4), (3 * 10**9, 2), (1, 1)])
 def test_workers_are_as_many_as_cores_and_memory_allow(free, expected, monkeypatch):
-    monkeypatch.setattr(workers, "free_memory", lambda: free)
+    monkeypatch.setattr(crew, "free_memory", lambda: free)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     assert default_workers(10**9) == expected
     assert default_workers(0) == 4

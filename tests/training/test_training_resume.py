@@ -8,7 +8,6 @@ from support.runs import assert_same_runs, fit, load
 
 from medseg.training.writing import CheckpointFiles
 
-
 SETTINGS = [
     ["--trainer.max_steps", "8"],
     ["--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2", "--model.patience", "5"],
