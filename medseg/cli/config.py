@@ -235,7 +235,8 @@ def _hints(key: str) -> Any:
     group, _, name = key.partition(".")
     if key == "trainer.logger":
         return _LoggerOption
-    found = [get_type_hints(kind.__init__).get(name) for kind in GROUPS[group].__mro__[:2]] if group in GROUPS else []
+    kinds = GROUPS[group].__mro__[:2] if group in GROUPS else ()
+    found = [get_type_hints(vars(kind)["__init__"]).get(name) for kind in kinds]
     return next((hint for hint in found if hint is not None), None)
 
 

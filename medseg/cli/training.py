@@ -158,7 +158,10 @@ def _finished(words: Sequence[str], command: str) -> _Finished:
         trainer = Trainer(**chosen)
     if trainer.is_global_zero:
         dice = facts["medseg"].get("scores", {}).get("val/dice", float("nan"))
-        say(f"scores {checkpoint}, of step {facts['global_step']} with val/dice {dice:.4f}" + (f"; {note}" if note else ""))
+        say(
+            f"{checkpoint} is scored, of step {facts['global_step']} with val/dice {dice:.4f}"
+            + (f"; {note}" if note else "")
+        )
     return _Finished(run, data, task, trainer, note)
 
 

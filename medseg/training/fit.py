@@ -67,8 +67,8 @@ class Trainer(pl.Trainer):
         if (max_epochs, max_time, max_steps) == (None, None, -1):
             max_epochs = _DEFAULT_EPOCHS
         if not str(strategy).startswith("deepspeed"):  # which writes folders of its own
-            given = options["plugins"] if "plugins" in options else None  # not `get`, at which the command line stumbles
-            options["plugins"] = [*_listed(given), CheckpointFiles()]
+            known = {"plugins": None, **options}
+            options["plugins"] = [*_listed(known["plugins"]), CheckpointFiles()]
         if str(strategy).endswith("_spawn"):
             raise UsageError(f"trainer.strategy {strategy} is not supported", "Take ddp, which is faster")
         if strategy == "fsdp":  # which the task applies to the network
@@ -193,7 +193,7 @@ def usable(options: Mapping[str, Any]) -> Iterator[None]:
     """
     try:
         yield
-    except (MisconfigurationException, TypeError, ImportError) as error:  # a TPU needs a package
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
         raise unusable_device(error, options) from None
 
 

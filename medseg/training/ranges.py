@@ -51,9 +51,10 @@ def require_in_range(config: Mapping[str, Any]) -> None:
     options = flat(config)
     for key, (low, high, words) in RANGES.items():
         value = options.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not low <= value <= high or math.isinf(value):
-                raise UsageError(f"{key} must be {words}, got {value}", f"Correct --{key}")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if not low <= value <= high or math.isinf(value):
+            raise UsageError(f"{key} must be {words}, got {value}", f"Correct --{key}")
     for key in FILLED:
         if key in options and options[key] is not None and str(options[key]).strip() == "":
             raise UsageError(f"{key} is empty", f"Leave --{key} out, or give it a name")

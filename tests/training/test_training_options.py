@@ -12,10 +12,10 @@ from support.runs import WORDS
 from torch import nn
 
 from medseg.cli import main
-from medseg.training.ranges import RANGES, require_in_range
 from medseg.errors import UsageError
 from medseg.store.store import Store
 from medseg.training.failures import explained, unusable_device
+from medseg.training.ranges import RANGES, require_in_range
 from medseg.training.steps import NonFiniteError, SkipBadSteps
 
 GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -125,10 +125,8 @@ def test_only_sentences_that_were_written_for_users_become_ours(store):
 
 
 def test_devices_that_are_not_there_are_told_with_what_was_asked():
-    class Options:
-        accelerator, devices = "cpu", "4"
-
-    told = str(unusable_device(ValueError("You requested gpu: [0, 1]\n But your machine only has: [0]"), Options()))
+    options = {"accelerator": "cpu", "devices": "4"}
+    told = str(unusable_device(ValueError("You requested gpu: [0, 1]\n But your machine only has: [0]"), options))
     assert "trainer.devices 4 on cpu: You requested gpu: [0, 1] But your machine only has: [0]" in told
 
 
