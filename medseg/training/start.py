@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from medseg.checkpoints.reading import read_to_go_on
 from medseg.checkpoints.run import Run
-from medseg.errors import CheckpointError, DataError, UsageError
+from medseg.errors import CheckpointError, UsageError
+from medseg.machine.files import locked, require_writable, write_text
 from medseg.plan.plan import Plan
 from medseg.training.metrics_log import forget_steps
 
@@ -46,9 +45,9 @@ def find_start(run: Run, resume_from: str | None) -> Start:
     if resume_from is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
         resume_from = "last"
     found = [path for path in (run.last, run.best) if path.is_file()]
-    if resume_from is None and found:
-        raise UsageError(f"{run.path} already holds a training", "Go on with --ckpt_path last, or choose another --run")
-    _require_writable(run.path)
+    if resume_from is None:
+        _require_fresh(run)
+    require_writable(run.path, remedy="Choose another folder with --run")
     if resume_from is None:
         return Start()
     if resume_from == "last" and not found:
@@ -74,41 +73,20 @@ def taken(run: Run, start: Start, config: str) -> Iterator[None]:
         config: The whole config.
 
     Raises:
-        UsageError: Another process trains in the folder.
-        DataError: The folder cannot be written.
+        DataError: Another process trains in the folder, or it cannot be written.
     """
-    lock = FileLock(run.path / ".training.lock")
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UsageError(
-            f"another process trains in {run.path}", "Choose another --run, or wait until it has ended"
-        ) from None
-    except OSError as error:
-        raise DataError(run.path, f"cannot be written ({error.strerror})", "Choose another folder with --run") from None
-    try:
+    run.path.mkdir(parents=True, exist_ok=True)
+    with locked(run.path / ".training.lock"):
+        if start.checkpoint is None:  # another one may have begun and ended meanwhile
+            _require_fresh(run)
         forget_steps(run.metrics, since=start.step)
-        try:
-            unfinished = run.config.with_name(f".{run.config.name}.unfinished")
-            unfinished.write_text(config, encoding="utf-8")
-            os.replace(unfinished, run.config)
-        except OSError as error:
-            remedy = "Free space, or choose another folder with --run"
-            raise DataError(run.config, f"could not be written ({error.strerror})", remedy) from None
+        write_text(run.config, config, remedy="Free space, or choose another folder with --run")
         yield
-    finally:
-        lock.release()
 
 
-def _require_writable(folder: Path) -> None:
-    try:  # in what is there already: a run that is refused for another reason leaves no folder behind
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        there.mkdir(exist_ok=True)  # which a file does not allow
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise DataError(folder, f"cannot be written ({error.strerror})", "Choose another folder with --run") from None
+def _require_fresh(run: Run) -> None:
+    if run.last.is_file() or run.best.is_file():
+        raise UsageError(f"{run.path} already holds a training", "Go on with --ckpt_path last, or choose another --run")
 
 
 def _require_plan(path: Path, plan: Any) -> None:
