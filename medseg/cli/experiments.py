@@ -65,7 +65,7 @@ def _compare(options: Options) -> int:
     _refuse(options, [*(["--model.loss"] if options.losses else []), *(["--model.net"] if options.nets else [])])
     _require_own_folder(options.output)
     jobs = comparison_jobs(_fit_words(options), options.losses, options.nets, options.output)
-    data, *_ = [check_fit(job.words, here=not options.slurm).datamodule for job in jobs]  # the same for all
+    data, *_ = [check_fit(job.words, here=not options.slurm).data for job in jobs]  # the same for all
     letters = identity(Store(data.store))
     same = data_of(letters, data.plan, data.cases.train, data.cases.val)
     jobs = tuple(replace(job, data=same) for job in jobs)
@@ -112,10 +112,10 @@ def _cross_validate(options: Options) -> int:
     _refuse(options, ["--data.fold"])
     _require_own_folder(options.output)
     words = _fit_words(options)
-    data = check_fit(words, here=not options.slurm).datamodule
+    data = check_fit(words, here=not options.slurm).data
     _require_prediction_options(options, data.plan)
     jobs = fold_jobs(words, dict.fromkeys(options.folds or range(data.fold_count)), options.output)
-    folds = [check_fit(job.words).datamodule.cases for job in jobs]
+    folds = [check_fit(job.words).data.cases for job in jobs]
     require_each_case_once([fold.val for fold in folds])
     letters = identity(Store(data.store))
     jobs = tuple(
@@ -233,31 +233,21 @@ def check_fit(words: Sequence[str], *, here: bool = False) -> Any:
         here: Whether it is to run on this machine, so that its trainer can be built too.
 
     Returns:
-        The command line with its ``datamodule`` and ``model``; nothing was run or written.
+        `medseg.cli.training.Fit`; nothing was run or written.
 
     Raises:
         UsageError: The config, the loss, the network or an option is at fault.
         MedsegError: The data are.
     """
-    from medseg.cli.training import MedsegCLI, build_cli
-
-    class Check(MedsegCLI):
-        def before_instantiate_classes(self) -> None:
-            """Nothing: the folder may hold whatever it does."""
-
-        def instantiate_trainer(self, **options: Any) -> Any:
-            """Nothing where another machine trains, which may have devices that this one lacks."""
-            trainer = self.config_init["fit"].trainer
-            if 0 in (trainer.max_steps, trainer.max_epochs):
-                raise UsageError("the budget is 0 steps", "Raise --trainer.max_steps or --trainer.max_epochs")
-            return super().instantiate_trainer(**options) if here else None
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            """Nothing."""
+    from medseg.cli.training import build_fit
 
     with _hushed():
-        checked = build_cli(["fit", *words], Check)
-        _ = checked.datamodule.cases  # the fold exists and the cases are there
+        checked = build_fit(words)
+        trainer = checked.options.trainer
+        if 0 in (trainer.max_steps, trainer.max_epochs):
+            raise UsageError("the budget is 0 steps", "Raise --trainer.max_steps or --trainer.max_epochs")
+        if here:
+            checked.trainer()
     return checked
 
 
