@@ -37,8 +37,8 @@ def size_penalty(x: Comparison, *, low: Weights = None, high: Weights = None, ma
 
     Args:
         x: The comparison.
-        low: a, in voxels, one number per class, background included (-inf for none); None for (1 - margin) Σg, or for
-            no bound where ``high`` is given.
+        low: a, in voxels, one number per class, background included (one out of reach is none); None for
+            (1 - margin) Σg, or for no bound where ``high`` is given.
         high: b, likewise.
         margin: Tolerance around the target's size where no bound is given.
     """
@@ -83,7 +83,7 @@ def size_barrier(
 def _barrier(z: Tensor, t: float) -> Tensor:
     edge = -1 / t**2
     inside = -torch.log(-z.clamp_max(edge)) / t
-    return torch.where(z > edge, t * z + 2 * math.log(t) / t + 1 / t, torch.where(z.isinf(), 0, inside))
+    return torch.where(z > edge, t * z + 2 * math.log(t) / t + 1 / t, inside)
 
 
 def _excesses(x: Comparison, low: Weights, high: Weights, margin: float) -> list[PerClass]:
