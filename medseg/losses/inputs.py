@@ -20,6 +20,10 @@ FORMS = {
 }
 
 
+WIDENED = {torch.bool: torch.uint8, torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+"""Types of labels that torch cannot compare or count, and what holds the same numbers."""
+
+
 def compare(
     logits: Tensor,
     target: Tensor,
@@ -50,20 +54,12 @@ def compare(
         ValueError: If shapes, types or values are not among those; the message names them.
     """
     check_logits(logits, mode)
-    target = _with_channel(target, logits, mode)
-    if mode == "multiclass" and target.shape[1] == 1:
-        labels, valid = _indices(target.squeeze(1), logits.shape[1], ignore_index)
-        dense, soft = None, False
-    else:
-        dense, valid, soft = _maps(target, ignore_index, mode)
-        labels = None
-        if soft and not soft_allowed:
-            raise ValueError(
-                "the target holds fractions, which a term of this loss has no meaning for. Give hard labels, or use "
-                "losses that take soft targets: bce, cross_entropy, focal, dice_squared, dice(soft_target=True)."
-            )
-        if mode == "multiclass" and not soft:
-            (labels, valid), dense = _labels_of(dense, valid, ignore_index), None
+    labels, dense, valid, soft = _read(_with_channel(target, logits, mode), logits.shape[1], mode, ignore_index)
+    if soft and not soft_allowed:
+        raise ValueError(
+            "the target holds fractions, which a term of this loss has no meaning for. Give hard labels, or use "
+            "losses that take soft targets: bce, cross_entropy, focal, dice_squared, dice(soft_target=True)."
+        )
     dtype = working_dtype(logits)
     mask = _class_mask(class_mask, logits, dtype)
     undrawn = _undrawn(mask) if mode == "multiclass" else None
@@ -123,6 +119,19 @@ def _with_channel(target: Tensor, logits: Tensor, mode: str) -> Tensor:
     return target
 
 
+def _read(
+    target: Tensor, classes: int, mode: str, ignore_index: int | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, bool]:
+    """Class indices, or dense maps; a map of the voxels that are not ignored; and whether any value is a fraction."""
+    if mode == "multiclass" and target.shape[1] == 1:
+        labels, valid = _indices(target.squeeze(1), classes, ignore_index)
+        return labels, None, valid, False
+    maps, valid, soft = _maps(target, ignore_index, mode)
+    if mode == "multiclass" and not soft:
+        return maps.to(torch.uint8).argmax(1), None, valid, False
+    return None, maps, valid, soft
+
+
 def _equals(target: Tensor, value: int | None) -> Tensor | None:
     """Where the target is ``value``; None if its type cannot even hold it."""
     if value is None or target.dtype == torch.bool:
@@ -141,7 +150,8 @@ def _indices(labels: Tensor, classes: int, ignore_index: int | None) -> tuple[Te
             f"class indices must be integers, got {labels.dtype}: convert them with target.long(), "
             "or give one-hot or soft maps with a channel per class"
         )
-    labels = labels.to(torch.uint8) if labels.dtype == torch.bool else labels
+    if labels.dtype in WIDENED:
+        labels = labels.to(WIDENED[labels.dtype])
     ignored = _equals(labels, ignore_index)
     if ignored is not None:
         labels = labels.masked_fill(ignored, 0)
@@ -155,10 +165,16 @@ def _indices(labels: Tensor, classes: int, ignore_index: int | None) -> tuple[Te
 
 
 def _maps(target: Tensor, ignore_index: int | None, mode: str) -> tuple[Tensor, Tensor | None, bool]:
-    """Dense maps with ignored elements set to 0, a map of the others, and whether any value is a fraction."""
+    """Dense maps with ignored elements set to 0, a map of the others, and whether any value is a fraction.
+
+    Of exclusive classes a voxel is ignored that holds the value to ignore, or is wholly of the class to ignore.
+    """
     if mode == "multiclass":
         ignored = None if ignore_index in (0, 1) else _equals(target, ignore_index)
         ignored = None if ignored is None else ignored.any(1, keepdim=True)
+        if ignore_index is not None and 0 <= ignore_index < target.shape[1]:
+            wholly = target[:, ignore_index : ignore_index + 1] == 1
+            ignored = wholly if ignored is None else ignored | wholly
     else:
         ignored = _equals(target, ignore_index)
     if ignored is not None:
@@ -185,16 +201,7 @@ def _maps(target: Tensor, ignore_index: int | None, mode: str) -> tuple[Tensor, 
 
 
 def _countable(target: Tensor) -> torch.dtype:
-    return torch.uint8 if target.dtype == torch.bool else target.dtype
-
-
-def _labels_of(maps: Tensor, valid: Tensor | None, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
-    """Class indices of one-hot maps, 0 where ignored; a class may itself be the ignored value."""
-    labels = maps.to(torch.uint8).argmax(1)
-    if ignore_index is None or not 0 <= ignore_index < maps.shape[1]:
-        return labels, valid
-    kept = labels != ignore_index
-    return labels * kept, kept.unsqueeze(1) if valid is None else valid & kept.unsqueeze(1)
+    return WIDENED.get(target.dtype, target.dtype)
 
 
 def _weight(valid: Tensor | None, voxel_weight: Tensor | None, logits: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -202,6 +209,8 @@ def _weight(valid: Tensor | None, voxel_weight: Tensor | None, logits: Tensor, d
     if voxel_weight is None:
         return None if valid is None else valid.to(dtype)
     _check_space(voxel_weight, logits, "voxel_weight")
+    if voxel_weight.requires_grad:
+        raise ValueError("voxel_weight is a constant to every loss and gets no gradient: give voxel_weight.detach()")
     weight = voxel_weight.to(dtype)
     weight = weight.unsqueeze(1) if weight.ndim == logits.ndim - 1 else weight
     if not bool(((weight >= 0) & weight.isfinite()).all()):
