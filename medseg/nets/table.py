@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from inspect import Parameter
+from typing import get_type_hints
 
 from torch import nn
 
 from medseg.errors import UsageError, nearest
 from medseg.machine.dotted import named
+from medseg.machine.typed import typed
 from medseg.nets.padding import PadToMultiple, times
 
 Triple = tuple[int, int, int]
@@ -153,15 +155,17 @@ def _check_knobs(name: str, builder: Builder, knobs: Mapping[str, Knob]) -> None
 
 
 def _check_value(name: str, knob: Parameter, value: Knob) -> None:
-    """Sizes are whole numbers from 1 up, and as many as the knob wants."""
-    wanted = str(knob.annotation)
-    if "int" not in wanted or value == knob.default:
-        return
-    numbers = value if isinstance(value, list) else [value]
-    several = "list" in wanted
-    if several != isinstance(value, list) or not numbers or not all(type(n) is int and n >= 1 for n in numbers):
-        legal = "a list of whole numbers from 1 up" if several else "a whole number from 1 up"
-        raise UsageError(f"the knob {knob.name} of {name} is {legal}, got {value!r}", "Correct net_options")
+    """A value is of the knob's type, and sizes are numbers from 1 up."""
+    hint = get_type_hints(NETS[name])[knob.name]
+    try:
+        found = typed(value, hint)
+    except ValueError as error:
+        raise UsageError(f"the knob {knob.name} of {name}: {error}", "Correct net_options") from None
+    sizes = found if isinstance(found, list) else [found]
+    if value != knob.default and "int" in str(hint) and not (sizes and all(size >= 1 for size in sizes)):
+        raise UsageError(
+            f"the knob {knob.name} of {name} needs numbers from 1 up, got {value!r}", "Correct net_options"
+        )
 
 
 def _build_foreign(path: str, spec: NetSpec, knobs: Mapping[str, Knob]) -> nn.Module:
