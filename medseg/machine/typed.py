@@ -9,7 +9,7 @@ from inspect import isclass
 from math import isfinite
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from medseg.errors import nearest
+from medseg.errors import meant
 
 
 def typed(value: Any, wanted: Any) -> Any:
@@ -77,11 +77,10 @@ def misspelt(what: str, word: object, legal: Sequence[str]) -> str:
 
     Example:
         >>> misspelt("measure", "dcie", ["dice", "iou"])
-        "measure 'dcie' is not known; did you mean dice"
+        "measure 'dcie' is not known, did you mean 'dice'"
     """
-    meant = nearest(str(word), list(legal))
-    hint = f"did you mean {meant}" if meant else f"expected one of {', '.join(legal)}"
-    return f"{what} {word!r} is not known; {hint}"
+    hint = meant(word, legal) or f", expected one of {', '.join(legal)}"
+    return f"{what} {word!r} is not known{hint}"
 
 
 def to_plain(value: Any) -> Any:

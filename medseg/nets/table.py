@@ -11,7 +11,7 @@ from typing import get_type_hints
 
 from torch import nn
 
-from medseg.errors import UsageError, nearest
+from medseg.errors import UsageError, meant
 from medseg.machine.dotted import named
 from medseg.machine.typed import typed
 from medseg.nets.padding import PadToMultiple, times
@@ -130,9 +130,8 @@ def build_net(name: str, spec: NetSpec, knobs: Mapping[str, Knob] | None = None)
             raise UsageError(f"{name} cannot be built with {chosen} ({told})", "Correct net_options") from None
     if "." in name:
         return _build_foreign(name, spec, chosen)
-    hint = nearest(name, list_nets())
     raise UsageError(
-        f"there is no network {name!r}" + (f", did you mean {hint!r}" if hint else ""),
+        f"there is no network {name!r}{meant(name, list_nets())}",
         f"Choose one of {', '.join(list_nets())}, or the dotted path of an nn.Module class",
     )
 
@@ -146,11 +145,8 @@ def _check_knobs(name: str, builder: Builder, knobs: Mapping[str, Knob]) -> None
                 f"Those that have are {', '.join(deeply_supervised_nets())}",
             )
         if knob not in legal:
-            hint = nearest(knob, legal)
-            raise UsageError(
-                f"network {name!r} has no knob {knob!r}" + (f", did you mean {hint!r}" if hint else ""),
-                f"Its knobs are {', '.join(legal) or 'none'}",
-            )
+            problem = f"network {name!r} has no knob {knob!r}{meant(knob, legal)}"
+            raise UsageError(problem, f"Its knobs are {', '.join(legal) or 'none'}")
         _check_value(name, inspect.signature(builder).parameters[knob], knobs[knob])
 
 

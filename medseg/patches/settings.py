@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from medseg.errors import nearest
+from medseg.machine.typed import misspelt
 
 Range = tuple[float, float]
 
@@ -159,11 +159,11 @@ def augmentation(strength: str | Mapping[str, Any] | Augmentation) -> Augmentati
     changes = dict(strength)
     preset = str(changes.pop("preset", "full"))
     if preset not in PRESETS:
-        raise ValueError(_misspelt("augmentation", preset, list(PRESETS)))
+        raise ValueError(misspelt("augmentation", preset, list(PRESETS)))
     legal = [spec.name for spec in fields(Augmentation)]
     for name in changes:
         if name not in legal:
-            raise ValueError(_misspelt("augmentation setting", name, legal))
+            raise ValueError(misspelt("augmentation setting", name, legal))
     return replace(PRESETS[preset], **{name: _typed(name, value) for name, value in changes.items()})
 
 
@@ -179,8 +179,3 @@ def _typed(name: str, value: Any) -> Any:
         return type(default)(value)
     except (TypeError, ValueError):
         raise ValueError(f"augmentation setting {name} cannot be {value!r}; expected one like {default!r}") from None
-
-
-def _misspelt(what: str, word: str, legal: list[str]) -> str:
-    meant = nearest(word, legal)
-    return f"{what} {word!r} is not known; " + (f"did you mean {meant}?" if meant else f"choose from {legal}")

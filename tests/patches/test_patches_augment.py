@@ -435,8 +435,8 @@ def test_the_margin_covers_elastic_and_planar_motion():
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ("moderat", "did you mean moderate"),
-        ({"rotation_degrees": 10}, "did you mean rotation_deg"),
+        ("moderat", "did you mean 'moderate'"),
+        ({"rotation_degrees": 10}, "did you mean 'rotation_deg'"),
         ({"scale": 3}, "expected one like"),
         ({"scale": [1.2, 0.8]}, "is a range"),
         ({"gamma": [0.0, 1.0]}, "above 0"),

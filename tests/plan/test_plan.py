@@ -93,10 +93,13 @@ def test_comments_say_why_and_survive_reading_and_writing(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"patchsize": [32, 16, 8]}, "'patchsize' is not known; did you mean patch_size"),
-        ({"qqqq": 1}, "'qqqq' is not known; expected one of"),
-        ({"normalisation": [{"scheme": "zsocre"}, {}]}, "did you mean zscore"),
-        ({"normalisation": [{"schema": "ct"}, {}]}, "key of normalisation 'schema' is not known; did you mean scheme"),
+        ({"patchsize": [32, 16, 8]}, "'patchsize' is not known, did you mean 'patch_size'"),
+        ({"qqqq": 1}, "'qqqq' is not known, expected one of"),
+        ({"normalisation": [{"scheme": "zsocre"}, {}]}, "did you mean 'zscore'"),
+        (
+            {"normalisation": [{"schema": "ct"}, {}]},
+            "normalisation 'schema' is not known, did you mean 'scheme'",
+        ),
         (
             {"normalisation": [{"scheme": "ct", "lower": "low"}, {}]},
             "normalisation's lower: expected a number, got 'low'",
@@ -113,7 +116,7 @@ def test_comments_say_why_and_survive_reading_and_writing(tmp_path):
         ({"modalities": "CT"}, "modalities: expected a list (each text), got 'CT'"),
         ({"labels": {"liver": 9}}, "ignore 9 is also a label"),
         ({"paint_order": [1]}, "paint_order needs a value per organ (2), got 1"),
-        ({"swap_labels": [["livr", "spleen"]]}, "did you mean liver"),
+        ({"swap_labels": [["livr", "spleen"]]}, "did you mean 'liver'"),
         ({"swap_labels": [["liver"]]}, "swap_labels: expected a list of 2 (each text), got ['liver']"),
         ({"swap_labels": [["liver", "liver"]]}, "pairs of different names"),
         (
