@@ -142,9 +142,9 @@ def serve_medseg(precision: str, options: argparse.Namespace, answers: IO[str]) 
     """Our task in Lightning's loop, which asks a loader for batches; it waits there for commands."""
     import torch
 
-    from medseg.cli.training import Trainer
     from medseg.machine.hardware import keep_freed_memory
     from medseg.patches.datamodule import VolumesDataModule
+    from medseg.training.fit import Trainer
     from medseg.training.task import SegmentationTask
 
     keep_freed_memory()

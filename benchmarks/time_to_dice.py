@@ -81,8 +81,7 @@ def run_medseg(options: argparse.Namespace) -> None:
             clock.go_on()
 
     class Timed(MedsegCLI):
-        def before_fit(self) -> None:
-            super().before_fit()
+        def after_instantiate_classes(self) -> None:
             self.trainer.callbacks.append(Judge())
 
     keep_freed_memory()

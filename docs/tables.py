@@ -25,7 +25,7 @@ data:
   augmentation: {preset: moderate, rotation_deg: 10, noise_probability: 0.2}
 ```
 
-The probability is that of a patch; a range is drawn from anew for each patch or modality. `none` has nothing of all this;
+The probability is that of a patch; from a range each patch or modality draws a number. `none` has nothing of all this;
 [Extending](extending.md) shows how to add one of your own.
 """
 

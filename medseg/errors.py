@@ -36,6 +36,10 @@ class DataError(MedsegError):
         return type(self), (self.path, self.problem, self.remedy)
 
 
+class MachineError(DataError):
+    """Not the data but the machine is at fault, such as a full disk: no other case would fare better."""
+
+
 class CheckpointError(DataError):
     """A checkpoint is missing, foreign, unsafe or does not fit the data."""
 

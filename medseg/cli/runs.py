@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,12 @@ from pytorch_lightning.cli import SaveConfigCallback
 
 from medseg.checkpoints.reading import read_to_go_on
 from medseg.checkpoints.run import Run
-from medseg.errors import CheckpointError, DataError, UsageError
+from medseg.errors import CheckpointError, UsageError
+from medseg.machine.files import require_writable, write_text
 from medseg.plan.plan import Plan
 from medseg.report.evaluate import Evaluation, evaluate
 from medseg.report.html import write_report
 from medseg.report.matching import References
-from medseg.report.rows import write_text
 from medseg.report.tables import print_summary
 from medseg.store.store import Store
 from medseg.training.metrics_log import forget_steps
@@ -54,7 +53,7 @@ def prepare_fit(run: Run, resume_from: str | None) -> Start:
     found = [path for path in (run.last, run.best) if path.is_file()]
     if resume_from is None and found:
         raise UsageError(f"{run.path} already holds a training", "Go on with --ckpt_path last, or choose another --run")
-    _require_writable(run.path)
+    require_writable(run.path, remedy="Choose another folder with --run")
     start = Start(None, 0)
     if resume_from == "last" and not found:
         rank_zero_info(f"{run.path} holds no checkpoint yet: training begins with the first step")
@@ -107,16 +106,6 @@ def report_test(run: Run, store: Store, cases: Sequence[str], plan: Plan) -> Eva
     return evaluation
 
 
-def _require_writable(folder: Path) -> None:
-    try:  # in what is there already: a run that is refused for another reason leaves no folder behind
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        there.mkdir(exist_ok=True)  # which a file does not allow
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise DataError(folder, f"cannot be written ({error.strerror})", "Choose another folder with --run") from None
-
-
 def _require_plan(path: Path, plan: Any) -> None:
     try:
         Plan.from_dict(plan)
@@ -128,11 +117,11 @@ def _require_plan(path: Path, plan: Any) -> None:
 class SaveRunConfig(SaveConfigCallback):
     """Writes ``config.yaml`` of the run folder, whole or not at all."""
 
+    def __init__(self, parser: Any, config: Any) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it, in the first process; with what was left out, and where no logger would."""
         path = Path(trainer.default_root_dir) / self.config_filename
-        try:
-            write_text(path, self.parser.dump(self.config, skip_none=False))
-        except OSError as error:
-            remedy = "Free space, or choose another folder with --run"
-            raise DataError(path, f"could not be written ({error.strerror})", remedy) from None
+        remedy = "Free space, or choose another folder with --run"
+        write_text(path, self.parser.dump(self.config, skip_none=False), remedy=remedy)

@@ -3,78 +3,37 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from lightning_utilities.core.rank_zero import rank_zero_info
-from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
-from pytorch_lightning.strategies import ModelParallelStrategy
 
 from medseg.checkpoints.run import Run
 from medseg.cli.command import report_failures
 from medseg.cli.ranges import require_in_range
-from medseg.cli.runs import SaveRunConfig, prepare_fit, report_test
+from medseg.cli.runs import SaveRunConfig, Start, prepare_fit, report_test
 from medseg.errors import DataError, InterruptionError, UsageError, nearest
-from medseg.machine.hardware import best_precision, keep_freed_memory, memory_bytes
-from medseg.nets import list_nets
+from medseg.machine.hardware import keep_freed_memory
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.store.store import Store
-from medseg.training.children import ExplainingLauncher, explain_deaths
-from medseg.training.failures import explained, require_memory, unusable_device
-from medseg.training.keep import KeepCheckpoints
-from medseg.training.metrics_log import RateLog, RunCsvLogger
-from medseg.training.peers import WatchPeers
-from medseg.training.progress import FitProgress
-from medseg.training.signing import SignOrigin, UnequalDataError
+from medseg.training.failures import in_sentences
+from medseg.training.fit import Trainer, build_trainer, quieten, train, usable
+from medseg.training.signing import UnequalDataError
 from medseg.training.task import SegmentationTask, load_task
-from medseg.training.writing import CheckpointFiles
-
-PrecisionName = Literal["auto", 16, 32, "16", "32", "32-true", "16-mixed", "bf16-mixed"]
-
-_DEFAULT_EPOCHS = 1000  # Lightning's and nnU-Net's
-
-
-class Trainer(pl.Trainer):
-    """Lightning's trainer, which here also understands ``precision: auto``."""
-
-    def __init__(self, *, precision: PrecisionName = "auto", accelerator: str = "auto", **options: Any) -> None:
-        """Resolve the precision before Lightning sees it.
-
-        Args:
-            precision: As Lightning's, or ``auto``: bf16-mixed where the hardware multiplies in bf16, 16-mixed on
-                older GPUs, else 32.
-            accelerator: As Lightning's.
-            options: As Lightning's.
-        """
-        chosen = best_precision(accelerator) if precision == "auto" else precision
-        budgets = (options.get("max_epochs"), options.get("max_time"))
-        if budgets == (None, None) and options.get("max_steps", -1) == -1:
-            options["max_epochs"] = _DEFAULT_EPOCHS
-        if not str(options.get("strategy", "")).startswith("deepspeed"):  # which writes folders of its own
-            options["plugins"] = [*_listed(options.get("plugins")), CheckpointFiles()]
-        if str(options.get("strategy", "")).endswith("_spawn"):
-            raise UsageError(f"trainer.strategy {options['strategy']} is not supported", "Take ddp, which is faster")
-        if options.get("strategy") == "fsdp":  # PyTorch's second, which the task applies to the network
-            options["strategy"] = ModelParallelStrategy(save_distributed_checkpoint=False)
-        super().__init__(precision=chosen, accelerator=accelerator, **options)
-        explain_deaths(self.strategy)
 
 
 class MedsegCLI(LightningCLI):
     """Lightning's command line plus ``--run``, the one folder that a training writes."""
 
     exit_status = 0
+    start = Start(None, 0)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a misspelt key or a wrong value becomes one sentence."""
@@ -107,16 +66,18 @@ class MedsegCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """The config of a resumed run is the one given; that of a finished one is read in `instantiate_classes`."""
 
+    @property
+    def run_folder(self) -> Run:
+        """The folder of the run."""
+        return Run(Path(self.config[self.subcommand].run))
+
     def before_instantiate_classes(self) -> None:
-        """Point loggers and checkpoints at the run folder."""
+        """Find the checkpoint that is meant."""
         config = self.config[self.subcommand]
-        self.run_folder = Run(Path(config.run))
         if self.subcommand == "fit":
             self.start = prepare_fit(self.run_folder, config.ckpt_path)
             config.ckpt_path = None if self.start.checkpoint is None else str(self.start.checkpoint)
-            self.trainer_defaults["callbacks"] = _fit_callbacks(self.run_folder, config)
         else:
-            self.save_config_callback = None
             config.ckpt_path = str(self.run_folder.checkpoint(config.ckpt_path))
 
     def instantiate_classes(self) -> None:
@@ -134,44 +95,39 @@ class MedsegCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run; of what every process knows, one tells."""
         try:
-            super()._run_subcommand(subcommand)
-        except (RuntimeError, MemoryError, ConnectionError, ValueError) as error:
-            launcher = self.trainer.strategy.launcher
-            started = launcher if isinstance(launcher, ExplainingLauncher) else None
-            sentence = explained(error, self.datamodule.plan, obituary=started.obituary if started else None)
-            if sentence is None:
-                raise
-            raise sentence from error
+            if subcommand == "fit":
+                train(
+                    self.trainer,
+                    self.model,
+                    self.datamodule,
+                    checkpoint=self.start.checkpoint,
+                    first_step=self.start.step,
+                )
+            else:
+                with in_sentences(self.trainer, self.datamodule.plan):
+                    super()._run_subcommand(subcommand)
         except (InterruptionError, UnequalDataError) as error:
             if self.trainer.is_global_zero:
                 raise
             self.exit_status = 0 if isinstance(error, InterruptionError) else error.exit_status
 
     def instantiate_trainer(self, **options: Any) -> pl.Trainer:
-        """Give the trainer the loggers of the run, unless the config names its own."""
-        chosen = self.config_init[self.subcommand].trainer.logger
-        if chosen is None:
-            options["logger"] = _loggers(self.run_folder, self.start.step) if self.subcommand == "fit" else False
-        try:
-            return super().instantiate_trainer(default_root_dir=str(self.run_folder.path), **options)
-        except (MisconfigurationException, TypeError, ImportError) as error:  # a TPU needs a package
-            raise unusable_device(error, self.config_init[self.subcommand].trainer) from None
-
-    def before_fit(self) -> None:
-        """Sign every checkpoint with its origin; refuse what cannot fit."""
-        if self.trainer.strategy.root_device.type == "cpu" and self.model.hparams["net"] in list_nets():
-            require_memory(self.model.net, self.datamodule.plan, memory_bytes())
-        plain = yaml.safe_load(self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False))
-        sign = SignOrigin(Store(self.datamodule.store), self.datamodule.plan, plain)
-        self.trainer.callbacks.insert(0, sign)  # type: ignore[attr-defined]  # set by Lightning's connector
-
-    def after_fit(self) -> None:
-        """Say so where nothing was done."""
-        if self.trainer.global_step == self.start.step and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            rank_zero_info(
-                f"no step was taken, the budget is spent after step {self.start.step}: to train on, raise "
-                "--trainer.max_steps, --trainer.max_epochs or --trainer.max_time"
-            )
+        """The trainer of the run, with the callbacks and loggers of the config beside its own."""
+        options = {**self.config_init[self.subcommand].trainer, **options}
+        if self.subcommand != "fit":
+            folder = str(self.run_folder.path)
+            with usable(options):
+                return Trainer(**{**options, "logger": options["logger"] or False, "default_root_dir": folder})
+        given = self.config[self.subcommand]
+        plain = yaml.safe_load(self._parser(self.subcommand).dump(given, skip_none=False))
+        write = [] if options["fast_dev_run"] else [SaveRunConfig(self._parser(self.subcommand), given)]
+        return build_trainer(
+            self.run_folder,
+            plain,
+            first_step=self.start.step,
+            minutes=given.checkpoint_minutes,
+            **{**options, "callbacks": [*(options["callbacks"] or ()), *write]},
+        )
 
     def before_test(self) -> None:
         """Write every test prediction on the grid of its image."""
@@ -210,7 +166,7 @@ def build_cli(words: Sequence[str], kind: type[MedsegCLI] = MedsegCLI) -> Medseg
         UsageError: The config or the command line is at fault.
         MedsegError: The data or a checkpoint is at fault.
     """
-    _quieten()
+    quieten()
     strict = {"exit_on_error": False, "allow_abbrev": False}
     try:
         return kind(
@@ -218,9 +174,8 @@ def build_cli(words: Sequence[str], kind: type[MedsegCLI] = MedsegCLI) -> Medseg
             VolumesDataModule,
             trainer_class=Trainer,
             trainer_defaults={"enable_model_summary": False},  # the task says it in a line
+            save_config_callback=None,
             seed_everything_default=0,
-            save_config_callback=SaveRunConfig,
-            save_config_kwargs={"save_to_log_dir": False},
             parser_kwargs={"prog": "medseg", **strict, **{name: dict(strict) for name in MedsegCLI.subcommands()}},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -293,21 +248,6 @@ def _plain_plan(plan: Plan) -> dict[str, Any]:
     return plan.to_dict()
 
 
-def _fit_callbacks(run: Run, config: Any) -> list[Callback]:
-    callbacks: list[Callback] = [WatchPeers(), KeepCheckpoints(run.checkpoints, config.checkpoint_minutes)]
-    if config.trainer.logger is not False:
-        callbacks.append(RateLog())
-    of_config = " ".join(str(callback.get("class_path")) for callback in _listed(config.trainer.callbacks))
-    if config.trainer.enable_progress_bar is not False and "ProgressBar" not in of_config:
-        callbacks.append(FitProgress())
-    return callbacks
-
-
-def _loggers(run: Run, first_step: int) -> list[Logger]:
-    events = TensorBoardLogger(run.path.parent, name=run.path.name, version="", purge_step=first_step)
-    return [events, RunCsvLogger(run.path)]
-
-
 def _require_same_labels(trained: Plan, given: Plan, store: Path) -> None:
     if trained.labels != given.labels or trained.modalities != given.modalities:
         raise DataError(
@@ -316,18 +256,3 @@ def _require_same_labels(trained: Plan, given: Plan, store: Path) -> None:
             f"the checkpoint was trained on {', '.join(trained.organs)} of {', '.join(trained.modalities)}",
             "Give the store that it was trained on",
         )
-
-
-def _quieten() -> None:
-    """Hide what Lightning says that a user can do nothing about."""
-    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")  # as we do
-    warnings.filterwarnings("ignore", message=".*is not supported by the model summary.*")  # nobody asked for MB
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty.*")  # a resumed run's
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides.*")  # of 1x1x1 kernels
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # volumes are cached in memory
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # short demo epochs
-    warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec.*")  # Lightning 2.6 on torch 2.13
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )

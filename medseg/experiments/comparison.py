@@ -12,7 +12,8 @@ from medseg.errors import UsageError
 from medseg.experiments.job import Job
 from medseg.experiments.results import Result
 from medseg.losses.expression import parse
-from medseg.report.rows import COLUMNS, MEASURES, write_text
+from medseg.machine.files import write_text
+from medseg.report.rows import COLUMNS, MEASURES
 
 _EPOCHS = (0, 1, 10, 100, 1000)
 """Where two weights that change with the epoch are held against each other."""

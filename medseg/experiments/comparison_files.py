@@ -10,8 +10,8 @@ from medseg.experiments.comparison import write_comparison_csv
 from medseg.experiments.comparison_page import Comparison, explanations, number, render_comparison
 from medseg.experiments.plots import cost_plot, curve_plot, interval_plot, standalone
 from medseg.experiments.ranking import MEAN, Entry, Ranking
+from medseg.machine.files import write_text
 from medseg.report.record import environment
-from medseg.report.rows import write_text
 
 
 def write_comparison(comparison: Comparison, output: Path) -> tuple[Path, ...]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.checkpoints.run import ENSEMBLE, Run
 from medseg.experiments.results import Result
 from medseg.experiments.sweep import Outcome
-from medseg.report.rows import write_text
+from medseg.machine.files import write_json
 
 
 def write_ensemble(results: Sequence[Result], outcomes: Sequence[Outcome], output: Path) -> Path:
@@ -21,5 +20,5 @@ def write_ensemble(results: Sequence[Result], outcomes: Sequence[Outcome], outpu
     members = [Run(result.job.run).best.relative_to(output).as_posix() for result in results]
     lost = [outcome.job.title for outcome in outcomes if outcome.failure]
     path = output / ENSEMBLE
-    write_text(path, json.dumps({"checkpoints": members, "lost": lost}, indent=1) + "\n")
+    write_json(path, {"checkpoints": members, "lost": lost})
     return path

@@ -13,7 +13,7 @@ from typing import Any
 
 from medseg.checkpoints.run import Run
 from medseg.errors import DataError, UsageError
-from medseg.report.rows import write_text
+from medseg.machine.files import write_json
 
 RECORD, LOG, LOCK = "job.json", "log.txt", "sweep.lock"
 
@@ -86,10 +86,7 @@ class Job:
 
     def _write(self, *, trained: bool) -> None:
         record = {"title": self.title, **self.facts, "request": self._request(), "trained": trained}
-        try:
-            write_text(self.run / RECORD, json.dumps(record, indent=1) + "\n")
-        except OSError as error:
-            raise DataError(self.run, f"cannot be written to ({error.strerror})", "Choose another --output") from None
+        write_json(self.run / RECORD, record, remedy="Choose another --output")
 
     def _request(self) -> list[str]:
         """The words, each config by its content: an edited file is another request."""

@@ -47,7 +47,7 @@ class Row:
         range: The values it can take, as mathematics.
         parts: Rows of the losses it is made of, whose knobs it takes too.
         learnable: Names of keyword tensors the module learns, each mapped to the knob with its first value.
-        excepts: Laws of the test suite it cannot keep, each with the reason.
+        excepts: Laws of the test suite it cannot keep ("law" or "law mode"), each with the reason.
     """
 
     name: str

@@ -39,6 +39,8 @@ Matrix = Float64[np.ndarray, "3 3"]
 Field = Float32[np.ndarray, "3 g g g"]
 """Displacement of control points of a cubic spline that spans the patch, in voxels."""
 
+KINDS: dict[str, Any] = {"volume": Volume, "image": Image, "matrix": Matrix, "field": Field}
+
 F = TypeVar("F", bound=Callable[..., Any])
 Draws = Callable[..., NDArray[Any]]
 """``(rng, chosen, geometry, value, **others)`` -> what was drawn, its first axis that of ``chosen``, the modalities."""
@@ -95,18 +97,18 @@ class Row:
 
     Attributes:
         name: The function's own name.
-        function: What is applied; of a `Matrix` or `Field`, what is drawn.
-        yields: `Volume`, `Image`, `Matrix` or `Field`.
+        function: What is applied; of a matrix or field, what is drawn.
+        kind: One of `KINDS`: what it changes, or returns.
         settings: The function's keyword arguments and the probabilities, each with its default.
         presets: The presets in which it has its probability, each with the settings that differ there.
-        reach: Of a `Matrix` or `Field`, how far it looks; None if no further than the patch.
+        reach: Of a matrix or field, how far it looks; None if no further than the patch.
         seeded: It takes a ``generator`` of the device where the patch is.
         excepts: Laws of the test suite it cannot keep, each with the reason.
     """
 
     name: str
     function: Callable[..., Any]
-    yields: Any
+    kind: str
     settings: Mapping[str, Setting]
     presets: Mapping[str, Mapping[str, Any]]
     reach: Reach | None
@@ -116,7 +118,7 @@ class Row:
     @property
     def spatial(self) -> bool:
         """Whether it moves voxels."""
-        return self.yields in (Matrix, Field)
+        return self.kind in ("matrix", "field")
 
 
 _ROWS: dict[str, Row] = {}
@@ -147,8 +149,9 @@ def augmentation(
     def file(function: F) -> F:
         hints, name = get_type_hints(function), function.__name__
         parameters = list(inspect.signature(function).parameters.values())
-        yields = hints.get("return") if hints.get("return") in (Matrix, Field) else hints.get(parameters[0].name)
-        if yields not in (Volume, Image, Matrix, Field):
+        forms = hints.get("return"), hints.get(parameters[0].name)
+        kind = next((kind for kind, form in KINDS.items() if any(form is one for one in forms)), None)
+        if kind is None:
             raise TypeError(f"{name} must change a Volume or an Image, or return a Matrix or a Field")
         if name in _ROWS and _ROWS[name].function.__module__ != function.__module__:
             raise ValueError(f"there is an augmentation {name} already; give yours another name")
@@ -157,7 +160,7 @@ def augmentation(
         own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "generator"}
         settings |= {key: value if isinstance(value, Setting) else Setting(value) for key, value in own.items()}
         _ROWS[name] = Row(
-            name=name, function=function, yields=yields, settings=settings, reach=reach, excepts=excepts or {},
+            name=name, function=function, kind=kind, settings=settings, reach=reach, excepts=excepts or {},
             presets=presets if isinstance(presets, Mapping) else {preset: {} for preset in presets},
             seeded="generator" in hints,
         )  # fmt: skip

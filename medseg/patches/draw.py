@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.patches.augmentations import Field, Image, Matrix, Row, Strength
+from medseg.patches.augmentations import Field, Matrix, Row, Strength
 from medseg.patches.geometry import Geometry
 from medseg.patches.settings import Augmentation
 
@@ -88,8 +88,8 @@ def _draw_sample(
     flips = allowed & (shared.random(3) < settings.mirror_probability)
     drawn = {one.row.name: _changes(one, geometry, modalities, rng) for one, rng in active if not one.row.spatial}
     changes = tuple(change for one in settings.strengths for change in drawn.get(one.row.name, ()))
-    fields = tuple(move for row, move in moves if row.yields is Field)
-    affine = _affine([move for row, move in moves if row.yields is Matrix], geometry)
+    fields = tuple(move for row, move in moves if row.kind == "field")
+    affine = _affine([move for row, move in moves if row.kind == "matrix"], geometry)
     return bool(moves), affine, fields, flips, changes
 
 
@@ -110,7 +110,7 @@ def _affine(matrices: Sequence[Matrix], geometry: Geometry) -> NDArray[np.float3
 def _changes(strength: Strength, geometry: Geometry, modalities: int, rng: np.random.Generator) -> list[Change]:
     """What one augmentation does to the intensities of one sample."""
     row, settings = strength.row, strength.own
-    whole = row.yields is Image
+    whole = row.kind == "image"
     chosen = np.full(1 if whole else modalities, rng.random() < strength.probability)
     columns: dict[str, list[Any]] = {}
     if chosen.any():

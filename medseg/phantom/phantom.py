@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medseg.errors import DataError
+from medseg.machine.files import whole, write_json
 from medseg.phantom.anatomy import ABDOMEN, PhantomRecipe, Real, Structure, Triple
-from medseg.space.nifti import save_atomically
 from medseg.space.volume import Affine, Shape, Volume
 
 Floats = NDArray[np.float32]
@@ -135,18 +133,15 @@ def write_phantom(
     root = Path(root)
     _require_free(root, recipe)
     listed: dict[str, list[Any]] = {"training": [], "test": []}
-    try:
-        for index in range(cases + test):
-            part = "Tr" if index < cases else "Ts"
-            name = f"{recipe.name.lower()}_{index:03d}.nii.gz"
-            image, labels = draw_case(recipe, index, seed=seed)
-            _save(image, root / f"images{part}" / name)
-            _save(labels, root / f"labels{part}" / name)
-            entry = {"image": f"./images{part}/{name}", "label": f"./labels{part}/{name}"}
-            listed["training" if part == "Tr" else "test"].append(entry if part == "Tr" else entry["image"])
-        _write_json(root / "dataset.json", _describe(recipe) | _annotated(recipe, cases) | listed)
-    except OSError as error:
-        raise DataError(root, f"cannot be written to ({error.strerror})", "Choose another folder") from None
+    for index in range(cases + test):
+        part = "Tr" if index < cases else "Ts"
+        name = f"{recipe.name.lower()}_{index:03d}.nii.gz"
+        image, labels = draw_case(recipe, index, seed=seed)
+        _save(image, root / f"images{part}" / name)
+        _save(labels, root / f"labels{part}" / name)
+        entry = {"image": f"./images{part}/{name}", "label": f"./labels{part}/{name}"}
+        listed["training" if part == "Tr" else "test"].append(entry if part == "Tr" else entry["image"])
+    write_json(root / "dataset.json", _describe(recipe) | _annotated(recipe, cases) | listed)
     return root
 
 
@@ -293,7 +288,8 @@ def _save(volume: Volume, path: Path) -> None:
     image.header.set_xyzt_units("mm")
     image.set_sform(volume.affine, code=1)
     image.set_qform(volume.affine, code=1)
-    save_atomically(image, path)
+    with whole(path) as partial:
+        nib.save(image, partial)
 
 
 def _describe(recipe: PhantomRecipe) -> dict[str, Any]:
@@ -335,11 +331,3 @@ def _require_free(root: Path, recipe: PhantomRecipe) -> None:
         name = None
     if name != recipe.name:
         raise DataError(root, "holds another dataset", "Choose another folder for the phantom")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+
+from medseg.machine.files import whole
 
 
 def png_bytes(rgb: UInt8[np.ndarray, "height width 3"]) -> bytes:
@@ -47,17 +47,11 @@ def write_png(path: Path, rgb: UInt8[np.ndarray, "height width 3"]) -> None:
 
     Raises:
         ValueError: As `png_bytes`.
+        MachineError: It cannot be written.
     """
     content = png_bytes(rgb)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".partial-", suffix=".png", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a picture is to be shared
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with whole(path) as partial:
+        partial.write_bytes(content)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

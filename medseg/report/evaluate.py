@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +16,14 @@ from rich.progress import track
 from medseg import __version__
 from medseg.checkpoints.run import Scores
 from medseg.errors import DataError, UsageError
+from medseg.machine.files import require_writable, write_json
 from medseg.machine.threads import usable_cores
 from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element
 from medseg.metrics.overlap import Organs
 from medseg.report.matching import Failure, Pair, References, match, read_references
-from medseg.report.rows import CaseRow, write_rows, write_text
+from medseg.report.rows import CaseRow, write_rows
 from medseg.report.scoring import Scoring, score_pair, values_seen
 from medseg.report.summary import Summary, summarise
-from medseg.space.nifti import require_writable
 
 _Result = TypeVar("_Result")
 
@@ -183,4 +182,4 @@ def write_evaluation(evaluation: Evaluation) -> None:
     }
     folder = Scores(evaluation.output)
     write_rows(folder.cases, evaluation.rows)
-    write_text(folder.summary, json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_json(folder.summary, summary)

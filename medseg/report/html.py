@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from medseg.checkpoints.run import Run, Scores
+from medseg.machine.files import write_text
 from medseg.metrics.empty import Outcome
 from medseg.pictures.charts import box_plot, interval_bar, line_chart, overlap_axis, round_end
 from medseg.pictures.page import Chapter, Tile, bad, definitions, listing, page
@@ -14,7 +15,7 @@ from medseg.pictures.style import SERIES
 from medseg.report.cases_html import all_cases, picked_cases
 from medseg.report.evaluate import Evaluation
 from medseg.report.record import Curve, RunRecord, read_record
-from medseg.report.rows import MEASURES, write_text
+from medseg.report.rows import MEASURES
 from medseg.report.summary import OrganSummary, Summary
 
 _NAMES = {"dice": "Dice", "nsd": "Surface Dice (NSD)", "hd95_mm": "HD95 in mm"}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import DataError
+from medseg.machine.files import write_text
 from medseg.metrics.cases import OrganScores
 from medseg.metrics.empty import Outcome
 
@@ -73,19 +72,6 @@ def read_rows(path: Path) -> tuple[CaseRow, ...]:
     if count > 1:
         raise DataError(path, f"scores {' of '.join(twice[::-1])} {count} times", "Run medseg evaluate again")
     return rows
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name beside its target, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".partial-", suffix=path.suffix, dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a report is to be shared
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def organs_of(rows: Sequence[CaseRow]) -> tuple[str, ...]:

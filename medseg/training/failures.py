@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pytorch_lightning import Trainer
 from torch import nn
 
 from medseg.errors import CheckpointError, MedsegError, UsageError
 from medseg.nets import estimate
 from medseg.plan.plan import Plan
+from medseg.training.children import ExplainingLauncher
 from medseg.training.task import net_spec
 
 
@@ -90,22 +93,37 @@ def explained(error: BaseException, plan: Plan, *, obituary: Callable[..., str] 
     return None
 
 
-def unusable_device(error: BaseException, trainer: Any) -> UsageError:
+@contextmanager
+def in_sentences(trainer: Trainer, plan: Plan) -> Iterator[None]:
+    """Raise what `explained` makes of a failure in place of it, where that is a sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, ConnectionError, ValueError) as error:
+        launcher = trainer.strategy.launcher
+        started = launcher if isinstance(launcher, ExplainingLauncher) else None
+        sentence = explained(error, plan, obituary=started.obituary if started else None)
+        if sentence is None:
+            raise
+        raise sentence from error
+
+
+def unusable_device(error: BaseException, options: Mapping[str, Any]) -> UsageError:
     """The sentence for a trainer that cannot be built, most often for want of a GPU.
 
     Args:
         error: What Lightning raised.
-        trainer: Its options.
+        options: Those that it was to have.
     """
     said = " ".join(str(error).split()).rstrip(".!")
-    if trainer.accelerator in _GPUS and not torch.cuda.is_available() and trainer.accelerator != "mps":
+    accelerator = options.get("accelerator", "auto")
+    if accelerator in _GPUS and not torch.cuda.is_available() and accelerator != "mps":
         return UsageError(
-            f"trainer.accelerator {trainer.accelerator}: PyTorch finds no such GPU on this machine",
+            f"trainer.accelerator {accelerator}: PyTorch finds no such GPU on this machine",
             "Take --trainer.accelerator cpu or auto, or install the PyTorch that is built for this GPU",
         )
     if "requested gpu" in said or "devices" in said:
         return UsageError(
-            f"trainer.devices {trainer.devices} on {trainer.accelerator}: {said}",
+            f"trainer.devices {options.get('devices')} on {accelerator}: {said}",
             "Give a number of devices that this machine has, or --trainer.devices auto",
         )
     return UsageError(said, "Correct the options of the trainer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from pytorch_lightning.callbacks import Callback
 
 from medseg.checkpoints.origin import Origin, differences, origin
 from medseg.errors import DataError
-from medseg.plan.plan import Plan
+from medseg.patches.datamodule import VolumesDataModule
 from medseg.store.identity import identity
 from medseg.store.store import Store
 
@@ -24,16 +25,24 @@ class UnequalDataError(DataError):
 class SignOrigin(Callback):
     """Puts `medseg.checkpoints.origin.origin` into every checkpoint, under ``origin``.
 
+    Works on a `medseg.patches.datamodule.VolumesDataModule`, whose plan has the sizes that the config overrides.
+
     Args:
-        store: The data.
-        plan: As the run uses it, with the sizes that the config overrides.
         config: The whole config as plain data.
     """
 
-    def __init__(self, store: Store, plan: Plan, config: dict[str, Any]) -> None:
-        self.store = store
-        self.cases = identity(store)
-        self.origin: Origin = origin(plan.to_dict(), config=config, cases=self.cases)
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.store: Store
+        self.cases: dict[str, str] = {}
+        self.origin: Origin
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look at the data, before a checkpoint is loaded that was written elsewhere."""
+        data: VolumesDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
+        self.store = Store(data.store)
+        self.cases = identity(self.store)
+        self.origin = origin(data.plan.to_dict(), config=self.config, cases=self.cases)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Sign."""

@@ -27,8 +27,8 @@ from medseg.patches.datamodule import Batch
 from medseg.patches.interpolate import IGNORED
 from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
-from medseg.training.averages import AveragedWeights
-from medseg.training.clock import StepClock, peak_memory_bytes
+from medseg.training.callbacks import of_task
+from medseg.training.clock import peak_memory_bytes
 from medseg.training.optimise import (
     budget_spent,
     build_optimizer,
@@ -39,12 +39,8 @@ from medseg.training.optimise import (
     take_up,
 )
 from medseg.training.pace import Auto, Pace, Trial, follow, lay_out, missing_compiler, set_pace
-from medseg.training.patience import StopEarly
-from medseg.training.randomness import SeedSteps
 from medseg.training.sharding import gather, part, require_shardable, shard
-from medseg.training.steps import SkipBadSteps
-from medseg.training.study import LossStudy, study_criteria
-from medseg.training.weighing import WeighClasses
+from medseg.training.study import study_criteria
 from medseg.types import Image, Labels, Levels, Logits
 
 
@@ -261,17 +257,7 @@ class SegmentationTask(pl.LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """While training: the watches, averaged weights and early stopping, where asked for."""
-        options = self.hparams
-        if not self.trainer.training:
-            return []
-        callbacks: list[Callback] = [SeedSteps(), SkipBadSteps(options["bad_steps"]), StepClock(), WeighClasses()]
-        if options["ema"]:
-            callbacks.append(AveragedWeights(decay=options["ema"]))
-        if options["patience"] is not None:
-            callbacks.append(StopEarly(options["patience"]))
-        if options["study"]:
-            callbacks.append(LossStudy(options["study"], options["study_every"]))
-        return callbacks
+        return of_task(self.hparams) if self.trainer.training else []
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on only with the labels, channels and optimizer that the checkpoint was trained on.

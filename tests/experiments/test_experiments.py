@@ -20,11 +20,12 @@ from medseg.experiments.comparison import comparison_jobs, write_comparison_csv
 from medseg.experiments.comparison_files import write_comparison
 from medseg.experiments.comparison_page import Comparison
 from medseg.experiments.executors import ClusterExecutor, LocalExecutor, environments
-from medseg.experiments.job import Job, State
+from medseg.experiments.job import LOCK, Job, State
 from medseg.experiments.plots import interval_plot
 from medseg.experiments.ranking import MEAN, rank_results
 from medseg.experiments.results import Result, read_result
 from medseg.experiments.sweep import Outcome, run_sweep
+from medseg.machine.files import locked
 from medseg.metrics.cases import OrganScores
 from medseg.metrics.empty import Outcome as Found
 from medseg.report.compare import holm
@@ -154,7 +155,7 @@ def test_a_folder_of_other_settings_is_refused_before_anything_starts(stand_in, 
 def test_two_sweeps_do_not_work_in_one_folder(stand_in):
     (job, _) = jobs_of(stand_in, "dice", "focal")
     job.claim()
-    with trial._alone(job.run):
+    with locked(job.run / LOCK):
         (outcome,) = sweep([job])
     assert "worked in by another process" in outcome.failure
     assert sweep([job])[0].failure is None

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from medseg.errors import DataError
+from medseg.errors import DataError, MachineError
 from medseg.machine import crew
-from medseg.machine.crew import MachineError, Outcome, default_workers, for_each_case, free_memory, run_tasks
+from medseg.machine.crew import Outcome, default_workers, for_each_case, free_memory, run_tasks
 
 
 def double(number):

@@ -47,7 +47,7 @@ def test_a_file_at_fault_is_one_sentence_with_its_place(place, name):
 
 @pytest.mark.parametrize(
     "path",
-    ["", ".", "Plain", ".Plain", "a..b", "a.b.", "os.getcwd()", "os;x.y", "no_such.Thing", "os.no_such", "a b.c"],
+    ["", ".", "Plain", ".Plain", "a..b", "a.b.", "os.getcwd()", "os;x.y", "no_such.Thing", "os.none", "a b.c"],
 )
 def test_no_path_is_a_sentence_too(path):
     with pytest.raises(UsageError, match=r"^model\.net: "):

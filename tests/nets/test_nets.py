@@ -155,9 +155,9 @@ def test_a_foreign_module_by_its_path():
     [
         ("unte", {}, "did you mean 'unet'"),
         ("unet", {"residul": True}, "did you mean 'residual'"),
-        ("monai.networks.nets.NoNet", {}, "cannot be imported"),
-        ("monai.networks.nets.SegResNet", {"spatial": 3}, "refuses its arguments"),
-        ("fractions.Fraction", {"in_channels": 1, "out_channels": 1}, "refuses its arguments"),
+        ("monai.networks.nets.NoNet", {}, "has no NoNet"),
+        ("monai.networks.nets.SegResNet", {"spatial": 3}, "cannot be built with"),
+        ("fractions.Fraction", {"in_channels": 1, "out_channels": 1}, "no subclass of torch"),
     ],
 )
 def test_a_misspelt_net_or_knob_is_answered_with_a_sentence(name, knobs, words):

@@ -9,7 +9,7 @@ import torch
 
 from medseg.errors import UsageError
 from medseg.patches.augment import augment
-from medseg.patches.augmentations import Bounds, Drawn, Field, Image, Matrix, Setting, Volume, augmentation, rows
+from medseg.patches.augmentations import Bounds, Drawn, Field, Matrix, Setting, Volume, augmentation, rows
 from medseg.patches.draw import draw
 from medseg.patches.geometry import Geometry
 from medseg.patches.margin import crop_size
@@ -112,7 +112,7 @@ def test_it_happens_as_often_as_asked(name):
         assert parameters.spatial.mean() == pytest.approx(0.3, abs=0.05)
         return
     each = row.settings["channel_probability"].default if "channel_probability" in row.settings else 1.0
-    share = 1.0 if row.yields is Image else 2 * each
+    share = 1.0 if row.kind == "image" else 2 * each
     assert sum(map(len, parameters.changes)) / samples == pytest.approx(0.3 * share, abs=0.06)
 
 

@@ -87,7 +87,6 @@ def run_folder(tmp_path):
     folder.mkdir()
     (folder / "metrics.csv").write_text(METRICS_CSV)
     (folder / "config.yaml").write_text("model: {loss: dice}\n")
-    (folder / "plan.yaml").write_text("patch_size: [32, 32, 16]\n")
     return folder
 
 
@@ -104,9 +103,8 @@ def test_the_report_is_whole_and_fetches_nothing(evaluation, run_folder):
 
 
 def test_every_chapter_is_there_and_names_are_escaped(evaluation, run_folder):
-    text = write_report(evaluation, run=Run(run_folder), commands=["medseg evaluate --output A&B"]).read_text(
-        encoding="utf-8"
-    )
+    words, plan = ["medseg evaluate --output A&B"], "patch_size: [32, 32, 16]\n"
+    text = write_report(evaluation, run=Run(run_folder), plan=plan, commands=words).read_text(encoding="utf-8")
     for anchor in (
         "failures",
         "organs",

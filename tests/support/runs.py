@@ -33,6 +33,11 @@ def rows(run):
     return [row for row in found if set(row) - {"step", "epoch"}]
 
 
+def keeper(checkpoint):
+    """What the callback that keeps checkpoints has noted in one."""
+    return next(state for name, state in checkpoint["callbacks"].items() if name.startswith("KeepCheckpoints"))
+
+
 def assert_same(ours, theirs, where="checkpoint"):
     """Two nested structures are equal, tensors bit by bit."""
     assert type(ours) is type(theirs), where
@@ -48,10 +53,6 @@ def assert_same(ours, theirs, where="checkpoint"):
         assert torch.equal(ours, theirs), where
     else:
         assert ours == theirs, where
-
-
-def keeper(checkpoint):
-    return next(state for name, state in checkpoint["callbacks"].items() if name.startswith("KeepCheckpoints"))
 
 
 def assert_same_runs(run, whole):

@@ -11,12 +11,12 @@ from support.toys import write_toy_dataset
 from torch import nn
 
 from medseg.cli import main
-from medseg.cli.training import Trainer
 from medseg.errors import CheckpointError, MedsegError, UsageError
 from medseg.nets import list_nets
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.store.prepare import prepare
+from medseg.training.fit import Trainer
 from medseg.training.steps import NonFiniteError, SkipBadSteps
 from medseg.training.task import SegmentationTask, nearest_labels
 

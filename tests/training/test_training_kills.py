@@ -79,14 +79,15 @@ def test_two_kills_change_nothing(whole, tmp_path):
     words = trained(whole / "store", run, "--ckpt_path", "last")
     wait_and_kill(words, (run / "config.yaml").exists)
     assert not (run / "checkpoints" / "last.ckpt").exists()
-    unfinished = run / "checkpoints" / ".last.ckpt.unfinished"
-    errors = wait_and_kill(words, lambda: unfinished.exists() and (run / "checkpoints" / "last.ckpt").exists())
+    half = run / "checkpoints"
+    errors = wait_and_kill(words, lambda: [*half.glob(".partial-*last.ckpt")] and (half / "last.ckpt").exists())
     assert "holds no checkpoint yet: training begins with the first step" in errors
     process = start(words)
     errors = process.communicate()[1]
     assert process.returncode == 0, errors
     assert "training goes on after step" in errors
     assert_same_runs(run, whole / "run")
+    assert not [*half.glob(".*")], "what a killed process left is removed"
 
 
 def goes_on(errors):

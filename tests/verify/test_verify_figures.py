@@ -41,7 +41,7 @@ def test_what_cannot_be_read_is_left_out(toy_dataset, tmp_path):
 
 def test_a_folder_that_cannot_be_written(toy_dataset, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match=r"cannot be written .*Choose another folder"):
+    with pytest.raises(DataError, match=r"cannot be written .*choose another place"):
         write_figures(toy_dataset, tmp_path / "file", cases=1)
 
 

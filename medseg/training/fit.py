@@ -1,0 +1,201 @@
+"""One training from data, task and options to its last checkpoint: the trainer, its loggers, and how it is run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_info
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.strategies import ModelParallelStrategy
+
+from medseg.checkpoints.run import Run
+from medseg.errors import UsageError, nearest
+from medseg.machine.hardware import best_precision, memory_bytes
+from medseg.nets import list_nets
+from medseg.patches.datamodule import VolumesDataModule
+from medseg.training.callbacks import of_run
+from medseg.training.children import explain_deaths
+from medseg.training.failures import in_sentences, require_memory, unusable_device
+from medseg.training.metrics_log import RunCsvLogger
+from medseg.training.task import SegmentationTask
+from medseg.training.writing import CheckpointFiles
+
+PrecisionName = Literal["auto", 16, 32, "16", "32", "32-true", "16-mixed", "bf16-mixed"]
+LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
+
+_DEFAULT_EPOCHS = 1000  # Lightning's and nnU-Net's
+
+
+class Trainer(pl.Trainer):
+    """Lightning's trainer, which here also understands ``precision: auto``, and writes checkpoints whole or not."""
+
+    def __init__(self, *, precision: PrecisionName = "auto", accelerator: str = "auto", **options: Any) -> None:
+        """Resolve the precision before Lightning sees it.
+
+        Args:
+            precision: As Lightning's, or ``auto``: bf16-mixed where the hardware multiplies in bf16, 16-mixed on
+                older GPUs, else 32.
+            accelerator: As Lightning's.
+            options: As Lightning's.
+        """
+        quieten()
+        chosen = best_precision(accelerator) if precision == "auto" else precision
+        budgets = (options.get("max_epochs"), options.get("max_time"))
+        if budgets == (None, None) and options.get("max_steps", -1) == -1:
+            options["max_epochs"] = _DEFAULT_EPOCHS
+        if not str(options.get("strategy", "")).startswith("deepspeed"):  # which writes folders of its own
+            options["plugins"] = [*_listed(options.get("plugins")), CheckpointFiles()]
+        if str(options.get("strategy", "")).endswith("_spawn"):
+            raise UsageError(f"trainer.strategy {options['strategy']} is not supported", "Take ddp, which is faster")
+        if options.get("strategy") == "fsdp":  # PyTorch's second, which the task applies to the network
+            options["strategy"] = ModelParallelStrategy(save_distributed_checkpoint=False)
+        super().__init__(precision=chosen, accelerator=accelerator, **options)
+        explain_deaths(self.strategy)
+
+
+def build_trainer(
+    run: Run,
+    config: Mapping[str, Any],
+    *,
+    first_step: int = 0,
+    minutes: float = 5.0,
+    logger: Any = None,
+    callbacks: Sequence[Callback] | Callback | None = None,
+    **options: Any,
+) -> Trainer:
+    """The trainer of a fit that writes into a run folder.
+
+    Args:
+        run: The folder.
+        config: The whole config as plain data, with which every checkpoint is signed.
+        first_step: The step that the training goes on from.
+        minutes: Between two writes of ``last.ckpt``, those after a validation aside.
+        logger: As `loggers` takes it, beside the run's own ``metrics.csv``.
+        callbacks: The user's, beside those of `medseg.training.callbacks`.
+        options: As `Trainer` takes them.
+
+    Raises:
+        UsageError: An option is wrong, or means a device or a package that is not here.
+    """
+    bar = options.get("enable_progress_bar") is not False
+    logs = [*loggers(logger, run, first_step=first_step), RunCsvLogger(run)]
+    with usable(options):
+        return Trainer(  # the task itself says in a line what a model summary would
+            **{"enable_model_summary": False, **options, "default_root_dir": str(run.path), "logger": logs},
+            callbacks=of_run(run, config, _listed(callbacks), minutes=minutes, bar=bar),
+        )
+
+
+def train(
+    trainer: pl.Trainer,
+    task: SegmentationTask,
+    data: VolumesDataModule,
+    *,
+    checkpoint: Path | None = None,
+    first_step: int = 0,
+) -> None:
+    """Train; refuse what cannot fit into memory; say where nothing was done.
+
+    Args:
+        trainer: Of `build_trainer`.
+        task: What learns.
+        data: What it learns from.
+        checkpoint: What to go on from.
+        first_step: The steps that are behind it there.
+
+    Raises:
+        MedsegError: What torch or Lightning raised, where there is a sentence for it.
+    """
+    if trainer.strategy.root_device.type == "cpu" and task.hparams["net"] in list_nets():
+        require_memory(task.net, data.plan, memory_bytes())
+    with in_sentences(trainer, data.plan):
+        trainer.fit(task, data, ckpt_path=checkpoint)
+    if trainer.global_step == first_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning's connector
+        rank_zero_info(
+            f"no step was taken, the budget is spent after step {first_step}: to train on, raise "
+            "--trainer.max_steps, --trainer.max_epochs or --trainer.max_time"
+        )
+
+
+def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:
+    """The loggers that a user asks for.
+
+    Args:
+        chosen: Names of `LoggerName`, loggers, or a list of both; None and True for TensorBoard, False for none.
+        run: The folder of the run, whose name is that of the run elsewhere too.
+        first_step: What a TensorBoard in the folder tells of it and of later steps is forgotten.
+
+    Raises:
+        UsageError: There is none of that name, or its package is not installed.
+    """
+    folder, name = run.path, run.path.name
+    made: dict[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: TensorBoardLogger(folder.parent, name, version="", purge_step=first_step),
+        "wandb": lambda: WandbLogger(name, folder, project=os.environ.get("WANDB_PROJECT", "medseg")),
+        "mlflow": lambda: MLFlowLogger("medseg", name, save_dir=str(folder / "mlruns")),
+    }
+    found: list[Logger] = []
+    for each in ["tensorboard"] if chosen in (None, True) else [] if chosen is False else _listed(chosen):
+        if each == "csv":  # metrics.csv, which is always there
+            continue
+        if isinstance(each, str) and each not in made:
+            hint = nearest(each, [*made, "csv"])
+            raise UsageError(
+                f"there is no logger {each!r}" + (f", did you mean {hint!r}" if hint else ""),
+                f"Choose of {', '.join(made)} and csv, or give the class_path of a logger",
+            )
+        try:
+            found.append(made[each]() if isinstance(each, str) else each)
+        except ModuleNotFoundError as error:
+            package = (error.name or str(error)).split(".")[0].split()[0]
+            raise UsageError(f"trainer.logger {each} needs the package {package}", f"pip install {package}") from None
+    return found
+
+
+@contextmanager
+def usable(options: Mapping[str, Any]) -> Iterator[None]:
+    """Say in a sentence which of a trainer's options cannot be had here.
+
+    Raises:
+        UsageError: A trainer cannot be built of them.
+    """
+    try:
+        yield
+    except (MisconfigurationException, TypeError, ImportError) as error:  # a TPU needs a package
+        raise unusable_device(error, options) from None
+
+
+def quieten() -> None:
+    """Hide what Lightning says that a user can do nothing about."""
+    for message in _UNHELPFUL:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_tip)
+
+
+_UNHELPFUL = (
+    ".*args parameter is intended to run from within Python.*",  # as we do
+    ".*is not supported by the model summary.*",  # nobody asked for MB
+    "Checkpoint directory .* exists and is not empty.*",  # a resumed run's
+    "Grad strides do not match bucket view strides.*",  # of 1x1x1 kernels
+    ".*LeafSpec.*",  # Lightning 2.6 on torch 2.13
+    ".*`isinstance\\(treespec.*",  # the same
+    ".*does not have many workers.*",  # volumes are cached in memory
+    ".*smaller than the logging interval.*",  # short demo epochs
+)
+
+
+def _no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
