@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64
 
 from medseg.datasets.split import Fold, folds, read_split
-from medseg.errors import DataError, UsageError
+from medseg.errors import DataError, UsageError, listed
 from medseg.machine.crew import free_memory
 from medseg.machine.threads import usable_cores
 from medseg.patches.batch import Batch, Crops, augmented
@@ -221,7 +221,7 @@ def _require_organs(plan: Plan, organs: list[str], store: Path) -> None:
     if set(organs) != set(plan.organs):
         raise DataError(
             store,
-            f"holds {', '.join(plan.organs)}; the config is made for {', '.join(organs)}",
+            f"holds {listed(plan.organs)}; the config is made for {listed(organs)}",
             "Give the store of its dataset, the config of yours, or --data.organs null",
         )
 

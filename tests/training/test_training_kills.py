@@ -73,6 +73,7 @@ def wait_and_kill(words, condition):
     return process.communicate()[1]
 
 
+@pytest.mark.slow
 def test_two_kills_change_nothing(whole, tmp_path):
     """One before there is any checkpoint, one while a checkpoint is written for the second time or later."""
     run = tmp_path / "run"
