@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.datasets.layout import Files, list_files
-from medseg.datasets.manifest import LabelValue, Manifest, read_manifest
+from medseg.datasets.manifest import Manifest, read_manifest
 from medseg.errors import DataError, meant
+from medseg.space.labels import LabelValue, values_of
 from medseg.space.nifti import NIFTI_ENDINGS, read_labels, read_volume, require_finite
 from medseg.space.volume import Volume, same_place
 
@@ -70,7 +71,7 @@ class Dataset:
     @property
     def values(self) -> tuple[int, ...]:
         """Every value that a label file may hold, in ascending order: background, organs, ignored."""
-        organs = {v for value in self.labels.values() for v in (value if isinstance(value, tuple) else (value,))}
+        organs = {v for value in self.labels.values() for v in values_of(value)}
         return tuple(sorted(organs | {0} | ({self.ignore} if self.ignore is not None else set())))
 
 

@@ -44,20 +44,13 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
         if plan != plans[0]:
             raise CheckpointError(path, f"was trained on another plan than {checkpoints[0]}", "Choose for one plan")
     plan = plans[0]
-    values = painted_values(plan)
+    values = plan.painted
     pairs = _pairs(predictions, references)
     choices = choose_rules(_read(pairs, plan), tuple(values.values()), ignore=plan.ignore)
     rules = {value: choice.rule for value, choice in choices.items()}
     for path, content in zip(checkpoints, contents, strict=True):
         _write(path, content, rules)
     return {organ: choices[value] for organ, value in values.items()}
-
-
-def painted_values(plan: Plan) -> dict[str, int]:
-    """Organ name -> the value that predictions have where it is."""
-    if plan.exclusive:
-        return dict(zip(plan.organs, plan.atoms, strict=True))
-    return dict(zip(plan.organs, plan.paint_order or tuple(range(1, len(plan.organs) + 1)), strict=True))
 
 
 def _pairs(predictions: Path, references: Path) -> list[tuple[Path, Path]]:

@@ -16,9 +16,10 @@ from medseg.errors import listed
 from medseg.metrics.detection import lesion_f1, match_lesions, volume_ml
 from medseg.metrics.elements import element_distances
 from medseg.metrics.empty import Outcome, distance_without_surfaces_mm, image_diagonal_mm, overlap_score
-from medseg.metrics.overlap import Counts, Organs, dice, iou, precision, recall, values_of
+from medseg.metrics.overlap import Counts, Organs, dice, iou, precision, recall
 from medseg.metrics.surface import Surfaces, average_distance_mm, hausdorff_mm, surface_dice, surface_distances
 from medseg.space.distance import Box, bounding_box
+from medseg.space.labels import values_of
 
 Element = Literal["voxels", "areas"]
 """What a surface is made of: boundary voxels that count alike (MONAI), or faces that count by area (deepmind)."""

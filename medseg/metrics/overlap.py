@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medseg.errors import listed
 from medseg.metrics.empty import Outcome, outcome, overlap_score
+from medseg.space.labels import values_of
 
 Organs = Mapping[str, int | tuple[int, ...]]
 """Organ name -> its label value, or the values whose union it is (overlapping regions)."""
@@ -91,11 +92,6 @@ def recall(counts: Counts) -> float:
         0.75
     """
     return overlap_score(counts.tp, counts.reference, counts.outcome)
-
-
-def values_of(organ: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Give the label values of an organ, one or several, as a tuple."""
-    return (organ,) if isinstance(organ, int) else tuple(organ)
 
 
 def count_labels(

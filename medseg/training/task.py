@@ -25,9 +25,9 @@ from medseg.machine.hardware import peak_memory_bytes
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.patches.datamodule import Batch
-from medseg.patches.interpolate import IGNORED
 from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
+from medseg.space.labels import IGNORED
 from medseg.training.callbacks import of_task
 from medseg.training.optimise import (
     budget_spent,

@@ -20,6 +20,7 @@ from medseg.datasets.manifest import read_manifest
 from medseg.errors import DataError
 from medseg.machine.crew import default_workers, for_each_case
 from medseg.machine.files import write_text
+from medseg.space.labels import values_of
 from medseg.space.nifti import NIFTI_ENDINGS, read_header
 from medseg.verify.inspection import Inspection, Problem, inspect_case
 
@@ -206,7 +207,7 @@ def _unused_labels(file: Path, dataset: Dataset, inspections: list[Inspection]) 
         return
     seen = frozenset[int]().union(*read)
     for organ, value in dataset.labels.items():
-        values = value if isinstance(value, tuple) else (value,)
+        values = values_of(value)
         missing = [v for v in values if v not in seen]
         if missing:
             which = ", ".join(map(str, missing))
