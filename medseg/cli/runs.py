@@ -15,7 +15,7 @@ from pytorch_lightning.cli import SaveConfigCallback
 
 from medseg.checkpoints.reading import read_to_go_on
 from medseg.checkpoints.run import Run
-from medseg.errors import CheckpointError, DataError, UsageError
+from medseg.errors import DataError, UsageError
 from medseg.plan.plan import Plan
 from medseg.report.evaluate import Evaluation, evaluate
 from medseg.report.html import write_report
@@ -61,9 +61,7 @@ def prepare_fit(run: Run, resume_from: str | None) -> Start:
     elif resume_from is not None:
         # a kill between the very first best.ckpt and last.ckpt leaves only the one, which holds as much
         path = found[0] if resume_from == "last" else run.checkpoint(resume_from)
-        checkpoint = read_to_go_on(path)
-        _require_plan(path, checkpoint["hyper_parameters"].get("plan"))
-        start = Start(path, checkpoint["global_step"])
+        start = Start(path, read_to_go_on(path).steps)
         rank_zero_info(f"training goes on after step {start.step}, from {path}")
     rank_zero_only(forget_steps)(run.metrics, since=start.step)
     return start
@@ -115,14 +113,6 @@ def _require_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise DataError(folder, f"cannot be written ({error.strerror})", "Choose another folder with --run") from None
-
-
-def _require_plan(path: Path, plan: Any) -> None:
-    try:
-        Plan.from_dict(plan)
-    except (TypeError, ValueError, AttributeError, LookupError) as error:
-        problem = f"holds no plan that this version of medseg understands ({' '.join(str(error).split())})"
-        raise CheckpointError(path, problem, "Start from its weights with --model.init_from") from None
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -14,19 +14,22 @@ from jsonargparse import ArgumentError
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
+from medseg.checkpoints.reading import read_checkpoint
 from medseg.checkpoints.run import Run
-from medseg.cli.command import report_failures
+from medseg.cli.command import TRUST, report_failures
 from medseg.cli.ranges import require_in_range
 from medseg.cli.runs import SaveRunConfig, Start, prepare_fit, report_test
 from medseg.errors import DataError, InterruptionError, UsageError, nearest
+from medseg.machine.dotted import Trust
 from medseg.machine.hardware import keep_freed_memory
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
+from medseg.segmenter import Segmenter
 from medseg.store.store import Store
 from medseg.training.failures import in_sentences
 from medseg.training.fit import Trainer, build_trainer, quieten, train, usable
 from medseg.training.signing import UnequalDataError
-from medseg.training.task import SegmentationTask, load_task
+from medseg.training.task import SegmentationTask, judge_of
 
 
 class MedsegCLI(LightningCLI):
@@ -55,6 +58,7 @@ class MedsegCLI(LightningCLI):
             default=5.0,
             help="minutes between two writes of last.ckpt, beside that after each validation (default: %(default)s)",
         )
+        parser.add_argument("--trust", type=str, action="append", metavar="PATH", help=TRUST)
         parser.link_arguments("data.plan", "model.plan", compute_fn=_plain_plan, apply_on="instantiate")
 
     @staticmethod
@@ -75,6 +79,8 @@ class MedsegCLI(LightningCLI):
         """Find the checkpoint that is meant."""
         config = self.config[self.subcommand]
         if self.subcommand == "fit":
+            if config.trust:
+                raise UsageError("--trust is for what a checkpoint names", "Leave it out: fit takes what you name")
             self.start = prepare_fit(self.run_folder, config.ckpt_path)
             config.ckpt_path = None if self.start.checkpoint is None else str(self.start.checkpoint)
         else:
@@ -88,7 +94,9 @@ class MedsegCLI(LightningCLI):
             raise UsageError(str(error).rstrip(".?"), "Correct the config") from None
         config = self.config[self.subcommand]
         if self.subcommand != "fit":
-            self.model = load_task(Path(config.ckpt_path))
+            checkpoint = read_checkpoint(Path(config.ckpt_path))
+            self.segmenter = Segmenter.from_checkpoint(checkpoint, Trust.of(config.trust))
+            self.model = judge_of(self.segmenter)
             config.ckpt_path = self.config_init[self.subcommand].ckpt_path = None  # its weights are in place
             _require_same_labels(self.model.plan, self.datamodule.plan, self.datamodule.store)
 
@@ -133,7 +141,8 @@ class MedsegCLI(LightningCLI):
         """Write every test prediction on the grid of its image."""
         from medseg.inference.writer import WritePredictions
 
-        self.written = WritePredictions(self.run_folder.test.predictions, Store(self.datamodule.store))
+        folder = self.run_folder.test.predictions
+        self.written = WritePredictions(folder, Store(self.datamodule.store), self.segmenter)
         self.trainer.callbacks.append(self.written)  # type: ignore[attr-defined]  # set by Lightning's connector
 
     def after_test(self) -> None:

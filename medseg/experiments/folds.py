@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from medseg.checkpoints.reading import read_checkpoint
+from medseg.checkpoints.facts import read_facts
 from medseg.checkpoints.run import Run, Scores
 from medseg.errors import CheckpointError, UsageError
 from medseg.experiments.comparison_page import failures
@@ -64,7 +64,7 @@ def require_same_task(jobs: Sequence[Job], plan: Plan) -> None:
         path = Run(job.run).best
         if not path.is_file():
             continue
-        theirs = Plan.from_dict(read_checkpoint(path)["hyper_parameters"]["plan"])
+        theirs = read_facts(path).plan
         if theirs == plan:
             continue
         what = "another plan of the same organs"

@@ -68,15 +68,6 @@ def _sizes(outputs: Iterable[Path]) -> dict[str, int]:
     return {path.name: path.stat().st_size if path.is_file() else -1 for path in outputs}
 
 
-def digest_of(path: Path) -> str:
-    """A checkpoint's content as a short name: copies share it, a retrained one does not."""
-    content = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            content.update(block)
-    return content.hexdigest()
-
-
 def _read(path: Path) -> dict[str, Any]:
     """The cases of a manifest; none where it is missing or damaged, for then everything is predicted anew."""
     try:

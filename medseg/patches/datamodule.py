@@ -20,7 +20,7 @@ from medseg.machine.crew import free_memory
 from medseg.machine.threads import usable_cores
 from medseg.patches.batch import Batch, Crops, augmented
 from medseg.patches.cutting import Cases, TrainingCrops, WholeVolumes
-from medseg.patches.draw import Geometry, geometry_of
+from medseg.patches.draw import Geometry, flipped_axes, geometry_of
 from medseg.patches.loader import CaseLoader, EpochOrder, RankShare, case_loader
 from medseg.patches.margin import crop_size
 from medseg.patches.sample import Schedule
@@ -109,6 +109,11 @@ class VolumesDataModule(pl.LightningDataModule):
     def fold_count(self) -> int:
         """Into how many folds the cases are parted."""
         return self._look().fold_count
+
+    @property
+    def flips(self) -> tuple[int, ...]:
+        """The axes along which training patches are flipped."""
+        return flipped_axes(self.settings, self.plan)
 
     def class_counts(self) -> Float64[np.ndarray, "cases classes"]:
         """Voxels of every class in each of the fold's training cases, NaN where an organ was not annotated."""

@@ -57,6 +57,11 @@ def geometry_of(plan: Plan, patch_size: Shape | None = None) -> Geometry:
     return Geometry(patch_size or plan.patch_size, plan.spacing_mm, plan.mirror_axes, swaps)
 
 
+def flipped_axes(settings: Augmentation, plan: Plan) -> tuple[int, ...]:
+    """The axes along which patches are ever flipped: those that the plan allows, unless the chance is none."""
+    return plan.mirror_axes if settings.mirror_probability > 0 else ()
+
+
 class Draw(NamedTuple):
     """The parameters of one batch as plain arrays on the host; a value that changes nothing means "not drawn".
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import UsageError
+from medseg.segmenter import lay_out
 from medseg.types import Image
 
 Auto = bool | Literal["auto"]
@@ -100,11 +101,6 @@ def follow(net: nn.Module, pace: Pace) -> None:
     lay_out(net, channels_last=pace.channels_last)
     if pace.compiled:
         start_compiler(net)
-
-
-def lay_out(net: nn.Module, *, channels_last: bool) -> None:
-    """Put the weights of convolutions into the layout of the activations."""
-    net.to(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)  # type: ignore[call-overload]  # absent from stubs
 
 
 def start_compiler(net: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,17 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 import medseg
-from medseg.checkpoints.reading import matching_weights, read_checkpoint, require_same_training
+from medseg.checkpoints.checkpoint import WEIGHTS, checked, signature
+from medseg.checkpoints.reading import matching_weights, read_checkpoint
 from medseg.errors import CheckpointError, MedsegError, UsageError
 from medseg.losses import NonFiniteLogitsError, build_loss
+from medseg.machine.dotted import Trust
 from medseg.metrics import PerOrganDice
-from medseg.nets import NetSpec, build_net
+from medseg.nets import build_net
 from medseg.patches.datamodule import Batch
 from medseg.patches.interpolate import IGNORED
-from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
+from medseg.segmenter import Segmenter, class_values, lay_out, net_spec
 from medseg.training.callbacks import of_task
 from medseg.training.clock import peak_memory_bytes
 from medseg.training.optimise import (
@@ -38,7 +41,7 @@ from medseg.training.optimise import (
     seconds_left,
     take_up,
 )
-from medseg.training.pace import Auto, Pace, Trial, follow, lay_out, missing_compiler, set_pace
+from medseg.training.pace import Auto, Pace, Trial, follow, missing_compiler, set_pace
 from medseg.training.sharding import gather, part, require_shardable, shard
 from medseg.training.study import study_criteria
 from medseg.types import Image, Labels, Levels, Logits
@@ -194,20 +197,8 @@ class SegmentationTask(pl.LightningModule):
         self.log_dict({f"val/dice/{organ}": score for organ, score in scores.items()}, prog_bar=True, sync_dist=True)
 
     def segment(self, image: Image) -> Integer[Tensor, "1 i j k"] | Bool[Tensor, "1 c i j k"]:
-        """Decide every voxel of one whole prepared volume ``(1, m, i, j, k)``, by overlapping windows.
-
-        Logits are held for one window's depth of the volume only, so memory does not grow with classes times voxels.
-        """
-        shape, patch = tuple(image.shape[2:]), self.plan.patch_size
-        axis = sweep_axis(shape, patch)
-        whole = torch.empty(0)
-        for where, slab in stitched_slabs(image, patch, self, overlap=self.hparams["overlap"], axis=axis):
-            decided = decide(slab[None], self.plan)
-            if not whole.numel():
-                kind = torch.int16 if self.plan.exclusive else torch.bool
-                whole = decided.new_empty((*decided.shape[:-3], *shape), dtype=kind)
-            whole.narrow(axis - 3, where.start, where.stop - where.start).copy_(decided)
-        return whole
+        """Decide every voxel of one whole prepared volume ``(1, m, i, j, k)``, by overlapping windows."""
+        return Segmenter(self, self.plan, self.hparams["overlap"], channels_last=False).segment(image)
 
     def target_of(self, labels: Integer[Tensor, "b *space"]) -> Integer[Tensor, "b *target"]:
         """Class indices as they are, or for overlapping regions a 0/1 map ``(b, c, i, j, k)``; ignored ones stay −1."""
@@ -265,18 +256,23 @@ class SegmentationTask(pl.LightningModule):
         Raises:
             CheckpointError: It was trained on others, or is not one of ours.
         """
-        require_same_training(checkpoint, self.plan.to_dict(), self.hparams["optimizer"])
-        self._scores = dict(checkpoint["medseg"].get("scores", {}))
-        if "pace" in checkpoint["medseg"]:  # what was measured then holds on: it decides how sums are rounded
-            self.pace = Pace(**checkpoint["medseg"]["pace"], reasons="as before")
+        kept = checked(Path("--ckpt_path"), checkpoint)
+        kept.require_same_training(self.plan, self.hparams["optimizer"])
+        self._scores = kept.scores
+        if "pace" in kept.signature:  # what was measured then holds on: it decides how sums are rounded
+            self.pace = Pace(**kept.signature["pace"], reasons="as before")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint, so that a foreign one is told apart, and note how it scored."""
         scores = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name[:8] == "val/dice"}
-        torch_version = torch.__version__.split("+")[0]
-        signed = {"version": medseg.__version__, "torch": torch_version, "scores": scores or self._scores}
-        peak_gib = peak_memory_bytes(self.device) / 2**30
-        checkpoint["medseg"] = {**signed, "pace": self.pace.to_dict(), "peak_gib": peak_gib}
+        checkpoint["medseg"] = signature(
+            version=medseg.__version__,
+            torch=torch.__version__.split("+")[0],
+            scores=scores or self._scores,
+            peak_gib=peak_memory_bytes(self.device) / 2**30,
+            flips=getattr(getattr(self.trainer, "datamodule", None), "flips", None),
+            pace=self.pace.to_dict(),
+        )
 
     def _judge(self, outputs: Logits | Levels, batch: Batch) -> Tensor:
         """The loss, over all levels of deep supervision; the terms that are logged are those of the finest."""
@@ -302,18 +298,6 @@ class SegmentationTask(pl.LightningModule):
         return tuple(organ for organ, known in zip(self.plan.organs, covered, strict=True) if known)
 
 
-def net_spec(plan: Plan) -> NetSpec:
-    """The plan's numbers that shape a network."""
-    return NetSpec(
-        in_channels=len(plan.modalities),
-        out_channels=plan.num_classes,
-        patch_size=plan.patch_size,
-        strides=plan.strides,
-        kernels=plan.kernels,
-        features=plan.features,
-    )
-
-
 def nearest_labels(labels: Labels, shape: torch.Size) -> Integer[Tensor, "b *coarse"]:
     """Labels at a coarser grid: of each of its voxels, the one in the middle of the finer voxels that it covers."""
     for axis, (fine, coarse) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
@@ -321,21 +305,6 @@ def nearest_labels(labels: Labels, shape: torch.Size) -> Integer[Tensor, "b *coa
             centres = (torch.arange(coarse, device=labels.device) + 0.5) * (fine / coarse)
             labels = labels.index_select(axis, centres.long())
     return labels
-
-
-def class_values(plan: Plan) -> dict[str, int | tuple[int, ...]]:
-    """Organ name -> its value, or values of a region, in the vocabulary of the store."""
-    if plan.exclusive:
-        return {organ: index for index, organ in enumerate(plan.organs, start=1)}
-    return {
-        organ: tuple(plan.atom_of_value[value] for value in values)
-        for organ, values in zip(plan.organs, plan.values, strict=True)
-    }
-
-
-def decide(logits: Logits, plan: Plan) -> Integer[Tensor, "b *space"] | Bool[Tensor, "b c *space"]:
-    """The class of each voxel, or for overlapping regions a mask per organ."""
-    return logits.argmax(dim=1) if plan.exclusive else logits > 0
 
 
 def pace_together(task: SegmentationTask, kept: Pace) -> Pace:
@@ -367,20 +336,34 @@ def pace_together(task: SegmentationTask, kept: Pace) -> Pace:
     return agreed
 
 
-def load_task(path: Path) -> SegmentationTask:
-    """The task of a checkpoint, weights loaded, in evaluation mode; nothing but the checkpoint is needed.
+def load_task(path: Path, trust: Trust | None = None) -> SegmentationTask:
+    """The task of a checkpoint as it was trained, weights loaded, in evaluation mode; to predict, see `Segmenter`.
+
+    Args:
+        path: The checkpoint.
+        trust: The dotted paths that it may name.
 
     Raises:
-        CheckpointError: The file is missing, unreadable, holds code, or was not written by medseg.
+        CheckpointError: It is missing, unreadable or not ours, names what is not trusted, or does not fit.
     """
     checkpoint = read_checkpoint(path)
+    for name in ("net", "loss", "optimizer"):
+        for dotted in re.findall(r"[^\W\d]\w*(?:\.\w+)+", str(checkpoint.options.get(name))):
+            (trust or Trust()).require(dotted, path)
     try:
-        task = SegmentationTask(**checkpoint["hyper_parameters"])
-        task.load_state_dict(checkpoint["state_dict"])
+        task = SegmentationTask(**checkpoint.options)
+        task.load_state_dict(checkpoint.content[WEIGHTS])
     except (TypeError, ValueError, RuntimeError, KeyError, MedsegError) as error:
         raise CheckpointError(
             path,
             f"does not fit this version of medseg ({error})",
-            f"Train again, or use the version that wrote it ({checkpoint['medseg']['version']})",
+            f"Train again, or use the version that wrote it ({checkpoint.signature['version']})",
         ) from None
+    return task.eval()
+
+
+def judge_of(segmenter: Segmenter) -> SegmentationTask:
+    """A task that validates a network, whatever it was trained with."""
+    task = SegmentationTask(segmenter.plan.to_dict(), overlap=segmenter.overlap, channels_last=segmenter.channels_last)
+    task.net = segmenter.net
     return task.eval()

@@ -58,9 +58,9 @@ class CheckpointFiles(TorchCheckpointIO):
         """Read as plain data and tensors whatever ``weights_only`` says: there is no other way to open one here.
 
         Raises:
-            CheckpointError: As `medseg.checkpoints.read_checkpoint`.
+            CheckpointError: As `medseg.checkpoints.reading.read_checkpoint`.
         """
-        return read_checkpoint(Path(path))
+        return dict(read_checkpoint(Path(path)).content)
 
 
 def _reason(error: BaseException) -> str | None:
