@@ -145,7 +145,7 @@ class Checkpoint:
             )
 
 
-def require_ours(path: Path, content: Any) -> Mapping[str, Any]:
+def require_ours(path: Path, content: Any) -> dict[str, Any]:
     """What was read from a file, if it is a checkpoint of medseg at all: its weights may be taken.
 
     Raises:

@@ -17,13 +17,28 @@ from medseg.checkpoints.facts import explained
 from medseg.errors import CheckpointError
 
 
+def read_content(path: Path) -> dict[str, Any]:
+    """All that is in a checkpoint of medseg, as plain data and tensors on the CPU; nothing but that is checked.
+
+    Raises:
+        CheckpointError: The file is missing, unreadable, holds code, or is no checkpoint of medseg.
+    """
+
+    def read() -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on a foreign pickle's protocol; `explained` says more
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+    return require_ours(path, explained(path, read))
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint with its tensors, on the CPU.
 
     Raises:
         CheckpointError: The file is missing, unreadable, holds code, or is no checkpoint of medseg.
     """
-    content = _load(path)
+    content = read_content(path)
     return checked(path, content, explained(path, lambda: _digest(path)))
 
 
@@ -33,8 +48,8 @@ def read_to_go_on(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: As `read_checkpoint`, or it lacks something.
     """
-    content = _load(path)
-    Checkpoint(path, require_ours(path, content)).require_resumable()
+    content = read_content(path)
+    Checkpoint(path, content).require_resumable()
     require_numbers(path, content[WEIGHTS])
     return checked(path, content)
 
@@ -72,7 +87,7 @@ def matching_weights(
     Raises:
         CheckpointError: As `read_checkpoint`, or nothing fits: another network.
     """
-    kept = require_ours(path, _load(path))[WEIGHTS]
+    kept = read_content(path)[WEIGHTS]
     require_numbers(path, kept)
     stems = {_stem(name): tensor for name, tensor in kept.items()}
     theirs = {name: stems[_stem(name)] for name in state if _stem(name) in stems}
@@ -87,15 +102,6 @@ def matching_weights(
             "Start from a checkpoint of the same net and net_options",
         )
     return fitting, tuple(name for name in wanted if name not in fitting)
-
-
-def _load(path: Path) -> Any:
-    def read() -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on a foreign pickle's protocol; `explained` says more
-            return torch.load(path, map_location="cpu", weights_only=True)
-
-    return explained(path, read)
 
 
 def _digest(path: Path) -> str:

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.types import _PATH
 
-from medseg.checkpoints.reading import read_checkpoint
+from medseg.checkpoints.reading import read_content
 from medseg.errors import CheckpointError
 
 
@@ -58,9 +58,9 @@ class CheckpointFiles(TorchCheckpointIO):
         """Read as plain data and tensors whatever ``weights_only`` says: there is no other way to open one here.
 
         Raises:
-            CheckpointError: As `medseg.checkpoints.reading.read_checkpoint`.
+            CheckpointError: As `medseg.checkpoints.reading.read_content`.
         """
-        return dict(read_checkpoint(Path(path)).content)
+        return read_content(Path(path))
 
 
 def _reason(error: BaseException) -> str | None:
