@@ -98,6 +98,11 @@ class Checkpoint:
         return _mapping(self.content.get("origin", {}))
 
     @property
+    def trained_on(self) -> set[str]:
+        """Traces of the cases that it was trained on, as `medseg.store.identity.traces` tells; empty if unknown."""
+        return set(self.origin.get("data", {}).get("trained_on", ()))
+
+    @property
     def steps(self) -> int:
         """Optimization steps behind it; 0 where it does not say."""
         return int(self.content.get("global_step", 0))
@@ -169,7 +174,7 @@ def checked(path: Path, content: Any, digest: str = "") -> Checkpoint:
         value: Any = content
         for key in entry.split("."):
             value = value.get(key, _MISSING) if isinstance(value, dict) else _MISSING
-        if value is _MISSING and (needed or (entry.startswith("origin.") and "origin" in content)):
+        if value is _MISSING and needed and (not entry.startswith("origin.") or "origin" in content):
             raise CheckpointError(path, f"lacks {entry}", _ANOTHER)
         if value is not _MISSING and not fits(value):
             raise CheckpointError(path, f"has under {entry} no {what} but a {type(value).__name__}", _ANOTHER)
@@ -283,14 +288,15 @@ _LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "global_step": ("whole number", _whole, False),
     "epoch": ("whole number", _whole, False),
     "origin": ("mapping", lambda value: isinstance(value, dict), False),
-    "origin.plan": ("mapping of texts", _texts, False),
-    "origin.config": ("mapping of plain data", _plain_dict, False),
-    "origin.config.digest": ("text", _text, False),
-    "origin.config.values": ("mapping of plain data", _plain_dict, False),
-    "origin.data": ("mapping of plain data", _plain_dict, False),
-    "origin.data.digest": ("text", _text, False),
-    "origin.data.cases": ("list of texts", lambda value: _list(value, _text), False),
-    "origin.packages": ("mapping of texts", _texts, False),
-    "origin.commits": ("mapping of texts", _texts, False),
+    "origin.plan": ("mapping of texts", _texts, True),
+    "origin.config": ("mapping of plain data", _plain_dict, True),
+    "origin.config.digest": ("text", _text, True),
+    "origin.config.values": ("mapping of plain data", _plain_dict, True),
+    "origin.data": ("mapping of plain data", _plain_dict, True),
+    "origin.data.digest": ("text", _text, True),
+    "origin.data.cases": ("list of texts", lambda value: _list(value, _text), True),
+    "origin.data.trained_on": ("list of texts", lambda value: _list(value, _text), False),
+    "origin.packages": ("mapping of texts", _texts, True),
+    "origin.commits": ("mapping of texts", _texts, True),
 }
 """Entry -> what it is, how to tell, and whether it must be there; an origin is whole or not there."""

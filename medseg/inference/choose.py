@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from medseg.checkpoints.reading import read_checkpoint
 from medseg.datasets.case import require_same_grid
 from medseg.errors import CheckpointError, DataError
 from medseg.inference.clean import Choice, choose_rules, rules_to_plain
+from medseg.machine.files import whole
 from medseg.plan.plan import Plan
 from medseg.space.nifti import NIFTI_ENDINGS, case_name, read_labels
 
@@ -48,7 +48,8 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
     choices = choose_rules(_read(pairs, plan), tuple(values.values()), ignore=plan.ignore)
     rules = {value: choice.rule for value, choice in choices.items()}
     for one in kept:
-        _write(one.path, one.with_cleaning(rules_to_plain(rules)))
+        with whole(one.path, remedy="Free space or check its rights") as partial, partial.open("wb") as file:
+            torch.save(one.with_cleaning(rules_to_plain(rules)), file)
     return {organ: choices[value] for organ, value in values.items()}
 
 
@@ -81,14 +82,3 @@ def _read(
             for several in plan.values:
                 labels = np.where(np.isin(labels, several[1:]), several[0], labels) if several[1:] else labels
         yield prediction.array[0], labels, prediction.spacing_mm
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(content, unfinished)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be written ({error.strerror})", "Free space or check its rights") from None
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ ABOUT: dict[str, Any] = {"family": "region", "batch": False, "alone": False, "ha
 
 
 @loss(
-    paper="Kervadec et al. 2019, Constrained-CNN losses for weakly supervised segmentation, arXiv 1805.04628, Eq. 3",
+    paper="Kervadec et al. 2019, Constrained-CNN losses for weakly supervised segmentation, arXiv 1805.04628",
     **ABOUT,
 )
 def size_penalty(x: Comparison, *, low: Weights = None, high: Weights = None, margin: float = 0.1) -> PerClass:
@@ -37,8 +37,8 @@ def size_penalty(x: Comparison, *, low: Weights = None, high: Weights = None, ma
 
     Args:
         x: The comparison.
-        low: a, in voxels, one number per class, background included (-inf for none); None for (1 - margin) Σg, or for
-            no bound where ``high`` is given.
+        low: a, in voxels, one number per class, background included (one out of reach is none); None for
+            (1 - margin) Σg, or for no bound where ``high`` is given.
         high: b, likewise.
         margin: Tolerance around the target's size where no bound is given.
     """
@@ -48,7 +48,7 @@ def size_penalty(x: Comparison, *, low: Weights = None, high: Weights = None, ma
 
 @loss(
     paper="Kervadec et al. 2022, Constrained deep networks: Lagrangian optimization via log-barrier extensions, "
-    "arXiv 1904.04205, Eq. 8",
+    "arXiv 1904.04205",
     range="(-∞, ∞)",
     **ABOUT,
 )
@@ -83,7 +83,7 @@ def size_barrier(
 def _barrier(z: Tensor, t: float) -> Tensor:
     edge = -1 / t**2
     inside = -torch.log(-z.clamp_max(edge)) / t
-    return torch.where(z > edge, t * z + 2 * math.log(t) / t + 1 / t, torch.where(z.isinf(), 0, inside))
+    return torch.where(z > edge, t * z + 2 * math.log(t) / t + 1 / t, inside)
 
 
 def _excesses(x: Comparison, low: Weights, high: Weights, margin: float) -> list[PerClass]:

@@ -15,9 +15,11 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from medseg.checkpoints.run import Run
-from medseg.errors import DataError
+from medseg.errors import MachineError
+from medseg.machine.files import whole
 
 Row = Mapping[str, Any]
+_REMEDY = "Free space and go on with --ckpt_path last"
 
 
 class RunCsvLogger(CSVLogger):
@@ -69,7 +71,7 @@ class _CarefulWriter(ExperimentWriter):
         """Append the new rows; where they bring a new column, write the file anew beside itself.
 
         Raises:
-            DataError: The disk is full; what the file held is whole.
+            MachineError: The disk is full; what the file held is whole.
         """
         if not self.metrics:
             return
@@ -81,11 +83,8 @@ class _CarefulWriter(ExperimentWriter):
             else:
                 _append(path, self.metrics_keys, self.metrics)
         except OSError as error:
-            raise DataError(
-                path,
-                f"could not be written ({error.strerror}); what it held is whole",
-                "Free space and go on with --ckpt_path last",
-            ) from None
+            problem = f"cannot be written ({error.strerror}); what it held before is whole"
+            raise MachineError(path, problem, _REMEDY) from None
         self.metrics = []
 
     def _check_log_dir_exists(self) -> None:
@@ -103,16 +102,10 @@ def _read(path: Path) -> tuple[list[str], list[Row]]:
 
 
 def _write(path: Path, keys: Iterable[str], rows: Iterable[Row]) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(keys))
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(unfinished, path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with whole(path, remedy=_REMEDY) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(keys))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _append(path: Path, keys: Iterable[str], rows: Iterable[Row]) -> None:
