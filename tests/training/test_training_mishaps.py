@@ -13,6 +13,7 @@ import torch
 from support.runs import fit, load, rows
 
 from medseg.checkpoints.origin import commit, differences, flat, origin
+from medseg.checkpoints.run import Run
 from medseg.cli import main
 from medseg.errors import CheckpointError, DataError
 from medseg.machine.hardware import memory_bytes
@@ -21,7 +22,7 @@ from medseg.report import rows as report_rows
 from medseg.store.store import Store
 from medseg.training import metrics_log, writing
 from medseg.training.failures import MemoryShortError, explained, require_memory
-from medseg.training.metrics_log import RunCsvLogger, forget_steps
+from medseg.training.metrics_log import RunLog, forget_steps
 from medseg.training.task import SegmentationTask
 from medseg.training.writing import CheckpointFiles
 
@@ -82,7 +83,7 @@ def test_a_full_disk_leaves_the_log_of_before(tmp_path, monkeypatch):
         self.writer.writerow(["0.1"])
         raise FULL
 
-    logger = RunCsvLogger(tmp_path)
+    logger = RunLog(Run(tmp_path))
     logger.log_metrics({"loss": 1.0}, step=0)
     logger.save()
     before = (tmp_path / "metrics.csv").read_text()
