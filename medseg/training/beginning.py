@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from medseg.checkpoints.reading import matching_weights
@@ -42,13 +41,16 @@ def frozen_norms(task: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     ]
 
 
-def take_over(task: Any, path: Path, spec: NetSpec) -> None:
+def take_over(task: Any, path: Path, spec: NetSpec) -> str:
     """Start from the network of a checkpoint; what gives the organs starts afresh, or in their new order.
 
     Args:
         task: A `medseg.training.task.SegmentationTask`.
         path: The checkpoint.
         spec: Of the task's network.
+
+    Returns:
+        What was done, in a line.
 
     Raises:
         CheckpointError: It cannot be read, or holds another network.
@@ -66,7 +68,7 @@ def take_over(task: Any, path: Path, spec: NetSpec) -> None:
             fitting = {name: weight for name, weight in fitting.items() if name not in heads}
             said = f"{len(fresh) + len(heads)} start afresh, for other organs ({', '.join(theirs)})"
     task.load_state_dict(fitting, strict=False)
-    rank_zero_info(f"{len(fitting)} weights come from {path}, {said}")
+    return f"{len(fitting)} weights come from {path}, {said}"
 
 
 def _stays(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:

@@ -156,9 +156,8 @@ def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:
             )
         try:
             found.append(made[each]() if isinstance(each, str) else each)
-        except ModuleNotFoundError as error:
-            package = (error.name or str(error)).split(".")[0].split()[0]
-            raise UsageError(f"trainer.logger {each} needs the package {package}", f"pip install {package}") from None
+        except ModuleNotFoundError:
+            raise UsageError(f"trainer.logger {each} needs the package {each}", f"pip install {each}") from None
     return found
 
 
@@ -189,6 +188,7 @@ _UNHELPFUL = (
     "Grad strides do not match bucket view strides.*",  # of 1x1x1 kernels
     ".*LeafSpec.*",  # Lightning 2.6 on torch 2.13
     ".*`isinstance\\(treespec.*",  # the same
+    ".*in eval mode at the start of training.*",  # what model.freeze holds
     ".*does not have many workers.*",  # volumes are cached in memory
     ".*smaller than the logging interval.*",  # short demo epochs
 )

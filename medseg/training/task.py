@@ -121,6 +121,7 @@ class SegmentationTask(pl.LightningModule):
         self.register_buffer("membership", torch.from_numpy(self.plan.membership).bool(), persistent=False)
         self._scores: dict[str, float] = {}  # of a validation before a resumed run's first
         self._begun = False  # with other weights than those that the network is built with
+        self._start: str | CheckpointError = ""  # what came of `init_from`
         self._frozen: list[nn.Module] = []  # whose running statistics stay
         self._compiled = False
         lay_out(self.net, channels_last=channels_last is not False)  # an old checkpoint may say "auto"
@@ -166,7 +167,9 @@ class SegmentationTask(pl.LightningModule):
         return self.segment(batch.image) if batch.id else None
 
     def on_fit_start(self) -> None:
-        """Say in a line what is trained; compile it where that is asked for."""
+        """Say in a line what is trained, and from what; compile it where that is asked for."""
+        if self._begin():
+            rank_zero_info(self._begin())
         weights = sum(parameter.numel() for parameter in self.net.parameters())
         patch = " x ".join(map(str, self.plan.patch_size))
         rank_zero_info(
@@ -228,11 +231,23 @@ class SegmentationTask(pl.LightningModule):
         """Before training: take over weights, freeze some."""
         if stage != "fit":
             return
-        start, trainer = self.hparams["init_from"], trainer_of(self)
-        if start is not None and not self._begun and (trainer is None or trainer.ckpt_path is None):
-            take_over(self, Path(start), net_spec(self.plan))
+        if self.hparams["init_from"] is not None and not self._begun:
+            try:
+                self._start = take_over(self, Path(self.hparams["init_from"]), net_spec(self.plan))
+            except CheckpointError as error:  # which nobody misses where a checkpoint is about to be loaded
+                self._start = error
         self._frozen = frozen_norms(self, self.hparams["freeze"] or ())
         self.train(self.training)
+
+    def _begin(self) -> str:
+        """What the weights begin with, in a line.
+
+        Raises:
+            CheckpointError: They were to come from one that cannot be had.
+        """
+        if isinstance(self._start, CheckpointError):
+            raise self._start
+        return self._start
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
         """Take weights over, which no other start replaces from then on."""
@@ -257,6 +272,7 @@ class SegmentationTask(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer by name, its learning rate a function of the budget that is spent."""
+        self._begin()
         options = self.hparams
         optimizer = build_optimizer(
             options["optimizer"],
@@ -280,6 +296,7 @@ class SegmentationTask(pl.LightningModule):
         """
         require_same_training(checkpoint, self.plan.to_dict(), self.hparams["optimizer"])
         self._scores = dict(checkpoint["medseg"].get("scores", {}))
+        self._start = ""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint, so that a foreign one is told apart, and note how it scored."""

@@ -87,7 +87,7 @@ def test_fine_tuning_takes_what_fits_and_resuming_refuses_other_labels(store, tm
         other.on_load_checkpoint(torch.load(tmp_path / "two_organs.ckpt", weights_only=True))
     stranger = SegmentationTask(plan.to_dict(), net="vnet", init_from=str(tmp_path / "two_organs.ckpt"))
     with pytest.raises(CheckpointError, match="another network"):
-        stranger.setup("fit")
+        trainer_of().fit(stranger, data_of(store))
 
 
 class Poisoned(nn.Module):

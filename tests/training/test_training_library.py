@@ -87,10 +87,11 @@ def test_a_network_and_a_loss_are_taken_as_they_are(store, tmp_path):
         tmp_path / "own.ckpt", net=Net(1, 3), loss=own_loss, weights_only=True
     )
     assert same_weights(task, again)
-    with pytest.raises(UsageError, match=r"the loss returned shape \(3, 16"):
+    with pytest.raises(UsageError, match=r"the loss returned shape \(3, 24"):
         fit(SegmentationTask(plan_of(store), net=Net(1, 3), loss=lambda logits, _: logits[0]), store)
 
 
+@pytest.mark.filterwarnings("ignore:.*in eval mode at the start")
 def test_weights_of_a_frozen_part_stay_with_their_running_statistics(store):
     task = SegmentationTask(plan_of(store), net=Net(1, 3), freeze=["net.norm*"])
     before = {name: tensor.clone() for name, tensor in task.net.state_dict().items()}
@@ -127,7 +128,7 @@ def test_schedulers_of_a_subclass_are_its_own(store, kind):
 def test_the_rate_that_was_found_is_the_one_that_is_trained_with(store, tmp_path):
     task = SegmentationTask(plan_of(store), **SMALL)
     finder = LearningRateFinder(num_training_steps=30, early_stop_threshold=None)
-    trainer = fit(task, store, callbacks=[finder], default_root_dir=tmp_path, max_epochs=1)
+    trainer = fit(task, store, callbacks=[finder], default_root_dir=tmp_path, steps_per_epoch=30)
     assert task.hparams["lr"] == finder.optimal_lr.suggestion() != 1e-3
     assert {group["initial_lr"] for group in trainer.optimizers[0].param_groups} == {task.hparams["lr"]}
     task = SegmentationTask(plan_of(store), **SMALL)
@@ -259,7 +260,7 @@ def test_loggers_are_named_and_a_missing_package_is_a_sentence(tmp_path):
     with pytest.raises(UsageError, match="no logger 'wand', did you mean 'wandb'"):
         loggers("wand", run)
     if "wandb" not in sys.modules:
-        with pytest.raises(UsageError, match="trainer.logger wandb needs the package wandb"):
+        with pytest.raises(UsageError, match="needs the package wandb"):
             loggers("wandb", run)
 
 
