@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from medseg.datasets.case import Case, Dataset, read_dataset
+from medseg.machine.files import scratch, write_json
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.patches.figures import write_patch_figures
 from medseg.plan.fingerprint import fingerprint
@@ -45,13 +44,11 @@ def write_pictures(root: Path, out: Path, plan: Plan | None = None, *, workers: 
     few = (*train, *held_back)
     if plan is None:
         plan = make_plan(fingerprint(replace(dataset, cases=few), workers))
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as folder:
-        store = Path(folder) / "store"
+    with scratch(out) as folder:
+        store = folder / "store"
         prepare(root, store, plan, workers, cases=[case.id for case in few])
-        split = Path(folder) / "split.json"
-        split.write_text(
-            json.dumps([{"train": [case.id for case in train], "val": [held_back[0].id]}]), encoding="utf-8"
-        )
+        split = folder / "split.json"
+        write_json(split, [{"train": [case.id for case in train], "val": [held_back[0].id]}])
         data = VolumesDataModule(store, split=split, workers=0, cache="disk")
         patches = write_patch_figures(data, out, PATCHES)
     return f"{told} and {len(patches)} of augmented patches are in {out}"

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
-import os
 import shutil
 import tarfile
-import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from medseg.datasets.msd import MIRROR, MsdTask, find_task
 from medseg.errors import DataError
-from medseg.machine.turns import one_at_a_time
+from medseg.machine.files import digest_of, locked, scratch, whole
 
 _PIECE = 1 << 20
 _TIMEOUT_S = 60
@@ -61,11 +57,9 @@ def download(
     part = root / f"{wanted.archive}.part"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(root / f".{wanted.archive}.lock", on_wait=lambda: _say_waiting(target)) as alone:
+        with locked(root / f".{wanted.archive}.lock", on_wait=lambda: _say_waiting(target)):
             if _is_there(target):
                 return target
-            for left in root.glob(f"{_unfinished(target)}*") if alone else ():
-                shutil.rmtree(left, ignore_errors=True)  # by a process that was killed while it unpacked
             with _progress(wanted.name) as advance:
                 _fetch(f"{mirror}/{wanted.archive}", part, advance, attempts=attempts, pause_s=pause_s)
             _require_md5(part, wanted)
@@ -155,54 +149,34 @@ def _require_space(part: Path, missing: int) -> None:
 
 
 def _require_md5(part: Path, task: MsdTask) -> None:
-    digest = hashlib.md5(usedforsecurity=False)
-    with part.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    if digest.hexdigest() != task.md5:
+    digest = digest_of(part, "md5")
+    if digest != task.md5:
         part.unlink()  # to continue it would never make it right
-        raise DataError(
-            part, f"has the MD5 sum {digest.hexdigest()}, expected {task.md5}", "It was removed; download it again"
-        )
+        raise DataError(part, f"has the MD5 sum {digest}, expected {task.md5}", "It was removed; download it again")
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=_unfinished(target), dir=target.parent))
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                _unpack_member(tar, member, temporary, archive)
-        content = temporary / target.name
-        if not (content / "dataset.json").is_file():
+    with scratch(target.parent) as folder:
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(str(folder), filter=_only_files)
+        except (tarfile.TarError, EOFError) as error:
+            if isinstance(error, tarfile.FilterError):
+                raise DataError(archive, f"is not safe: {error}", "Do not use this archive") from None
+            reason = str(error).partition("\n")[0].rstrip(":")  # without what each way of unpacking says
+            remedy = "Remove it, then download it again"
+            raise DataError(archive, f"is not a readable archive ({reason})", remedy) from None
+        if not (folder / target.name / "dataset.json").is_file():
             raise DataError(archive, f"holds no {target.name}/dataset.json", "Check the mirror's address")
-        os.replace(content, target)
-    except (tarfile.TarError, EOFError) as error:
-        reason = str(error).partition("\n")[0].rstrip(":")  # without what each way of unpacking says
-        raise DataError(archive, f"is not a readable archive ({reason})", "Remove it, then download it again") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with whole(target) as place:
+            (folder / target.name).rename(place)
 
 
-def _unfinished(target: Path) -> str:
-    return f".partial-{target.name}-"
-
-
-def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, archive: Path) -> None:
-    """Write one file or make one folder; names that lead elsewhere, links and devices are refused."""
-    path = folder / member.name
-    inside = folder.resolve() in (path.resolve(), *path.resolve().parents)
-    if not inside or not (member.isfile() or member.isdir()):
-        kind = "leads out of the archive" if not inside else "is neither a file nor a folder"
-        raise DataError(archive, f"has the member {member.name!r}, which {kind}", "Do not use this archive")
-    if path.name.startswith("._"):  # companions of macOS
-        return
-    if member.isdir():
-        path.mkdir(parents=True, exist_ok=True)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    source: Any = tar.extractfile(member)
-    with source, path.open("wb") as file:
-        shutil.copyfileobj(source, file, _PIECE)
+def _only_files(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """What Python lets pass as data, without links, which no dataset needs, and without the companions of macOS."""
+    if member.islnk() or member.issym():
+        raise tarfile.SpecialFileError(member)
+    return None if PurePosixPath(member.name).name.startswith("._") else tarfile.data_filter(member, folder)
 
 
 def _size(path: Path) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import DataError, nearest
+from medseg.errors import DataError, listed, nearest
 from medseg.machine.documents import parse_document, read_text
 
 LabelValue = int | tuple[int, ...]
@@ -192,6 +192,6 @@ def _annotated(file: Path, content: dict[str, Any], organs: tuple[str, ...]) -> 
                 raise DataError(
                     file,
                     f'names an unknown label {name!r} in "annotated" for case {case!r}',
-                    f"Did you mean {guess!r}" if guess else f"Choose from {', '.join(organs)}",
+                    f"Did you mean {guess!r}" if guess else f"Choose from {listed(organs)}",
                 )
     return {case: tuple(names) for case, names in table.items()}

@@ -8,15 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medseg.errors import DataError
 from medseg.experiments.job import LOCK, Job, State
-
-if sys.platform != "win32":
-    import fcntl
+from medseg.machine.files import locked
 
 PROGRAM = (sys.executable, "-m", "medseg")
 """What a job's commands begin with."""
@@ -46,8 +43,8 @@ class Trial:
             Why it failed, in a sentence; None if it is done.
         """
         try:
-            with _alone(self.job.run) as lock:
-                return self._fit(lock) or self._test(lock)
+            with locked(self.job.run / LOCK):
+                return self._fit() or self._test()
         except DataError as error:
             return str(error)
 
@@ -57,25 +54,25 @@ class Trial:
         if self._process is not None:
             _end(self._process)
 
-    def _fit(self, lock: int | None) -> str | None:
+    def _fit(self) -> str | None:
         state = self.job.read_state()
         if state in (State.TRAINED, State.DONE):
             return None
         if state is State.NEW:
             self.job.clear()
         resumed = ["--ckpt_path", "last"] if state is State.INTERRUPTED else []
-        failure = self._medseg(["fit", *self.job.words, "--run", str(self.job.run), *resumed], lock)
+        failure = self._medseg(["fit", *self.job.words, "--run", str(self.job.run), *resumed])
         if failure is None:
             self.job.mark_trained()
         return failure
 
-    def _test(self, lock: int | None) -> str | None:
+    def _test(self) -> str | None:
         if self.job.read_state() is State.DONE:
             return None
-        failure = self._medseg(["test", "--run", str(self.job.run), "--ckpt_path", "best"], lock)
+        failure = self._medseg(["test", "--run", str(self.job.run), "--ckpt_path", "best"])
         return None if self.job.read_state() is State.DONE else failure  # cases at fault are told by its summary.json
 
-    def _medseg(self, words: Sequence[str], lock: int | None) -> str | None:
+    def _medseg(self, words: Sequence[str]) -> str | None:
         """Run one command; its last sentence if it fails."""
         with self.job.log.open("ab") as log:
             begin = log.tell()
@@ -90,7 +87,6 @@ class Trial:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", **self.environment},
                 start_new_session=True,  # so that its data workers end with it
-                pass_fds=() if lock is None else (lock,),  # and the folder stays locked if this process is killed
             )
             if self._stopped:  # between the question above and the start
                 _end(self._process)
@@ -117,29 +113,6 @@ def explain_exit(status: int, log: Path, begin: int = 0) -> str | None:
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     ours = [line.removeprefix("medseg: ") for line in lines if line.startswith("medseg: ")]
     return (ours or lines[1:] or [f"ended with status {status} and without a word"])[-1].rstrip(".")
-
-
-@contextmanager
-def _alone(run: Path) -> Iterator[int | None]:
-    """Hold a run folder for this job and its processes.
-
-    Raises:
-        DataError: Another process, such as one that a killed sweep left behind, still works in it.
-    """
-    if sys.platform == "win32":
-        yield None
-        return
-    handle = os.open(run / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.set_inheritable(handle, True)
-        yield handle
-    except BlockingIOError:
-        raise DataError(
-            run, "is being worked in by another process", "Wait until it is done, or end that process"
-        ) from None
-    finally:
-        os.close(handle)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

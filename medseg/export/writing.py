@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +15,7 @@ from medseg.export.bundle import write_bundle
 from medseg.export.graph import write_onnx, write_program
 from medseg.export.model import Model, facts, patches_of, read_model
 from medseg.export.verdict import Verdict, compare
+from medseg.machine.files import scratch, whole, write_json
 from medseg.plan.plan import Plan, write_plan
 from medseg.space.volume import Volume
 
@@ -67,14 +66,13 @@ def export(checkpoint: Path, output: Path, *, form: str = "onnx", image: Volume 
     model = read_model(checkpoint)
     patches = _patches(model, image)
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".partial-", dir=output) as partial:
-            model, run = _written(model, Path(partial), form, checkpoint)
+        with scratch(output) as partial:
+            model, run = _written(model, partial, form, checkpoint)
             verdict = compare(model, run, patches, what=form, checkpoint=checkpoint)
             known = facts(model) | {"format": form, "checked": verdict.to_dict()}
-            (Path(partial) / FACTS).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-            write_plan(Path(partial) / "plan.yaml", model.plan)
-            return Exported(_moved(Path(partial), output), verdict, known)
+            write_json(partial / FACTS, known)
+            write_plan(partial / "plan.yaml", model.plan)
+            return Exported(_moved(partial, output), verdict, known)
     except OSError as error:
         raise DataError(
             output, f"cannot be written ({error.strerror})", "Free space or choose another --output"
@@ -123,6 +121,6 @@ def _moved(partial: Path, output: Path) -> tuple[Path, ...]:
     """Every file to its place, under its final name only when it is whole."""
     files = sorted(path.relative_to(partial) for path in partial.rglob("*") if path.is_file())
     for file in files:
-        (output / file).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial / file, output / file)
+        with whole(output / file) as place:
+            (partial / file).rename(place)
     return tuple(output / file for file in files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from medseg.checkpoints.reading import read_checkpoint
 from medseg.datasets.case import require_same_grid
 from medseg.errors import CheckpointError, DataError
 from medseg.inference.clean import Choice, Rules, choose_rules, rules_to_plain
+from medseg.machine.files import whole
 from medseg.plan.plan import Plan
 from medseg.space.nifti import NIFTI_ENDINGS, case_name, read_labels
 
@@ -86,11 +86,5 @@ def _read(
 
 def _write(path: Path, content: dict[str, Any], rules: Rules) -> None:
     content["medseg"]["cleaning"] = rules_to_plain(rules)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(content, unfinished)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be written ({error.strerror})", "Free space or check its rights") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole(path, remedy="Free space or check its rights") as partial, partial.open("wb") as file:
+        torch.save(content, file)

@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ from medseg.errors import DataError, MedsegError, UsageError
 from medseg.inference.images import find_cases, read_case_image, voxel_bytes
 from medseg.inference.predict import Predictor, Prepared
 from medseg.inference.resume import Record
+from medseg.machine.files import require_writable, scratch, whole
 from medseg.plan.grid import GridChange
 from medseg.space.formats import is_foreign, write_labels_at
-from medseg.space.nifti import require_writable, write_labels
+from medseg.space.nifti import write_labels
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ AHEAD_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FolderOutcome:
     """What a prediction over a folder came to.
 
     Attributes:
@@ -46,7 +46,7 @@ class Outcome:
 
 def predict_cases(
     predictor: Predictor, source: Path, output: Path, *, save_probabilities: bool = False, overwrite: bool = False
-) -> Outcome:
+) -> FolderOutcome:
     """Segment an image or a folder of images, each written as ``CASE.nii.gz`` on the grid of its image.
 
     While the network works on one image, the next is read and the last is cleaned and written, one of each. A case that
@@ -87,7 +87,7 @@ def predict_cases(
             del read
             log.info("%d of %d: %s", number, len(todo), case)
         _collect(results, pending)
-    return Outcome(
+    return FolderOutcome(
         tuple(work.label_file(case) for case in todo if results[case] is None),
         (*doubles, *(problem for case in todo if (problem := results[case]) is not None)),
         tuple(work.label_file(case) for case in cases if case not in todo),
@@ -144,19 +144,17 @@ class _Work:
             if not self.save_probabilities:
                 self.probability_file(case).unlink(missing_ok=True)  # of other checkpoints or options
                 return self.predictor.segment(prepared), prepared.change
-            self.output.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(prefix=".partial-", dir=self.output) as folder:
+            with scratch(self.output) as folder:
                 shape = (self.predictor.plan.num_classes, *prepared.change.source_shape)
-                maps = np.lib.format.open_memmap(Path(folder) / "maps.npy", mode="w+", dtype=np.float16, shape=shape)
+                maps = np.lib.format.open_memmap(folder / "maps.npy", mode="w+", dtype=np.float16, shape=shape)
                 labels = self.predictor.segment(prepared, probabilities=maps)
-                self._pack(Path(folder) / "packed.npz", maps, prepared.change)
-                os.replace(Path(folder) / "packed.npz", self.probability_file(case))
+                with whole(self.probability_file(case)) as partial:
+                    self._pack(partial, maps, prepared.change)
         return labels, prepared.change
 
     def write(self, case: str, files: tuple[Path, ...], labels: NDArray[Any], change: GridChange) -> None:
         _write(self.predictor, labels, change, images=files, target=self.label_file(case))
-        with _explained(self.record.path, "could not be written"):
-            self.record.add(case, files, self.outputs(case))
+        self.record.add(case, files, self.outputs(case))
 
     def _pack(self, path: Path, maps: NDArray[np.float16], change: GridChange) -> None:
         plan = self.predictor.plan

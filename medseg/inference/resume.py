@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import medseg
+from medseg.machine.files import write_json
 
 MANIFEST = "predictions.json"
 
@@ -47,12 +48,7 @@ class Record:
         with self._lock:
             self.cases[case] = {**self._entry(sources), "outputs": _sizes(outputs)}
             content = {"medseg": medseg.__version__, "checkpoints": self.checkpoints, "cases": self.cases}
-            unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            try:
-                unfinished.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-                os.replace(unfinished, self.path)
-            finally:
-                unfinished.unlink(missing_ok=True)
+            write_json(self.path, content)
 
     def _entry(self, sources: Iterable[Path]) -> dict[str, Any]:
         files = [file for path in sources for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
@@ -66,15 +62,6 @@ class Record:
 def _sizes(outputs: Iterable[Path]) -> dict[str, int]:
     """Name -> bytes; -1, which no manifest holds, where there is no such file."""
     return {path.name: path.stat().st_size if path.is_file() else -1 for path in outputs}
-
-
-def digest_of(path: Path) -> str:
-    """A checkpoint's content as a short name: copies share it, a retrained one does not."""
-    content = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            content.update(block)
-    return content.hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any]:

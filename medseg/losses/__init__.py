@@ -10,18 +10,27 @@ from __future__ import annotations
 
 from medseg.losses import (
     boundary,
+    centreline,
     compound,
     contours,
+    difference,
     distribution,
     focal,
     generalized,
     instances,
     lovasz,
+    mining,
+    mutual_information,
+    noisy,
     region,
+    reliability,
     robust,
+    sizes,
+    soft_overlap,
     topology,
     tversky,
     unified,
+    voronoi,
     weight_maps,
 )
 from medseg.losses.class_weights import class_weights
@@ -31,10 +40,10 @@ from medseg.losses.table import rows
 __all__ = ["Criterion", "NonFiniteLogitsError", "build_loss", "class_weights", "list_losses"]
 
 _CHAPTERS = (  # importing a chapter files its losses in the table
-    *(distribution, focal, robust, weight_maps),
-    *(region, tversky, generalized, lovasz),
-    *(boundary, contours, topology),
-    *(compound, unified, instances),
+    *(distribution, focal, noisy, mining, robust, weight_maps),
+    *(region, tversky, generalized, lovasz, soft_overlap, difference, sizes, mutual_information, reliability),
+    *(boundary, contours, topology, centreline),
+    *(compound, unified, instances, voronoi),
 )
 
 

@@ -12,6 +12,7 @@ from medseg.losses import table
 from medseg.losses.errata import ERRATA
 from medseg.losses.knobs import knob_type, words
 from medseg.losses.table import Row
+from medseg.machine.files import write_text
 
 HANDLES = {"imbalance": "class imbalance", "small": "small organs", "boundary": "boundary", "missing": "missing labels"}
 COSTS = {
@@ -179,9 +180,7 @@ def _entry(row: Row) -> str:
 
 def write_page(path: Path) -> None:
     """Write docs/losses.md anew."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page(), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, page())
 
 
 INTRODUCTION = """# Losses

@@ -73,7 +73,7 @@ def blob(
         raise ValueError(f"criterion must be one of {', '.join(dict.fromkeys(legal))}, got {criterion!r}")
     first = first_channel(x, include_background=include_background)
     truth = target_masks(x, first)
-    numbers = _blob_numbers(x, truth, connectivity)
+    numbers = blob_numbers(x, truth, connectivity)
     if criterion in FAST:
         whole, parts = _in_one_pass(x, first, truth, numbers, criterion=criterion, smooth=smooth)
     else:
@@ -87,7 +87,7 @@ def blob(
 
 
 @torch.no_grad()
-def _blob_numbers(x: Comparison, truth: Tensor, connectivity: int | None) -> Int64[Tensor, "b part *s"]:
+def blob_numbers(x: Comparison, truth: Tensor, connectivity: int | None) -> Int64[Tensor, "b part *s"]:
     """Number all blobs of the batch from 1 on, each of one sample and channel; 0 elsewhere."""
     if x.instances is None:
         volumes = list(truth.flatten(0, 1).cpu().numpy())

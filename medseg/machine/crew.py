@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from medseg.errors import DataError, MedsegError
+from medseg.errors import DataError, MachineError, MedsegError
 from medseg.machine.threads import usable_cores
 
 T = TypeVar("T")
@@ -26,10 +26,6 @@ R = TypeVar("R")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 MOST_TOLD = 20  # failures in one message; more would push the first of them off the screen
 MEMORY_SHARE = 0.7  # of the free memory; the rest is for the page cache and everyone else
-
-
-class MachineError(DataError):
-    """Not a case but the machine is at fault, such as a full disk: no other case would fare better."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Done(Generic[R]):
 
 
 @dataclass
-class Outcome(Generic[R]):
+class Finished(Generic[R]):
     """What became of all cases, by name."""
 
     results: dict[str, R] = field(default_factory=dict)
@@ -73,9 +69,9 @@ class Outcome(Generic[R]):
         raise DataError(where, f"has {len(self.failures)} cases that cannot be used", remedy.removesuffix("."))
 
 
-def run_tasks(work: Callable[[T], R], tasks: Mapping[str, T], *, workers: int | None, title: str) -> Outcome[R]:
+def run_tasks(work: Callable[[T], R], tasks: Mapping[str, T], *, workers: int | None, title: str) -> Finished[R]:
     """Do the same work for every case and gather what comes of it; see `for_each_case`."""
-    outcome: Outcome[R] = Outcome()
+    outcome: Finished[R] = Finished()
     for done in for_each_case(work, tasks, workers=workers, title=title):
         if done.failure is not None:
             outcome.failures[done.name] = done.failure

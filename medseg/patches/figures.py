@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
-from medseg.errors import DataError
 from medseg.patches.datamodule import VolumesDataModule
-from medseg.pictures.panels import IGNORED, SOFT_TISSUE_HU, picture, windowed
-from medseg.pictures.png import write_png
+from medseg.pictures.panels import IGNORED, picture
+from medseg.pictures.slices import SOFT_TISSUE_HU, windowed, write_png
 from medseg.plan.plan import Normalisation, Plan
 from medseg.space.volume import Volume
 from medseg.verify.figures import names_of_values
@@ -32,15 +31,12 @@ def write_patch_figures(data: VolumesDataModule, out: Path, n: int) -> tuple[Pat
         The files.
 
     Raises:
-        DataError: A picture cannot be written.
+        MachineError: A picture cannot be written.
     """
     files = []
     for number, (case, image, labels) in enumerate(islice(_patches(data), n)):
         files.append(out / f"patch_{number:02d}_{case}.png")
-        try:
-            write_png(files[-1], draw_patch(image, labels, data.plan, title=f"patch of {case}"))
-        except OSError as error:
-            raise DataError(files[-1], f"cannot be written ({error.strerror})", "Choose another folder") from None
+        write_png(files[-1], draw_patch(image, labels, data.plan, title=f"patch of {case}"))
     return tuple(files)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from math import isfinite
 from pathlib import Path
@@ -17,6 +15,7 @@ from jaxtyping import Float
 
 from medseg.errors import DataError
 from medseg.machine.documents import parse_document, read_text
+from medseg.machine.files import write_text
 from medseg.plan.plain import (
     Triple,
     known_keys,
@@ -236,15 +235,7 @@ def read_plan(path: Path) -> Plan:
 
 def write_plan(path: Path, plan: Plan) -> None:
     """Write a plan as YAML, each number under the comment that says why it is so; whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(_as_yaml(plan), encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise DataError(path, f"cannot be written ({error.strerror})", "Free space or choose another place") from None
+    write_text(path, _as_yaml(plan))
 
 
 def _as_yaml(plan: Plan) -> str:

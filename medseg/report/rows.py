@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import DataError
+from medseg.machine.files import write_text
 from medseg.metrics.cases import OrganScores
 from medseg.metrics.empty import Outcome
 
@@ -44,8 +43,7 @@ def write_rows(path: Path, rows: Iterable[CaseRow]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([_cell(row, column) for column in COLUMNS])
+    writer.writerows(map(cells_of, rows))
     write_text(path, text.getvalue())
 
 
@@ -75,36 +73,23 @@ def read_rows(path: Path) -> tuple[CaseRow, ...]:
     return rows
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name beside its target, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".partial-", suffix=path.suffix, dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a report is to be shared
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
 def organs_of(rows: Sequence[CaseRow]) -> tuple[str, ...]:
     """Name the organs of some rows in their first order."""
     return tuple(dict.fromkeys(row.organ for row in rows))
 
 
-def cases_of(rows: Sequence[CaseRow]) -> tuple[str, ...]:
-    """Name the cases of some rows in their first order."""
-    return tuple(dict.fromkeys(row.case for row in rows))
+def by_case(rows: Iterable[CaseRow]) -> dict[str, list[CaseRow]]:
+    """The rows of each case, in their first order."""
+    cases: dict[str, list[CaseRow]] = {}
+    for row in rows:
+        cases.setdefault(row.case, []).append(row)
+    return cases
 
 
-def _cell(row: CaseRow, column: str) -> str:
-    if column in ("case", "organ"):
-        return str(getattr(row, column))
-    value = getattr(row.scores, column)
-    if isinstance(value, Outcome):
-        return value.value
-    return f"{value:.6g}"
+def cells_of(row: CaseRow) -> list[str]:
+    """Its cells under `COLUMNS`."""
+    named = {"case": row.case, "organ": row.organ, "outcome": row.scores.outcome.value}
+    return [named[column] if column in named else f"{row.value(column):.6g}" for column in COLUMNS]
 
 
 def _finite(cell: str) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import DataError
-from medseg.space.nifti import save_atomically
+from medseg.machine.files import whole
 from medseg.space.volume import Affine, Volume
 
 FOREIGN_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -70,7 +70,8 @@ def write_labels_at(path: Path, labels: NDArray[Any], affine: Affine) -> None:
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
     image.header.set_xyzt_units("mm")
-    save_atomically(image, path)
+    with whole(path) as partial:
+        nib.save(image, partial)
 
 
 def _simple_itk(path: Path) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from medseg.errors import DataError
+from medseg.machine.files import whole
 from medseg.space.volume import Affine, Shape, Spacing, Volume, orientation_of, spacing_of
 
 Number = TypeVar("Number", bound=np.generic)
@@ -141,34 +140,6 @@ def write_labels(path: Path, labels: NDArray[Any], *, like: Path) -> None:
     _write(path, source, labels.astype(np.min_scalar_type(int(labels.max(initial=0)))))
 
 
-def require_writable(folder: Path) -> None:
-    """Find out before anything is computed that files can be written to a folder, which is made where it is missing.
-
-    Raises:
-        DataError: They cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise DataError(folder, f"cannot be written to ({error.strerror})", "Choose another --output") from None
-
-
-def save_atomically(image: Any, path: Path) -> None:
-    """Save a nibabel image under a temporary name beside its target, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ending = ".nii.gz" if path.name.endswith(".gz") else ".nii"
-    handle, temporary = tempfile.mkstemp(prefix=".partial-", suffix=ending, dir=path.parent)
-    os.close(handle)
-    try:
-        nib.save(image, temporary)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a prediction is to be shared
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
 def _write(path: Path, source: Any, voxels: NDArray[Any]) -> None:
     header = source.header.copy()
     header.set_data_dtype(np.float32 if voxels.dtype == np.float16 else voxels.dtype)
@@ -178,7 +149,8 @@ def _write(path: Path, source: Any, voxels: NDArray[Any]) -> None:
     header.extensions.clear()  # the image's own remarks are not true of its segmentation
     image = type(source)(voxels, None, header)
     image.header["qform_code"], image.header["sform_code"] = source.header["qform_code"], source.header["sform_code"]
-    save_atomically(image, path)
+    with whole(path) as partial:
+        nib.save(image, partial)
 
 
 def _open(path: Path) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
@@ -49,6 +51,9 @@ def write_array(folder: Path, name: str, array: NDArray[Any], *, patch: Sequence
 
     Returns:
         The file.
+
+    Raises:
+        OSError: It cannot be written.
     """
     if blosc2 is None:
         path = folder / f"{name}.npy"
@@ -58,9 +63,12 @@ def write_array(folder: Path, name: str, array: NDArray[Any], *, patch: Sequence
     leading = array.shape[:-3]
     chunks = [*leading, *(max(1, min(size, edge)) for size, edge in zip(patch, array.shape[-3:], strict=True))]
     blocks = [*(1 for _ in leading), *(ceil(chunk / ceil(chunk / BLOCK)) for chunk in chunks[-3:])]
-    blosc2.asarray(
-        np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams=_cparams(array)
-    )
+    plain, settings = np.ascontiguousarray(array), _cparams(array)
+    try:
+        blosc2.asarray(plain, urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams=settings)
+    except RuntimeError as error:  # its answer to a full disk, without saying so
+        full = shutil.disk_usage(folder).free < 1 << 20
+        raise OSError(errno.ENOSPC if full else errno.EIO, "the disk is full" if full else str(error)) from None
     return path
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +15,8 @@ from jaxtyping import Int16, Int32
 from numpy.typing import NDArray
 
 from medseg.datasets.case import Case, Dataset, read_case, value_counts
-from medseg.errors import DataError
-from medseg.machine.crew import MachineError
+from medseg.errors import DataError, MachineError
+from medseg.machine.files import digest_of, whole, write_json
 from medseg.plan.grid import labels_to_plan_grid, to_plan_grid
 from medseg.plan.plan import Plan
 from medseg.store.arrays import write_array
@@ -28,7 +25,7 @@ from medseg.store.store import SCHEMA, CaseInfo, Source, grid_of, read_info
 _log = logging.getLogger(__name__)
 
 FOREGROUND_SAMPLES = 10_000
-UNFINISHED = ".tmp"  # ending of a folder that is being written
+REMEDY = "Free space or choose another place, then run again; finished cases are kept"
 
 
 @dataclass(frozen=True)
@@ -161,32 +158,22 @@ def foreground(
     return np.concatenate(parts)
 
 
-def discard_unfinished(cases: Path) -> None:
-    """Remove the temporary folders that processes of this machine left behind when they were killed."""
-    for folder in cases.glob(f".*{UNFINISHED}"):
-        host, process = folder.name[1 : -len(UNFINISHED)].rsplit("@", 1)[-1].rsplit("-", 1)
-        if host == socket.gethostname() and not _alive(int(process)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def _write(
     final: Path, array: NDArray[np.float32], atoms: NDArray[np.int16] | None, info: CaseInfo, plan: Plan
 ) -> None:
-    unfinished = final.with_name(f".{final.name}@{socket.gethostname()}-{os.getpid()}{UNFINISHED}")
     try:
-        unfinished.mkdir(parents=True)
-        write_array(unfinished, "image", array, patch=plan.patch_size)
-        if atoms is not None:
-            seed = int(final.name.rsplit(".", 1)[-1], 16)
-            table = foreground(atoms, plan.membership, exclusive=plan.exclusive, seed=seed)
-            write_array(unfinished, "labels", atoms, patch=plan.patch_size)
-            np.save(unfinished / "foreground.npy", table)
-        (unfinished / "info.json").write_text(json.dumps(info.to_dict()), encoding="utf-8")
-        _rename(unfinished, final)
-    except (OSError, RuntimeError) as error:  # blosc2 answers a full disk with RuntimeError
-        failure = _cannot_write(final, info, error)
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise failure from None
+        with whole(final, remedy=REMEDY) as folder:
+            folder.mkdir()
+            write_array(folder, "image", array, patch=plan.patch_size)
+            if atoms is not None:
+                seed = int(final.name.rsplit(".", 1)[-1], 16)
+                table = foreground(atoms, plan.membership, exclusive=plan.exclusive, seed=seed)
+                write_array(folder, "labels", atoms, patch=plan.patch_size)
+                np.save(folder / "foreground.npy", table)
+            (folder / "info.json").write_text(json.dumps(info.to_dict()), encoding="utf-8")
+    except MachineError:
+        if not final.is_dir():  # else another process finished the very same case first
+            raise
 
 
 def _refresh(final: Path, task: CaseTask, sources: tuple[Source, ...]) -> None:
@@ -194,35 +181,8 @@ def _refresh(final: Path, task: CaseTask, sources: tuple[Source, ...]) -> None:
     known = read_info(final)
     label = None if task.case.label is None else str(task.case.label.resolve())
     info = replace(known, images=_names(task.case.images), label=label, sources=sources)
-    if info == known:
-        return
-    unfinished = final / f".info.{os.getpid()}"
-    try:
-        unfinished.write_text(json.dumps(info.to_dict()), encoding="utf-8")
-        os.replace(unfinished, final / "info.json")
-    except OSError as error:
-        raise _cannot_write(final, info, error) from None
-
-
-def _cannot_write(final: Path, info: CaseInfo, error: Exception) -> MachineError:
-    store = final.parent.parent
-    cause = getattr(error, "strerror", None) or str(error)
-    if shutil.disk_usage(store).free < 1 << 20:  # blosc2 does not say what went wrong
-        cause = "the disk is full"
-    return MachineError(
-        store,
-        f"could not be written while preparing {info.id} ({cause})",
-        "Free space or choose another place, then run again; finished cases are kept",
-    )
-
-
-def _rename(unfinished: Path, final: Path) -> None:
-    try:
-        os.replace(unfinished, final)
-    except OSError:
-        if not final.is_dir():
-            raise
-        shutil.rmtree(unfinished, ignore_errors=True)  # another process finished the very same case first
+    if info != known:
+        write_json(final / "info.json", info.to_dict(), remedy=REMEDY)
 
 
 def _count(atoms: NDArray[np.int16]) -> dict[int, int]:
@@ -233,15 +193,12 @@ def _count(atoms: NDArray[np.int16]) -> dict[int, int]:
 
 
 def _source(path: Path) -> Source:
-    digest = hashlib.sha256()
     try:
         before = path.stat()
-        with path.open("rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
+        digest = digest_of(path, "sha256")
     except OSError as error:
         raise DataError(path, f"cannot be read ({error.strerror})", "Check the path and its permissions") from None
-    return Source(str(path.resolve()), before.st_size, before.st_mtime_ns, digest.hexdigest())
+    return Source(str(path.resolve()), before.st_size, before.st_mtime_ns, digest)
 
 
 def _names(paths: tuple[Path, ...]) -> tuple[str, ...]:
@@ -250,15 +207,3 @@ def _names(paths: tuple[Path, ...]) -> tuple[str, ...]:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _alive(process: int) -> bool:
-    if os.name != "posix":
-        return True  # elsewhere signal 0 ends the process; leave the folder alone
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's process, and alive
-    return True

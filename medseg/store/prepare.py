@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 
 from medseg.datasets.case import Dataset, read_dataset
-from medseg.errors import DataError
-from medseg.machine.crew import MachineError, default_workers, run_tasks
+from medseg.errors import DataError, MachineError
+from medseg.machine.crew import default_workers, run_tasks
+from medseg.machine.files import sweep, write_json
 from medseg.plan.fingerprint import fingerprint
 from medseg.plan.plan import Plan, read_plan, write_plan
 from medseg.plan.planning import make_plan
 from medseg.space.nifti import read_header
-from medseg.store.one_case import CaseTask, discard_unfinished, is_case_folder, prepare_case
+from medseg.store.one_case import REMEDY, CaseTask, is_case_folder, prepare_case
 from medseg.store.store import SCHEMA, CaseInfo, Store, grid_of, read_index, read_info, require_same_grid
 
 
@@ -135,13 +133,10 @@ def _index(plan: Plan, dataset: Dataset, folders: Mapping[str, str]) -> dict[str
 
 
 def _begin(out: Path, plan: Plan) -> None:
-    """Make the folders and write the plan, so that a later run goes on with the same one."""
-    try:
-        (out / "cases").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MachineError(out, f"cannot be written ({error.strerror})", "Choose another place") from None
-    discard_unfinished(out / "cases")
+    """Write the plan and make the folder, so that a later run goes on with the same one."""
     write_plan(out / "plan.yaml", plan)
+    (out / "cases").mkdir(exist_ok=True)
+    sweep(out / "cases")
 
 
 def _finish(out: Path, plan: Plan, dataset: Dataset, folders: Mapping[str, str]) -> None:
@@ -149,14 +144,7 @@ def _finish(out: Path, plan: Plan, dataset: Dataset, folders: Mapping[str, str])
     gone = [name for name, folder in folders.items() if not (out / "cases" / folder).is_dir()]
     if gone:
         raise MachineError(out, f"lost {', '.join(gone)}: another process works on it", "Run again when it has ended")
-    unfinished = out / f".index.{os.getpid()}"
-    try:
-        unfinished.write_text(json.dumps(_index(plan, dataset, folders), indent=1), encoding="utf-8")
-        os.replace(unfinished, out / "index.json")
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise MachineError(out, f"cannot be written ({error.strerror})", "Free space and run again") from None
+    write_json(out / "index.json", _index(plan, dataset, folders), remedy=REMEDY)
     for folder in (out / "cases").iterdir():
         if is_case_folder(folder.name) and folder.name not in folders.values():
             shutil.rmtree(folder, ignore_errors=True)

@@ -14,10 +14,12 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 
 from medseg.checkpoints.run import Run
-from medseg.errors import DataError
+from medseg.errors import MachineError
+from medseg.machine.files import whole
 from medseg.training.lightning import count_steps_right
 
 Row = Mapping[str, Any]
+_REMEDY = "Free space and go on with --ckpt_path last"
 
 _HELD = 100
 """Rows that wait for the next write, which a checkpoint brings about too."""
@@ -66,7 +68,7 @@ class RunLog(Logger):
         """Append the new rows; where they bring a new column, write the file anew beside itself.
 
         Raises:
-            DataError: The disk is full; what the file held is whole.
+            MachineError: The disk is full; what the file held is whole.
         """
         if not self._rows:
             return
@@ -81,11 +83,8 @@ class RunLog(Logger):
             else:
                 _append(path, keys, self._rows)
         except OSError as error:
-            raise DataError(
-                path,
-                f"could not be written ({error.strerror}); what it held is whole",
-                "Free space and go on with --ckpt_path last",
-            ) from None
+            problem = f"cannot be written ({error.strerror}); what it held before is whole"
+            raise MachineError(path, problem, _REMEDY) from None
         self._keys, self._rows = keys, []
 
     def finalize(self, status: str) -> None:
@@ -126,16 +125,10 @@ def _read(path: Path) -> tuple[list[str], list[Row]]:
 
 
 def _write(path: Path, keys: Iterable[str], rows: Iterable[Row]) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(keys))
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(unfinished, path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with whole(path, remedy=_REMEDY) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(keys))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _append(path: Path, keys: Iterable[str], rows: Iterable[Row]) -> None:

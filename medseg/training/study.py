@@ -8,7 +8,6 @@ recorded step costs about as many times the usual as there are losses. ``every``
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from medseg.errors import DataError
 from medseg.losses import Criterion, build_loss
 from medseg.losses.inputs import compare
 from medseg.losses.table import rows
+from medseg.machine.files import whole
 
 TABLE = "loss_study.csv"
 """Its name in the folder of a run."""
@@ -215,10 +215,7 @@ def _criterion_of(module: LightningModule) -> Criterion:
 def _begin(path: Path, step: int) -> None:
     """Write the head of the table; of a run that goes on, keep what came before the step that it goes on from."""
     kept = [reading for reading in read_study(path) if reading.step < step] if step and path.is_file() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(field.name for field in fields(Reading))
         table.writerows(astuple(reading) for reading in kept)
-    os.replace(temporary, path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.types import _PATH
 
 from medseg.checkpoints.reading import read_checkpoint
-from medseg.errors import CheckpointError
+from medseg.machine.files import whole
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -27,27 +25,11 @@ class CheckpointFiles(TorchCheckpointIO):
         """Write beside the final name, force it to the disk, then rename, which is all or nothing.
 
         Raises:
-            CheckpointError: The disk is full or the file cannot be written; what was there before is untouched.
+            MachineError: The disk is full or the file cannot be written; what was there before is untouched.
         """
-        target = Path(path)
-        unfinished = target.with_name(f".{target.name}.unfinished")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, target)
-        except (OSError, RuntimeError) as error:
-            with contextlib.suppress(OSError):  # such as: the folder is a file
-                unfinished.unlink(missing_ok=True)
-            reason = _reason(error)
-            if reason is None:
-                raise
-            before = "the one from before is whole" if target.exists() else "none was there before"
-            raise CheckpointError(
-                target, f"could not be written ({reason}); {before}", "Free space and go on with --ckpt_path last"
-            ) from None
+        remedy = "Free space and go on with --ckpt_path last"
+        with whole(Path(path), remedy=remedy) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)  # not by name: torch's own writer does not say why it failed
 
     def load_checkpoint(
         self,
@@ -61,12 +43,3 @@ class CheckpointFiles(TorchCheckpointIO):
             CheckpointError: As `medseg.checkpoints.read_checkpoint`.
         """
         return read_checkpoint(Path(path))
-
-
-def _reason(error: BaseException) -> str | None:
-    """What the system said about a failed write, or None if it was something else that failed."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    if isinstance(error.__context__, OSError):  # torch's writer fails once more while it closes the file
-        return _reason(error.__context__)
-    return "the file could not be written to its end" if "PytorchStreamWriter" in str(error) else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from medseg.errors import DataError
+from medseg.machine.files import whole
 from medseg.space.nifti import read_header, read_volume, write_labels
 from medseg.verify.inspection import Problem
 from medseg.verify.verify import VerifyReport
@@ -43,22 +43,13 @@ def repair(report: VerifyReport, out: Path) -> tuple[Problem, ...]:
     for problem in report.repairable:
         if problem.file is not None and not problem.file.resolve().is_relative_to(root):
             raise DataError(problem.file, f"lies outside {root}, so it cannot be copied with it", "Move it inside")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=out.parent))
-        try:
-            _write_copy(report, root, temporary)
-            temporary.chmod(0o755)
-            temporary.replace(out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise DataError(out, f"cannot be written ({error.strerror or error})", "Choose another folder") from None
+    with whole(out, remedy="Choose another folder") as copy:
+        _write_copy(report, root, copy)
     return tuple(problem for problem in report.problems if not problem.repair)
 
 
 def _write_copy(report: VerifyReport, root: Path, copy: Path) -> None:
-    shutil.copytree(root, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("._*"))
+    shutil.copytree(root, copy, ignore=shutil.ignore_patterns("._*"))
     faults = [(problem.repair, problem.file, problem.like) for problem in report.repairable]
     known = ((kind, file, like) for kind, file, like in faults if file and like)
     for kind, file, like in sorted(known):  # affines first, integers after

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -20,6 +19,7 @@ from medseg.datasets.layout import list_files
 from medseg.datasets.manifest import read_manifest
 from medseg.errors import DataError
 from medseg.machine.crew import default_workers, for_each_case
+from medseg.machine.files import write_text
 from medseg.space.nifti import NIFTI_ENDINGS, read_header
 from medseg.verify.inspection import Inspection, Problem, inspect_case
 
@@ -91,17 +91,9 @@ class VerifyReport:
         """Write `to_json`; the file appears whole or not at all.
 
         Raises:
-            DataError: The file cannot be written.
+            MachineError: The file cannot be written.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json() + "\n")
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise DataError(path, f"cannot be written ({error.strerror})", "Choose another file") from None
+        write_text(path, self.to_json() + "\n", remedy="Choose another file")
 
     def _row(self, problem: Problem) -> dict[str, Any]:
         return {

@@ -28,7 +28,7 @@ def law(test):
     @EVERY_CELL
     @functools.wraps(test)
     def run(row, mode):
-        if name not in row.excepts:
+        if name not in row.excepts and f"{name} {mode}" not in row.excepts:
             return test(row, mode)
         with pytest.raises(AssertionError):
             test(row, mode)
@@ -219,7 +219,7 @@ def test_streamed_losses_keep_no_map_per_class(row):
 
 @pytest.mark.parametrize("row", rows().values(), ids=lambda r: r.name)
 def test_rows_are_complete(row):
-    assert set(row.excepts) <= LAWS
+    assert {key.split()[0] for key in row.excepts} <= LAWS
     assert checked_knobs(row, dict(row.knobs)) == row.knobs
     text = row.function.__doc__
     assert "Equation:" in text

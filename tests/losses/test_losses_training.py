@@ -16,6 +16,13 @@ COMPANIONS = {
     "boundary": "dice + increase(0.01, 0.01) * boundary",
     "skeleton_recall": "dice + cross_entropy + skeleton_recall",
     "weighted_hausdorff": "dice + 0.1 * weighted_hausdorff",
+    "cbdice": "dice + cross_entropy + cbdice",
+    "l1_ace": "dice + cross_entropy + l1_ace",
+    "generalized_cross_entropy": "dice + generalized_cross_entropy",
+    "symmetric_cross_entropy": "dice + symmetric_cross_entropy",
+    "region_mutual_information": "bce + linear(0, 1, epochs=4) * region_mutual_information(pool=1)",
+    "size_barrier": "dice + cross_entropy + 0.01 * size_barrier",
+    "size_penalty": "dice + cross_entropy + 0.01 * size_penalty",
 }
 """What the papers add to a loss that cannot train alone."""
 

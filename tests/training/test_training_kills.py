@@ -73,20 +73,22 @@ def wait_and_kill(words, condition):
     return process.communicate()[1]
 
 
+@pytest.mark.slow
 def test_two_kills_change_nothing(whole, tmp_path):
     """One before there is any checkpoint, one while a checkpoint is written for the second time or later."""
     run = tmp_path / "run"
     words = trained(whole / "store", run, "--ckpt_path", "last")
     wait_and_kill(words, (run / "config.yaml").exists)
     assert not (run / "checkpoints" / "last.ckpt").exists()
-    unfinished = run / "checkpoints" / ".last.ckpt.unfinished"
-    errors = wait_and_kill(words, lambda: unfinished.exists() and (run / "checkpoints" / "last.ckpt").exists())
+    half = run / "checkpoints"
+    errors = wait_and_kill(words, lambda: [*half.glob(".partial-*last.ckpt")] and (half / "last.ckpt").exists())
     assert "holds no checkpoint yet: training begins with the first step" in errors
     process = start(words)
     errors = process.communicate()[1]
     assert process.returncode == 0, errors
     assert "training goes on after step" in errors
     assert_same_runs(run, whole / "run")
+    assert not [*half.glob(".*")], "what a killed process left is removed"
 
 
 def goes_on(errors):

@@ -18,9 +18,8 @@ from medseg.cli import main
 from medseg.errors import CheckpointError, DataError
 from medseg.machine.hardware import memory_bytes
 from medseg.plan.plan import Plan, read_plan
-from medseg.report import rows as report_rows
 from medseg.store.store import Store
-from medseg.training import metrics_log, writing
+from medseg.training import metrics_log
 from medseg.training.failures import MemoryShortError, explained, require_memory
 from medseg.training.metrics_log import RunLog, forget_steps
 from medseg.training.task import SegmentationTask
@@ -42,16 +41,15 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 SMALL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from medseg.training import metrics_log, writing
 from medseg.training.writing import CheckpointFiles
-from medseg.errors import CheckpointError
+from medseg.errors import MachineError
 path = Path(sys.argv[1]) / "last.ckpt"
 CheckpointFiles().save_checkpoint({"medseg": {}, "state_dict": {}, "weights": torch.zeros(3)}, path)
 for size in (0, 100, 5_000, 60_000, 390_000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     try:
         CheckpointFiles().save_checkpoint({"medseg": {}, "state_dict": {}, "weights": torch.zeros(100_000)}, path)
-    except CheckpointError as error:
+    except MachineError as error:
         print(error)
     assert CheckpointFiles().load_checkpoint(path)["weights"].shape == (3,)
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
@@ -62,17 +60,17 @@ def test_a_disk_that_is_full_at_any_byte_leaves_the_checkpoint_of_before(tmp_pat
     """In a process of its own, whose files the system does not let grow: its answer is that of a full disk."""
     done = subprocess.run([sys.executable, "-c", SMALL_DISK, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("could not be written (File too large); the one from before is whole") == 5
+    assert done.stdout.count("cannot be written (File too large); what it held before is whole") == 5
 
 
 def test_a_training_on_a_full_disk_ends_in_a_sentence_and_goes_on_later(store, run, tmp_path, monkeypatch, capsys):
     mine = shutil.copytree(run, tmp_path / "run")
     step = load(mine / "checkpoints" / "last.ckpt")["global_step"]
     with monkeypatch.context() as patch:
-        patch.setattr(writing.os, "fsync", Mock(side_effect=FULL))
+        patch.setattr("os.fsync", Mock(side_effect=FULL))
         assert fit(store, mine, *EIGHT, "--ckpt_path", "last") == 1
     message = capsys.readouterr().err
-    assert "could not be written (No space left on device); the one from before is whole" in message
+    assert "cannot be written (No space left on device); what it held before is whole" in message
     assert "Traceback" not in message
     assert load(mine / "checkpoints" / "last.ckpt")["global_step"] == step
     assert fit(store, mine, *EIGHT, "--ckpt_path", "last") == 0
@@ -90,7 +88,7 @@ def test_a_full_disk_leaves_the_log_of_before(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics_log.csv.DictWriter, "writerows", half)
     for metrics in ({"loss": 2.0}, {"dice": 0.5}):  # appended, and written anew for its column
         logger.log_metrics(metrics, step=1)
-        with pytest.raises(DataError, match=r"metrics.csv could not be written .*what it held is whole"):
+        with pytest.raises(DataError, match=r"metrics.csv cannot be written .*what it held before is whole"):
             logger.save()
         assert (tmp_path / "metrics.csv").read_text() == before
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
@@ -100,7 +98,7 @@ def test_a_report_on_a_full_disk_leaves_the_one_of_before(store, run, tmp_path, 
     mine = shutil.copytree(run, tmp_path / "run")
     assert main(["test", "--run", str(mine)]) == 0
     before = {path: path.read_bytes() for path in (mine / "report.html", mine / "test" / "summary.json")}
-    monkeypatch.setattr(report_rows.os, "replace", Mock(side_effect=FULL))
+    monkeypatch.setattr("os.replace", Mock(side_effect=FULL))
     assert main(["test", "--run", str(mine)]) == 1
     message = capsys.readouterr().err
     assert "No space left on device" in message
@@ -341,10 +339,10 @@ def test_the_memory_of_a_control_group_is_the_limit(tmp_path):
 @pytest.mark.parametrize(
     ("name", "is_folder", "expected"),
     [
-        ("run", False, "run cannot be written (File exists). Choose another folder with --run"),
-        ("run/config.yaml", True, "config.yaml could not be written"),
-        ("run/checkpoints", False, "best.ckpt could not be written"),
-        ("run/metrics.csv", True, "metrics.csv could not be written"),
+        ("run", False, "run cannot be written to (File exists). Choose another folder with --run"),
+        ("run/config.yaml", True, "config.yaml cannot be written"),
+        ("run/checkpoints", False, "best.ckpt cannot be written"),
+        ("run/metrics.csv", True, "metrics.csv cannot be written"),
     ],
 )
 def test_what_stands_in_the_way_of_a_run_is_named(store, tmp_path, capsys, name, is_folder, expected):
@@ -360,4 +358,4 @@ def test_what_stands_in_the_way_of_a_run_is_named(store, tmp_path, capsys, name,
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no folder that nobody may write")
 def test_a_folder_that_cannot_be_written_is_a_sentence(store, capsys):
     assert fit(store, "/proc/self/run", *FOUR) == 1
-    assert "/proc/self/run cannot be written (No such file or directory)" in capsys.readouterr().err
+    assert "/proc/self/run cannot be written to (No such file or directory)" in capsys.readouterr().err

@@ -87,6 +87,7 @@ def test_two_processes_with_half_the_batch_train_the_same_weights(folder):
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 def test_two_nodes_under_torchrun_train_the_same_weights(folder):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -103,6 +104,7 @@ def test_two_nodes_under_torchrun_train_the_same_weights(folder):
 
 
 @pytest.mark.ddp
+@pytest.mark.slow
 def test_a_rank_without_a_validation_case_holds_nobody_up(folder):
     shared = ["--data.batch_size", "2", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     medseg(folder, *fit("idle"), *shared, "--data.fold", "1", "--model.net", "vnet", "--model.net_options", "{}")
@@ -111,7 +113,7 @@ def test_a_rank_without_a_validation_case_holds_nobody_up(folder):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("fold", [0, 1])
+@pytest.mark.parametrize("fold", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_two_processes_judge_every_case_once_and_alike(folder, fold):
     best = str(folder / "one" / "checkpoints" / "best.ckpt")
     score = ["test", "--config", "one/config.yaml", "--ckpt_path", best, "--data.fold", str(fold)]

@@ -270,7 +270,7 @@ def test_a_store_where_none_can_be(toy_dataset, tmp_path, capsys):
     assert (tmp_path / "work" / "cases" / "anna").is_dir()
     (tmp_path / "file").write_text("x")
     there = ["prepare", str(toy_dataset), "--out", str(tmp_path / "file"), "--workers", "1"]
-    told_in_one_sentence(there, capsys, "file cannot be written")
+    told_in_one_sentence(there, capsys, "file/plan.yaml cannot be written (File exists)")
     for wrong in (toy_dataset, tmp_path / "nowhere"):
         with pytest.raises(DataError, match="is not a store"):
             VolumesDataModule(wrong)
@@ -289,8 +289,7 @@ def test_a_disk_that_is_read_only(command, toy_dataset, tmp_path, capsys, monkey
     def refuse(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(Path, "write_text", refuse)
-    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr("os.fsync", refuse)
     words = [*command, str(toy_dataset), "--out", str(tmp_path / "out"), "--workers", "1"]
     told_in_one_sentence(words, capsys, "cannot be written (Read-only file system)")
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
@@ -303,7 +302,6 @@ def test_files_that_changed_after_preparing_are_named(store, toy_dataset, caplog
     assert "prepared before the files of toy_0 changed" in caplog.text
     shutil.rmtree(toy_dataset)
     assert Store(store).edited() == ()  # a store may travel without its sources
-    assert len(Store(store).changed()) == 4
 
 
 def test_a_label_without_its_last_bytes_is_found_by_verify_too(toy_dataset, capsys):
