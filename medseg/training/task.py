@@ -19,6 +19,7 @@ import medseg
 from medseg.checkpoints.reading import read_checkpoint, require_same_training
 from medseg.errors import CheckpointError, MedsegError, listed
 from medseg.losses import build_loss
+from medseg.machine.hardware import peak_memory_bytes
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.patches.datamodule import Batch
@@ -27,7 +28,6 @@ from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
 from medseg.training.beginning import frozen_norms, take_over
 from medseg.training.callbacks import of_task
-from medseg.training.clock import peak_memory_bytes
 from medseg.training.levels import judge
 from medseg.training.lightning import trainer_of
 from medseg.training.optimise import FollowBudget, build_optimizer, find_optimizer, schedule_factor
