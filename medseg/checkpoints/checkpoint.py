@@ -163,6 +163,14 @@ def require_ours(path: Path, content: Any) -> dict[str, Any]:
     return content
 
 
+def organs_of(content: Mapping[str, Any]) -> list[str] | None:
+    """The organs in the order of their classes, of a content that may be broken; None where it does not say."""
+    found: Any = content
+    for key in ("hyper_parameters", "plan", "labels"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return [str(organ) for organ in found] if isinstance(found, dict) else None
+
+
 def checked(path: Path, content: Any, digest: str = "") -> Checkpoint:
     """The checkpoint that was read from a file, every entry of the kind that it must be.
 
@@ -184,7 +192,7 @@ def checked(path: Path, content: Any, digest: str = "") -> Checkpoint:
 
 
 def signature(
-    *, version: str, torch: str, scores: Mapping[str, float], peak_gib: float, flips: Iterable[int] | None, **more: Any
+    *, version: str, torch: str, scores: Mapping[str, float], peak_gib: float, flips: Iterable[int] | None
 ) -> dict[str, Any]:
     """What medseg writes under ``medseg`` into a checkpoint.
 
@@ -194,10 +202,9 @@ def signature(
         scores: Of the last validation.
         peak_gib: Most memory of the training.
         flips: The axes that training flips; None if nobody knows.
-        more: What else is kept.
     """
     told = {} if flips is None else {"flips": [*flips]}
-    return {"version": version, "torch": torch, "scores": dict(scores), "peak_gib": peak_gib, **told, **more}
+    return {"version": version, "torch": torch, "scores": dict(scores), "peak_gib": peak_gib, **told}
 
 
 _MISSING = object()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medseg.checkpoints.checkpoint import WEIGHTS, Checkpoint, checked, require_ours
+from medseg.checkpoints.checkpoint import WEIGHTS, Checkpoint, checked, organs_of, require_ours
 from medseg.checkpoints.facts import explained
 from medseg.errors import CheckpointError
 
@@ -73,7 +73,7 @@ def require_numbers(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 def matching_weights(
     path: Path, state: Mapping[str, Tensor], prefix: str = "net."
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+) -> tuple[dict[str, Tensor], tuple[str, ...], list[str] | None]:
     """The weights of a checkpoint that fit a network, for fine-tuning on other labels or channels.
 
     Args:
@@ -82,12 +82,14 @@ def matching_weights(
         prefix: Only names that begin so are taken: the network's, not the loss's.
 
     Returns:
-        The weights whose name and shape fit, and the names of the new task that keep their initial values.
+        The weights whose name and shape fit, the names of the new task that keep their initial values, and the organs
+        that the checkpoint was trained on, in the order of its classes; None if it does not say.
 
     Raises:
         CheckpointError: As `read_checkpoint`, or nothing fits: another network.
     """
-    kept = read_content(path)[WEIGHTS]
+    content = read_content(path)
+    kept = content[WEIGHTS]
     require_numbers(path, kept)
     stems = {_stem(name): tensor for name, tensor in kept.items()}
     theirs = {name: stems[_stem(name)] for name in state if _stem(name) in stems}
@@ -101,7 +103,7 @@ def matching_weights(
             f"holds another network: {len(fitting)} of {len(wanted)} weights fit",
             "Start from a checkpoint of the same net and net_options",
         )
-    return fitting, tuple(name for name in wanted if name not in fitting)
+    return fitting, tuple(name for name in wanted if name not in fitting), organs_of(content)
 
 
 def _digest(path: Path) -> str:
