@@ -358,5 +358,5 @@ def load_task(path: Path, trust: Trust | None = None) -> SegmentationTask:
 
 def judge_of(segmenter: Segmenter) -> SegmentationTask:
     """A task that validates a network, whatever it was trained with."""
-    options = {"overlap": segmenter.overlap, "channels_last": segmenter.channels_last}
-    return SegmentationTask(segmenter.plan.to_dict(), net=segmenter.net, **options).eval()
+    plan, net = segmenter.plan.to_dict(), segmenter.net
+    return SegmentationTask(plan, net, overlap=segmenter.overlap, channels_last=segmenter.channels_last).eval()
