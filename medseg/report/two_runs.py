@@ -20,7 +20,7 @@ FIRST, SECOND = "first", "second"
 
 
 @dataclass(frozen=True)
-class Change:
+class ScoreChange:
     """One organ of one case in both runs."""
 
     case: str
@@ -43,7 +43,7 @@ class RunComparison:
 
     measure: str
     organs: tuple[Ranking, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[ScoreChange, ...]
     only: Mapping[str, Sequence[str]]
     doubts: Sequence[str]
 
@@ -71,7 +71,7 @@ def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
     require_same_references(scores)
     rows = {FIRST: [first[key] for key in common], SECOND: [second[key] for key in common]}
     _, *organs = rank_runs(rows, baseline=FIRST, measures=(measure,))
-    changes = (Change(*key, first[key].value(measure), second[key].value(measure)) for key in common)
+    changes = (ScoreChange(*key, first[key].value(measure), second[key].value(measure)) for key in common)
     largest = sorted(changes, key=lambda change: (-abs(change.b - change.a), change.case, change.organ))
     return RunComparison(measure, tuple(organs), tuple(largest), _only(first, second), doubts(scores))
 
@@ -113,7 +113,7 @@ def comparison_table(comparison: RunComparison) -> Table:
     return table
 
 
-def changes_table(changes: Sequence[Change]) -> Table:
+def changes_table(changes: Sequence[ScoreChange]) -> Table:
     """Lay out cases and organs whose value changed."""
     table = _table("Changed most", "case", (FIRST, SECOND, "change"), folded="organ")
     for one in changes:
