@@ -90,6 +90,8 @@ MISTAKES = [
     ("compare", ["--losses", "", "dice"], "without a name"),
     ("compare", ["--losses", "dice", "focal", "--trainer.max_steps", "0"], "the budget is 0 steps"),
     ("compare", ["--losses", "dice", "focal", "--trainer.max_steps", "-3"], "max_steps"),
+    ("compare", ["--losses", "dice", "focal", "--trainer.fast_dev_run", "true"], "leaves no checkpoint to test"),
+    ("cross-validate", ["--trainer.limit_val_batches", "0"], "leaves no best.ckpt"),
     ("compare", ["--losses", "dice", "focal", "--devices", "99"], "'99' is no CUDA device of this machine"),
     ("compare", ["--losses", "dice", "focal", "--trainer.accelerator", "tpu"], "tpu"),
     ("cross-validate", ["--data.fold", "1"], "--data.fold is not for all jobs alike"),
