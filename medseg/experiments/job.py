@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 from medseg.checkpoints.run import Run
 from medseg.errors import DataError, UsageError
 from medseg.experiments.data import JobData
-from medseg.machine.files import write_json
+from medseg.machine.files import digest_of, write_json
 
 RECORD, LOG, LOCK = "job.json", "log.txt", "sweep.lock"
 
@@ -114,28 +113,19 @@ class Job:
         write_json(self.run / RECORD, record, remedy="Choose another --output")
 
     def _request(self) -> list[str]:
-        """The words, each config by its content: an edited file is another request."""
-        return [
-            digest_of_config(word) if given else word
-            for word, given in zip(self.words, _configs(self.words), strict=True)
-        ]
+        """The words, each config by its content: an edited file is another request.
 
-
-def digest_of_config(path: str) -> str:
-    """Name a config by its content.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    try:
-        return f"config {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
-    except OSError as error:
-        raise DataError(path, f"cannot be read ({error.strerror})", "Check the path of the config") from None
-
-
-def _configs(words: Sequence[str]) -> list[bool]:
-    """Which words are the path of a config."""
-    return [before == "--config" for before in ("", *words)][: len(words)]
+        Raises:
+            DataError: A config cannot be read.
+        """
+        try:
+            return [
+                f"config {digest_of(Path(word), 'sha256')[:12]}" if before == "--config" else word
+                for before, word in zip(("", *self.words), self.words, strict=False)
+            ]
+        except OSError as error:
+            remedy = "Check the path of the config"
+            raise DataError(error.filename, f"cannot be read ({error.strerror})", remedy) from None
 
 
 def _read(run: Path) -> dict[str, Any]:

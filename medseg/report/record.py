@@ -8,13 +8,11 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from medseg import __version__
+from medseg.checkpoints.origin import versions
 from medseg.checkpoints.run import Run
-
-_PACKAGES = ("torch", "monai", "pytorch-lightning", "torchmetrics", "numpy", "scipy", "nibabel")
 
 Curve = tuple[tuple[float, float], ...]
 
@@ -91,13 +89,8 @@ def _chart_of(column: str) -> str:
 
 def environment() -> dict[str, str]:
     """Name the versions and the machine that made the scores."""
-    known = {"medseg": __version__, "Python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            known[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {**known, "System": platform.platform(terse=True), "Processors": str(os.cpu_count() or "?")}
+    machine = {"System": platform.platform(terse=True), "Processors": str(os.cpu_count() or "?")}
+    return {"medseg": __version__, **versions(), **machine}
 
 
 def _number(cell: str | None) -> float:

@@ -238,7 +238,7 @@ def test_curves_share_a_chart_by_the_first_two_parts_of_their_name(run_folder):
 
 
 def test_the_environment_names_what_made_the_scores():
-    assert {"medseg", "Python", "torch", "monai", "System"} <= set(read_record(None).environment)
+    assert {"medseg", "python", "torch", "monai", "System"} <= set(read_record(None).environment)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
