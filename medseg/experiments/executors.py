@@ -7,39 +7,12 @@ import queue
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from medseg.errors import UsageError
 from medseg.experiments.job import Job
 from medseg.experiments.trial import Trial
 from medseg.machine.threads import usable_cores
-
-
-@runtime_checkable
-class Handle(Protocol):
-    """A job that was handed to an executor."""
-
-    @property
-    def running(self) -> bool:
-        """Whether it has begun and not ended."""
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, well or badly."""
-
-    def failure(self) -> str | None:
-        """Why it failed, once it has ended."""
-
-    def stop(self) -> None:
-        """End it, or take it back if it has not begun."""
-
-
-@runtime_checkable
-class Executor(Protocol):
-    """Takes jobs and does them in its own time."""
-
-    def submit(self, job: Job) -> Handle:
-        """Hand over a job."""
 
 
 class LocalExecutor:
@@ -62,7 +35,7 @@ class LocalExecutor:
             self._slots.put(slot)
         self._threads = ThreadPoolExecutor(self.jobs)
 
-    def submit(self, job: Job) -> Handle:
+    def submit(self, job: Job) -> _LocalHandle:
         """Queue a job; it takes the first slot that is free."""
         trial = Trial(job)
 
@@ -93,6 +66,8 @@ def environments(jobs: int, devices: Sequence[str]) -> list[dict[str, str]]:
 
 
 class _LocalHandle:
+    """A job in this process's care."""
+
     def __init__(self, trial: Trial, future: Future[str | None]) -> None:
         self._trial, self._future = trial, future
 
@@ -141,12 +116,14 @@ class ClusterExecutor:
         except (RuntimeError, NameError, TypeError, AssertionError, ValueError) as error:  # what submitit raises
             raise UsageError(f"submitit refuses ({' '.join(str(error).split())})", "Correct --slurm") from None
 
-    def submit(self, job: Job) -> Handle:
+    def submit(self, job: Job) -> _ClusterHandle:
         """Submit a job."""
         return _ClusterHandle(job, self._executor.submit(Trial(job)))
 
 
 class _ClusterHandle:
+    """A job in the cluster's care."""
+
     def __init__(self, job: Job, submitted: Any) -> None:
         self._job, self._submitted = job, submitted
 
@@ -167,3 +144,10 @@ class _ClusterHandle:
 
     def stop(self) -> None:
         self._submitted.cancel()
+
+
+Handle = _LocalHandle | _ClusterHandle
+"""A job that was handed over: whether it runs and has ended, why it failed, and how to stop it or take it back."""
+
+Executor = LocalExecutor | ClusterExecutor
+"""Takes jobs and does them in its own time."""

@@ -61,9 +61,7 @@ def run_sweep(jobs: Sequence[Job], executor: Executor, *, console: Console | Non
     console = console or Console(stderr=True)
     unknown = [job.title for job in jobs if not job.claim() and job.data is not None]
     if unknown:
-        text = (
-            f"Whether the data are as they were cannot be told: {listed(unknown)} come from a medseg that noted none."
-        )
+        text = f"Whether the data are as they were cannot be told of {listed(unknown)}: they do not note them."
         console.print(escape(text), highlight=False, soft_wrap=True)
     kept = {job.run for job in jobs if job.read_state() is State.DONE}
     handles: dict[Path, Handle] = {}

@@ -338,6 +338,25 @@ def test_two_runs_are_compared_organ_by_organ(tmp_path):
     assert "+0.000" not in text[text.index("Changed most") :]
 
 
+def test_scores_against_other_labels_are_not_compared(folders, tmp_path):
+    """Of two references in one place, the file as it is packed does not matter; what it says does."""
+    results = [evaluate(*folders, output=tmp_path / name, organs=ORGANS).output for name in ("one", "two", "three")]
+    path = folders[1] / "a.nii.gz"
+    voxels = np.asarray(nib.load(path).dataobj)
+    save(path, voxels.astype(np.int16), nib.load(path).affine)
+    evaluate(*folders, output=results[1], organs=ORGANS)
+    assert compare_runs(*results[:2]).doubts == []
+    voxels[0, 0, 0] = 1 - voxels[0, 0, 0]
+    save(path, voxels, nib.load(path).affine)
+    evaluate(*folders, output=results[2], organs=ORGANS, tolerance_mm=3.0)
+    with pytest.raises(DataError, match=r"three/cases.csv was scored against other labels than .*one/cases.csv \(a\)"):
+        compare_runs(results[0], results[2])
+    evaluate(*folders, output=results[0], organs=ORGANS)
+    assert "Surfaces were measured differently" in compare_runs(results[0], results[2]).doubts[0]
+    (results[0] / "summary.json").unlink()
+    assert "Whether the labels were the same cannot be told" in compare_runs(results[0], results[2]).doubts[0]
+
+
 def test_equal_runs_do_not_differ():
     assert signed_rank_p(np.zeros(5)) == 1.0
     noise = np.array([0.9 - 0.8, 0.7 - 0.8, 0.3 - 0.2, 0.4 - 0.5, 0.6 - 0.5, 0.1])  # all of one size, but as floats
