@@ -20,7 +20,7 @@ from medseg.machine.crew import free_memory
 from medseg.machine.threads import usable_cores
 from medseg.patches.batch import Batch, Crops, augmented
 from medseg.patches.cutting import Cases, TrainingCrops, WholeVolumes
-from medseg.patches.draw import Geometry, geometry_of
+from medseg.patches.geometry import Geometry, geometry_of
 from medseg.patches.loader import CaseLoader, EpochOrder, RankShare, case_loader
 from medseg.patches.margin import crop_size
 from medseg.patches.sample import Schedule
@@ -57,7 +57,7 @@ class VolumesDataModule(pl.LightningDataModule):
         seed: Of the folds, the patches and their augmentation.
         oversample_foreground: Least share of each batch whose patches contain an organ.
         augmentation: ``none``, ``light``, ``moderate`` (for minutes), ``full`` (nnU-Net's, for days), or a mapping of
-            numbers such as ``{preset: moderate, rotation_deg: 10}``, see `medseg.patches.settings.Augmentation`.
+            settings such as ``{preset: moderate, rotation_deg: 10}``, see docs/augmentations.md.
         cache: ``memory`` keeps decoded volumes, in each worker its own; ``disk`` never does; ``auto`` does when they
             fit into 40 % of the free memory.
         steps_per_epoch: Batches per epoch and device.
