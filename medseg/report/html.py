@@ -8,7 +8,7 @@ from pathlib import Path
 from medseg.checkpoints.run import Run, Scores
 from medseg.machine.files import write_text
 from medseg.metrics.empty import Outcome
-from medseg.pictures.charts import Interval, box_plot, interval_bar, line_chart
+from medseg.pictures.charts import box_plot, interval_bar, line_chart
 from medseg.pictures.markup import Markup, element, together
 from medseg.pictures.page import Chapter, Tile, bad, bullets, definitions, folded, listing, page, soft, table
 from medseg.pictures.style import SERIES
@@ -103,9 +103,9 @@ def _tiles(evaluation: Evaluation) -> list[Tile]:
 def _organ_table(summary: Summary) -> Markup:
     if summary.mean_dice is None or summary.mean_dice_ci95 is None:
         return element("p", "No case could be scored.")
-    bounds = Interval(summary.mean_dice, *summary.mean_dice_ci95)
-    interval = f"{bounds.low:.3f}–{bounds.high:.3f}" if summary.cases > 1 else ""
-    total = ("mean", f"{summary.mean_dice:.3f}", interval_bar(bounds), interval, *[""] * 8)
+    low, high = summary.mean_dice_ci95
+    interval = f"{low:.3f}–{high:.3f}" if summary.cases > 1 else ""
+    total = ("mean", f"{summary.mean_dice:.3f}", interval_bar(summary.mean_dice, low, high), interval, *[""] * 8)
     rows = [*((name, *_organ_cells(organ)) for name, organ in summary.organs.items()), total]
     text = f"Mean ± standard deviation over {summary.counted}; bootstrap interval of the mean."
     return soft(text) + table(_HEADS, rows, bars=(2,), total=True) + _more_measures(summary)
@@ -127,21 +127,17 @@ def _number(value: float | None) -> str:
 
 
 def _organ_cells(organ: OrganSummary) -> tuple[str, ...]:
-    dice, hd95, nsd, error = (organ.measures[name] for name in ("dice", "hd95_mm", "nsd", "volume_error_ml"))
+    dice, spread = organ.measures["dice"], organ.spread
     low, high = dice.ci95
-
-    def spread(text: str) -> str:
-        return text if organ.spread else ""
-
     return (
-        f"{dice.mean:.3f}{spread(f' ± {dice.std:.3f}')}",
-        interval_bar(Interval(dice.mean, low, high)),
-        spread(f"{low:.3f}–{high:.3f}"),
+        dice.text(spread=spread),
+        interval_bar(dice.mean, low, high),
+        f"{low:.3f}–{high:.3f}" if spread else "",
         f"{dice.median:.3f}",
-        f"{hd95.mean:.2f}{spread(f' ± {hd95.std:.2f}')}",
-        f"{nsd.mean:.3f}{spread(f' ± {nsd.std:.3f}')}",
-        f"{organ.measures['lesion_f1'].mean:.3f}",
-        f"{error.mean:+.2f}{spread(f' ± {error.std:.2f}')}",
+        organ.measures["hd95_mm"].text(".2f", spread=spread),
+        organ.measures["nsd"].text(spread=spread),
+        organ.measures["lesion_f1"].text(spread=False),
+        organ.measures["volume_error_ml"].text("+.2f", spread=spread),
         bad(organ.missed),
         bad(organ.false),
         str(organ.absent),

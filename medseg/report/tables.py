@@ -61,11 +61,11 @@ def print_summary(evaluation: Evaluation, console: Console | None = None) -> Non
 
 
 def _cells(organ: OrganSummary) -> list[str]:
-    dice, hd95, nsd = (organ.measures[measure] for measure in ("dice", "hd95_mm", "nsd"))
+    dice = organ.measures["dice"]
     return [
-        f"{dice.mean:.3f} ± {dice.std:.3f}" if organ.spread else f"{dice.mean:.3f}",
+        dice.text(spread=organ.spread),
         f"{dice.ci95[0]:.3f}-{dice.ci95[1]:.3f}" if organ.spread else "-",
-        f"{hd95.mean:.2f}",
-        f"{nsd.mean:.3f}",
+        organ.measures["hd95_mm"].text(".2f", spread=False),
+        organ.measures["nsd"].text(spread=False),
         *(str(count) if count else "-" for count in (organ.missed, organ.false)),
     ]

@@ -107,7 +107,7 @@ def print_comparison(comparison: RunComparison, console: Console | None = None, 
 
 def _cells(ranking: Ranking, measure: str) -> list[str]:
     first, second = (ranking.entry(title) for title in (FIRST, SECOND))
-    means = (f"{entry.mean[measure]:.3f}" for entry in (first, second))
+    means = (f"{entry.measures[measure].mean:.3f}" for entry in (first, second))
     tested = f"{second.p_holm:.2g}{' *' * second.differs}"
     return [
         *(ranking.organ, str(second.cases), *means, f"{second.median_change:+.4f}"),

@@ -293,8 +293,8 @@ def test_ranks_and_p_values_are_those_of_scipy_and_holm():
         assert [entry.rank for entry in ranking.entries] == [1, 2, 3]
         assert ranking.reference == best
         for entry in ranking.entries:
-            assert entry.mean["dice"] == pytest.approx(means[entry.title])
-            low, high = entry.ci95["dice"]
+            assert entry.measures["dice"].mean == pytest.approx(means[entry.title])
+            low, high = entry.measures["dice"].ci95
             assert low < means[entry.title] < high
             if entry.title != best:
                 changes = SCORES[entry.title][ranking.organ] - SCORES[best][ranking.organ]
@@ -320,7 +320,7 @@ def test_equal_jobs_share_a_rank_and_a_missed_organ_is_counted():
     rows = (row("c1", "liver", 0.0, Outcome.MISSED), row("c1", "spleen", 0.9), row("c2", "liver", 0.8))
     mean, liver, spleen = rank_runs({"one": rows, "two": rows})
     assert [entry.rank for entry in mean.entries] == [1, 1]
-    assert mean.entries[0].mean["dice"] == pytest.approx((0.45 + 0.8) / 2)
+    assert mean.entries[0].measures["dice"].mean == pytest.approx((0.45 + 0.8) / 2)
     assert (liver.entries[0].missed, liver.entries[0].cases, spleen.entries[0].cases) == (1, 2, 1)
     assert mean.entries[1].p_holm == 1.0
 
