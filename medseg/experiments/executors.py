@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,23 @@ from medseg.errors import UsageError
 from medseg.experiments.job import Job
 from medseg.experiments.trial import Trial
 from medseg.machine.threads import usable_cores
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A job that was handed to an executor.
+
+    Attributes:
+        running: Whether it has begun and not ended.
+        done: Whether it has ended, well or badly.
+        failure: Why it failed, once it has ended.
+        stop: Ends it, or takes it back if it has not begun.
+    """
+
+    running: Callable[[], bool]
+    done: Callable[[], bool]
+    failure: Callable[[], str | None]
+    stop: Callable[[], None]
 
 
 class LocalExecutor:
@@ -35,7 +53,7 @@ class LocalExecutor:
             self._slots.put(slot)
         self._threads = ThreadPoolExecutor(self.jobs)
 
-    def submit(self, job: Job) -> _LocalHandle:
+    def submit(self, job: Job) -> Handle:
         """Queue a job; it takes the first slot that is free."""
         trial = Trial(job)
 
@@ -47,7 +65,13 @@ class LocalExecutor:
             finally:
                 self._slots.put(slot)
 
-        return _LocalHandle(trial, self._threads.submit(in_a_slot))
+        future = self._threads.submit(in_a_slot)
+
+        def stop() -> None:
+            if not future.cancel():
+                trial.stop()
+
+        return Handle(future.running, future.done, future.result, stop)
 
 
 def environments(jobs: int, devices: Sequence[str]) -> list[dict[str, str]]:
@@ -63,28 +87,6 @@ def environments(jobs: int, devices: Sequence[str]) -> list[dict[str, str]]:
         {**threads, **({"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} if devices else {})}
         for index in range(jobs)
     ]
-
-
-class _LocalHandle:
-    """A job in this process's care."""
-
-    def __init__(self, trial: Trial, future: Future[str | None]) -> None:
-        self._trial, self._future = trial, future
-
-    @property
-    def running(self) -> bool:
-        return self._future.running()
-
-    @property
-    def done(self) -> bool:
-        return self._future.done()
-
-    def failure(self) -> str | None:
-        return self._future.result()
-
-    def stop(self) -> None:
-        if not self._future.cancel():
-            self._trial.stop()
 
 
 class ClusterExecutor:
@@ -116,38 +118,22 @@ class ClusterExecutor:
         except (RuntimeError, NameError, TypeError, AssertionError, ValueError) as error:  # what submitit raises
             raise UsageError(f"submitit refuses ({' '.join(str(error).split())})", "Correct --slurm") from None
 
-    def submit(self, job: Job) -> _ClusterHandle:
+    def submit(self, job: Job) -> Handle:
         """Submit a job."""
-        return _ClusterHandle(job, self._executor.submit(Trial(job)))
+        submitted = self._executor.submit(Trial(job))
 
+        def failure() -> str | None:
+            fault = submitted.exception()
+            if fault is not None:  # its trial never came back: the node, the time limit, the scheduler
+                return f"ended as {submitted.state} ({' '.join(str(fault).split())[:200]})"
+            answer: str | None = submitted.result()
+            return answer
 
-class _ClusterHandle:
-    """A job in the cluster's care."""
+        def running() -> bool:
+            return submitted.state.upper().startswith("RUNNING") and not submitted.done()
 
-    def __init__(self, job: Job, submitted: Any) -> None:
-        self._job, self._submitted = job, submitted
+        return Handle(running, submitted.done, failure, submitted.cancel)
 
-    @property
-    def running(self) -> bool:
-        return self._submitted.state.upper().startswith("RUNNING") and not self.done
-
-    @property
-    def done(self) -> bool:
-        return bool(self._submitted.done())
-
-    def failure(self) -> str | None:
-        fault = self._submitted.exception()
-        if fault is not None:  # its trial never came back: the node, the time limit, the scheduler
-            return f"ended as {self._submitted.state} ({' '.join(str(fault).split())[:200]})"
-        answer: str | None = self._submitted.result()
-        return answer
-
-    def stop(self) -> None:
-        self._submitted.cancel()
-
-
-Handle = _LocalHandle | _ClusterHandle
-"""A job that was handed over: whether it runs and has ended, why it failed, and how to stop it or take it back."""
 
 Executor = LocalExecutor | ClusterExecutor
 """Takes jobs and does them in its own time."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from medseg.checkpoints.run import Run
 from medseg.errors import DataError, UsageError
 from medseg.experiments.data import JobData
-from medseg.machine.files import digest_of, write_json
+from medseg.machine.files import digest_of, locked, write_json
 
 RECORD, LOG, LOCK = "job.json", "log.txt", "sweep.lock"
 
@@ -76,16 +76,21 @@ class Job:
             )
         if not known and self.run.exists() and any(self.run.iterdir()):
             raise UsageError(f"{self.run} holds something that is no part of a sweep", "Choose another --output")
-        if self.read_state() is State.NEW:
-            self._write(trained=False)
-            return True
-        return self._require_same_data(known.get("data"))
+        if self.read_state() is not State.NEW:
+            return self._require_same_data(known.get("data"))
+        now = None if self.data is None else asdict(self.data)
+        if not known:
+            self._write(now)
+        elif known.get("data") != now:
+            with locked(self.run / LOCK):  # whoever works there trains on what is noted
+                self._write(now)
+        return True
 
     def _require_same_data(self, noted: Mapping[str, Any] | None) -> bool:
         if noted is None or self.data is None:
             return False
         try:
-            change = JobData.from_dict(noted).differs(self.data)
+            change = JobData(**noted).differs(self.data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(self.run / RECORD, f"cannot be read ({error})", "Remove that folder") from None
         if change:
@@ -104,12 +109,10 @@ class Job:
 
     def mark_trained(self) -> None:
         """Note that only the test is left to do."""
-        self._write(trained=True)
+        self._write(_read(self.run).get("data"), trained=True)
 
-    def _write(self, *, trained: bool) -> None:
-        record = {"title": self.title, **self.facts, "request": self._request(), "trained": trained}
-        noted = _read(self.run).get("data") if trained or self.data is None else self.data.to_dict()
-        record |= {} if noted is None else {"data": noted}
+    def _write(self, data: Mapping[str, Any] | None, *, trained: bool = False) -> None:
+        record = {"title": self.title, **self.facts, "request": self._request(), "data": data, "trained": trained}
         write_json(self.run / RECORD, record, remedy="Choose another --output")
 
     def _request(self) -> list[str]:

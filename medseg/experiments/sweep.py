@@ -81,9 +81,9 @@ def run_sweep(jobs: Sequence[Job], executor: Executor, *, console: Console | Non
 def _stop(handles: Mapping[Path, Handle]) -> None:
     """End what still runs, all at the same time, each being given a while."""
     for handle in handles.values():
-        if not (handle.running or handle.done):  # first, so that none of them takes the place of one that ends
+        if not (handle.running() or handle.done()):  # first, so that none of them takes the place of one that ends
             handle.stop()
-    threads = [threading.Thread(target=handle.stop) for handle in handles.values() if not handle.done]
+    threads = [threading.Thread(target=handle.stop) for handle in handles.values() if not handle.done()]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -113,7 +113,7 @@ def _watch(jobs: Sequence[Job], handles: Mapping[Path, Handle], console: Console
     live = Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else None
     with live or nullcontext():
         while True:
-            finished = all(handle.done for handle in handles.values())
+            finished = all(handle.done() for handle in handles.values())
             words = [(job, _word(job, handles.get(job.run))) for job in jobs]
             if live:
                 rows = ((job.title, word, *progress_of(job.run)) for job, word in words)
@@ -132,9 +132,9 @@ def _watch(jobs: Sequence[Job], handles: Mapping[Path, Handle], console: Console
 def _word(job: Job, handle: Handle | None) -> str:
     if handle is None:
         return "done before"
-    if handle.done:
+    if handle.done():
         return "failed" if handle.failure() else "done"
-    if not handle.running:
+    if not handle.running():
         return job.read_state().value
     return "training" if job.read_state() in (State.NEW, State.INTERRUPTED) else "testing"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medseg.checkpoints.run import Run, Scores
 from medseg.machine.files import write_text
@@ -14,7 +15,7 @@ from medseg.pictures.page import Chapter, Tile, bad, bullets, definitions, folde
 from medseg.pictures.style import SERIES
 from medseg.report.cases_html import all_cases, picked_cases
 from medseg.report.evaluate import Evaluation
-from medseg.report.record import Curve, RunRecord, read_record
+from medseg.report.record import Curve, environment, read_curves
 from medseg.report.rows import MEASURES
 from medseg.report.summary import OrganSummary, Summary
 
@@ -29,9 +30,24 @@ _ELEMENTS = {
 }
 
 
-def write_report(
+def write_report(evaluation: Evaluation, path: Path | None = None, **parts: Any) -> Path:
+    """Write the report of an evaluation as one self-contained HTML file.
+
+    Args:
+        evaluation: What `medseg.report.evaluate.evaluate` returned.
+        path: Target; None takes ``report.html`` beside summary.json.
+        parts: As `render` takes them.
+
+    Returns:
+        Where it was written.
+    """
+    path = path or Scores(evaluation.output).report
+    write_text(path, render(evaluation, **parts))
+    return path
+
+
+def render(
     evaluation: Evaluation,
-    path: Path | None = None,
     *,
     run: Run | None = None,
     plan: str = "",
@@ -39,30 +55,20 @@ def write_report(
     commands: Sequence[str] = (),
     title: str = "Segmentation report",
     first: Sequence[Chapter] = (),
-) -> Path:
-    """Write the report of an evaluation as one self-contained HTML file.
+) -> str:
+    """Assemble the page; chapters without content are left out, from the contents too.
 
     Args:
-        evaluation: What `medseg.report.evaluate.evaluate` returned.
-        path: Target; None takes ``report.html`` beside summary.json.
+        evaluation: What is told.
         run: For training curves and config.
         plan: Text of the plan.
         config: Text of the config, where it is not in the run folder.
         commands: What to type to have this report again.
         title: Heading.
         first: Chapters to put before the others.
-
-    Returns:
-        Where it was written.
     """
-    path = path or Scores(evaluation.output).report
-    record = read_record(run, plan=plan, config=config, commands=commands)
-    write_text(path, render(evaluation, record, title=title, first=first))
-    return path
-
-
-def render(evaluation: Evaluation, record: RunRecord, *, title: str, first: Sequence[Chapter] = ()) -> str:
-    """Assemble the page; chapters without content are left out, from the contents too."""
+    if run and run.config.is_file():
+        config = config or run.config.read_text(encoding="utf-8")
     failures = ((element("b", one.case), f": {one.reason}.") for one in evaluation.failures)
     chapters = (
         *first,
@@ -71,11 +77,11 @@ def render(evaluation: Evaluation, record: RunRecord, *, title: str, first: Sequ
         ("spread", "Spread over cases", _box_plots(evaluation)),
         ("cases", "Worst and best cases", picked_cases(evaluation)),
         ("all", "All cases", all_cases(evaluation.rows)),
-        ("training", "Training", _curves(record)),
-        ("plan", "Plan", listing(record.plan)),
-        ("config", "Config", listing(record.config)),
-        ("environment", "Environment", definitions(record.environment.items())),
-        ("repeat", "To have this again", listing("\n".join(record.commands))),
+        ("training", "Training", _curves(read_curves(run.metrics) if run else {})),
+        ("plan", "Plan", listing(plan)),
+        ("config", "Config", listing(config)),
+        ("environment", "Environment", definitions(environment().items())),
+        ("repeat", "To have this again", listing("\n".join(commands))),
         ("reading", "How to read the numbers", _explanations(evaluation)),
     )
     return page(title, _tiles(evaluation), chapters)
@@ -161,10 +167,10 @@ def _box_plots(evaluation: Evaluation) -> Markup:
     ) + element("div", *plots, css="plots")
 
 
-def _curves(record: RunRecord) -> Markup:
+def _curves(curves: Mapping[str, Mapping[str, Curve]]) -> Markup:
     charts = together(
         line_chart(title, _legible(series), x_name="step", ends_at=(1.0,) if "dice" in title else ())
-        for title, series in record.curves.items()
+        for title, series in curves.items()
     )
     return element("div", charts, css="charts") if charts else charts
 

@@ -86,19 +86,9 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """Give plain data for `json.dumps`, free of NaN."""
-        organs = {
-            name: {
-                **{measure: asdict(statistic) for measure, statistic in organ.measures.items()},
-                **{key: getattr(organ, key) for key in ("found", "missed", "false", "absent")},
-            }
-            for name, organ in self.organs.items()
-        }
-        return {
-            "organs": organs,
-            "mean_dice": self.mean_dice,
-            "mean_dice_ci95": self.mean_dice_ci95,
-            "cases": self.cases,
-        }
+        plain = asdict(self)
+        organs = {name: {**organ.pop("measures"), **organ} for name, organ in plain["organs"].items()}
+        return {**plain, "organs": organs}
 
 
 def summarise(rows: Sequence[CaseRow]) -> Summary:
