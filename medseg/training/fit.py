@@ -109,6 +109,12 @@ def build_trainer(
     Raises:
         UsageError: An option is wrong, or means a device or a package that is not here.
     """
+    if options.get("enable_checkpointing") is False:
+        raise UsageError("trainer.enable_checkpointing false would keep nothing of the training", "Leave it out")
+    if options.get("limit_val_batches") == 0:
+        rank_zero_info(
+            "nothing is validated, so there will be no best.ckpt; score this with --ckpt_path last"
+        )
     bar = options.get("enable_progress_bar") is not False
     logs = [*loggers(logger, run, first_step=first_step), RunCsvLogger(run)]
     with usable(options):
