@@ -99,7 +99,7 @@ def _require_numbers(path: Path, weights: dict[str, Tensor]) -> None:
 
 def matching_weights(
     path: Path, state: dict[str, Tensor], prefix: str = "net."
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+) -> tuple[dict[str, Tensor], tuple[str, ...], list[str] | None]:
     """The weights of a checkpoint that fit a network, for fine-tuning on other labels or channels.
 
     Args:
@@ -108,12 +108,14 @@ def matching_weights(
         prefix: Only names that begin so are taken: the network's, not the loss's.
 
     Returns:
-        The weights whose name and shape fit, and the names of the new task that keep their initial values.
+        The weights whose name and shape fit, the names of the new task that keep their initial values, and the organs
+        that the checkpoint was trained on, in the order of its classes; None if it does not say.
 
     Raises:
         CheckpointError: As `read_checkpoint`, or nothing fits: another network.
     """
-    kept = read_checkpoint(path)["state_dict"]
+    content = read_checkpoint(path)
+    kept = content["state_dict"]
     _require_numbers(path, kept)
     stems = {_stem(name): tensor for name, tensor in kept.items()}
     theirs = {name: stems[_stem(name)] for name in state if _stem(name) in stems}
@@ -127,4 +129,6 @@ def matching_weights(
             f"holds another network: {len(fitting)} of {len(wanted)} weights fit",
             "Start from a checkpoint of the same net and net_options",
         )
-    return fitting, tuple(name for name in wanted if name not in fitting)
+    labels = content.get("hyper_parameters", {}).get("plan", {}).get("labels")
+    organs = [str(organ) for organ in labels] if isinstance(labels, dict) else None
+    return fitting, tuple(name for name in wanted if name not in fitting), organs

@@ -104,9 +104,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise UsageError(f"{path} is no table of options", "Write it as model: {lr: 0.01}, or compare with configs/")
     if nested := found.keys() & set(COMMANDS):  # as Lightning's own command line writes it
-        raise UsageError(
-            f"{path} has its options below {min(nested)}:", "Write model: and data: at the margin"
-        )
+        raise UsageError(f"{path} has its options below {min(nested)}:", "Write model: and data: at the margin")
     of_a_run = path.name == Run(path.parent).config.name and Run(path.parent).checkpoints.is_dir()
     return {key: value for key, value in found.items() if not (of_a_run and key in FOR_ONE_COMMAND)}
 
@@ -197,9 +195,11 @@ def _unknown(found: re.Match[str], command: str, legal: Sequence[str]) -> UsageE
     if command != "fit" and key.startswith("model."):
         return UsageError(f"{key} is no option of medseg {command}", "Leave it out: the network is the checkpoint's")
     name = key.rpartition(".")[2]
-    meant = [word for word in legal if word.startswith(key) or word.rpartition(".")[2] == name]
-    meant = meant or [word for word in [nearest(key, list(legal)) or _nearest_part(key, legal)] if word]
-    hint = f", did you mean {' or '.join(map(repr, sorted(meant, key=lambda word: word.count('.'))))}" if meant else ""
+    likely = [word for word in legal if word.startswith(key) or word.rpartition(".")[2] in (name, f"max_{name}")]
+    likely = likely or [word for word in [nearest(key, list(legal)) or _nearest_part(key, legal)] if word]
+    hint = (
+        f", did you mean {' or '.join(map(repr, sorted(likely, key=lambda word: word.count('.'))))}" if likely else ""
+    )
     return UsageError(f"there is no option {key!r}{hint}", f"See medseg {command} --help for all of them")
 
 

@@ -19,14 +19,15 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 
 from medseg.checkpoints.run import Run
-from medseg.errors import UsageError, nearest
+from medseg.errors import UsageError, meant
 from medseg.machine.hardware import best_precision, memory_bytes
 from medseg.nets import list_nets
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.training.callbacks import of_run
 from medseg.training.children import explain_deaths
 from medseg.training.failures import in_sentences, require_memory, unusable_device
-from medseg.training.metrics_log import RunCsvLogger
+from medseg.training.lightning import rehearses
+from medseg.training.metrics_log import RunLog
 from medseg.training.task import SegmentationTask
 from medseg.training.writing import CheckpointFiles
 
@@ -46,7 +47,7 @@ class Trainer(pl.Trainer):
         accelerator: str = "auto",
         strategy: str | Strategy = "auto",
         max_epochs: int | None = None,
-        max_steps: int = -1,
+        max_steps: int | float = -1,
         max_time: str | timedelta | dict[str, int] | None = None,
         **options: Any,
     ) -> None:
@@ -58,12 +59,14 @@ class Trainer(pl.Trainer):
             accelerator: As Lightning's.
             strategy: As Lightning's, but for those that spawn; ``fsdp`` is PyTorch's second.
             max_epochs: As Lightning's; 1000 where no budget is given.
-            max_steps: As Lightning's.
+            max_steps: As Lightning's; 1e3 is a number too.
             max_time: As Lightning's.
             options: As Lightning's.
         """
         quieten()
         chosen = best_precision(accelerator) if precision == "auto" else precision
+        if max_steps % 1:
+            raise UsageError(f"trainer.max_steps is {max_steps}, expected a whole number", "Correct that value")
         if (max_epochs, max_time, max_steps) == (None, None, -1):
             max_epochs = _DEFAULT_EPOCHS
         if not str(strategy).startswith("deepspeed"):  # which writes folders of its own
@@ -78,7 +81,7 @@ class Trainer(pl.Trainer):
             accelerator=accelerator,
             strategy=strategy,
             max_epochs=max_epochs,
-            max_steps=max_steps,
+            max_steps=int(max_steps),
             max_time=max_time,
             **options,
         )
@@ -112,11 +115,9 @@ def build_trainer(
     if options.get("enable_checkpointing") is False:
         raise UsageError("trainer.enable_checkpointing false would keep nothing of the training", "Leave it out")
     if options.get("limit_val_batches") == 0:
-        rank_zero_info(
-            "nothing is validated, so there will be no best.ckpt; score this with --ckpt_path last"
-        )
+        rank_zero_info("nothing is validated, so there will be no best.ckpt; score this with --ckpt_path last")
     bar = options.get("enable_progress_bar") is not False
-    logs = [*loggers(logger, run, first_step=first_step), RunCsvLogger(run)]
+    logs = [*loggers(logger, run, first_step=first_step), RunLog(run)]
     with usable(options):
         return Trainer(  # the task itself says in a line what a model summary would
             **{"enable_model_summary": False, **options, "default_root_dir": str(run.path), "logger": logs},
@@ -148,7 +149,7 @@ def train(
         require_memory(task.net, data.plan, memory_bytes())
     with in_sentences(trainer, data.plan):
         trainer.fit(task, data, ckpt_path=checkpoint)
-    if trainer.global_step == first_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning's connector
+    if trainer.global_step == first_step and not rehearses(trainer):
         rank_zero_info(
             f"no step was taken, the budget is spent after step {first_step}: to train on, raise "
             "--trainer.max_steps, --trainer.max_epochs or --trainer.max_time"
@@ -177,16 +178,14 @@ def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:
         if each == "csv":  # metrics.csv, which is always there
             continue
         if isinstance(each, str) and each not in made:
-            hint = nearest(each, [*made, "csv"])
             raise UsageError(
-                f"there is no logger {each!r}" + (f", did you mean {hint!r}" if hint else ""),
+                f"there is no logger {each!r}{meant(each, [*made, 'csv'])}",
                 f"Choose of {', '.join(made)} and csv, or give the class_path of a logger",
             )
         try:
             found.append(made[each]() if isinstance(each, str) else each)
-        except ModuleNotFoundError as error:
-            package = (error.name or str(error)).split(".")[0].split()[0]
-            raise UsageError(f"trainer.logger {each} needs the package {package}", f"pip install {package}") from None
+        except ModuleNotFoundError:
+            raise UsageError(f"trainer.logger {each} needs the package {each}", f"pip install {each}") from None
     return found
 
 
@@ -217,6 +216,7 @@ _UNHELPFUL = (
     "Grad strides do not match bucket view strides.*",  # of 1x1x1 kernels
     ".*LeafSpec.*",  # Lightning 2.6 on torch 2.13
     ".*`isinstance\\(treespec.*",  # the same
+    ".*in eval mode at the start of training.*",  # what model.freeze holds
     ".*does not have many workers.*",  # volumes are cached in memory
     ".*smaller than the logging interval.*",  # short demo epochs
 )
