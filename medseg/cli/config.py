@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -54,6 +55,7 @@ def parse(command: str, words: Sequence[str]) -> tuple[ArgumentParser, Namespace
     return parser, options
 
 
+@cache
 def build_parser(command: str) -> ArgumentParser:
     """The parser of ``fit``, ``validate`` or ``test``; the network of the latter two is their checkpoint's."""
     parser = ArgumentParser(prog=f"medseg {command}", exit_on_error=False, allow_abbrev=False)
@@ -197,9 +199,8 @@ def _unknown(found: re.Match[str], command: str, legal: Sequence[str]) -> UsageE
     name = key.rpartition(".")[2]
     likely = [word for word in legal if word.startswith(key) or word.rpartition(".")[2] in (name, f"max_{name}")]
     likely = likely or [word for word in [nearest(key, list(legal)) or _nearest_part(key, legal)] if word]
-    hint = (
-        f", did you mean {' or '.join(map(repr, sorted(likely, key=lambda word: word.count('.'))))}" if likely else ""
-    )
+    likely.sort(key=lambda word: word.count("."))
+    hint = f", did you mean {' or '.join(map(repr, likely))}" if likely else ""
     return UsageError(f"there is no option {key!r}{hint}", f"See medseg {command} --help for all of them")
 
 
