@@ -70,6 +70,7 @@ def test_a_config_of_0_1_0_that_names_a_checkpoint_moves_nobody(home, tmp_path, 
 def test_cases_that_were_trained_on_are_refused_or_told_in_the_report(home, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(home / "run", run)
+    (run / "report.html").unlink(missing_ok=True)
     for command in ("test", "validate"):
         assert main([command, "--run", str(run), "--data.fold", "1"]) == 2
         assert "2 of these 2 cases were trained on (toy_" in capsys.readouterr().err
