@@ -124,6 +124,7 @@ class SegmentationTask(pl.LightningModule):
         self._start: str | CheckpointError = ""  # what came of `init_from`
         self._frozen: list[nn.Module] = []  # whose running statistics stay
         self._compiled = False
+        self.judges_tests = True
         lay_out(self.net, channels_last=channels_last is not False)  # an old checkpoint may say "auto"
 
     def build_net(self, spec: NetSpec) -> nn.Module:
@@ -159,8 +160,9 @@ class SegmentationTask(pl.LightningModule):
             self.val_dice.update(decided, batch.labels[0], batch.id[0], annotated=self._annotated(batch))
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        """As in a validation, on the prepared grid; `medseg test` scores on the grid of the images."""
-        self.validation_step(batch, batch_index)
+        """As in a validation, on the prepared grid; `medseg test` does without and scores on the grid of the images."""
+        if self.judges_tests:
+            self.validation_step(batch, batch_index)
 
     def predict_step(self, batch: Batch, batch_index: int) -> Tensor | None:
         """The class of each voxel of a prepared volume ``(1, i, j, k)``; for overlapping regions a mask per organ."""
@@ -202,7 +204,8 @@ class SegmentationTask(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the mean over cases, per organ by name."""
-        self._log_dice("test")
+        if self.judges_tests:
+            self._log_dice("test")
 
     def _log_dice(self, stage: str) -> None:
         scores = self.val_dice.compute()
