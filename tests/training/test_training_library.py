@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 from medseg.checkpoints.run import Run
 from medseg.cli import main
-from medseg.errors import UsageError
+from medseg.errors import CheckpointError, UsageError
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.training.fit import build_trainer, loggers, train
 from medseg.training.fit import fit as training_fit
@@ -59,7 +59,7 @@ def same_weights(one, other):
 
 def test_load_predict_and_test_as_in_every_tutorial(store, trained):
     task, scores, path = trained
-    again = SegmentationTask.load_from_checkpoint(path, weights_only=True)
+    again = SegmentationTask.load_from_checkpoint(path)
     assert same_weights(task, again)
     trainer = pl.Trainer(**QUIET)
     (found,) = trainer.test(again, data_of(store), verbose=False)
@@ -86,10 +86,10 @@ def test_a_network_and_a_loss_are_taken_as_they_are(store, tmp_path):
     fit(task, store).save_checkpoint(tmp_path / "own.ckpt")
     kept = torch.load(tmp_path / "own.ckpt", weights_only=True)["hyper_parameters"]
     assert (kept["net"], kept["loss"]) == (f"{__name__}.Net", f"{__name__}.own_loss")
-    again = SegmentationTask.load_from_checkpoint(
-        tmp_path / "own.ckpt", net=Net(1, 3), loss=own_loss, weights_only=True
-    )
+    again = SegmentationTask.load_from_checkpoint(tmp_path / "own.ckpt", net=Net(1, 3), loss=own_loss)
     assert same_weights(task, again)
+    with pytest.raises(CheckpointError, match=r"names .*Net, which is no part of medseg"):
+        SegmentationTask.load_from_checkpoint(tmp_path / "own.ckpt", loss=own_loss)
     with pytest.raises(UsageError, match=r"the loss returned shape \(3, 24"):
         fit(SegmentationTask(plan_of(store), net=Net(1, 3), loss=lambda logits, _: logits[0]), store)
 
