@@ -19,11 +19,6 @@ from torch import nn
 from medseg.errors import UsageError
 
 
-def lay_out(net: nn.Module, *, channels_last: bool) -> None:
-    """Put the weights of convolutions into the layout of the activations."""
-    net.to(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)  # type: ignore[call-overload]  # absent from stubs
-
-
 def start_compiler(net: nn.Module, device: str) -> None:
     """Compile a network when it is next called; the names of its weights stay.
 

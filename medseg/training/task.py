@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +18,25 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 import medseg
-from medseg.checkpoints.reading import read_checkpoint, require_same_training
+from medseg.checkpoints.checkpoint import WEIGHTS, Checkpoint, checked, signature
+from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, MedsegError, listed
 from medseg.losses import build_loss
+from medseg.machine.dotted import Trust
 from medseg.machine.hardware import peak_memory_bytes
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.patches.datamodule import Batch
 from medseg.patches.interpolate import IGNORED
-from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
+from medseg.segmenter import Segmenter, class_values, lay_out, net_spec
 from medseg.training.beginning import frozen_norms, take_over
 from medseg.training.callbacks import of_task
 from medseg.training.levels import judge
 from medseg.training.lightning import trainer_of
 from medseg.training.optimise import FollowBudget, build_optimizer, find_optimizer, schedule_factor
 from medseg.training.own import Own, OwnLoss, name_of
-from medseg.training.pace import lay_out, start_compiler
+from medseg.training.pace import start_compiler
 from medseg.training.sharding import gather, part, require_shardable, shard
 from medseg.training.study import study_criteria
 from medseg.types import Image, Levels, Logits
@@ -124,6 +128,7 @@ class SegmentationTask(pl.LightningModule):
         self._start: str | CheckpointError = ""  # what came of `init_from`
         self._frozen: list[nn.Module] = []  # whose running statistics stay
         self._compiled = False
+        self.judges_tests = True
         lay_out(self.net, channels_last=channels_last is not False)  # an old checkpoint may say "auto"
 
     def build_net(self, spec: NetSpec) -> nn.Module:
@@ -159,8 +164,9 @@ class SegmentationTask(pl.LightningModule):
             self.val_dice.update(decided, batch.labels[0], batch.id[0], annotated=self._annotated(batch))
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        """As in a validation, on the prepared grid; `medseg test` scores on the grid of the images."""
-        self.validation_step(batch, batch_index)
+        """As in a validation, on the prepared grid; `medseg test` does without and scores on the grid of the images."""
+        if self.judges_tests:
+            self.validation_step(batch, batch_index)
 
     def predict_step(self, batch: Batch, batch_index: int) -> Tensor | None:
         """The class of each voxel of a prepared volume ``(1, i, j, k)``; for overlapping regions a mask per organ."""
@@ -202,7 +208,8 @@ class SegmentationTask(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the mean over cases, per organ by name."""
-        self._log_dice("test")
+        if self.judges_tests:
+            self._log_dice("test")
 
     def _log_dice(self, stage: str) -> None:
         scores = self.val_dice.compute()
@@ -212,20 +219,8 @@ class SegmentationTask(pl.LightningModule):
         self.log_dict(named, prog_bar=True, sync_dist=True)
 
     def segment(self, image: Image) -> Integer[Tensor, "1 i j k"] | Bool[Tensor, "1 c i j k"]:
-        """Decide every voxel of one whole prepared volume ``(1, m, i, j, k)``, by overlapping windows.
-
-        Logits are held for one window's depth of the volume only, so memory does not grow with classes times voxels.
-        """
-        shape, patch = tuple(image.shape[2:]), self.plan.patch_size
-        axis = sweep_axis(shape, patch)
-        whole = torch.empty(0)
-        for where, slab in stitched_slabs(image, patch, self, overlap=self.hparams["overlap"], axis=axis):
-            decided = decide(slab[None], self.plan)
-            if not whole.numel():
-                kind = torch.int16 if self.plan.exclusive else torch.bool
-                whole = decided.new_empty((*decided.shape[:-3], *shape), dtype=kind)
-            whole.narrow(axis - 3, where.start, where.stop - where.start).copy_(decided)
-        return whole
+        """Decide every voxel of one whole prepared volume ``(1, m, i, j, k)``, by overlapping windows."""
+        return Segmenter(self, self.plan, self.hparams["overlap"], channels_last=False).segment(image)
 
     def setup(self, stage: str) -> None:
         """Before training: take over weights, freeze some."""
@@ -261,6 +256,22 @@ class SegmentationTask(pl.LightningModule):
             module.eval()
         return self
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: Iterable[str] = (), **options: Any) -> Any:
+        """As Lightning's, without running what a checkpoint names; see `medseg.machine.dotted.Trust`.
+
+        Args:
+            checkpoint_path: The file.
+            args: As Lightning's.
+            trust: The dotted paths that it may name.
+            options: As Lightning's; a network or a loss that is given here takes the place of the one that is named.
+
+        Raises:
+            CheckpointError: It cannot be read, or names what is not trusted.
+        """
+        require_trusted(read_checkpoint(Path(checkpoint_path)), Trust.of(trust), options)
+        return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **options})
+
     def configure_model(self) -> None:
         """Under the strategy ``fsdp``, for training: part the weights over the processes."""
         trainer = trainer_of(self)
@@ -294,17 +305,21 @@ class SegmentationTask(pl.LightningModule):
         Raises:
             CheckpointError: It was trained on others, or is not one of ours.
         """
-        require_same_training(checkpoint, self.plan.to_dict(), self.hparams["optimizer"])
-        self._scores = dict(checkpoint["medseg"].get("scores", {}))
+        kept = checked(Path("--ckpt_path"), checkpoint)
+        kept.require_same_training(self.plan, self.hparams["optimizer"])
+        self._scores = kept.scores
         self._start = ""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint, so that a foreign one is told apart, and note how it scored."""
         scores = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name[:8] == "val/dice"}
-        torch_version = torch.__version__.split("+")[0]
-        signed = {"version": medseg.__version__, "torch": torch_version, "scores": scores or self._scores}
-        peak_gib = peak_memory_bytes(self.device) / 2**30
-        checkpoint["medseg"] = {**signed, "peak_gib": peak_gib}
+        checkpoint["medseg"] = signature(
+            version=medseg.__version__,
+            torch=torch.__version__.split("+")[0],
+            scores=scores or self._scores,
+            peak_gib=peak_memory_bytes(self.device) / 2**30,
+            flips=getattr(getattr(self.trainer, "datamodule", None), "flips", None),
+        )
 
     def _annotated(self, batch: Batch) -> tuple[str, ...] | None:
         """The organs that were annotated in the one case of a batch, or None for all."""
@@ -312,33 +327,6 @@ class SegmentationTask(pl.LightningModule):
             return None
         covered = batch.class_mask[0, int(self.plan.exclusive) :].tolist()
         return tuple(organ for organ, known in zip(self.plan.organs, covered, strict=True) if known)
-
-
-def net_spec(plan: Plan) -> NetSpec:
-    """The plan's numbers that shape a network."""
-    return NetSpec(
-        in_channels=len(plan.modalities),
-        out_channels=plan.num_classes,
-        patch_size=plan.patch_size,
-        strides=plan.strides,
-        kernels=plan.kernels,
-        features=plan.features,
-    )
-
-
-def class_values(plan: Plan) -> dict[str, int | tuple[int, ...]]:
-    """Organ name -> its value, or values of a region, in the vocabulary of the store."""
-    if plan.exclusive:
-        return {organ: index for index, organ in enumerate(plan.organs, start=1)}
-    return {
-        organ: tuple(plan.atom_of_value[value] for value in values)
-        for organ, values in zip(plan.organs, plan.values, strict=True)
-    }
-
-
-def decide(logits: Logits, plan: Plan) -> Integer[Tensor, "b *space"] | Bool[Tensor, "b c *space"]:
-    """The class of each voxel, or for overlapping regions a mask per organ."""
-    return logits.argmax(dim=1) if plan.exclusive else logits > 0
 
 
 def build_task_loss(loss: str | Own, plan: Plan) -> Any:
@@ -362,20 +350,42 @@ def short_window(trainer: pl.Trainer, batch_index: int) -> float:
     return accumulated / rest if rest and batch_index >= batches - rest else 1.0
 
 
-def load_task(path: Path) -> SegmentationTask:
-    """The task of a checkpoint, weights loaded, in evaluation mode; nothing but the checkpoint is needed.
+def load_task(path: Path, trust: Trust | None = None) -> SegmentationTask:
+    """The task of a checkpoint as it was trained, weights loaded, in evaluation mode; to predict, see `Segmenter`.
+
+    Args:
+        path: The checkpoint.
+        trust: The dotted paths that it may name.
 
     Raises:
-        CheckpointError: The file is missing, unreadable, holds code, or was not written by medseg.
+        CheckpointError: It is missing, unreadable or not ours, names what is not trusted, or does not fit.
     """
     checkpoint = read_checkpoint(path)
+    require_trusted(checkpoint, trust)
     try:
-        task = SegmentationTask(**checkpoint["hyper_parameters"])
-        task.load_state_dict(checkpoint["state_dict"])
+        task = SegmentationTask(**checkpoint.options)
+        task.load_state_dict(checkpoint.content[WEIGHTS])
     except (TypeError, ValueError, RuntimeError, KeyError, MedsegError) as error:
         raise CheckpointError(
             path,
             f"does not fit this version of medseg ({error})",
-            f"Train again, or use the version that wrote it ({checkpoint['medseg']['version']})",
+            f"Train again, or use the version that wrote it ({checkpoint.signature['version']})",
         ) from None
     return task.eval()
+
+
+def judge_of(segmenter: Segmenter) -> SegmentationTask:
+    """A task that validates a network, whatever it was trained with."""
+    plan, net = segmenter.plan.to_dict(), segmenter.net
+    return SegmentationTask(plan, net, overlap=segmenter.overlap, channels_last=segmenter.channels_last).eval()
+
+
+def require_trusted(checkpoint: Checkpoint, trust: Trust | None, replaced: Collection[str] = ()) -> None:
+    """Refuse a checkpoint whose options name something that nobody trusts, but for those that are replaced.
+
+    Raises:
+        CheckpointError: It does.
+    """
+    for name in {"net", "loss", "optimizer", "study"} - {*replaced}:
+        for dotted in re.findall(r"[^\W\d]\w*(?:\.\w+)+", str(checkpoint.options.get(name))):
+            (trust or Trust()).require(dotted, checkpoint.path)

@@ -286,7 +286,7 @@ def cut_short(path):
         (spoilt("medseg", "yes"), "was not written by medseg", None),
         (spoilt("optimizer_states", None), "lacks optimizer_states, which a training needs to go on", 0),
         (spoilt("global_step", None), "lacks global_step", 0),
-        (spoilt("hyper_parameters", {"plan": {"labels": 3}}), "holds no plan that this version", 0),
+        (spoilt("hyper_parameters", {"plan": {"labels": 3}}), "lacks hyper_parameters.net", 0),
     ],
 )
 def test_a_checkpoint_that_is_none_or_not_whole_is_a_sentence(store, run, tmp_path, capsys, spoil, expected, tuned):

@@ -9,12 +9,14 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Timer
+from torch import nn
 
 from medseg.machine.hardware import cpu_multiplies_bf16
 from medseg.plan.plan import Normalisation, Plan
+from medseg.segmenter import Segmenter
 from medseg.training.levels import target_of
 from medseg.training.optimise import SCHEDULES, FollowBudget, budget_spent, build_optimizer, schedule_factor
-from medseg.training.task import IGNORED, SegmentationTask, decide
+from medseg.training.task import IGNORED, SegmentationTask
 
 PLAN = Plan(
     "toy", ("CT",), {"liver": 1, "spleen": 3}, "RAS", (1.0, 1.0, 1.0), (16, 16, 16), 2, (Normalisation(),),
@@ -36,8 +38,8 @@ def test_regions_become_masks_and_ignored_voxels_stay_ignored():
 
 def test_decisions_are_the_best_class_or_every_region_above_one_half():
     logits = torch.tensor([0.2, -1.0, 3.0]).reshape(1, 3, 1, 1, 1)
-    assert decide(logits, PLAN).tolist() == [[[[2]]]]
-    assert decide(logits[:, :2], REGIONS).tolist() == [[[[[True]]], [[[False]]]]]
+    assert Segmenter(nn.Identity(), PLAN).decide(logits).tolist() == [[[[2]]]]
+    assert Segmenter(nn.Identity(), REGIONS).decide(logits[:, :2]).tolist() == [[[[[True]]], [[[False]]]]]
 
 
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES))
