@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from medseg.losses import build_loss
+from medseg.losses.voronoi import nearest_number
 
 TABLE = json.loads(Path(__file__).with_name("values_new.json").read_text(encoding="utf-8"))
 
@@ -166,6 +167,25 @@ def test_a_lesion_missed_costs_its_share_of_components():
     found[0, 17, 17] = 0
     loss = build_loss("cc_dice_ce(lambda_ce=0)", mode="binary")
     assert loss((200.0 * found - 100).unsqueeze(1), target).item() == pytest.approx(1 / 3)
+
+
+def test_touching_lesions_are_told_apart_by_their_numbers():
+    target = torch.zeros(1, 12, 12, dtype=torch.long)
+    target[0, 2:4, 2:8] = 1
+    instances = target.clone()
+    instances[0, 2:4, 5:] *= 2
+    logits = torch.full((1, 1, 12, 12), -100.0)
+    logits[0, 0, 2:4, 2:5] = 100
+    loss = build_loss("cc_dice_ce(lambda_ce=0)", mode="binary")
+    assert loss(logits, target).item() == pytest.approx(1 / 3)
+    assert loss(logits, target, instances=instances).item() == pytest.approx(1 / 2)
+
+
+def test_what_is_nearest_is_measured_in_millimetres():
+    numbered = np.zeros((3, 2), dtype=int)
+    numbered[0, 0], numbered[2, 1] = 1, 2
+    assert nearest_number(numbered, (1.0, 1.0))[0, 1] == 1
+    assert nearest_number(numbered, (0.1, 1.0))[0, 1] == 2
 
 
 def test_sizes_within_their_bounds_cost_nothing():
