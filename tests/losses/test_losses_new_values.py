@@ -198,6 +198,41 @@ def test_sizes_within_their_bounds_cost_nothing():
     assert build_loss(f"size_barrier(low={low}, high=[1e12, 1e12, 1e12])")(logits, maps).isfinite()
 
 
+def test_sizes_may_be_those_of_ignored_voxels():
+    logits, maps = (torch.tensor(values) for values in inputs(TABLE["cases"]["plane"]))
+    labels = maps.argmax(1)
+    drawn = torch.where(torch.arange(labels.numel()).reshape(labels.shape) % 17 == 0, labels, 255)
+    bounds = "low=[0, 300, 300], high=[500, 400, 350]"
+    value = build_loss(f"size_penalty({bounds}, include_ignored=True)", ignore_index=255)(logits, drawn)
+    torch.testing.assert_close(value, build_loss(f"size_penalty({bounds})")(logits, labels))
+
+
+def test_a_disc_is_learnt_from_three_voxels_and_its_size():
+    """As in the paper: without the bounds, what is drawn of the disc alone makes everything disc."""
+    i, j = torch.meshgrid(torch.arange(24), torch.arange(24), indexing="ij")
+    disc = (((i - 11) ** 2 + (j - 12) ** 2) < 36).long()
+    image = (disc + 0.15 * torch.randn(24, 24, generator=torch.Generator().manual_seed(1)))[None, None]
+    drawn = torch.full((1, 24, 24), 255)
+    drawn[0, 10:13, 12] = 1
+
+    def learnt(expression):
+        torch.manual_seed(2)
+        first, last = (torch.nn.Conv2d(a, b, 3, padding=1) for a, b in ((1, 8), (8, 2)))
+        net = torch.nn.Sequential(first, torch.nn.InstanceNorm2d(8), torch.nn.LeakyReLU(), last)
+        loss = build_loss(expression, ignore_index=255)
+        optimiser = torch.optim.Adam(net.parameters(), lr=0.03)
+        for _ in range(80):
+            optimiser.zero_grad()
+            loss(net(image), drawn).backward()
+            optimiser.step()
+        found = net(image).argmax(1)[0]
+        return 2 * (found * disc).sum() / (found.sum() + disc.sum())
+
+    bounds = f"low=[0, {0.9 * disc.sum()}], high=[1e9, {1.1 * disc.sum()}], include_ignored=True"
+    assert learnt("cross_entropy") < 0.5
+    assert learnt(f"cross_entropy + 0.01 * size_penalty({bounds})") > 0.9
+
+
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
@@ -210,6 +245,7 @@ def test_sizes_within_their_bounds_cost_nothing():
         ("region_mutual_information(radius=0)", "radius and pool"),
         ("size_penalty(low=[1, 2])", "must hold 3 numbers"),
         ("size_penalty(low=[9, 9, 9], high=[1, 1, 1])", "low must be at most high"),
+        ("size_penalty(include_ignored=True)", "needs low or high"),
         ("size_penalty(margin=-1)", "margin must be"),
         ("size_barrier(t=0)", "t must be above 0"),
         ("cbdice(iterations=-1)", "iterations must be"),
