@@ -13,7 +13,7 @@ from typing import Any
 from medseg.errors import UsageError
 from medseg.experiments.job import Job
 from medseg.experiments.trial import Trial
-from medseg.machine.threads import usable_cores
+from medseg.machine.hardware import usable_cores
 
 
 @dataclass(frozen=True)
