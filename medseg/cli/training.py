@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import seed_everything
 
 from medseg.checkpoints.checkpoint import Checkpoint
@@ -26,9 +26,8 @@ from medseg.segmenter import Segmenter
 from medseg.store.identity import traces
 from medseg.store.store import Store
 from medseg.training.failures import in_sentences
-from medseg.training.fit import Trainer, build_trainer, loggers, quieten, train, usable
+from medseg.training.fit import Trainer, build_trainer, loggers, quieten, run_fit, usable
 from medseg.training.signing import UnequalDataError
-from medseg.training.start import Start, find_start, taken
 from medseg.training.task import SegmentationTask, judge_of
 
 
@@ -65,14 +64,13 @@ class Fit:
     task: SegmentationTask
     options: Namespace
 
-    def trainer(self, start: Start | None = None) -> Trainer:
-        """Build the trainer, which takes the devices that it asks for.
+    def trainer(self) -> Trainer:
+        """Build a trainer of its options, which takes the devices that it asks for.
 
         Raises:
             UsageError: An option is wrong, or means a device or a package that is not here.
         """
-        step, minutes = (start or Start()).step, self.options.checkpoint_minutes
-        return build_trainer(self.run, self.config, first_step=step, minutes=minutes, **vars(self.options.trainer))
+        return build_trainer(self.run, self.config, **vars(self.options.trainer))
 
 
 def build_fit(words: Sequence[str]) -> Fit:
@@ -93,17 +91,14 @@ def build_fit(words: Sequence[str]) -> Fit:
 def fit(words: Sequence[str]) -> int:
     """``medseg fit``; returns the exit status."""
     built = build_fit(words)
-    start = find_start(built.run, built.options.ckpt_path)
-    trainer = built.trainer(start)
-    written = yaml.safe_dump(built.config, sort_keys=False, allow_unicode=True)
-    first = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]  # Lightning's connector
-    with taken(built.run, start, written) if first else nullcontext():
-        try:
-            train(trainer, built.task, built.data, checkpoint=start.checkpoint, first_step=start.step)
-        except (InterruptionError, UnequalDataError) as error:  # of what every process knows, one tells
-            if trainer.is_global_zero:
-                raise
-            return 0 if isinstance(error, InterruptionError) else error.exit_status
+    options = vars(built.options.trainer)
+    minutes, resume = built.options.checkpoint_minutes, built.options.ckpt_path
+    try:
+        run_fit(built.run, built.config, built.task, built.data, resume=resume, minutes=minutes, **options)
+    except (InterruptionError, UnequalDataError) as error:  # of what every process knows, one tells
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            raise
+        return 0 if isinstance(error, InterruptionError) else error.exit_status
     return 0
 
 
@@ -123,9 +118,11 @@ def test(words: Sequence[str]) -> int:
     scored = _finished(words, "test")
     store, trainer = Store(scored.data.store), scored.trainer
     written = WritePredictions(scored.run.test.predictions, store, scored.segmenter)
+    judge = judge_of(scored.segmenter)
+    judge.judges_tests = False  # what is scored is what was written, on the grid of the images
     trainer.callbacks.append(written)  # type: ignore[attr-defined]  # set by Lightning's connector
     with in_sentences(trainer, scored.data.plan):
-        trainer.test(judge_of(scored.segmenter), scored.data)
+        trainer.test(judge, scored.data, verbose=False)
     status = report_failures(written.failures)
     trainer.strategy.barrier()  # the first process scores what all of them have written
     if trainer.is_global_zero:

@@ -1,5 +1,6 @@
 """The task in a Lightning trainer of one's own: what every tutorial does works, and means what it says."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 from medseg.checkpoints.run import Run
-from medseg.errors import UsageError
+from medseg.cli import main
+from medseg.errors import CheckpointError, UsageError
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.training.fit import build_trainer, loggers, train
+from medseg.training.fit import fit as training_fit
 from medseg.training.task import SegmentationTask, load_task
 
 SMALL = {"net_options": {"features": [4, 8, 8]}, "optimizer": "adamw", "lr": 1e-3}
@@ -56,7 +59,7 @@ def same_weights(one, other):
 
 def test_load_predict_and_test_as_in_every_tutorial(store, trained):
     task, scores, path = trained
-    again = SegmentationTask.load_from_checkpoint(path, weights_only=True)
+    again = SegmentationTask.load_from_checkpoint(path)
     assert same_weights(task, again)
     trainer = pl.Trainer(**QUIET)
     (found,) = trainer.test(again, data_of(store), verbose=False)
@@ -83,10 +86,10 @@ def test_a_network_and_a_loss_are_taken_as_they_are(store, tmp_path):
     fit(task, store).save_checkpoint(tmp_path / "own.ckpt")
     kept = torch.load(tmp_path / "own.ckpt", weights_only=True)["hyper_parameters"]
     assert (kept["net"], kept["loss"]) == (f"{__name__}.Net", f"{__name__}.own_loss")
-    again = SegmentationTask.load_from_checkpoint(
-        tmp_path / "own.ckpt", net=Net(1, 3), loss=own_loss, weights_only=True
-    )
+    again = SegmentationTask.load_from_checkpoint(tmp_path / "own.ckpt", net=Net(1, 3), loss=own_loss)
     assert same_weights(task, again)
+    with pytest.raises(CheckpointError, match=r"names .*Net, which is no part of medseg"):
+        SegmentationTask.load_from_checkpoint(tmp_path / "own.ckpt", loss=own_loss)
     with pytest.raises(UsageError, match=r"the loss returned shape \(3, 24"):
         fit(SegmentationTask(plan_of(store), net=Net(1, 3), loss=lambda logits, _: logits[0]), store)
 
@@ -235,6 +238,26 @@ def test_averages_of_a_short_training_are_of_its_weights_and_not_of_its_beginnin
     fit(task, store, max_epochs=4, callbacks=[Watch()])
     averaged = torch.cat([p.flatten() for p in task.net.parameters()]).detach()
     assert (averaged - trained[-1]).norm() < 0.5 * (averaged - before).norm()
+
+
+def test_fit_in_python_is_the_command(store, tmp_path):
+    small = {"data": {"folds": 2, "batch_size": 2, "steps_per_epoch": 2, "workers": 0}, "model": SMALL}
+    bare = {"accelerator": "cpu", "precision": "32", "num_sanity_val_steps": 0, "enable_progress_bar": False}
+    given = {name: value for part in (*small.values(), bare) for name, value in part.items()}
+    run = training_fit(store, tmp_path / "python", **given, max_steps=2)
+    words = [
+        f"--{part}.{name}={json.dumps(value) if isinstance(value, dict) else value}"
+        for part, options in {**small, "trainer": {**bare, "max_steps": 2}}.items()
+        for name, value in options.items()
+    ]
+    assert main(["fit", "--data.store", str(store), "--run", str(tmp_path / "typed"), *words]) == 0
+    ours, theirs = (torch.load(each.last, weights_only=True) for each in (run, Run(tmp_path / "typed")))
+    assert all(torch.equal(weight, theirs["state_dict"][name]) for name, weight in ours["state_dict"].items())
+    with pytest.raises(UsageError, match="already holds a training"):
+        training_fit(store, run.path, **given)
+    training_fit(store, run.path, **given, max_steps=3, resume="last")
+    assert torch.load(run.last, weights_only=True)["global_step"] == 3
+    assert main(["test", "--run", str(run.path)]) == 0
 
 
 def test_the_record_of_a_run_is_there_whatever_other_loggers_are(store, tmp_path):
