@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.patches.augmentations import Field, Matrix, Row, Strength
+from medseg.patches.augmentations import AugmentationRow, Field, Matrix, Strength
 from medseg.patches.geometry import Geometry
 from medseg.patches.settings import Augmentation
 
@@ -127,7 +127,7 @@ def _changes(strength: Strength, geometry: Geometry, modalities: int, rng: np.ra
 
 
 def _column(
-    row: Row,
+    row: AugmentationRow,
     name: str,
     settings: Mapping[str, Any],
     rng: np.random.Generator,
