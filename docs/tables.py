@@ -97,7 +97,7 @@ def metrics() -> str:
         cells = (f"`{row.name}`", row.meaning, "" if row.best is None else f"{row.best:g}", *empty[row.empty])
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("| `outcome` | `found`, `missed`, `false` (invented) or `absent` (rightly left out) | | | |")
-    return before + MADE + "\n".join(lines) + "\n" + MADE + after
+    return before + MADE + "\n" + "\n".join(lines) + "\n\n" + MADE + after
 
 
 PAGES = {"augmentations.md": augmentations, "metrics.md": metrics}

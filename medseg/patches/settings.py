@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from medseg.errors import nearest
 from medseg.machine.dotted import named
+from medseg.machine.typed import misspelt
 from medseg.patches import intensity, moves  # noqa: F401  # they file their functions in the table
 from medseg.patches.augmentations import AugmentationRow, Bounds, Strength, check, key_of, rows
 
@@ -124,7 +124,7 @@ def augmentation(strength: str | Mapping[str, Any] | Augmentation) -> Augmentati
     changes = {"preset": strength} if isinstance(strength, str) else dict(strength)
     preset = str(changes.pop("preset", "full"))
     if preset not in PRESETS:
-        raise ValueError(_misspelt("augmentation", preset, list(PRESETS)))
+        raise ValueError(misspelt("augmentation", preset, list(PRESETS)))
     return PRESETS[preset].but(**changes)
 
 
@@ -135,12 +135,12 @@ def _meant(key: str, value: Any) -> list[tuple[AugmentationRow, str, Any]]:
         given = {**(value or {})}
         for setting in given:
             if setting not in row.settings:
-                raise ValueError(_misspelt(f"setting of {row.name}", setting, list(row.settings)))
+                raise ValueError(misspelt(f"setting of {row.name}", setting, list(row.settings)))
         return [(row, setting, given.get(setting, known.default)) for setting, known in row.settings.items()]
     owners = [(row, setting, value) for row in _OURS for setting in row.settings if key_of(row, setting) == key]
     if not owners:
         legal = [*WHOLE, *(key_of(row, setting) for row in _OURS for setting in row.settings)]
-        raise ValueError(_misspelt("augmentation setting", key, legal))
+        raise ValueError(misspelt("augmentation setting", key, legal))
     return owners
 
 
@@ -151,7 +151,7 @@ def _row(key: str) -> AugmentationRow:
     row = rows().get(name)
     if row is None or (function is not None and row.function is not function):
         if function is None:
-            raise ValueError(_misspelt("augmentation", key, [*rows()]))
+            raise ValueError(misspelt("augmentation", key, [*rows()]))
         raise ValueError(f"{key} is no augmentation: put @augmentation(...) of medseg.patches.augmentations above it")
     return row
 
@@ -167,8 +167,3 @@ def _typed(key: str, value: Any, default: Any) -> Any:
         return type(default)(value)
     except (TypeError, ValueError):
         raise ValueError(f"augmentation setting {key} cannot be {value!r}; expected one like {default!r}") from None
-
-
-def _misspelt(what: str, word: str, legal: list[str]) -> str:
-    meant = nearest(word, legal)
-    return f"{what} {word!r} is not known; " + (f"did you mean {meant}?" if meant else f"choose from {legal}")

@@ -384,7 +384,7 @@ def test_sizes_given_replace_the_plans_for_the_task_too(store):
     [
         ({"fold": 4}, UsageError, "no fold 4, only 0 to 3"),
         ({"patch_size": (9, 8, 8)}, ValueError, "multiple of"),
-        ({"augmentation": "strong"}, ValueError, "choose from|did you mean"),
+        ({"augmentation": "strong"}, ValueError, "expected one of|did you mean"),
         ({"steps_per_epoch": 0}, ValueError, "at least one"),
         ({"oversample_foreground": -1.0}, ValueError, "between 0 and 1"),
         ({"split": Path("nowhere.json")}, DataError, "cannot be read"),
