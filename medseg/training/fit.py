@@ -51,7 +51,7 @@ class Trainer(pl.Trainer):
         accelerator: str = "auto",
         strategy: str | Strategy = "auto",
         max_epochs: int | None = None,
-        max_steps: int = -1,
+        max_steps: int | float = -1,
         max_time: str | timedelta | dict[str, int] | None = None,
         **options: Any,
     ) -> None:
@@ -63,12 +63,14 @@ class Trainer(pl.Trainer):
             accelerator: As Lightning's.
             strategy: As Lightning's, but for those that spawn; ``fsdp`` is PyTorch's second.
             max_epochs: As Lightning's; 1000 where no budget is given.
-            max_steps: As Lightning's.
+            max_steps: As Lightning's; 1e3 is a number too.
             max_time: As Lightning's.
             options: As Lightning's.
         """
         quieten()
         chosen = best_precision(accelerator) if precision == "auto" else precision
+        if max_steps % 1:
+            raise UsageError(f"trainer.max_steps is {max_steps}, expected a whole number", "Correct that value")
         if (max_epochs, max_time, max_steps) == (None, None, -1):
             max_epochs = _DEFAULT_EPOCHS
         if not str(strategy).startswith("deepspeed"):  # which writes folders of its own
@@ -83,7 +85,7 @@ class Trainer(pl.Trainer):
             accelerator=accelerator,
             strategy=strategy,
             max_epochs=max_epochs,
-            max_steps=max_steps,
+            max_steps=int(max_steps),
             max_time=max_time,
             **options,
         )
@@ -114,6 +116,10 @@ def build_trainer(
     Raises:
         UsageError: An option is wrong, or means a device or a package that is not here.
     """
+    if options.get("enable_checkpointing") is False:
+        raise UsageError("trainer.enable_checkpointing false would keep nothing of the training", "Leave it out")
+    if options.get("limit_val_batches") == 0:
+        rank_zero_info("nothing is validated, so there will be no best.ckpt; score this with --ckpt_path last")
     bar = options.get("enable_progress_bar") is not False
     logs = [*loggers(logger, run, first_step=first_step), RunLog(run)]
     with usable(options):
