@@ -28,7 +28,7 @@ from medseg.patches.datamodule import VolumesDataModule
 from medseg.training.callbacks import of_run
 from medseg.training.children import explain_deaths
 from medseg.training.failures import in_sentences, require_memory, unusable_device
-from medseg.training.lightning import rehearses
+from medseg.training.lightning import callbacks_of, rehearses
 from medseg.training.metrics_log import RunLog
 from medseg.training.own import name_of
 from medseg.training.start import find_start, taken
@@ -51,7 +51,7 @@ class Trainer(pl.Trainer):
         accelerator: str = "auto",
         strategy: str | Strategy = "auto",
         max_epochs: int | None = None,
-        max_steps: int = -1,
+        max_steps: int | float = -1,
         max_time: str | timedelta | dict[str, int] | None = None,
         **options: Any,
     ) -> None:
@@ -63,12 +63,14 @@ class Trainer(pl.Trainer):
             accelerator: As Lightning's.
             strategy: As Lightning's, but for those that spawn; ``fsdp`` is PyTorch's second.
             max_epochs: As Lightning's; 1000 where no budget is given.
-            max_steps: As Lightning's.
+            max_steps: As Lightning's; 1e3 is a number too.
             max_time: As Lightning's.
             options: As Lightning's.
         """
         quieten()
         chosen = best_precision(accelerator) if precision == "auto" else precision
+        if max_steps % 1:
+            raise UsageError(f"trainer.max_steps is {max_steps}, expected a whole number", "Correct that value")
         if (max_epochs, max_time, max_steps) == (None, None, -1):
             max_epochs = _DEFAULT_EPOCHS
         if not str(strategy).startswith("deepspeed"):  # which writes folders of its own
@@ -83,7 +85,7 @@ class Trainer(pl.Trainer):
             accelerator=accelerator,
             strategy=strategy,
             max_epochs=max_epochs,
-            max_steps=max_steps,
+            max_steps=int(max_steps),
             max_time=max_time,
             **options,
         )
@@ -114,6 +116,10 @@ def build_trainer(
     Raises:
         UsageError: An option is wrong, or means a device or a package that is not here.
     """
+    if options.get("enable_checkpointing") is False:
+        raise UsageError("trainer.enable_checkpointing false would keep nothing of the training", "Leave it out")
+    if options.get("limit_val_batches") == 0:
+        rank_zero_info("nothing is validated, so there will be no best.ckpt; score this with --ckpt_path last")
     bar = options.get("enable_progress_bar") is not False
     logs = [*loggers(logger, run, first_step=first_step), RunLog(run)]
     with usable(options):
@@ -221,6 +227,7 @@ def train(
     """
     if trainer.strategy.root_device.type == "cpu" and task.hparams["net"] in list_nets():
         require_memory(task.net, data.plan, memory_bytes())
+    require_logged(trainer, task)
     with in_sentences(trainer, data.plan):
         trainer.fit(task, data, ckpt_path=checkpoint)
     if trainer.global_step == first_step and not rehearses(trainer):
@@ -228,6 +235,26 @@ def train(
             f"no step was taken, the budget is spent after step {first_step}: to train on, raise "
             "--trainer.max_steps, --trainer.max_epochs or --trainer.max_time"
         )
+
+
+def require_logged(trainer: pl.Trainer, task: SegmentationTask) -> None:
+    """Refuse to watch a number that will not be logged; of a task or a callback of one's own nobody knows.
+
+    Raises:
+        UsageError: A callback's ``monitor`` is none of the names.
+    """
+    callbacks = callbacks_of(trainer)
+    known = ("medseg", "pytorch_lightning")
+    if type(task) is not SegmentationTask or any(type(c).__module__.split(".")[0] not in known for c in callbacks):
+        return
+    names = ["train/loss", "train/gradient_norm", "val/dice", *(f"val/dice/{organ}" for organ in task.plan.organs)]
+    names += [f"time/{name}" for name in ("elapsed_s", "data_s", "compute_s", "compute_median_s")] + ["memory/peak_gib"]
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        ours = str(monitor).removesuffix("_step").removesuffix("_epoch")
+        if monitor is not None and ours not in names and not ours.startswith("train/"):
+            told = f"{type(callback).__name__} watches {monitor!r}"
+            raise UsageError(f"nothing logs what {told}{meant(monitor, names)}", f"Choose of {', '.join(names)}")
 
 
 def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:
