@@ -237,7 +237,7 @@ def private_names(tree: ast.AST) -> tuple[set[str], set[str]]:
 
 
 PASSED = {"_replace", "_asdict", "_fields", "_exit", "_getframe", "_actions", "_is_synced"}
-"""Private by name only: of named tuples, ``os`` and ``sys``; options of argparse; what torchmetrics documents for subclasses."""
+"""Private by name only: of named tuples, ``os`` and ``sys``; argparse's options; what torchmetrics' subclasses see."""
 
 
 def test_private_names_of_lightning_and_torch_stand_in_one_file():
