@@ -305,7 +305,10 @@ class SegmentationTask(pl.LightningModule):
         Raises:
             CheckpointError: It was trained on others, or is not one of ours.
         """
-        kept = checked(Path("--ckpt_path"), checkpoint)
+        options = {
+            name: name_of(value) if callable(value) else value for name, value in checkpoint["hyper_parameters"].items()
+        }
+        kept = checked(Path("--ckpt_path"), {**checkpoint, "hyper_parameters": options})
         kept.require_same_training(self.plan, self.hparams["optimizer"])
         self._scores = kept.scores
         self._start = ""
