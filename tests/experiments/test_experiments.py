@@ -19,8 +19,8 @@ from scipy.stats import wilcoxon
 
 from medseg.errors import DataError, UsageError
 from medseg.experiments import trial
-from medseg.experiments.comparison import comparison_jobs
 from medseg.experiments.comparison_files import write_comparison, write_comparison_csv
+from medseg.experiments.comparison_jobs import comparison_jobs
 from medseg.experiments.comparison_page import JobComparison, dice_plot
 from medseg.experiments.data import JobData
 from medseg.experiments.executors import ClusterExecutor, LocalExecutor, environments
