@@ -17,6 +17,7 @@ from medseg.cli.command import (
     report_failures,
     say,
     show,
+    trust_option,
     workers_option,
 )
 from medseg.cli.experiments import EXPERIMENTS
@@ -161,20 +162,33 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--input", type=Path, required=True, help="an image, or a folder of images")
     parser.add_argument("--output", type=Path, required=True, help="folder for the label files")
-    parser.add_argument("--tta", action="store_true", help="average over the flips that the plan allows")
+    parser.add_argument(
+        "--tta",
+        type=int,
+        choices=(0, 1, 2),
+        nargs="*",
+        metavar="AXIS",
+        help="average over the flips of the training, or over those along some of its axes (0, 1, 2)",
+    )
     parser.add_argument("--save-probabilities", action="store_true", help="also write CASE.npz, in float16")
     parser.add_argument("--no-cleaning", action="store_true", help="leave out the rules of medseg choose-cleaning")
     parser.add_argument("--overwrite", action="store_true", help="predict anew what is there and still up to date")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    trust_option(parser)
 
 
 def _predict(options: Options) -> int:
     from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.folder import predict_cases
     from medseg.inference.predict import Predictor
+    from medseg.machine.dotted import Trust
 
     predictor = Predictor.load(
-        checkpoints_in(options.ckpt), mirror=options.tta, device=options.device, cleaning=not options.no_cleaning
+        checkpoints_in(options.ckpt),
+        mirror=options.tta is not None and (options.tta or True),
+        device=options.device,
+        cleaning=not options.no_cleaning,
+        trust=Trust.of(options.trust),
     )
     outcome = predict_cases(
         predictor,

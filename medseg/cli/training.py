@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import seed_everything
 
-from medseg.checkpoints.facts import read_facts
+from medseg.checkpoints.checkpoint import Checkpoint
+from medseg.checkpoints.reading import read_checkpoint
 from medseg.checkpoints.run import Run
 from medseg.cli.command import report_failures, say
 from medseg.cli.config import FOR_ONE_COMMAND, parse
 from medseg.errors import DataError, InterruptionError, UsageError, listed
+from medseg.machine.dotted import Trust
 from medseg.machine.hardware import keep_freed_memory
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
+from medseg.segmenter import Segmenter
 from medseg.store.identity import traces
 from medseg.store.store import Store
 from medseg.training.failures import in_sentences
-from medseg.training.fit import Trainer, build_trainer, loggers, quieten, train, usable
+from medseg.training.fit import Trainer, build_trainer, loggers, quieten, run_fit, usable
 from medseg.training.signing import UnequalDataError
-from medseg.training.start import Start, find_start, taken
-from medseg.training.task import SegmentationTask, load_task
+from medseg.training.task import SegmentationTask, judge_of
 
 
 def run_lightning(words: Sequence[str]) -> int:
@@ -62,14 +64,13 @@ class Fit:
     task: SegmentationTask
     options: Namespace
 
-    def trainer(self, start: Start | None = None) -> Trainer:
-        """Build the trainer, which takes the devices that it asks for.
+    def trainer(self) -> Trainer:
+        """Build a trainer of its options, which takes the devices that it asks for.
 
         Raises:
             UsageError: An option is wrong, or means a device or a package that is not here.
         """
-        step, minutes = (start or Start()).step, self.options.checkpoint_minutes
-        return build_trainer(self.run, self.config, first_step=step, minutes=minutes, **vars(self.options.trainer))
+        return build_trainer(self.run, self.config, **vars(self.options.trainer))
 
 
 def build_fit(words: Sequence[str]) -> Fit:
@@ -90,17 +91,14 @@ def build_fit(words: Sequence[str]) -> Fit:
 def fit(words: Sequence[str]) -> int:
     """``medseg fit``; returns the exit status."""
     built = build_fit(words)
-    start = find_start(built.run, built.options.ckpt_path)
-    trainer = built.trainer(start)
-    written = yaml.safe_dump(built.config, sort_keys=False, allow_unicode=True)
-    first = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]  # Lightning's connector
-    with taken(built.run, start, written) if first else nullcontext():
-        try:
-            train(trainer, built.task, built.data, checkpoint=start.checkpoint, first_step=start.step)
-        except (InterruptionError, UnequalDataError) as error:  # of what every process knows, one tells
-            if trainer.is_global_zero:
-                raise
-            return 0 if isinstance(error, InterruptionError) else error.exit_status
+    options = vars(built.options.trainer)
+    minutes, resume = built.options.checkpoint_minutes, built.options.ckpt_path
+    try:
+        run_fit(built.run, built.config, built.task, built.data, resume=resume, minutes=minutes, **options)
+    except (InterruptionError, UnequalDataError) as error:  # of what every process knows, one tells
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            raise
+        return 0 if isinstance(error, InterruptionError) else error.exit_status
     return 0
 
 
@@ -108,25 +106,27 @@ def validate(words: Sequence[str]) -> int:
     """``medseg validate``; returns the exit status."""
     scored = _finished(words, "validate")
     with in_sentences(scored.trainer, scored.data.plan):
-        scored.trainer.validate(scored.task, scored.data)
+        scored.trainer.validate(judge_of(scored.segmenter), scored.data)
     return 0
 
 
 def test(words: Sequence[str]) -> int:
     """``medseg test``: predict the held-back cases from their files, score and report them; returns the exit status."""
     from medseg.inference.writer import WritePredictions
-    from medseg.report.run import report_test
+    from medseg.report.run_report import report_test
 
     scored = _finished(words, "test")
     store, trainer = Store(scored.data.store), scored.trainer
-    written = WritePredictions(scored.run.test.predictions, store)
+    written = WritePredictions(scored.run.test.predictions, store, scored.segmenter)
+    judge = judge_of(scored.segmenter)
+    judge.judges_tests = False  # what is scored is what was written, on the grid of the images
     trainer.callbacks.append(written)  # type: ignore[attr-defined]  # set by Lightning's connector
     with in_sentences(trainer, scored.data.plan):
-        trainer.test(scored.task, scored.data)
+        trainer.test(judge, scored.data, verbose=False)
     status = report_failures(written.failures)
     trainer.strategy.barrier()  # the first process scores what all of them have written
     if trainer.is_global_zero:
-        evaluation = report_test(scored.run, store, scored.data.cases.val, scored.task.plan, note=scored.note)
+        evaluation = report_test(scored.run, store, scored.data.cases.val, scored.segmenter.plan, note=scored.note)
         status = max(status, evaluation.exit_status)
     trainer.strategy.barrier()
     return status
@@ -136,7 +136,7 @@ def test(words: Sequence[str]) -> int:
 class _Finished:
     run: Run
     data: VolumesDataModule
-    task: SegmentationTask
+    segmenter: Segmenter
     trainer: Trainer
     note: str
 
@@ -145,24 +145,21 @@ def _finished(words: Sequence[str], command: str) -> _Finished:
     """A trained network, the cases that it is to be scored on, and a trainer that deals them out to processes."""
     parser, options = parse(command, words)
     run = Run(Path(options.run))
-    checkpoint = run.checkpoint(options.ckpt_path)
+    checkpoint = read_checkpoint(run.checkpoint(options.ckpt_path))
+    segmenter = Segmenter.from_checkpoint(checkpoint, Trust.of(options.trust))
     built = _instantiated(parser, options)
-    task = load_task(checkpoint)
     data: VolumesDataModule = built.data
-    _require_same_labels(task.plan, data.plan, data.store)
-    facts = read_facts(checkpoint)
-    note = _on_training_cases(facts, data, allowed=options.on_training_cases)
+    _require_same_labels(checkpoint.plan, data.plan, data.store)
+    note = _on_training_cases(checkpoint, data, allowed=options.on_training_cases)
     chosen = {**vars(built.trainer), "default_root_dir": str(run.path), "enable_checkpointing": False}
     chosen["logger"] = loggers(chosen["logger"], run) if chosen["logger"] else False
     with usable(chosen):
         trainer = Trainer(**chosen)
     if trainer.is_global_zero:
-        dice = facts["medseg"].get("scores", {}).get("val/dice", float("nan"))
-        say(
-            f"{checkpoint} is scored, of step {facts['global_step']} with val/dice {dice:.4f}"
-            + (f"; {note}" if note else "")
-        )
-    return _Finished(run, data, task, trainer, note)
+        dice = checkpoint.scores.get("val/dice", float("nan"))
+        told = f"{checkpoint.path} is scored, of step {checkpoint.steps} with val/dice {dice:.4f}"
+        say(told + (f"; {note}" if note else ""))
+    return _Finished(run, data, segmenter, trainer, note)
 
 
 def _instantiated(parser: ArgumentParser, options: Namespace) -> Namespace:
@@ -180,17 +177,16 @@ def _instantiated(parser: ArgumentParser, options: Namespace) -> Namespace:
         raise UsageError(str(error).rstrip(".?"), "Correct the config") from None
 
 
-def _on_training_cases(facts: Mapping[str, Any], data: VolumesDataModule, *, allowed: bool) -> str:
+def _on_training_cases(checkpoint: Checkpoint, data: VolumesDataModule, *, allowed: bool) -> str:
     """Which of the cases to score the network was trained on, in words; empty for none, or if nobody knows.
 
     Raises:
         UsageError: There are some, and nobody allowed it.
     """
-    known = facts.get("origin", {})
-    seen = set(known.get("data", {}).get("trained_on", ()))
+    seen = checkpoint.trained_on
     infos = [Store(data.store).info(case) for case in data.cases.val]
     cases = [info.id for info in infos if seen & traces(info)]
-    before = {name: known.get("config", {}).get("values", {}).get(f"data.{name}") for name in ("fold", "folds", "seed")}
+    before = {name: checkpoint.config.get(f"data.{name}") for name in ("fold", "folds", "seed")}
     moved = [name for name, value in before.items() if value is not None and value != getattr(data, name)]
     if cases:
         named = ", ".join(cases[:5]) + (", ..." if len(cases) > 5 else "")

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medseg.errors import DataError, MachineError, MedsegError
-from medseg.machine.threads import usable_cores
+from medseg.machine.hardware import free_memory, usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -115,20 +115,6 @@ def default_workers(bytes_per_task: int) -> int:
     if free is None or bytes_per_task <= 0:
         return usable_cores()
     return max(1, min(usable_cores(), int(free * MEMORY_SHARE) // bytes_per_task))
-
-
-def free_memory() -> int | None:
-    """Bytes that may still be taken, by the machine's and the container's account; None where neither tells."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8"))
-        found += [max(0, int(limit) - used)] if limit != "max" else []
-    except OSError:
-        pass  # another operating system, or no container
-    return min(found) if found else None
 
 
 def _in_this_process(work: Callable[[T], R], tasks: Mapping[str, T]) -> Iterator[Done[R]]:
@@ -264,14 +250,30 @@ def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
 
 
 def _obituary(name: str, exitcode: int | None) -> Done[Any]:
-    if exitcode is None or exitcode >= 0:
-        problem = f"ended the process that worked on it (exit status {exitcode})"
-        return Done(name, None, DataError(name, problem, "Run again with 1 worker to see why"))
-    cause, remedy = f"signal {signal.Signals(-exitcode).name}", "Run again with 1 worker to see why"
-    if -exitcode == signal.SIGKILL:
-        cause, remedy = cause + ", most likely for want of memory", "Use fewer workers, or more memory"
-    problem = f"twice ended the process that worked on it ({cause})"  # told only after it was tried again
-    return Done(name, None, DataError(name, problem, remedy), killed=True)
+    killed = exitcode is not None and exitcode < 0
+    often = "twice the process that worked on it" if killed else "the process that worked on it"  # it was tried again
+    short = exitcode == -signal.SIGKILL
+    remedy = "Use fewer workers, or more memory" if short else "Run again with 1 worker to see why"
+    return Done(name, None, DataError(name, f"has no result: {often} {how_it_ended(exitcode)}", remedy), killed=killed)
+
+
+def how_it_ended(status: int | None) -> str:
+    """What the exit status of a process means, as the end of a sentence.
+
+    Args:
+        status: As `subprocess.Popen` and `multiprocessing.Process` have it: negative for a signal.
+
+    Example:
+        >>> how_it_ended(3), how_it_ended(-9)
+        ('ended with exit status 3', 'was ended by SIGKILL, as the system does when memory is short')
+    """
+    if status is None or status >= 0:
+        return f"ended with exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:  # a real-time signal
+        name = f"signal {-status}"
+    return f"was ended by {name}" + (", as the system does when memory is short" if name == "SIGKILL" else "")
 
 
 @contextmanager

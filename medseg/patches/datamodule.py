@@ -16,8 +16,7 @@ from jaxtyping import Float64
 
 from medseg.datasets.split import Fold, folds, read_split
 from medseg.errors import DataError, UsageError, listed
-from medseg.machine.crew import free_memory
-from medseg.machine.threads import usable_cores
+from medseg.machine.hardware import free_memory, usable_cores
 from medseg.patches.batch import Batch, Crops, augmented
 from medseg.patches.cutting import Cases, TrainingCrops, WholeVolumes
 from medseg.patches.geometry import Geometry, geometry_of
@@ -109,6 +108,11 @@ class VolumesDataModule(pl.LightningDataModule):
     def fold_count(self) -> int:
         """Into how many folds the cases are parted."""
         return self._look().fold_count
+
+    @property
+    def flips(self) -> tuple[int, ...]:
+        """The axes along which training patches are flipped."""
+        return self.plan.mirror_axes if self.settings.mirror_probability > 0 else ()
 
     def class_counts(self) -> Float64[np.ndarray, "cases classes"]:
         """Voxels of every class in each of the fold's training cases, NaN where an organ was not annotated."""
