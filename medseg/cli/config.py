@@ -30,6 +30,7 @@ FOR_ONE_COMMAND = ("config", "run", "ckpt_path", "weights_only")
 """What one command is told for itself; it stands in no run's config, where another command would read it."""
 
 _KNOBS_OF = {"net_options": "net", "optimizer_options": "optimizer", "init_args": "class_path"}
+_PARTS = ("data", "model", "trainer")
 _OF_THE_MACHINE = ("accelerator", "devices", "num_nodes", "precision", "strategy")
 
 
@@ -156,7 +157,9 @@ def _of_a_finished_run(
             raise UsageError(f"{command} needs the run it is about", "Name its folder with --run, or give a --config")
         config = read_config(of.config)
         words = [*words, *([] if run else ["--run", str(of.path)])]
-    trainer, data = config.get("trainer") or {}, dict(config.get("data") or {})
+    data, model, trainer = ({**of} if isinstance(of := config.get(name), dict) else {} for name in _PARTS)
+    net = str(model.get("net", ""))
+    words = [*words, "--trust", net] if "." in net else words  # who names a config has named it
     for name in ("store", "split"):
         if data.get(name) and run:
             data[name] = str(_near(Path(str(data[name])), Path(run)))
