@@ -46,7 +46,7 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
     for one in kept:
         if one.plan != plan:
             raise CheckpointError(one.path, f"was trained on another plan than {kept[0].path}", "Choose for one plan")
-    values = painted_values(plan)
+    values = plan.painted
     pairs = _pairs(predictions, references)
     _require_held_out(kept, [reference for _, reference in pairs])
     choices = choose_rules(_read(pairs, plan), tuple(values.values()), ignore=plan.ignore)
@@ -65,13 +65,6 @@ def _require_held_out(kept: Sequence[Checkpoint], references: Sequence[Path]) ->
         cases = listed(map(case_name, known))
         problem = f"holds cases that {listed(one.path for one in kept)} was trained on: {cases}"
         raise DataError(known[0].parent, problem, "Give predictions of held-out cases, which medseg test writes")
-
-
-def painted_values(plan: Plan) -> dict[str, int]:
-    """Organ name -> the value that predictions have where it is."""
-    if plan.exclusive:
-        return dict(zip(plan.organs, plan.atoms, strict=True))
-    return dict(zip(plan.organs, plan.paint_order or tuple(range(1, len(plan.organs) + 1)), strict=True))
 
 
 def _pairs(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
