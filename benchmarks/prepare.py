@@ -32,9 +32,10 @@ import numpy as np
 from medseg.datasets.case import Dataset, read_case, read_dataset
 from medseg.phantom.phantom import write_phantom
 from medseg.plan.fingerprint import fingerprint
-from medseg.plan.grid import from_plan_grid
+from medseg.plan.grid import kept_box
 from medseg.plan.plan import Normalisation, Plan, write_plan
 from medseg.plan.planning import make_plan
+from medseg.space.resample import resample_labels
 from medseg.space.volume import Volume
 from medseg.store.store import Store
 
@@ -209,7 +210,10 @@ def compare(dataset: Dataset, store: Store, peer: Peer, turn: list[int], spacing
             errors.append(
                 float(np.sqrt(np.square(difference, dtype=np.float64).mean()) / expected.std(dtype=np.float64))
             )
-            back = from_plan_grid(store.labels(case.id)[:], store.info(case.id).change)
+            change = store.info(case.id).change
+            back = np.zeros(change.source_shape, dtype=np.int16)
+            moved = resample_labels(store.labels(case.id)[:], change.size, through_plane=change.through_plane)
+            kept_box(back, change)[...] = moved
             values = np.array([0, *store.plan.atoms])
             ours += dice(values[back], labels.array[0], store.plan.atoms)
             theirs += dice(file_axes(np.load(f"{folder}/{case.id}.npy"), turn), labels.array[0], store.plan.atoms)

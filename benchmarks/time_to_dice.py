@@ -61,7 +61,7 @@ def run_medseg(options: argparse.Namespace) -> None:
     from pytorch_lightning import LightningModule, Trainer
     from pytorch_lightning.callbacks import Callback
 
-    from medseg.cli.training import MedsegCLI, build_cli
+    from medseg.cli.training import build_fit
     from medseg.machine.hardware import keep_freed_memory
 
     torch.set_num_threads(options.threads)
@@ -80,14 +80,13 @@ def run_medseg(options: argparse.Namespace) -> None:
                 clock.note(trainer.global_step, float(trainer.callback_metrics["val/dice"]))
             clock.go_on()
 
-    class Timed(MedsegCLI):
-        def after_instantiate_classes(self) -> None:
-            self.trainer.callbacks.append(Judge())
-
     keep_freed_memory()
     words = ["fit", "--config", str(options.config), "--data.store", str(options.store), "--run", str(options.run)]
     lengths = ["--trainer.max_steps", str(options.steps), "--data.steps_per_epoch", str(options.every)]
-    build_cli([*words, *lengths], Timed)
+    built = build_fit([*words[1:], *lengths])
+    trainer = built.trainer()
+    trainer.callbacks.append(Judge())  # type: ignore[attr-defined]  # set by Lightning's connector
+    trainer.fit(built.task, built.data)
 
 
 def run_nnunet(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -94,3 +95,14 @@ def nearest(word: str, legal: list[str]) -> str:
 
     found = difflib.get_close_matches(word, legal, n=1, cutoff=0.5)
     return found[0] if found else ""
+
+
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """Names for a sentence, the first few and a count of the others.
+
+    Example:
+        >>> listed("abc"), listed("abcdefg")
+        ('a, b, c', 'a, b, c, d, e and 2 more')
+    """
+    known = [str(name) for name in names]
+    return ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "")

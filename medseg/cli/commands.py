@@ -243,7 +243,7 @@ def _compare_runs_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare_runs(options: Options) -> int:
-    from medseg.report.compare import compare_runs, print_comparison
+    from medseg.report.two_runs import compare_runs, print_comparison
 
     print_comparison(compare_runs(options.a, options.b, measure=options.measure))
     return 0

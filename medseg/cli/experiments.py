@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,34 +53,42 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
 def _compare(options: Options) -> int:
     from medseg.experiments.comparison import comparison_jobs
     from medseg.experiments.comparison_files import write_comparison
-    from medseg.experiments.comparison_page import Comparison
-    from medseg.experiments.ranking import rank_results
+    from medseg.experiments.comparison_page import JobComparison
+    from medseg.experiments.data import data_of, require_unchanged
     from medseg.experiments.results import read_result
-    from medseg.experiments.sweep import print_outcomes, run_sweep
+    from medseg.experiments.sweep import print_failures, run_sweep
+    from medseg.report.ranking import rank_runs
+    from medseg.report.scores import doubts, require_same_references
+    from medseg.store.identity import identity
+    from medseg.store.store import Store
 
     _refuse(options, [*(["--model.loss"] if options.losses else []), *(["--model.net"] if options.nets else [])])
     _require_own_folder(options.output)
     jobs = comparison_jobs(_fit_words(options), options.losses, options.nets, options.output)
-    for job in jobs:
-        check_fit(job.words, here=not options.slurm)
-    outcomes = run_sweep(jobs, executor_of(options))
-    results = [read_result(outcome.job) for outcome in outcomes if not outcome.failure]
+    data, *_ = [check_fit(job.words, here=not options.slurm).data for job in jobs]  # the same for all
+    letters = identity(Store(data.store))
+    same = data_of(letters, data.plan, data.cases.train, data.cases.val)
+    jobs = tuple(replace(job, data=same) for job in jobs)
+    ends = run_sweep(jobs, executor_of(options))
+    require_unchanged(data.store, letters)
+    results = [read_result(end.job) for end in ends if not end.failure]
+    require_same_references([result.scores for result in results])
     baseline = jobs[0].title if options.against == "first" and any(r.job == jobs[0] for r in results) else None
     if results:
-        comparison = Comparison(
+        comparison = JobComparison(
             title=f"{len(jobs)} {'networks' if not options.losses else 'losses'} compared",
-            outcomes=outcomes,
+            ends=ends,
             results=tuple(results),
-            rankings=rank_results(results, baseline=baseline),
+            rankings=rank_runs({result.job.title: result.scores.rows for result in results}, baseline=baseline),
             baseline=baseline,
             command=shlex.join(["medseg", *sys.argv[1:]]),
             config="".join(Path(config).read_text(encoding="utf-8") for config in options.config),
             shared=1 if options.slurm else options.jobs or 1,
         )
         files = write_comparison(comparison, options.output)
-        say(f"Written to {', '.join(map(str, files[:3]))}")
-    print_outcomes(outcomes)
-    return exit_status(outcomes, not_scored=sum(len(result.not_scored) for result in results))
+        say("\n".join([*doubts([result.scores for result in results]), f"Written to {', '.join(map(str, files[:3]))}"]))
+    print_failures(ends)
+    return exit_status(ends, not_scored=sum(len(result.scores.failures) for result in results))
 
 
 def _cross_validate_options(parser: argparse.ArgumentParser) -> None:
@@ -92,32 +101,39 @@ def _cross_validate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _cross_validate(options: Options) -> int:
-    from medseg.experiments.ensemble import write_ensemble
-    from medseg.experiments.folds import fold_jobs, pool_folds, require_each_case_once, require_same_task
+    from medseg.experiments.data import data_of, require_unchanged
+    from medseg.experiments.folds import fold_jobs, pool_folds, require_each_case_once, write_ensemble
     from medseg.experiments.results import read_result
-    from medseg.experiments.sweep import print_outcomes, run_sweep
+    from medseg.experiments.sweep import print_failures, run_sweep
     from medseg.report.tables import print_summary
+    from medseg.store.identity import identity
     from medseg.store.store import Store
 
     _refuse(options, ["--data.fold"])
     _require_own_folder(options.output)
     words = _fit_words(options)
-    data = check_fit(words, here=not options.slurm).datamodule
+    data = check_fit(words, here=not options.slurm).data
     _require_prediction_options(options, data.plan)
     jobs = fold_jobs(words, dict.fromkeys(options.folds or range(data.fold_count)), options.output)
-    require_each_case_once([check_fit(job.words).datamodule.cases.val for job in jobs])
-    require_same_task(jobs, data.plan)
-    outcomes = run_sweep(jobs, executor_of(options))
-    results = [read_result(outcome.job) for outcome in outcomes if not outcome.failure]
-    status = exit_status(outcomes, not_scored=sum(len(result.not_scored) for result in results))
+    folds = [check_fit(job.words).data.cases for job in jobs]
+    require_each_case_once([fold.val for fold in folds])
+    letters = identity(Store(data.store))
+    jobs = tuple(
+        replace(job, data=data_of(letters, data.plan, fold.train, fold.val))
+        for job, fold in zip(jobs, folds, strict=True)
+    )
+    ends = run_sweep(jobs, executor_of(options))
+    require_unchanged(data.store, letters)
+    results = [read_result(end.job) for end in ends if not end.failure]
+    status = exit_status(ends, not_scored=sum(len(result.scores.failures) for result in results))
     if results:
         command = shlex.join(["medseg", *sys.argv[1:]])
-        print_summary(pool_folds(results, outcomes, Store(data.store), options.output, command=command))
-        write_ensemble(results, outcomes, options.output)
+        print_summary(pool_folds(results, ends, Store(data.store), options.output, command=command))
+        write_ensemble(results, ends, options.output)
         say(f"To segment with all of them: medseg predict --ckpt {options.output} --input IMAGES --output DIR")
     if results and options.predict:
         status = max(status, _predict(options))
-    print_outcomes(outcomes)
+    print_failures(ends)
     if results and len(results) < len(jobs):
         missing = f"{len(jobs) - len(results)} of {len(jobs)} folds have no result"
         sys.stderr.write(f"medseg: {missing}; their cases are missing from the table\n")
@@ -154,9 +170,9 @@ def _predict(options: Options) -> int:
     return report_failures(outcome.failures)
 
 
-def exit_status(outcomes: Sequence[Any], *, not_scored: int) -> int:
+def exit_status(ends: Sequence[Any], *, not_scored: int) -> int:
     """1 if a job failed or a case could not be scored, else 0."""
-    return 1 if not_scored or any(outcome.failure for outcome in outcomes) else 0
+    return 1 if not_scored or any(end.failure for end in ends) else 0
 
 
 def _fit_words(options: Options) -> tuple[str, ...]:
@@ -217,31 +233,21 @@ def check_fit(words: Sequence[str], *, here: bool = False) -> Any:
         here: Whether it is to run on this machine, so that its trainer can be built too.
 
     Returns:
-        The command line with its ``datamodule`` and ``model``; nothing was run or written.
+        `medseg.cli.training.Fit`; nothing was run or written.
 
     Raises:
         UsageError: The config, the loss, the network or an option is at fault.
         MedsegError: The data are.
     """
-    from medseg.cli.training import MedsegCLI, build_cli
-
-    class Check(MedsegCLI):
-        def before_instantiate_classes(self) -> None:
-            """Nothing: the folder may hold whatever it does."""
-
-        def instantiate_trainer(self, **options: Any) -> Any:
-            """Nothing where another machine trains, which may have devices that this one lacks."""
-            trainer = self.config_init["fit"].trainer
-            if 0 in (trainer.max_steps, trainer.max_epochs):
-                raise UsageError("the budget is 0 steps", "Raise --trainer.max_steps or --trainer.max_epochs")
-            return super().instantiate_trainer(**options) if here else None
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            """Nothing."""
+    from medseg.cli.training import build_fit
 
     with _hushed():
-        checked = build_cli(["fit", *words], Check)
-        _ = checked.datamodule.cases  # the fold exists and the cases are there
+        checked = build_fit(words)
+        trainer = checked.options.trainer
+        if 0 in (trainer.max_steps, trainer.max_epochs):
+            raise UsageError("the budget is 0 steps", "Raise --trainer.max_steps or --trainer.max_epochs")
+        if here:
+            checked.trainer()
     return checked
 
 

@@ -1,19 +1,14 @@
-"""One data set, one network, one seed, one budget, many losses: the jobs of a comparison and its table of scores."""
+"""One data set, one network, one seed, one budget, many losses: the jobs of a comparison."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.errors import UsageError
 from medseg.experiments.job import Job
-from medseg.experiments.results import Result
 from medseg.losses.expression import parse
-from medseg.machine.files import write_text
-from medseg.report.rows import COLUMNS, MEASURES
 
 _EPOCHS = (0, 1, 10, 100, 1000)
 """Where two weights that change with the epoch are held against each other."""
@@ -78,17 +73,3 @@ def _slug(title: str, taken: Sequence[str]) -> str:
     while slug in taken:
         slug, number = f"{name}-{number}", number + 1
     return slug
-
-
-def write_comparison_csv(path: Path, results: Sequence[Result]) -> None:
-    """Write a row per job, case and organ: the job, its loss and network, then the columns of cases.csv."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("job", "loss", "net", *COLUMNS))
-    for result in results:
-        facts = [result.job.facts.get(key, "") for key in ("loss", "net")]
-        for row in result.rows:
-            numbers = {measure: f"{row.value(measure):.6g}" for measure in MEASURES}
-            cells = {"case": row.case, "organ": row.organ, "outcome": row.scores.outcome.value, **numbers}
-            writer.writerow((result.job.run.name, *facts, *(cells[column] for column in COLUMNS)))
-    write_text(path, text.getvalue())

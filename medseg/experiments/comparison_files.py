@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.checkpoints.run import Scores
-from medseg.experiments.comparison import write_comparison_csv
-from medseg.experiments.comparison_page import Comparison, explanations, number, render_comparison
-from medseg.experiments.plots import cost_plot, curve_plot, interval_plot, standalone
-from medseg.experiments.ranking import MEAN, Entry, Ranking
+from medseg.experiments.comparison_page import (
+    COST_HEADS,
+    RANKING_HEADS,
+    JobComparison,
+    cost_rows,
+    dice_plot,
+    explanations,
+    ranking_rows,
+    render_comparison,
+)
+from medseg.experiments.results import Result
 from medseg.machine.files import write_text
+from medseg.pictures.charts import cost_plot, curve_plot, standalone
+from medseg.report.ranking import MEAN
 from medseg.report.record import environment
+from medseg.report.rows import COLUMNS, cells_of
 
 
-def write_comparison(comparison: Comparison, output: Path) -> tuple[Path, ...]:
+def write_comparison(comparison: JobComparison, output: Path) -> tuple[Path, ...]:
     """Write everything a reader needs; each file appears whole or not at all.
 
     Args:
@@ -24,96 +36,73 @@ def write_comparison(comparison: Comparison, output: Path) -> tuple[Path, ...]:
     Returns:
         The files: ``report.html``, ``compare.csv``, ``compare.md`` and the SVG plots that it shows.
     """
-    plots = {name: drawing for name, drawing in _plots(comparison).items() if drawing}
-    for name, drawing in plots.items():
-        write_text(output / name, standalone(drawing) + "\n")
+    plots = {name: plot for name, plot in _plots(comparison).items() if plot}
+    for name, plot in plots.items():
+        write_text(output / name, standalone(plot) + "\n")
     write_text(Scores(output).report, render_comparison(comparison))
     write_text(output / "compare.md", render_markdown(comparison, tuple(plots)))
     write_comparison_csv(output / "compare.csv", comparison.results)
-    return tuple(output / name for name in ("report.html", "compare.csv", "compare.md", *plots))
+    return Scores(output).report, *(output / name for name in ("compare.csv", "compare.md", *plots))
 
 
-def _plots(comparison: Comparison) -> dict[str, str]:
-    order = comparison.order
-    dice = {entry.title: entry.mean["dice"] for entry in comparison.rankings[0].entries} if comparison.rankings else {}
+def write_comparison_csv(path: Path, results: Sequence[Result]) -> None:
+    """Write a row per job, case and organ: the job, its loss and network, then the columns of cases.csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("job", "loss", "net", *COLUMNS))
+    for result in results:
+        named = [result.job.run.name, *(result.job.facts.get(key, "") for key in ("loss", "net"))]
+        writer.writerows([*named, *cells_of(row)] for row in result.scores.rows)
+    write_text(path, text.getvalue())
+
+
+def _plots(comparison: JobComparison) -> dict[str, str]:
+    order, dice = comparison.order, comparison.dice
     costs = {
         result.job.title: (result.step_ms, dice[result.job.title])
         for result in order
         if result.step_ms is not None and result.job.title in dice
     }
-    organs = {f"dice_{index}.svg": interval_plot(ranking) for index, ranking in enumerate(comparison.rankings)}
     return {
-        **organs,
+        **{f"dice_{index}.svg": dice_plot(ranking) for index, ranking in enumerate(comparison.rankings)},
+        "cost.svg": cost_plot(costs, x_name="ms per step", y_name="mean Dice"),
         "curves_steps.svg": curve_plot({result.job.title: result.dice_by_step for result in order}, x_name="step"),
         "curves_minutes.svg": curve_plot({r.job.title: r.dice_by_minute for r in order}, x_name="minutes"),
-        "cost.svg": cost_plot(costs, x_name="ms per step", y_name="mean Dice"),
     }
 
 
-def render_markdown(comparison: Comparison, plots: Sequence[str] = ()) -> str:
+def render_markdown(comparison: JobComparison, plots: Sequence[str] = ()) -> str:
     """The tables as a Markdown page that shows the plots lying beside it."""
     parts = [f"# {comparison.title}", f"```\n{comparison.command}\n```"]
-    failed = [f"- `{o.job.title}`: {o.failure}" for o in comparison.outcomes if o.failure]
+    failed = [f"- `{end.job.title}`: {end.failure}" for end in comparison.ends if end.failure]
     if failed:
         parts += ["## Jobs without a result", "\n".join(failed)]
     for index, ranking in enumerate(comparison.rankings):
-        parts += [f"## {'Mean over organs' if ranking.organ == MEAN else ranking.organ}", _ranking_table(ranking)]
-        if f"dice_{index}.svg" in plots:
-            parts.append(f"![Mean Dice and 95 % interval, {ranking.organ}](dice_{index}.svg)")
-    parts += ["## Cost", _cost_table(comparison)]
-    for name, text in (
-        ("cost.svg", "Mean Dice over the cost of a step"),
-        ("curves_steps.svg", "Validation Dice over steps"),
-        ("curves_minutes.svg", "Validation Dice over minutes"),
-    ):
-        if name in plots:
-            parts.append(f"![{text}]({name})")
-    parts += [
-        "## How to read the numbers",
-        "\n".join(f"- **{name}**: {text}" for name, text in explanations(comparison)),
-    ]
+        parts.append(f"## {'Mean over organs' if ranking.organ == MEAN else ranking.organ}")
+        parts.append(markdown_table(RANKING_HEADS, ranking_rows(ranking)))
+        parts.append(f"![Mean Dice and 95 % interval, {ranking.organ}](dice_{index}.svg)")
+    parts += ["## Cost", markdown_table(COST_HEADS, cost_rows(comparison))]
+    shown = {
+        "cost.svg": "Mean Dice over the cost of a step",
+        "curves_steps.svg": "Validation Dice over steps",
+        "curves_minutes.svg": "Validation Dice over minutes",
+    }
+    parts += [f"![{text}]({name})" for name, text in shown.items() if name in plots]
+    told = "\n".join(f"- **{name}**: {text}" for name, text in explanations(comparison))
+    parts += ["## How to read the numbers", told]
     parts += ["## Environment", ", ".join(f"{name} {version}" for name, version in environment().items())]
     return "\n\n".join(parts) + "\n"
 
 
-def _ranking_table(ranking: Ranking) -> str:
-    heads = ("", "job", "Dice", "95 % interval", "HD95 mm", "NSD", "missed", "false", "median change", "p (Holm)")
-    return markdown_table(heads, [_cells(entry) for entry in ranking.entries])
-
-
-def _cells(entry: Entry) -> list[str]:
-    low, high = entry.ci95["dice"]
-    tested = entry.p_holm is not None and entry.median_change is not None
-    return [
-        str(entry.rank),
-        f"`{entry.title}`",
-        f"{entry.mean['dice']:.3f} ± {entry.std['dice']:.3f}",
-        f"{low:.3f} to {high:.3f}",
-        f"{entry.mean['hd95_mm']:.2f}",
-        f"{entry.mean['nsd']:.3f}",
-        str(entry.missed),
-        str(entry.false),
-        f"{entry.median_change:+.4f}" if tested else "reference",
-        (f"{entry.p_holm:.2g}" + r" \*" * entry.differs) if tested else "",
-    ]
-
-
-def _cost_table(comparison: Comparison) -> str:
-    rows = [
-        [f"`{result.job.title}`", *(number(cost) for cost in (result.step_ms, result.peak_gib, result.minutes))]
-        for result in comparison.order
-    ]
-    return markdown_table(("job", "ms per step", "peak GiB", "minutes"), rows)
-
-
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    r"""A table in Markdown; a bar in a cell stays a bar.
+    r"""A table in Markdown, the first cell of each row as code; a bar in a cell stays a bar, a star a star.
 
     Example:
-        >>> print(markdown_table(("a", "b"), [("1", "x|y")]))
+        >>> print(markdown_table(("a", "b"), [("1", "x|y *")]))
         | a | b |
         | --- | --- |
-        | 1 | x\|y |
+        | `1` | x\|y \* |
     """
-    lines = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    cells = [[f"`{name}`", *(cell.replace("*", r"\*") for cell in others)] for name, *others in rows]
+    lines = [heads, ["---"] * len(heads), *([cell.replace("|", r"\|") for cell in row] for row in cells)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

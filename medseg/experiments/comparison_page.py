@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 
-from medseg.experiments.plots import curve_plot, interval_plot
-from medseg.experiments.ranking import MEAN, Entry, Ranking
 from medseg.experiments.results import Result
-from medseg.experiments.sweep import Outcome
-from medseg.pictures.page import Tile, bad, definitions, listing, page, table
+from medseg.experiments.sweep import JobEnd
+from medseg.pictures.charts import Interval, curve_plot, interval_plot
+from medseg.pictures.markup import Markup, element, together
+from medseg.pictures.page import Tile, bad, bullets, definitions, listing, page, scrolled, soft, table
+from medseg.report.ranking import MEAN, Entry, Ranking
 from medseg.report.record import environment
 
-_HEADS = (
-    "rank",
-    "Dice",
-    "95 % interval",
-    "HD95 mm",
-    "NSD",
-    "missed",
-    "false",
-    "median change",
-    "higher / lower",
-    "p (Holm)",
+RANKING_HEADS = (
+    *("job", "rank", "Dice", "95 % interval", "HD95 mm", "NSD", "missed", "false", "median change"),
+    *("higher / lower", "p (Holm)"),
 )
+COST_HEADS = ("job", "ms per step", "peak GiB", "minutes", "mean Dice")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class JobComparison:
     """A finished comparison, some of whose jobs may have failed.
 
     Attributes:
         title: Heading.
-        outcomes: What became of every job.
+        ends: What became of every job.
         results: The finished ones, in the order they were asked for.
         rankings: Of the mean over organs, then of every organ.
         baseline: Title of the job that all are tested against; None where it is the best of each organ.
@@ -43,7 +36,7 @@ class Comparison:
     """
 
     title: str
-    outcomes: tuple[Outcome, ...]
+    ends: tuple[JobEnd, ...]
     results: tuple[Result, ...]
     rankings: tuple[Ranking, ...]
     baseline: str | None
@@ -57,20 +50,30 @@ class Comparison:
         ranks = {entry.title: entry.rank for entry in self.rankings[0].entries} if self.rankings else {}
         return tuple(sorted(self.results, key=lambda result: ranks.get(result.job.title, len(self.results))))
 
+    @property
+    def dice(self) -> dict[str, float]:
+        """Title of a job -> its mean Dice over organs."""
+        return {entry.title: entry.mean["dice"] for entry in self.rankings[0].entries} if self.rankings else {}
 
-def render_comparison(comparison: Comparison) -> str:
+
+def render_comparison(comparison: JobComparison) -> str:
     """Assemble the page."""
     overall, organs = comparison.rankings[:1], comparison.rankings[1:]
+    not_scored = (
+        (element("b", result.job.title), f", {failure.case}: {failure.reason}.")
+        for result in comparison.results
+        for failure in result.scores.failures
+    )
     chapters = [
-        ("failed", "Jobs without a result", failures(comparison.outcomes)),
-        ("overall", "Mean over organs", "".join(_chapter(ranking) for ranking in overall)),
+        ("failed", "Jobs without a result", failures(comparison.ends)),
+        ("overall", "Mean over organs", together(map(_chapter, overall))),
         *(
-            (f"organ-{index}", escape(ranking.organ), _chapter(ranking))
+            (f"organ-{index}", ranking.organ, _chapter(ranking))
             for index, ranking in enumerate(organs if len(organs) > 1 else (), start=1)
         ),
         ("curves", "Learning curves", _curves(comparison.order)),
-        ("cost", "Cost", _cost(comparison)),
-        ("cases", "Cases that could not be scored", _not_scored(comparison.results)),
+        ("cost", "Cost", table(COST_HEADS, cost_rows(comparison)) if comparison.results else Markup("")),
+        ("cases", "Cases that could not be scored", bullets(not_scored)),
         ("config", "Config", listing(comparison.config)),
         ("environment", "Environment", definitions(environment().items())),
         ("repeat", "To have this again", listing(comparison.command)),
@@ -79,20 +82,20 @@ def render_comparison(comparison: Comparison) -> str:
     return page(comparison.title, _tiles(comparison), chapters)
 
 
-def failures(outcomes: Sequence[Outcome]) -> str:
+def failures(ends: Sequence[JobEnd]) -> Markup:
     """Every job that failed, why, and where its log is; empty if none did."""
-    items = "".join(
-        f"<li><b>{escape(outcome.job.title)}</b>: {escape(outcome.failure)}. "
-        f'<span class="soft">{escape(str(outcome.job.log))}</span></li>'
-        for outcome in outcomes
-        if outcome.failure
+    return bullets(
+        (element("b", end.job.title), f": {end.failure}. ", element("span", str(end.job.log), css="soft"))
+        for end in ends
+        if end.failure
     )
-    return f"<ul>{items}</ul>" if items else ""
 
 
-def explanations(comparison: Comparison) -> list[tuple[str, str]]:
-    """What each number of the tables means, as plain text."""
+def explanations(comparison: JobComparison) -> list[tuple[str, str]]:
+    """What each number of the tables means."""
     against = comparison.baseline or "the job with the highest mean"
+    step = "Median over epochs of the median step, from batch to updated weights, without waiting for data."
+    shared = "" if comparison.shared == 1 else f" {comparison.shared} jobs shared the machine."
     told = [
         ("Same for all", "Data, network, seed, budget and held-out cases; the jobs differ in what names them only."),
         ("Dice, HD95, NSD", "Means over the held-out cases, on the grid of the source images."),
@@ -108,109 +111,86 @@ def explanations(comparison: Comparison) -> list[tuple[str, str]]:
             "One seed and one split: the intervals hold the chance of the cases, not that of another training. "
             "A loss that needs another learning rate, or longer, is not shown at its best.",
         ),
-        ("ms per step", _shared(comparison)),
+        ("ms per step", step + shared),
         ("Peak memory", "Of a CUDA device its tensors, else all that was resident: interpreter, volumes and training."),
     ]
-    if comparison.baseline is None:
-        told.append(
-            (
-                "The best as reference",
-                "It was chosen by the same cases, so its lead over the next is flattered a little.",
-            )
-        )
-    return told
+    flattered = "It was chosen by the same cases, so its lead over the next is flattered a little."
+    return told + ([("The best as reference", flattered)] if comparison.baseline is None else [])
 
 
-def _shared(comparison: Comparison) -> str:
-    text = "Median over epochs of the median step, from batch to updated weights, without waiting for data."
-    return text if comparison.shared == 1 else f"{text} {comparison.shared} jobs shared the machine."
+def ranking_rows(ranking: Ranking, marked: Callable[[int], str] = str) -> list[list[str]]:
+    """A row per job under `RANKING_HEADS`.
+
+    Args:
+        ranking: Of one organ.
+        marked: Writes a number that should be 0.
+    """
+    return [_cells(entry, ranking.reference, marked) for entry in ranking.entries]
 
 
-def _tiles(comparison: Comparison) -> list[Tile]:
-    failed = sum(1 for outcome in comparison.outcomes if outcome.failure)
-    tiles = [("jobs", str(len(comparison.outcomes)), ""), *([("failed", str(failed), "bad")] if failed else [])]
+def _cells(entry: Entry, reference: str, marked: Callable[[int], str]) -> list[str]:
+    low, high = entry.ci95["dice"]
+    tested = [""] * 2
+    if entry.p_holm is not None:
+        tested = [f"{entry.higher} / {entry.lower}", f"{entry.p_holm:.2g}{' *' * entry.differs}"]
+    change = "reference" * (entry.title == reference) if entry.median_change is None else f"{entry.median_change:+.4f}"
+    means = (
+        f"{entry.mean[name]:.{d}f} ± {entry.std[name]:.{d}f}" for name, d in (("dice", 3), ("hd95_mm", 2), ("nsd", 3))
+    )
+    dice, hd95, nsd = means
+    named = [entry.title, str(entry.rank), dice, f"{low:.3f} to {high:.3f}", hd95, nsd]
+    return [*named, marked(entry.missed), marked(entry.false), change, *tested]
+
+
+def cost_rows(comparison: JobComparison) -> list[list[str]]:
+    """A row per job under `COST_HEADS`, best first; empty where nobody measured it."""
+    return [
+        [
+            result.job.title,
+            *("" if cost is None else f"{cost:.0f}" if cost >= 100 else f"{cost:.3g}" for cost in result.costs),
+            f"{comparison.dice[result.job.title]:.3f}" if result.job.title in comparison.dice else "",
+        ]
+        for result in comparison.order
+    ]
+
+
+def dice_plot(ranking: Ranking) -> Markup:
+    """The mean Dice and its interval of every job."""
+    best = ranking.entries[0]
+    says = f"Mean Dice and 95 % interval of {ranking.organ} by job: best {best.title} with {best.mean['dice']:.3f}"
+    bars = {entry.title: Interval(entry.mean["dice"], *entry.ci95["dice"]) for entry in ranking.entries}
+    return interval_plot(bars, says=says)
+
+
+def _tiles(comparison: JobComparison) -> list[Tile]:
+    failed = sum(1 for end in comparison.ends if end.failure)
+    tiles = [("jobs", str(len(comparison.ends)), ""), *([("failed", str(failed), "bad")] if failed else [])]
     if comparison.rankings:
-        first = comparison.rankings[0].entries[0]
-        tied = [entry for entry in comparison.rankings[0].entries[1:] if not entry.differs]
-        tiles.insert(0, (f"best mean Dice: {escape(first.title)}", f"{first.mean['dice']:.3f}", ""))
+        first, *others = comparison.rankings[0].entries
+        tiles.insert(0, (f"best mean Dice: {first.title}", f"{first.mean['dice']:.3f}", ""))
         if comparison.baseline is None:
-            tiles.append(("not told apart from the best", str(len(tied)), ""))
+            tiles.append(("not told apart from the best", str(sum(not entry.differs for entry in others)), ""))
         tiles.append(("held-out cases", str(first.cases), ""))
     return tiles
 
 
-def _chapter(ranking: Ranking) -> str:
-    named = "organs" if ranking.organ == MEAN else "cases"
-    rows = [_cells(entry, ranking.reference) for entry in ranking.entries]
-    return (
-        f'<p class="soft">Best first, over {ranking.entries[0].cases} cases; missed and false count {named}. Tests are '
-        f"against <b>{escape(ranking.reference)}</b>.</p>"
-        + table(("job", *_HEADS), rows)
-        + f'<div class="scroll" tabindex="0" style="margin-top:1rem">{interval_plot(ranking)}</div>'
-    )
+def _chapter(ranking: Ranking) -> Markup:
+    counts = "organs" if ranking.organ == MEAN else "cases"
+    said = f"Best first, over {ranking.entries[0].cases} cases; missed and false count {counts}. Tests are against "
+    plot = scrolled(dice_plot(ranking), style="margin-top:1rem")
+    return soft(said, element("b", ranking.reference), ".") + table(RANKING_HEADS, ranking_rows(ranking, bad)) + plot
 
 
-def _cells(entry: Entry, reference: str) -> list[str]:
-    low, high = entry.ci95["dice"]
-    change = "reference" if entry.title == reference else ""
-    tested = entry.p_holm is not None and entry.median_change is not None
-    return [
-        escape(entry.title),
-        str(entry.rank),
-        f"{entry.mean['dice']:.3f} ± {entry.std['dice']:.3f}",
-        f"{low:.3f} to {high:.3f}",
-        f"{entry.mean['hd95_mm']:.2f} ± {entry.std['hd95_mm']:.2f}",
-        f"{entry.mean['nsd']:.3f} ± {entry.std['nsd']:.3f}",
-        bad(entry.missed),
-        bad(entry.false),
-        f"{entry.median_change:+.4f}" if tested else change,
-        f"{entry.higher} / {entry.lower}" if tested else "",
-        f"{entry.p_holm:.2g}{' *' if entry.differs else ''}" if tested else "",
-    ]
-
-
-def _curves(results: Sequence[Result]) -> str:
+def _curves(results: Sequence[Result]) -> Markup:
     by_step = curve_plot({result.job.title: result.dice_by_step for result in results}, x_name="step")
     by_minute = curve_plot({result.job.title: result.dice_by_minute for result in results}, x_name="minutes")
-    drawn = [
-        f'<h3>{heading}</h3><div class="scroll" tabindex="0">{plot}</div>'
+    drawn = together(
+        element("h3", heading) + scrolled(plot)
         for heading, plot in (("Over steps", by_step), ("Over minutes of training", by_minute))
         if plot
-    ]
+    )
     note = (
-        '<p class="soft">Mean Dice of the whole held-out volumes on the prepared grid, as training watched it; each '
-        "panel shows one job over all others in grey.</p>"
+        "Mean Dice of the whole held-out volumes on the prepared grid, as training watched it; each panel shows one "
+        "job over all others in grey."
     )
-    return note + "".join(drawn) if drawn else ""
-
-
-def _cost(comparison: Comparison) -> str:
-    dice = {entry.title: entry.mean["dice"] for entry in comparison.rankings[0].entries} if comparison.rankings else {}
-    rows = [
-        [
-            escape(result.job.title),
-            *(number(value) for value in (result.step_ms, result.peak_gib, result.minutes)),
-            f"{dice.get(result.job.title, 0.0):.3f}",
-        ]
-        for result in comparison.order
-    ]
-    return table(("job", "ms per step", "peak GiB", "minutes", "mean Dice"), rows) if rows else ""
-
-
-def number(value: float | None) -> str:
-    """A cost with three digits, empty where nobody measured it.
-
-    Example:
-        >>> number(1234.5), number(0.1234), number(None)
-        ('1234', '0.123', '')
-    """
-    return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _not_scored(results: Sequence[Result]) -> str:
-    items = "".join(
-        f"<li><b>{escape(result.job.title)}</b>, {escape(failure.case)}: {escape(failure.reason)}.</li>"
-        for result in results
-        for failure in result.not_scored
-    )
-    return f"<ul>{items}</ul>" if items else ""
+    return soft(note) + drawn if drawn else drawn

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 
-from medseg.checkpoints.reading import read_checkpoint
-from medseg.checkpoints.run import Run, Scores
-from medseg.errors import CheckpointError, UsageError
+from medseg.checkpoints.run import ENSEMBLE, Run, Scores
+from medseg.errors import DataError, UsageError, listed
 from medseg.experiments.comparison_page import failures
 from medseg.experiments.job import Job
 from medseg.experiments.results import Result
-from medseg.experiments.sweep import Outcome
+from medseg.experiments.sweep import JobEnd
+from medseg.machine.files import write_json
 from medseg.metrics.cases import DEFAULT_TOLERANCE_MM
+from medseg.pictures.markup import Markup, element
 from medseg.pictures.page import table
-from medseg.plan.plan import Plan
 from medseg.report.evaluate import Evaluation, write_evaluation
 from medseg.report.html import write_report
 from medseg.report.matching import Pair
+from medseg.report.rows import by_case
 from medseg.report.scoring import Scoring
 from medseg.report.summary import summarise
 from medseg.store.store import Store
@@ -50,58 +50,47 @@ def require_each_case_once(held_out: Sequence[Sequence[str]]) -> None:
     for cases in held_out:
         twice = seen & set(cases)
         if twice:
-            raise UsageError(f"case {min(twice)!r} is held out by two folds", "Correct the split file")
+            raise UsageError(
+                f"case {min(twice)!r} is held out by two folds", "Correct the split file, or choose another --output"
+            )
         seen |= set(cases)
 
 
-def require_same_task(jobs: Sequence[Job], plan: Plan) -> None:
-    """Refuse folds that an earlier sweep trained on other labels, other channels or another plan.
-
-    Raises:
-        CheckpointError: A fold was.
-    """
-    for job in jobs:
-        path = Run(job.run).best
-        if not path.is_file():
-            continue
-        theirs = Plan.from_dict(read_checkpoint(path)["hyper_parameters"]["plan"])
-        if theirs == plan:
-            continue
-        what = "another plan of the same organs"
-        if (theirs.labels, theirs.modalities) != (plan.labels, plan.modalities):
-            what = f"{', '.join(theirs.organs)} of {', '.join(theirs.modalities)}"
-        raise CheckpointError(
-            path,
-            f"was trained on {what}, the store holds {', '.join(plan.organs)} of {', '.join(plan.modalities)}",
-            "Choose another --output, or remove that fold's folder",
-        )
-
-
 def pool_folds(
-    results: Sequence[Result], outcomes: Sequence[Outcome], store: Store, output: Path, *, command: str
+    results: Sequence[Result], ends: Sequence[JobEnd], store: Store, output: Path, *, command: str
 ) -> Evaluation:
     """Pool the held-out cases of the folds: ``cases.csv``, ``summary.json``, ``report.html`` and ``predictions/``.
 
     Args:
         results: The finished folds.
-        outcomes: Of all folds; those that failed are named in the report, their cases are not in the pool.
+        ends: Of all folds; those that failed are named in the report, their cases are not in the pool.
         store: Knows where references and images are.
         output: Folder to write to.
         command: What to type to have this again.
+
+    Raises:
+        UsageError: Two folds scored the same case.
+        DataError: One scored a case that the store no longer holds.
     """
-    plan = store.plan
-    rows = tuple(sorted((row for result in results for row in result.rows), key=lambda row: row.case))
+    plan, scores = store.plan, [result.scores for result in results]
+    held_out = [list(by_case(some.rows)) for some in scores]
+    require_each_case_once(held_out)
+    gone = [case for cases in held_out for case in cases if case not in store.ids]
+    if gone:
+        raise DataError(store.path, f"no longer holds {listed(gone)}, which was tested", "Choose another --output")
+    rows = tuple(sorted((row for some in scores for row in some.rows), key=lambda row: row.case))
     infos = {row.case: store.info(row.case) for row in rows}
     predictions = _gather([Run(result.job.run).test.predictions for result in results], Scores(output).predictions)
     evaluation = Evaluation(
         scoring=Scoring(dict(plan.labels), plan.ignore, DEFAULT_TOLERANCE_MM, "voxels"),
         rows=rows,
         summary=summarise(rows),
-        failures=tuple(failure for result in results for failure in result.not_scored),
+        failures=tuple(failure for some in scores for failure in some.failures),
         not_predicted=0,
         pairs=tuple(Pair(case, predictions / f"{case}.nii.gz", Path(str(i.label))) for case, i in infos.items()),
         images={case: Path(info.images[0]) for case, info in infos.items()},
         output=output,
+        digests={case: digest for some in scores for case, digest in some.references.items()},
     )
     write_evaluation(evaluation)
     write_report(
@@ -110,7 +99,7 @@ def pool_folds(
         config=Run(results[0].job.run).config.read_text(encoding="utf-8") if results else "",
         commands=(command,),
         title=f"{plan.name}, {len(results)} folds pooled",
-        first=(("lost", "Folds without a result", _lost(outcomes)), ("folds", "Folds", _fold_table(results))),
+        first=(("lost", "Folds without a result", _lost(ends)), ("folds", "Folds", _fold_table(results))),
     )
     return evaluation
 
@@ -128,19 +117,19 @@ def _gather(folders: Sequence[Path], target: Path) -> Path:
     return target
 
 
-def _lost(outcomes: Sequence[Outcome]) -> str:
-    listed = failures(outcomes)
-    return f"<p>Their held-out cases are missing from everything below.</p>{listed}" if listed else ""
+def _lost(ends: Sequence[JobEnd]) -> Markup:
+    lost = failures(ends)
+    return element("p", "Their held-out cases are missing from everything below.") + lost if lost else lost
 
 
-def _fold_table(results: Sequence[Result]) -> str:
+def _fold_table(results: Sequence[Result]) -> Markup:
     organs = list(dict.fromkeys(organ for result in results for organ in result.summary.organs))
-    heads = ("fold", "cases", "mean Dice", *map(escape, organs), "minutes")
+    heads = ("fold", "cases", "mean Dice", *organs, "minutes")
     rows = [
         [
-            escape(result.job.title),
+            result.job.title,
             str(result.summary.cases),
-            f"{result.mean_dice:.3f}",
+            "" if result.summary.mean_dice is None else f"{result.summary.mean_dice:.3f}",
             *(_dice(result, organ) for organ in organs),
             "" if result.minutes is None else f"{result.minutes:.1f}",
         ]
@@ -152,3 +141,15 @@ def _fold_table(results: Sequence[Result]) -> str:
 def _dice(result: Result, organ: str) -> str:
     found = result.summary.organs.get(organ)
     return "" if found is None else f"{found.measures['dice'].mean:.3f}"
+
+
+def write_ensemble(results: Sequence[Result], ends: Sequence[JobEnd], output: Path) -> Path:
+    """List the checkpoints of the finished folds in ``ensemble.json``, which `medseg predict --ckpt DIR` reads.
+
+    Returns:
+        The file; paths in it are relative to it.
+    """
+    members = [Run(result.job.run).best.relative_to(output).as_posix() for result in results]
+    lost = [end.job.title for end in ends if end.failure]
+    write_json(output / ENSEMBLE, {"checkpoints": members, "lost": lost})
+    return output / ENSEMBLE

@@ -13,6 +13,7 @@ from typing import Any
 
 from medseg.checkpoints.run import Run
 from medseg.errors import DataError, UsageError
+from medseg.experiments.data import JobData
 from medseg.machine.files import write_json
 
 RECORD, LOG, LOCK = "job.json", "log.txt", "sweep.lock"
@@ -36,12 +37,14 @@ class Job:
         run: Its folder.
         words: What follows ``medseg fit``, the folder left out.
         facts: What tells it from the others, such as its loss.
+        data: What it trains and is tested on; None notes nothing.
     """
 
     title: str
     run: Path
     words: tuple[str, ...]
     facts: Mapping[str, str] = field(default_factory=dict)
+    data: JobData | None = None
 
     @property
     def log(self) -> Path:
@@ -56,12 +59,15 @@ class Job:
             return State.TRAINED
         return State.INTERRUPTED if Run(self.run).last.is_file() else State.NEW
 
-    def claim(self) -> None:
+    def claim(self) -> bool:
         """Make the folder this job's, or find that it is.
+
+        Returns:
+            Whether it is known what data its training was made of.
 
         Raises:
             UsageError: It holds a run of other settings.
-            DataError: It cannot be written to.
+            DataError: It holds a run on other data, or cannot be written to.
         """
         known = _read(self.run)
         if known and known.get("request") != self._request():
@@ -71,8 +77,25 @@ class Job:
             )
         if not known and self.run.exists() and any(self.run.iterdir()):
             raise UsageError(f"{self.run} holds something that is no part of a sweep", "Choose another --output")
-        if not known:
+        if self.read_state() is State.NEW:
             self._write(trained=False)
+            return True
+        return self._require_same_data(known.get("data"))
+
+    def _require_same_data(self, noted: Mapping[str, Any] | None) -> bool:
+        if noted is None or self.data is None:
+            return False
+        try:
+            change = JobData.from_dict(noted).differs(self.data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(self.run / RECORD, f"cannot be read ({error})", "Remove that folder") from None
+        if change:
+            raise DataError(
+                self.run,
+                f"was trained on other data: {change} since",
+                "Remove that folder to train it again, or choose another --output",
+            )
+        return True
 
     def clear(self) -> None:
         """Remove what a training left that did not come as far as a checkpoint."""
@@ -86,6 +109,8 @@ class Job:
 
     def _write(self, *, trained: bool) -> None:
         record = {"title": self.title, **self.facts, "request": self._request(), "trained": trained}
+        noted = _read(self.run).get("data") if trained or self.data is None else self.data.to_dict()
+        record |= {} if noted is None else {"data": noted}
         write_json(self.run / RECORD, record, remedy="Choose another --output")
 
     def _request(self) -> list[str]:

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from medseg.checkpoints.run import Run
+from medseg.errors import listed
 from medseg.experiments.executors import Executor, Handle
 from medseg.experiments.job import Job, State
 
@@ -27,7 +28,7 @@ _GLANCE_S = 1.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobEnd:
     """What became of a job.
 
     Attributes:
@@ -41,7 +42,7 @@ class Outcome:
     kept: bool = False
 
 
-def run_sweep(jobs: Sequence[Job], executor: Executor, *, console: Console | None = None) -> tuple[Outcome, ...]:
+def run_sweep(jobs: Sequence[Job], executor: Executor, *, console: Console | None = None) -> tuple[JobEnd, ...]:
     """Do every job that is not done yet.
 
     A sweep remembers nothing: whatever it needs is read from the run folders, so the same call goes on where an earlier
@@ -53,13 +54,19 @@ def run_sweep(jobs: Sequence[Job], executor: Executor, *, console: Console | Non
         console: Where progress is shown: a live table in a terminal, else a line whenever a job changes.
 
     Returns:
-        An outcome per job, in their order.
+        What became of each job, in their order.
 
     Raises:
         UsageError: A folder holds a run of other settings; nothing was started.
+        DataError: A folder holds a run on other data; nothing was started.
     """
-    for job in jobs:
-        job.claim()
+    console = console or Console(stderr=True)
+    unknown = [job.title for job in jobs if not job.claim() and job.data is not None]
+    if unknown:
+        text = (
+            f"Whether the data are as they were cannot be told: {listed(unknown)} come from a medseg that noted none."
+        )
+        console.print(escape(text), highlight=False, soft_wrap=True)
     kept = {job.run for job in jobs if job.read_state() is State.DONE}
     handles: dict[Path, Handle] = {}
     with _terminated_as_interrupted():
@@ -67,11 +74,11 @@ def run_sweep(jobs: Sequence[Job], executor: Executor, *, console: Console | Non
             for job in jobs:
                 if job.run not in kept:
                     handles[job.run] = executor.submit(job)
-            _watch(jobs, handles, console or Console(stderr=True))
+            _watch(jobs, handles, console)
         finally:
             _stop(handles)
     return tuple(
-        Outcome(job, None, kept=True) if job.run in kept else Outcome(job, handles[job.run].failure()) for job in jobs
+        JobEnd(job, None, kept=True) if job.run in kept else JobEnd(job, handles[job.run].failure()) for job in jobs
     )
 
 
@@ -181,15 +188,12 @@ def progress_of(run: Path) -> tuple[str, str]:
     return steps[-1] if steps else "", f"{float(scores[-1]):.3f}" if scores else ""
 
 
-def print_outcomes(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
+def print_failures(ends: Sequence[JobEnd], console: Console | None = None) -> None:
     """Name every job that failed, its last sentence and its log."""
     console = console or Console()
-    failed = [outcome for outcome in outcomes if outcome.failure]
+    failed = [end for end in ends if end.failure]
     if failed:
-        console.print(f"[bold]{len(failed)} of {len(outcomes)} jobs failed:[/bold]")
-    for outcome in failed:
-        console.print(
-            f"  {escape(outcome.job.title)}: {escape(outcome.failure or '')}. See {escape(str(outcome.job.log))}",
-            soft_wrap=True,
-            highlight=False,
-        )
+        console.print(f"[bold]{len(failed)} of {len(ends)} jobs failed:[/bold]")
+    for end in failed:
+        text = f"  {end.job.title}: {end.failure}. See {end.job.log}"
+        console.print(escape(text), soft_wrap=True, highlight=False)

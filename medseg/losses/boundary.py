@@ -21,7 +21,7 @@ from medseg.losses.masks import (
     target_distance,
     target_masks,
 )
-from medseg.losses.reduction import part
+from medseg.losses.reduction import reduced
 from medseg.losses.table import Reduced, loss
 from medseg.space.fields import boundary_distance
 from medseg.types import PerClass
@@ -103,7 +103,7 @@ def log_hausdorff_dt(x: Comparison, **knobs: Any) -> Reduced:
         x: The comparison.
         **knobs: Those of hausdorff_dt.
     """
-    return torch.log1p(part(hausdorff_dt, x, knobs))
+    return torch.log1p(reduced(hausdorff_dt, x, knobs))
 
 
 @loss(

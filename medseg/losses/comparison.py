@@ -7,12 +7,13 @@ What is here, with b samples, c channels, *s two or three spatial axes:
 
 * **full maps** (for the few losses that need them): ``logits``, ``probs``, ``log_probs``, ``onehot`` (b c *s);
   ignored voxels hold 0 in ``onehot`` and their ``weight`` is 0;
-* **streamed sums** (b c), or (1 c) where the loss runs over the batch: ``tp``, ``sum_p``, ``sum_g``, ``voxels``,
-  and of squares ``sum_p2``, ``sum_g2``, ``sum_abs``, ``error_inside``, ``error_outside``;
+* **streamed sums** (b c), or (1 c) where the loss runs over the batch, in double precision: ``tp``, ``fp``, ``fn``,
+  ``tn``, ``sum_p``, ``sum_g``, ``voxels``, and of squares ``sum_p2``, ``sum_g2``, ``error_inside``,
+  ``error_outside``;
 * **streamed maps**: ``log_p_true`` and whatever `Comparison.voxelwise` is given;
 * **who counts**: ``weight`` (b 1|c *s) or None, how many voxels a voxel counts as (ignored 0, times the caller's
   voxel weight); ``valid`` (b *s) or None, the same as a yes or no; ``class_mask`` (b c) or None, which classes
-  were annotated.
+  were annotated; ``undrawn`` (b c) or None, whose probabilities the background has been given.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from medseg.losses.ranks import sum_over_ranks
 from medseg.types import Logits, PerClass, PerVoxel, Probabilities
 
 Mode = Literal["multiclass", "binary", "multilabel"]
+Kind = Literal["overlap", "sizes", "squares"]
 T = TypeVar("T")
 
 
@@ -62,6 +64,8 @@ class Comparison:
         soft: Whether ``target`` holds fractions.
         weight: How many voxels each element counts as (b 1|c *s); None means one each.
         class_mask: Which classes were annotated, per sample; None means all.
+        undrawn: Classes of ``multiclass`` that were not: no target voxel has them, and in all that is read here they
+            have no probability, the background has theirs (see `statistics.merged`). None means that there is none.
         spacing_mm: Voxel size per sample (b axes); None means distances in voxels.
         instances, skeleton, distance_map: Precomputed maps for the losses that would compute them.
         reduction: ``mean`` or ``none`` (a value per sample).
@@ -75,13 +79,14 @@ class Comparison:
     soft: bool = False
     weight: Float[Tensor, "b w *s"] | None = None
     class_mask: PerClass | None = None
+    undrawn: Bool[Tensor, "b c"] | None = None
     spacing_mm: Float[Tensor, "b axes"] | None = None
     instances: Tensor | None = None
     skeleton: Tensor | None = None
     distance_map: Tensor | None = None
     reduction: str = "mean"
     batch: bool = False
-    cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     # ------------------------------------------------------------------ shape and views
 
@@ -111,7 +116,7 @@ class Comparison:
     @once
     def logits(self) -> Logits:
         """The logits in working precision."""
-        return self.raw.to(self.dtype)
+        return statistics.merged(self.raw.to(self.dtype).flatten(2), self.undrawn).reshape(self.shape)
 
     @once
     def probs(self) -> Probabilities:
@@ -122,6 +127,11 @@ class Comparison:
     def log_probs(self) -> Float[Tensor, "b c *s"]:
         """Log p, exact also where p underflows."""
         return F.log_softmax(self.logits, 1) if self.mode == "multiclass" else F.logsigmoid(self.logits)
+
+    @once
+    def best(self) -> Integer[Tensor, "b *s"]:
+        """The likeliest class of each voxel."""
+        return (self.raw if self.undrawn is None else self.logits).argmax(1)
 
     @once
     def onehot(self) -> Float[Tensor, "b c *s"]:
@@ -140,15 +150,27 @@ class Comparison:
 
     # ------------------------------------------------------------------ streamed maps
 
-    def voxelwise(self, function: statistics.VoxelFunction) -> Float[Tensor, "b *rest"]:
+    def voxelwise(
+        self, function: Callable[[Tensor, Tensor], Tensor], truth: Shaped[Tensor, "b c *s"] | None = None
+    ) -> Float[Tensor, "b *rest"]:
         """Map ``function`` over the voxels, chunk by chunk, without keeping what it computes on the way.
 
         Args:
-            function: Takes the chunk's logits (b c n) in working precision, its truth (labels (b n), or a dense
-                target (b c n)) and None; gives (b n) or (b c n).
+            function: Takes the chunk's logits (b c n) in working precision and its truth (labels (b n), or a dense
+                target (b c n)); gives (b n) or (b c n).
+            truth: Maps to hand it in place of the target.
         """
-        flat = statistics.streamed_map(function, self.raw.flatten(2), self._truth)
-        return flat.reshape(*flat.shape[:-1], *self.shape[2:])
+        walk = statistics.Walk(lambda z, g, _: (None, function(z, g)))
+        g = self._truth if truth is None else truth.flatten(2)
+        values: Tensor = walk(self.raw.flatten(2), g, None, self.undrawn)[1]
+        return values.reshape(*values.shape[:-1], *self.shape[2:])
+
+    def class_mean(self, values: Float[Tensor, "b c n"]) -> Float[Tensor, "b n"]:
+        """Average a chunk over the classes that the sample's annotation tells apart."""
+        if self.undrawn is None:
+            return values.mean(1)
+        drawn = ~self.undrawn.unsqueeze(2)
+        return (values * drawn).sum(1) / drawn.sum(1)
 
     @property
     def log_p_true(self) -> PerVoxel:
@@ -157,13 +179,13 @@ class Comparison:
         With soft targets, the expectation of log p under the target: minus the cross-entropy.
         """
         if self.mode == "multiclass" and not self.soft:
-            return self._first_pass[2].reshape(self.shape[0], *self.shape[2:])
+            return self._first_pass[1].reshape(self.shape[0], *self.shape[2:])
         return self._dense_log_p
 
     @once
     def log_p_false(self) -> Float[Tensor, "b c *s"]:
         """Log p of the other answer, in the sigmoid modes."""
-        return self.voxelwise(lambda z, g, _: _log_sigmoid_at_target(z, 1 - g.to(z.dtype), None))
+        return self.voxelwise(lambda z, g: _log_sigmoid_at_target(z, 1 - g.to(z.dtype)))
 
     @once
     def _dense_log_p(self) -> Tensor:
@@ -181,54 +203,76 @@ class Comparison:
     @property
     def tp(self) -> PerClass:
         """Σ p g."""
-        return self._sums[0]
+        return self.sums("overlap")[0]
+
+    @property
+    def fp(self) -> PerClass:
+        """Σ p (1 - g)."""
+        return self.sums("overlap")[1]
+
+    @property
+    def fn(self) -> PerClass:
+        """Σ (1 - p) g."""
+        return self.sums("overlap")[2]
+
+    @property
+    def tn(self) -> PerClass:
+        """Σ (1 - p) (1 - g)."""
+        return self.sums("overlap")[3]
 
     @property
     def sum_p(self) -> PerClass:
         """Σ p."""
-        return self._sums[1]
+        return self.tp + self.fp
 
     @property
     def sum_g(self) -> PerClass:
         """Σ g, the size of the structure in voxels."""
-        return self._sizes[0]
+        return self.sums("sizes")[0]
 
     @property
     def voxels(self) -> PerClass:
         """Σ 1, the voxels that count."""
-        return self._sizes[1]
+        return self.sums("sizes")[1]
 
     @property
     def sum_p2(self) -> PerClass:
         """Σ p²."""
-        return self._squares[0]
+        return self.sums("squares")[0]
 
     @property
     def sum_g2(self) -> PerClass:
         """Σ g², which is Σ g unless the target is soft."""
-        return self._squares[1]
+        return self.sums("squares")[1]
 
     @property
     def sum_abs(self) -> PerClass:
         """Σ |p - g|."""
-        if self.labels is not None:  # |p - g| = p + g - 2 p g where g is 0 or 1
-            return self.sum_p + self.sum_g - 2 * self.tp
-        return self._squares[5]
+        return self.sums("squares")[5] if self.soft else self.fp + self.fn
 
     @property
     def error_inside(self) -> PerClass:
         """Σ (p - g)² g, the squared errors on the structure."""
-        return self._squares[2]
+        return self.sums("squares")[2]
 
     @property
     def error_outside(self) -> PerClass:
         """Σ (p - g)² (1 - g), those beside it."""
-        return self._squares[3]
+        return self.sums("squares")[3]
 
     @property
     def tp_with_squares(self) -> PerClass:
         """Σ p g, from the walk that yields the squares: for losses that need no other sum."""
-        return self._squares[4]
+        return self.sums("squares")[4]
+
+    def sums(self, kind: Kind) -> Float[Tensor, "k n c"]:
+        """All sums of one walk, in double precision, per sample, or over the batch where this view says so."""
+        key = (kind, self.batch)
+        if key not in self.cache:
+            walk = {"overlap": self._overlap, "sizes": self._sizes, "squares": self._squares}[kind]
+            self.cache[key] = self.pool(self.over_batch(False).sums(kind)) if self.batch else walk()
+        found: Tensor = self.cache[key]
+        return found
 
     def pool(self, sums: Float[Tensor, "*k b c"]) -> Float[Tensor, "*k n c"]:
         """Add sums per sample and class over the batch and all ranks, if this view says so.
@@ -241,65 +285,42 @@ class Comparison:
             sums = sums * self.class_mask
         return sum_over_ranks(sums.sum(-2, keepdim=True))
 
-    @property
-    def _sums(self) -> Tensor:
-        return self._batch_sums if self.batch else self._sample_sums
-
-    @property
-    def _sizes(self) -> Tensor:
-        if self.labels is None:
-            return self._sums[2:]
-        return self._batch_sizes if self.batch else self._sample_sizes
-
-    @property
-    def _squares(self) -> Tensor:
-        return self._batch_squares if self.batch else self._sample_squares
-
     @once
-    def _batch_sums(self) -> Tensor:
-        return self.pool(self._sample_sums)
-
-    @once
-    def _batch_sizes(self) -> Tensor:
-        return self.pool(self._sample_sizes)
-
-    @once
-    def _batch_squares(self) -> Tensor:
-        return self.pool(self._sample_squares)
-
-    @once
-    def _first_pass(self) -> tuple[Tensor, Tensor, Tensor]:
-        assert self.labels is not None  # asked for in multiclass mode with hard labels only
-        weight = None if self.weight is None else self.weight.flatten(1)
-        return statistics.softmax_pass(self.raw.flatten(2), self.labels.flatten(1), weight)
-
-    @once
-    def _sample_sums(self) -> Float[Tensor, "k b c"]:
-        if self.labels is None:
-            return self._stream(_first_moments)
-        sum_p, tp, _ = self._first_pass
-        return torch.stack([tp, sum_p])
-
-    @once
-    def _sample_sizes(self) -> Float[Tensor, "2 b c"]:
-        sum_g = self.label_sums(self.weight)  # a walk over the labels alone: no probabilities, no gradient
-        return torch.stack([sum_g, sum_g.sum(1, keepdim=True).expand_as(sum_g)])
+    def _first_pass(self) -> tuple[Tensor, Tensor]:
+        return self._over_labels(statistics.OVERLAP)
 
     @once
     def confusion(self) -> Float[Tensor, "b c c"]:
         """Probability given to each class, summed over the voxels of each class; hard ``multiclass`` labels only."""
-        assert self.labels is not None  # the callers are in multiclass mode with hard labels
-        weight = None if self.weight is None else self.weight.flatten(1)
-        return statistics.confusion_pass(self.raw.flatten(2), self.labels.flatten(1), weight)
+        matrix: Tensor = self._over_labels(statistics.CONFUSION)[0]
+        return matrix
 
-    @once
-    def _sample_squares(self) -> Float[Tensor, "k b c"]:
+    def _over_labels(self, walk: statistics.Walk) -> tuple[Any, Any]:
+        weight = None if self.weight is None else self.weight.flatten(2)
+        return walk(self.raw.flatten(2), self._truth, weight, self.undrawn)
+
+    def _overlap(self) -> Float[Tensor, "4 b c"]:
         if self.labels is None:
-            return self._stream(_second_moments)
-        weight = None if self.weight is None else self.weight.flatten(1)
-        sums = statistics.squares_pass(self.raw.flatten(2), self.labels.flatten(1), weight)
-        inside, hit, tp, outside = sums
-        return torch.stack([hit + outside, self._sample_sizes[0], inside, outside, tp])
+            return self._stream(_overlaps)
+        (tp, fp), (sum_g, voxels) = self._first_pass[0], self.sums("sizes")
+        return torch.stack([tp, fp, sum_g - tp, voxels - sum_g - fp])
+
+    def _sizes(self) -> Float[Tensor, "2 b c"]:
+        """Walk over the target alone: no probabilities."""
+        if self.labels is not None:
+            sum_g = self.label_sums(self.weight)
+            return torch.stack([sum_g, sum_g.sum(1, keepdim=True).expand_as(sum_g)])
+        g, weight = self._truth, None if self.weight is None else self.weight.flatten(2)
+        parts = ((g[..., at] if weight is None else g[..., at] * weight[..., at]) for at in statistics.chunks(g))
+        sum_g = torch.stack([part.sum(2, dtype=torch.float64) for part in parts]).sum(0)
+        voxels = sum_g.new_tensor(g.shape[2]) if weight is None else weight.sum(2, dtype=torch.float64)
+        return torch.stack([sum_g, voxels.expand_as(sum_g)])
+
+    def _squares(self) -> Float[Tensor, "k b c"]:
+        if self.labels is None:
+            return self._stream(_squares)
+        inside, hit, tp, outside = self._over_labels(statistics.SQUARES)[0]
+        return torch.stack([hit + outside, self.sums("sizes")[0], inside, outside, tp])
 
     def _stream(self, moments: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         def weighted(p: Tensor, g: Tensor, weight: Tensor | None) -> Tensor:
@@ -311,16 +332,17 @@ class Comparison:
     def sum_of(self, function: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
         """Add up, chunk by chunk, what ``function`` makes of probabilities, target (b c n) and weight (b 1|c n).
 
-        With sums per sample and class as its last two axes the result can be given to `pool`.
+        The chunks' sums are added in double precision, in which the result is. With sums per sample and class as its
+        last two axes it can be given to `pool`.
         """
-        activate = torch.softmax if self.mode == "multiclass" else _sigmoid
 
-        def chunk(z: Tensor, truth: Tensor, weight: Tensor | None) -> Tensor:
+        def summed(z: Tensor, truth: Tensor, weight: Tensor | None) -> tuple[Tensor, None]:
+            p = z.softmax(1) if self.mode == "multiclass" else z.sigmoid()
             g = truth.to(z.dtype) if truth.ndim == z.ndim else _onehot_chunk(truth, z)
-            return function(activate(z, 1), g, weight)
+            return function(p, g, weight).double(), None
 
-        weight = None if self.weight is None else self.weight.flatten(2)
-        return statistics.streamed_sum(chunk, self.raw.flatten(2), self._truth, weight)
+        sums: Tensor = self._over_labels(statistics.Walk(summed))[0]
+        return sums
 
     def label_sums(self, values: Float[Tensor, "b *rest"] | None) -> PerClass:
         """Sum ``values`` (one each if None) over the voxels of each class; hard ``multiclass`` labels only."""
@@ -330,30 +352,26 @@ class Comparison:
         for start in range(0, labels.shape[1], 1 << 20):
             at = slice(start, start + (1 << 20))
             total += statistics.sums_by_label(labels[:, at], None if flat is None else flat[:, at], self.shape[1])
-        return total.to(self.dtype)
-
-
-def _sigmoid(z: Tensor, _: int) -> Tensor:
-    return z.sigmoid()
+        return total
 
 
 def _onehot_chunk(labels: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(like).scatter_(1, labels.long().unsqueeze(1), 1.0)
 
 
-def _first_moments(p: Tensor, g: Tensor) -> Tensor:
-    return torch.stack([p * g, p, g, torch.ones_like(p)])
+def _overlaps(p: Tensor, g: Tensor) -> Tensor:
+    return torch.stack([p * g, p * (1 - g), (1 - p) * g, (1 - p) * (1 - g)])
 
 
-def _second_moments(p: Tensor, g: Tensor) -> Tensor:
+def _squares(p: Tensor, g: Tensor) -> Tensor:
     error = (p - g) ** 2
     return torch.stack([p * p, g * g, error * g, error * (1 - g), p * g, (p - g).abs()])
 
 
-def _soft_log_softmax(z: Tensor, g: Tensor, _: Tensor | None) -> Tensor:
+def _soft_log_softmax(z: Tensor, g: Tensor) -> Tensor:
     return (g * F.log_softmax(z, 1)).sum(1)
 
 
-def _log_sigmoid_at_target(z: Tensor, g: Tensor, _: Tensor | None) -> Tensor:
+def _log_sigmoid_at_target(z: Tensor, g: Tensor) -> Tensor:
     g = g.to(z.dtype)
     return g * F.logsigmoid(z) + (1 - g) * F.logsigmoid(-z)

@@ -16,7 +16,6 @@ from medseg.losses.reduction import (
     class_vector,
     mean_over_classes,
     mean_over_voxels,
-    part,
     power,
     ratio,
     reduced,
@@ -52,7 +51,7 @@ def dice_ce(x: Comparison, *, lambda_dice: float = 1.0, lambda_ce: float = 1.0, 
         lambda_ce: Weight of cross-entropy (bce in the sigmoid modes).
         **knobs: Those of dice and cross_entropy; weight goes to both.
     """
-    return lambda_dice * part(dice, x, knobs) + lambda_ce * part(cross_entropy, x, knobs)
+    return lambda_dice * reduced(dice, x, knobs) + lambda_ce * reduced(cross_entropy, x, knobs)
 
 
 @loss(
@@ -80,7 +79,7 @@ def dice_focal(x: Comparison, *, lambda_dice: float = 1.0, lambda_focal: float =
         lambda_focal: Weight of focal.
         **knobs: Those of dice and focal.
     """
-    return lambda_dice * part(dice, x, knobs) + lambda_focal * part(focal, x, knobs)
+    return lambda_dice * reduced(dice, x, knobs) + lambda_focal * reduced(focal, x, knobs)
 
 
 @loss(
@@ -109,7 +108,7 @@ def generalized_dice_focal(
         lambda_focal: Weight of focal.
         **knobs: Those of generalized_dice and focal.
     """
-    return lambda_gdl * part(generalized_dice, x, knobs) + lambda_focal * part(focal, x, knobs)
+    return lambda_gdl * reduced(generalized_dice, x, knobs) + lambda_focal * reduced(focal, x, knobs)
 
 
 @loss(
@@ -136,7 +135,7 @@ def dice_topk(x: Comparison, *, lambda_dice: float = 1.0, lambda_topk: float = 1
         lambda_topk: Weight of topk_cross_entropy.
         **knobs: Those of dice and topk_cross_entropy.
     """
-    return lambda_dice * part(dice, x, knobs) + lambda_topk * part(topk_cross_entropy, x, knobs)
+    return lambda_dice * reduced(dice, x, knobs) + lambda_topk * reduced(topk_cross_entropy, x, knobs)
 
 
 @loss(
@@ -180,17 +179,9 @@ def combo(
         absent: What to do in Dice with classes absent from the target.
     """
     error = mean_over_voxels(-yes_and_no(x, beta, 1 - beta), x)
-    score = reduced(
-        dice,
-        x,
-        bend=lambda loss_: 1 - loss_,
-        class_reduction=class_reduction,
-        smooth_nr=smooth,
-        smooth_dr=smooth,
-        include_background=include_background,
-        batch=batch,
-        absent=absent,
-    )
+    knobs = {"smooth_nr": smooth, "smooth_dr": smooth, "batch": batch, "absent": absent}
+    knobs["include_background"] = include_background
+    score = reduced(dice, x, knobs, bend=lambda loss_: 1 - loss_, class_reduction=class_reduction)
     return alpha * error - (1 - alpha) * score
 
 
@@ -237,16 +228,9 @@ def exp_log(
         batch: Whether Dice sums run over the batch.
         absent: What to do in Dice with classes absent from the target.
     """
-    overlap = reduced(
-        dice,
-        x,
-        bend=lambda loss_: power(-torch.log1p(-loss_), gamma_dice),
-        smooth_nr=smooth,
-        smooth_dr=smooth,
-        include_background=include_background,
-        batch=batch,
-        absent=absent,
-    )
+    knobs = {"smooth_nr": smooth, "smooth_dr": smooth, "batch": batch, "absent": absent}
+    knobs["include_background"] = include_background
+    overlap = reduced(dice, x, knobs, bend=lambda loss_: power(-torch.log1p(-loss_), gamma_dice))
     voxels = power(-x.log_p_true, gamma_ce) * _rarity(x, class_weight)
     return w_dice * overlap + w_ce * mean_over_voxels(voxels, x)
 
@@ -261,7 +245,8 @@ def _rarity(x: Comparison, class_weight: Weights) -> torch.Tensor:
     if class_weight is not None:
         return torch.where(x.onehot > 0, class_factor(class_vector(class_weight, x), x), x.onehot.new_ones(()))
     positive, total = pooled.sum_g.sum(), pooled.voxels.sum()
-    return torch.where(x.onehot > 0, ratio(total, positive).sqrt(), ratio(total, total - positive).sqrt())
+    yes, no = (ratio(total, each).sqrt().to(x.dtype) for each in (positive, total - positive))
+    return torch.where(x.onehot > 0, yes, no)
 
 
 @loss(

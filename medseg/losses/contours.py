@@ -191,7 +191,7 @@ def shape_aware(x: Comparison, *, region: Literal["mismatch", "all"] = "mismatch
     if x.mode == "multiclass":
         factor = factor.reshape(-1, *[1] * (ce.ndim - 1))
         assert x.labels is not None  # the door admits hard targets only
-        wrong = x.raw.argmax(1) != x.labels
+        wrong = x.best != x.labels
     else:
         factor = factor.reshape(*factor.shape, *[1] * (ce.ndim - 2))
         wrong = (x.raw > 0) != (x.onehot > 0.5)

@@ -135,7 +135,7 @@ class Criterion(nn.Module):
 
     def _evaluate(self, name: str, term: Term, x: Comparison, counted: Tensor) -> Tensor:
         learnt: dict[str, Any] = dict(self.learnable[name].named_parameters())
-        value = reduced(term.row.function, x, **term.knobs, **learnt)
+        value = reduced(term.row.function, x, {**term.knobs, **learnt})
         return torch.where(counted > 0, value, value * 0)
 
     def extra_repr(self) -> str:
@@ -183,9 +183,9 @@ def build_loss(
 
 
 def _unique(index: int, term: Term, terms: list[Term]) -> str:
-    """A term's name, numbered from its second appearance on."""
-    seen = sum(other.row.name == term.row.name for other in terms[:index])
-    return f"{term.row.name}_{seen + 1}" if seen else term.row.name
+    """A term's name, numbered from its second appearance on; torch and logs want no dots in it."""
+    name, seen = term.row.name.replace(".", "_"), sum(other.row.name == term.row.name for other in terms[:index])
+    return f"{name}_{seen + 1}" if seen else name
 
 
 def _parameters(term: Term) -> nn.ParameterDict:

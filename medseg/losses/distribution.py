@@ -13,7 +13,6 @@ from medseg.losses.comparison import Comparison
 from medseg.losses.knobs import Weights
 from medseg.losses.ranks import sum_over_ranks
 from medseg.losses.reduction import class_factor, class_vector, element_weight, mean_over_voxels, ratio
-from medseg.losses.statistics import streamed_map
 from medseg.losses.table import Reduced, loss
 from medseg.types import PerVoxel
 
@@ -46,13 +45,13 @@ def yes_and_no(x: Comparison, yes: float | Sequence[float] | Tensor, no: float |
     """Weigh g log p and (1 - g) log(1 - p); per element, or the mean over classes of softmax probabilities."""
     a, b = (_per_channel(value, x) for value in (yes, no))
 
-    def chunk(z: Tensor, truth: Tensor, _: Tensor | None) -> Tensor:
+    def chunk(z: Tensor, truth: Tensor) -> Tensor:
         if x.mode != "multiclass":
             g = truth.to(z.dtype)
             return a * g * F.logsigmoid(z) + b * (1 - g) * F.logsigmoid(-z)
         log_p = F.log_softmax(z, 1)
         g = truth.to(z.dtype) if truth.ndim == z.ndim else torch.zeros_like(z).scatter_(1, truth.long().unsqueeze(1), 1)
-        return (a * g * log_p + b * (1 - g) * log_rest(z, log_p)).mean(1)
+        return x.class_mean(a * g * log_p + b * (1 - g) * log_rest(z, log_p))
 
     return x.voxelwise(chunk)
 
@@ -112,11 +111,11 @@ def cross_entropy(
 def _smoothed(x: Comparison, weight: Tensor, smoothing: float) -> Tensor:
     """-Σ w q log p per voxel, the target spread by ``smoothing``."""
 
-    def chunk(z: Tensor, truth: Tensor, _: Tensor | None) -> Tensor:
+    def chunk(z: Tensor, truth: Tensor) -> Tensor:
         log_p = weight.unsqueeze(1) * F.log_softmax(z, 1)
         index = truth.long().unsqueeze(1)
         right = log_p.gather(1, index).squeeze(1) if truth.ndim == 2 else (truth * log_p).sum(1)
-        return (smoothing - 1) * right - smoothing * log_p.mean(1)
+        return (smoothing - 1) * right - smoothing * x.class_mean(log_p)
 
     return x.voxelwise(chunk)
 
@@ -179,7 +178,7 @@ def balanced_cross_entropy(x: Comparison, *, beta: float | None = None) -> PerVo
         present = (volumes > 0).sum(1, keepdim=True)
         return -x.log_p_true * class_factor(ratio(volumes.sum(1, keepdim=True), volumes * present), x)
     share = 1 - ratio(pooled.sum_g, pooled.voxels) if beta is None else torch.full_like(pooled.sum_g, beta)
-    share = share.reshape(1, -1, *[1] * (len(x.shape) - 2))
+    share = share.to(x.dtype).reshape(1, -1, *[1] * (len(x.shape) - 2))
     return -x.log_p_true * torch.where(x.onehot > 0, share, 1 - share)
 
 
@@ -249,8 +248,8 @@ def logit_margin(x: Comparison, *, margin: float = 10.0, alpha: float = 0.1) -> 
         alpha: Strength of the leash.
     """
 
-    def beyond(z: Tensor, _: Tensor, __: Tensor | None) -> Tensor:
-        return (z.amax(1, keepdim=True) - z - margin).relu().mean(1)
+    def beyond(z: Tensor, _: Tensor) -> Tensor:
+        return x.class_mean((z.amax(1, keepdim=True) - z - margin).relu())
 
     return -x.log_p_true + alpha * x.voxelwise(beyond)
 
@@ -289,8 +288,7 @@ def nacl(x: Comparison, *, kernel_size: int = 3, alpha: float = 0.1, distance: L
         margin = [kernel_size // 2] * 2 * (len(x.shape) - 2)
         proportions = pool(F.pad(x.onehot, margin), kernel_size, stride=1)
 
-    def gap(z: Tensor, u: Tensor, _: Tensor | None) -> Tensor:
-        return ((u - z).abs() if distance == "l1" else (u - z).square()).mean(1)
+    def gap(z: Tensor, u: Tensor) -> Tensor:
+        return x.class_mean((u - z).abs() if distance == "l1" else (u - z).square())
 
-    penalty = streamed_map(gap, x.raw.flatten(2), proportions.flatten(2)).reshape(x.log_p_true.shape)
-    return -x.log_p_true + alpha * penalty
+    return -x.log_p_true + alpha * x.voxelwise(gap, proportions)

@@ -100,5 +100,32 @@ ERRATA: tuple[tuple[str, str, str], ...] = (
         "erosions on detached arrays carry no gradient; distances inside the mask only",
         "differentiable erosions; distances on both sides",
     ),
+    (
+        "symmetric cross-entropy, authors' code and ports",
+        "clip the target at 1e-4, so that log 0 is -9.2, where the paper sets it to -4",
+        "the paper's -4: their β is 2.3 of ours",
+    ),
+    ("PyMIC, noise-robust Dice", "divides by Σp + Σg, with which γ = 2 is no Dice", "the paper's Σp² + Σg²"),
+    (
+        "boundary DoU, author's code",
+        "α becomes negative for thin structures, where the paper has [0, 1); 2D only; sums over the batch",
+        "α of at least 0, in two or three dimensions; batch is a knob",
+    ),
+    (
+        "mmsegmentation, OHEM",
+        "divides by all voxels, ignored ones included; drops the easiest voxel of a small image",
+        "the mean over the voxels that are kept",
+    ),
+    (
+        "region mutual information, authors' code",
+        "pads its blocks with zeros, takes ignored voxels for background, adds 1e-8 within the logarithm",
+        "whole blocks; neighbourhoods with an ignored voxel are left out; nothing added",
+    ),
+    (
+        "cbDice, authors' code",
+        "the least radius is that of the voxels off the centre line, 0; since publication weights are differences of "
+        "radii, not quotients",
+        "the paper's quotients; inverse=\"difference\" for the code's",
+    ),
     ("kornia and others, Tversky", "micro average over softmax classes makes α and β cancel", "a ratio per class"),
 )

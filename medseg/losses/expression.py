@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from medseg.errors import nearest
 from medseg.losses.knobs import checked_knobs, fits, real, words
-from medseg.losses.schedule import SCHEDULES, Weight, constant
-from medseg.losses.table import Row, rows
+from medseg.losses.schedule import OPERATORS, SCHEDULES, Arithmetic, Constant, Weight, first_fault
+from medseg.losses.table import Row, row_named, rows
 
 GRAMMAR = "Write a sum such as: dice + 0.5 * focal(gamma=2)"
-OPERATORS: dict[type, Callable[[float, float], float]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
 
 
 @dataclass(frozen=True)
@@ -37,11 +29,13 @@ def parse(expression: str) -> list[Term]:
 
     Args:
         expression: A sum of terms; each a name, a name with keyword literals, or a weight times a term (or times a
-            sum in brackets). A weight is a number, a schedule (``linear(0, 1, epochs=50)``, ``increase(0.01)``), or
+            sum in brackets). A name is one of the table or the dotted path of a function of one's own, which is
+            imported. A weight is a number, a schedule (``linear(0, 1, epochs=50)``, ``increase(0.01)``), or
             arithmetic of those.
 
     Raises:
         ValueError: If it is anything else; the message names what was read and the nearest legal word.
+        UsageError: A dotted path cannot be imported.
 
     Example:
         >>> [(term.weight(0), term.row.name, term.knobs) for term in parse("dice + 0.5 * focal(gamma=1)")]
@@ -51,7 +45,7 @@ def parse(expression: str) -> list[Term]:
         tree = ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"the loss {expression!r} cannot be read ({error}). {GRAMMAR}") from error
-    terms = _terms(tree, constant(1.0))
+    terms = _terms(tree, Constant(1.0))
     if isinstance(terms, list) and terms:
         return terms
     raise ValueError(f"the loss {expression!r} names no loss, only a number. {GRAMMAR}")
@@ -64,16 +58,19 @@ def _terms(node: ast.expr, weight: Weight) -> list[Term]:
             return _terms(left, weight) + _terms(right, weight)
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
             if (factor := _weight(left)) is not None:
-                return _terms(right, _product(weight, factor))
+                return _terms(right, Arithmetic("Mult", weight, factor))
             if (factor := _weight(right)) is not None:
-                return _terms(left, _product(weight, factor))
+                return _terms(left, Arithmetic("Mult", weight, factor))
             raise ValueError(f"{ast.unparse(node)!r} multiplies two losses. A weight must be a number or a schedule.")
-        case ast.Name(id=name):
-            return [_term(name, [], weight)]
-        case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
+        case ast.Name() | ast.Attribute():
+            return [_term(_path(node), [], weight)]
+        case ast.Call(func=ast.Name() | ast.Attribute() as function, args=arguments, keywords=keywords):
+            name = _path(function)
+            if arguments:
+                raise ValueError(
+                    f"{ast.unparse(node)!r}: the knobs of {name} need their names, such as {_sample(name)}"
+                )
             return [_term(name, keywords, weight)]
-        case ast.Call(func=ast.Name(id=name)):
-            raise ValueError(f"{ast.unparse(node)!r}: the knobs of {name} need their names, such as {_sample(name)}")
         case ast.BinOp(op=ast.Sub()) | ast.UnaryOp(op=ast.USub()):
             raise ValueError(
                 f"{ast.unparse(node)!r} subtracts a loss: descending it would make that term worse. Add it instead."
@@ -85,12 +82,12 @@ def _weight(node: ast.expr) -> Weight | None:
     """Read a number, a schedule or arithmetic of those; None if there is a loss in it."""
     match node:
         case ast.Constant(value=float() | int() as value) if not isinstance(value, bool):
-            return constant(float(value))
+            return Constant(_finite(value))
         case ast.UnaryOp(op=ast.USub(), operand=operand) if (inner := _weight(operand)) is not None:
-            return lambda epoch: -inner(epoch)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-            a, b, apply = _weight(left), _weight(right), OPERATORS[type(op)]
-            return None if a is None or b is None else lambda epoch: apply(a(epoch), b(epoch))
+            return Arithmetic("Sub", Constant(0.0), inner)
+        case ast.BinOp(left=left, op=op, right=right) if (sign := type(op).__name__) in OPERATORS:
+            a, b = _weight(left), _weight(right)
+            return None if a is None or b is None else Arithmetic(sign, a, b)
         case ast.Call(func=ast.Name(id=name)) if name in SCHEDULES:
             return _schedule(node)
     return None
@@ -112,22 +109,45 @@ def _schedule(node: ast.Call) -> Weight:
     return schedule(**{name: real(value, types[name]) for name, value in given.arguments.items()})
 
 
-def _product(a: Weight, b: Weight) -> Weight:
-    return lambda epoch: a(epoch) * b(epoch)
+def _path(node: ast.expr) -> str:
+    """A name or a dotted path as it is written."""
+    if isinstance(node, ast.Attribute):
+        return f"{_path(node.value)}.{node.attr}"
+    if isinstance(node, ast.Name):
+        return node.id
+    raise ValueError(f"{ast.unparse(node)!r} is not a loss. {GRAMMAR}")
+
+
+def _finite(value: int | float) -> float:
+    """A weight that was written down.
+
+    Raises:
+        ValueError: It is too large for a floating-point number.
+    """
+    try:
+        if abs(float(value)) < float("inf"):
+            return float(value)
+    except OverflowError:
+        pass
+    raise ValueError("a weight of the loss is too large to be a finite number")
 
 
 def _term(name: str, keywords: list[ast.keyword], weight: Weight) -> Term:
     table = rows()
-    if name not in table:
+    if "." not in name and name not in table:
         guess = nearest(name, [*table, *SCHEDULES])
         hint = f"Did you mean {guess!r}?" if guess else "`medseg losses` lists them."
-        raise ValueError(f"there is no loss {name!r}. {hint}")
-    if weight(0) < 0:
-        raise ValueError(f"the weight of {name} is {weight(0):g}: descending it would make that term worse")
+        raise ValueError(f"there is no loss {name!r}. {hint} One of your own takes its dotted path, my_file.{name}.")
+    if fault := first_fault(weight):
+        raise ValueError(
+            f"the weight of {name} is {fault[1]:g} at epoch {fault[0]}: it must be a finite number of at least 0, "
+            "for descending a negative one would make that term worse"
+        )
     if any(keyword.arg is None for keyword in keywords):
         raise ValueError(f"{name}(**...) is not a literal. Write the knobs out.")
     knobs = {str(keyword.arg): literal(keyword.value) for keyword in keywords}
-    return Term(weight, table[name], checked_knobs(table[name], knobs))
+    about = row_named(name)
+    return Term(weight, about, checked_knobs(about, knobs))
 
 
 def literal(node: ast.expr) -> Any:

@@ -79,7 +79,7 @@ def _soft_focal(x: Comparison, gamma: float, alpha: Alpha) -> Tensor:
         yes = _positive_price(x, alpha)
         no = 1 - yes
 
-    def chunk(z: Tensor, g: Tensor, _: Tensor | None) -> Tensor:
+    def chunk(z: Tensor, g: Tensor) -> Tensor:
         g = g.to(z.dtype)
         if x.mode == "multiclass":
             log_p = F.log_softmax(z, 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
-from medseg.losses.reduction import class_vector, classes_that_count, part
+from medseg.losses.reduction import class_vector, classes_that_count, reduced
 from medseg.losses.table import Reduced, loss
 from medseg.types import PerClass, PerSample
 
@@ -96,7 +96,7 @@ def penalty_generalized_dice(x: Comparison, *, k: float = 2.5, **knobs: Any) -> 
         k: Strength of the penalty; 0 is generalized_dice.
         **knobs: Those of generalized_dice.
     """
-    plain = part(generalized_dice, x, knobs)
+    plain = reduced(generalized_dice, x, knobs)
     return 1 - (1 - plain) / (1 + k * plain)
 
 
@@ -169,9 +169,9 @@ def _wasserstein(distances: Tensor, x: Comparison, *, equidistant: bool) -> tupl
     """Voxels and Σ W of each true class, (b, classes); a binary channel has the classes background and structure."""
     if x.mode == "binary":
         volumes = torch.cat([x.voxels - x.sum_g, x.sum_g], 1)
-        false = torch.cat([distances[0, 1] * (x.sum_p - x.tp), distances[1, 0] * (x.sum_g - x.tp)], 1)
-        right = torch.cat([distances[0, 0] * (x.voxels - x.sum_g - x.sum_p + x.tp), distances[1, 1] * x.tp], 1)
+        false = torch.cat([distances[0, 1] * x.fp, distances[1, 0] * x.fn], 1)
+        right = torch.cat([distances[0, 0] * x.tn, distances[1, 1] * x.tp], 1)
         return volumes, false + right
     if equidistant:  # W = 1 - p at the label, which needs no matrix of classes by classes
-        return x.sum_g, x.sum_g - x.tp
+        return x.sum_g, x.fn
     return x.sum_g, x.pool((distances * x.confusion).sum(2))

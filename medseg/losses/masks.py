@@ -51,8 +51,7 @@ def predicted_masks(x: Comparison, first: int, threshold: Threshold = 0.5) -> Bo
     if threshold == "argmax":
         if x.mode != "multiclass":
             raise ValueError(f"threshold='argmax' needs mode 'multiclass', not {x.mode!r}. Give a probability.")
-        best = x.raw.argmax(1)
-        masks = torch.stack([best == c for c in range(first, x.shape[1])], 1)
+        masks = torch.stack([x.best == c for c in range(first, x.shape[1])], 1)
     else:
         masks = x.probs[:, first:] > threshold  # not under no_grad: the probabilities are kept for others
     here = counted(x, first)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,19 +19,19 @@ from medseg.types import PerClass, PerVoxel
 def reduced(
     function: Callable[..., Tensor],
     x: Comparison,
+    knobs: Mapping[str, Any] = MappingProxyType({}),
     *,
     bend: Callable[[Tensor], Tensor] | None = None,
     class_reduction: str = "mean",
-    **knobs: Any,
 ) -> Reduced:
     """Evaluate a loss of the table and reduce it as ``x.reduction`` asks: how compounds call their parts.
 
     Args:
         function: A function filed with `loss`.
         x: The comparison.
+        knobs: A compound's, or the loss's own; it takes those it knows, the others of its keep their defaults.
         bend: Applied to the values per class or voxel before they are averaged.
         class_reduction: ``sum`` to add classes up instead of averaging; for losses that yield a value per class.
-        **knobs: Any of the row's knobs; the others keep their defaults.
 
     Returns:
         A scalar, or a value per sample (b,) where ``x.reduction`` is ``none``; a loss whose sums run over the batch
@@ -40,35 +41,25 @@ def reduced(
     knobs = {**about.knobs, **knobs}
     if "batch" in about.shared:
         x = x.over_batch(knobs["batch"])
-    wanted = [*about.own, *(name for name in about.learnable if name in knobs)]
-    values = function(x, **{name: knobs[name] for name in wanted})
+    values = function(x, **{name: knobs[name] for name in (*about.own, *about.learnable) if name in knobs})
     values = values if bend is None else bend(values)
     if about.yields is PerClass:
         shared = {name: knobs[name] for name in PER_CLASS_KNOBS}
-        return mean_over_classes(values, x, class_reduction=class_reduction, **shared)
-    if about.yields is PerVoxel:
-        return mean_over_voxels(values, x, **{name: knobs[name] for name in PER_VOXEL_KNOBS})
-    return per_batch_or_sample(values, x)
-
-
-def part(function: Callable[..., Tensor], x: Comparison, knobs: dict[str, Any], **changes: Any) -> Reduced:
-    """Evaluate one part of a compound with those of the compound's knobs that are its own.
-
-    Args:
-        function: A loss of the table.
-        x: The comparison.
-        knobs: The compound's; the part takes those it knows.
-        **changes: Arguments of `reduced` itself.
-    """
-    legal = row(function).knobs
-    return reduced(function, x, **{name: value for name, value in knobs.items() if name in legal}, **changes)
+        value = mean_over_classes(values, x, class_reduction=class_reduction, **shared)
+    elif about.yields is PerVoxel:
+        value = mean_over_voxels(values, x, **{name: knobs[name] for name in PER_VOXEL_KNOBS})
+    else:
+        value = per_batch_or_sample(values, x)
+    return value.to(x.dtype)
 
 
 def per_batch_or_sample(values: Tensor, x: Comparison) -> Reduced:
-    """Average a value per sample (b,), or give each sample the batch's value."""
-    if x.reduction == "mean":
-        return values.mean()
-    return values.expand(x.shape[0])
+    """Average a value per sample (b,), or give each sample the batch's value; samples without annotation have none."""
+    if x.class_mask is None or values.shape != x.shape[:1]:
+        return values.mean() if x.reduction == "mean" else values.expand(x.shape[0])
+    counts = (x.class_mask > 0).any(1).to(values.dtype)
+    values = torch.where(counts > 0, values, 0)
+    return values if x.reduction == "none" else ratio(values.sum(), mean_over_ranks(counts.sum()))
 
 
 def mean_over_classes(
@@ -193,7 +184,7 @@ def class_factor(vector: Tensor, x: Comparison) -> Tensor:
     Returns:
         The true class's number (b *s); with soft targets the expected one; (·, c, 1, ...) in the sigmoid modes.
     """
-    table = vector.expand(x.shape[0], x.shape[1])
+    table = vector.to(x.dtype).expand(x.shape[0], x.shape[1])
     spread = table.reshape(*table.shape, *[1] * (len(x.shape) - 2))
     if x.mode != "multiclass":
         return spread

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
-from medseg.losses.reduction import part
+from medseg.losses.reduction import reduced
 from medseg.losses.table import Reduced, loss
 from medseg.types import PerClass
 
@@ -137,7 +137,7 @@ def jaccard(x: Comparison, *, smooth_nr: float = 1e-5, smooth_dr: float = 1e-5) 
 
     Public code: MONAI jaccard=True agrees when given s / 2.
     """
-    return 1 - (x.tp + smooth_nr) / (x.sum_p + x.sum_g - x.tp + smooth_dr)
+    return 1 - (x.tp + smooth_nr) / (x.tp + x.fp + x.fn + smooth_dr)
 
 
 @loss(
@@ -165,7 +165,7 @@ def log_cosh_dice(x: Comparison, *, per_class: bool = False, **knobs: Any) -> Re
         per_class: Bend each class before averaging.
         **knobs: Those of dice.
     """
-    return part(dice, x, knobs, bend=log_cosh) if per_class else log_cosh(part(dice, x, knobs))
+    return reduced(dice, x, knobs, bend=log_cosh) if per_class else log_cosh(reduced(dice, x, knobs))
 
 
 def log_cosh(values: Tensor) -> Tensor:
@@ -228,9 +228,7 @@ def mcc(x: Comparison, *, eps: float = 1e-5) -> PerClass:
         x: The comparison.
         eps: Added under the root.
     """
-    tp, fp, fn = x.tp, x.sum_p - x.tp, x.sum_g - x.tp
-    tn = x.voxels - x.sum_p - fn
-    roots = [total.clamp_min(0).double() for total in (tp + fp, tp + fn, tn + fp, tn + fn)]
-    product = roots[0] * roots[1] * roots[2] * roots[3]
-    correlation = (tp * tn - fp * fn) / (product + eps).sqrt().to(tp.dtype)
+    tp, fp, fn, tn = x.sums("overlap")
+    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    correlation = (tp * tn - fp * fn) / (product.clamp_min(0) + eps).sqrt()
     return torch.where((fp == 0) & (fn == 0), 0 * correlation, 1 - correlation)

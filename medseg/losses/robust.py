@@ -53,8 +53,8 @@ def t_loss(
     """
     tail = torch.full((), nu_init, device=x.raw.device) if nu is None else nu
     v = tail.double().exp() + epsilon  # double: at 128³ voxels the constants are 1e7, where single resolves 1.0
-    size, error = x.voxels.double(), (x.error_inside + x.error_outside).double()
+    size, error = x.voxels, x.error_inside + x.error_outside
     half = (v + size) / 2
     constant = torch.lgamma(v / 2) - torch.lgamma(half) + size / 2 * (torch.log(math.pi * v) - log_precision)
     values = constant + half * torch.log1p(math.exp(log_precision) * error / v)
-    return (values / size.clamp_min(1) if per_voxel else values).to(x.dtype)
+    return values / size.clamp_min(1) if per_voxel else values

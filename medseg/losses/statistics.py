@@ -1,8 +1,11 @@
 """Sums over a volume that never hold the volume: chunk by chunk forward, recomputed chunk by chunk backward.
 
-A region loss needs TP, Σp and Σg per sample and class, a voxel loss needs log p at the true class. Storing the
+A region loss needs TP, FP and FN per sample and class, a voxel loss needs log p at the true class. Storing the
 probabilities and a one-hot for that costs several copies of the logits (with 105 classes, gigabytes). Here each
 chunk of voxels is activated, summed and forgotten, and the backward pass writes straight into the gradient.
+
+Sums leave in double precision and errors are added up as errors, so no loss subtracts what has been rounded: a class
+that fills a patch has exactly no false positive.
 """
 
 from __future__ import annotations
@@ -12,16 +15,53 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Integer, Shaped
+import torch.nn.functional as F  # noqa: N812  torch's own alias
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
 """Values activated at once. On a CPU: few enough to stay in the cache, enough for torch to spread each operation over
 the cores (chunks in Python threads wait for the interpreter three times as long). A GPU wants to be full."""
 
-VoxelFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(logits (b c n), truth (b n) or (b c n), weight (b 1|c n) or None) of a chunk -> values of that chunk."""
+NEVER = 200.0
+"""How far below the background's logit an undrawn class is put: e^-200 is no probability, but has a logarithm."""
+
+Yield = tuple[Any, Any]
+"""What a walk gives: sums over the voxels (*k, b, c) in double precision, and a map of them (b, *c, n); or None."""
+
+ChunkFunction = Callable[[Tensor, Tensor, Tensor | None], Yield]
+"""(logits (b c n), truth (b n) or (b c n), weight (b 1|c n) or None) of a chunk -> its share of the yield."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A function of single voxels, taken over a volume.
+
+    Attributes:
+        function: The yield of a chunk, in operations that torch can differentiate, twice if need be.
+        quick: Sums and map once more, faster and without gradients, and the chunk's log Σ exp z (b n).
+        slope: (softmax probabilities, labels (b 1 n), weight, gradients of sums and map): write the gradient of the
+            chunk's logits over the probabilities. None: torch differentiates ``function``.
+    """
+
+    function: ChunkFunction
+    quick: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]] | None = None
+    slope: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None], None] | None = None
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "b c n"],
+        truth: Shaped[Tensor, "b *n"],
+        weight: Float[Tensor, "b w n"] | None = None,
+        undrawn: Bool[Tensor, "b c"] | None = None,
+    ) -> Yield:
+        """Walk over the logits; the backward pass walks again and stores nothing but the gradient.
+
+        Returns:
+            Sums and map; what the walk does not yield is None.
+        """
+        sums, values, _ = _Walk.apply(self, logits, truth, weight, undrawn)  # type: ignore[no-untyped-call]
+        return sums, values
 
 
 def working_dtype(logits: Tensor) -> torch.dtype:
@@ -29,7 +69,7 @@ def working_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def chunks(logits: Float[Tensor, "b c n"]) -> Iterator[slice]:
+def chunks(logits: Shaped[Tensor, "b c n"]) -> Iterator[slice]:
     """Slices of the voxel axis, each about ``CHUNK_ELEMENTS`` logits."""
     batch, classes, voxels = logits.shape
     size = max(64, CHUNK_ELEMENTS.get(logits.device.type, 1 << 20) // (batch * classes))
@@ -40,258 +80,249 @@ def chunks(logits: Float[Tensor, "b c n"]) -> Iterator[slice]:
 def sums_by_label(
     labels: Integer[Tensor, "b n"], values: Float[Tensor, "b n"] | None, classes: int
 ) -> Float[Tensor, "b c"]:
-    """Add up ``values`` (one each if None) over the voxels of each label, in double precision, without gradient."""
-    if labels.device.type == "cpu":  # there a scatter takes five times as long
+    """Add up ``values`` (one each if None) over the voxels of each label, in double precision."""
+    if labels.device.type == "cpu" and (
+        values is None or not values.requires_grad
+    ):  # a scatter takes five times as long
         weights = [None] * len(labels) if values is None else values.double()
         rows = [torch.bincount(row, weight, minlength=classes) for row, weight in zip(labels, weights, strict=True)]
         return torch.stack(rows).double()
     one = labels.new_ones((), dtype=torch.float64).expand(labels.shape) if values is None else values.double()
-    return torch.zeros(len(labels), classes, dtype=torch.float64, device=labels.device).scatter_add_(
-        1, labels.long(), one
-    )
+    zeros = torch.zeros(len(labels), classes, dtype=torch.float64, device=labels.device)
+    return zeros.scatter_add(1, labels.long(), one)
 
 
-class _SoftmaxPass(torch.autograd.Function):
-    """Σ w p, Σ w p g per sample and class and log p at the label, from one walk over the logits."""
+def merged(z: Float[Tensor, "b c n"], undrawn: Bool[Tensor, "b c"] | None) -> Float[Tensor, "b c n"]:
+    """Give the background the probability of the classes that were not drawn, and them none.
+
+    Equation:
+        z'_0 = log(e^{z_0} + Σ_{u undrawn} e^{z_u})
+
+    Where a sample's annotation lacks an organ, its background voxels mean "background or that organ" (the marginal
+    loss of Shi et al. 2021, arXiv 2007.03868).
+    """
+    if undrawn is None:
+        return z
+    background = z.masked_fill(~_pooled(undrawn), -torch.inf).logsumexp(1, keepdim=True)
+    others = torch.where(undrawn[:, 1:, None], background.detach() - NEVER, z[:, 1:])
+    return torch.cat([background, others], 1)
+
+
+def _pooled(undrawn: Bool[Tensor, "b c"]) -> Bool[Tensor, "b c 1"]:
+    """The background and the undrawn classes."""
+    return F.pad(undrawn[:, 1:], (1, 0), value=True).unsqueeze(2)
+
+
+def _unmerged(slope: Tensor, z: Tensor, undrawn: Bool[Tensor, "b c"]) -> Tensor:
+    """The gradient of the logits before `merged`, from that after it: each takes its share of the background's."""
+    pooled = _pooled(undrawn)
+    share = z.masked_fill(~pooled, -torch.inf).softmax(1)
+    return torch.where(pooled, share * slope[:, :1], slope)
+
+
+class _Walk(torch.autograd.Function):
+    """The one function by which gradients go through a walk."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        walk: Walk,
         logits: Float[Tensor, "b c n"],
-        labels: Integer[Tensor, "b n"],
-        weight: Float[Tensor, "b n"] | None,
-    ) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"], Float[Tensor, "b n"]]:
-        (b, c, n), dtype = logits.shape, working_dtype(logits)
-        logsumexp, log_p, tops = (logits.new_empty(b, n, dtype=dtype) for _ in range(3))
-
-        def sums(at: slice) -> Tensor:
-            z, y = logits[:, :, at].to(dtype), labels[:, at].long()
-            top = z.amax(1, keepdim=True)
-            e = torch.sub(z, top).exp_()
-            total = e.sum(1)
-            scale = total.reciprocal() if weight is None else weight[:, at] / total
-            tops[:, at], logsumexp[:, at] = top.squeeze(1), total
-            below = torch.sub(z.gather(1, y.unsqueeze(1)), top, out=log_p[:, None, at]).squeeze(1)
-            tp = sums_by_label(y, below.exp().mul_(scale), c)
-            return torch.stack([torch.bmm(e, scale.unsqueeze(2)).squeeze(2).double(), tp])
-
-        sum_p, tp = torch.stack([sums(at) for at in chunks(logits)]).sum(0)
-        log_p -= logsumexp.log_()
-        logsumexp += tops
-        ctx.save_for_backward(logits, labels, weight, logsumexp)
-        ctx.set_materialize_grads(False)
-        return sum_p.to(dtype), tp.to(dtype), log_p
+        truth: Shaped[Tensor, "b *n"],
+        weight: Float[Tensor, "b w n"] | None,
+        undrawn: Bool[Tensor, "b c"] | None,
+    ) -> tuple[Tensor | None, ...]:
+        first: Callable[..., tuple[Tensor | None, ...]] = walk.quick or walk.function
+        dtype = working_dtype(logits)
+        parts = [
+            first(merged(logits[:, :, at].to(dtype), undrawn), truth[..., at], _at(weight, at)) for at in chunks(logits)
+        ]
+        sums, *maps = zip(*parts, strict=True)
+        total = None if sums[0] is None else torch.stack(sums).sum(0)
+        return total, *(None if each[0] is None else torch.cat(each, -1) for each in maps), *[None] * (2 - len(maps))
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_sum: Tensor | None, d_tp: Tensor | None, d_log: Tensor | None) -> Any:
-        """dz_c = p_c (w d_sum_c - w <p, dp> - d_log) + [c = y] (w p_y d_tp_y + d_log)."""
-        if d_sum is None and d_tp is None and d_log is None:
-            return None, None, None
-        logits, labels, weight, logsumexp = ctx.saved_tensors
-        grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        """Keep what came, and the logarithms from which probabilities are quickly made again."""
+        ctx.walk, *tensors = inputs
+        ctx.save_for_backward(*tensors, output[2])
+        ctx.set_materialize_grads(False)
+        if output[2] is not None:
+            ctx.mark_non_differentiable(output[2])
 
-        for at in chunks(logits):
-            y = labels[:, at].long().unsqueeze(1)
-            direct = grad[:, :, at] if grad.dtype == logsumexp.dtype else None  # no copy of the chunk at the end
-            p = torch.sub(logits[:, :, at].to(logsumexp.dtype), logsumexp[:, None, at], out=direct).exp_()
-            p = _softmax_chunk(p, y, _at(weight, at), d_sum, d_tp, _at(d_log, at))
-            if direct is None:
-                grad[:, :, at] = p
-        return grad, None, None
+    @staticmethod
+    def backward(ctx: Any, d_sums: Tensor | None, d_map: Tensor | None, _: Tensor | None) -> Any:
+        """Walk again. Where the gradient itself is to have one, torch records how it came about."""
+        if d_sums is None and d_map is None:
+            return (None,) * 5
+        logits, truth, weight, undrawn, logsumexp = ctx.saved_tensors
+        leaves = (logits, truth)[: 1 + ctx.needs_input_grad[2]]
+        with torch.autocast(logits.device.type, enabled=False):
+            if torch.is_grad_enabled():
+                recorded = _slopes(ctx.walk, logits, truth, weight, undrawn, d_sums, d_map, len(leaves))
+                return None, *recorded, *[None] * (4 - len(leaves))
+            grads = [torch.empty_like(leaf, memory_format=torch.contiguous_format) for leaf in leaves]
+            for at in chunks(logits):
+                z, g, v, d = logits[:, :, at], truth[..., at], _at(weight, at), _at(d_map, at)
+                if ctx.walk.slope is not None:
+                    _write_slope(grads[0][:, :, at], ctx.walk, z, g, v, undrawn, _at(logsumexp, at), d_sums, d)
+                    continue
+                for grad, part in zip(grads, _slopes(ctx.walk, z, g, v, undrawn, d_sums, d, len(leaves)), strict=True):
+                    grad[..., at] = part
+        return None, *grads, *[None] * (4 - len(leaves))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Forward-mode derivatives are not to be had."""
+        raise NotImplementedError("losses have no forward-mode derivative: use torch.func.grad, vjp or backward()")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        """Nor is a batch of batches."""
+        raise NotImplementedError("a loss cannot run under torch.vmap: give it one batch, or call it in a loop")
+
+
+def _slopes(
+    walk: Walk,
+    z: Tensor,
+    truth: Tensor,
+    weight: Tensor | None,
+    undrawn: Tensor | None,
+    d_sums: Tensor | None,
+    d_map: Tensor | None,
+    leaves: int,
+) -> tuple[Tensor, ...]:
+    """Gradients of the logits, and of the target if it is the second leaf, by torch."""
+
+    def total(z: Tensor, truth: Tensor) -> Tensor:
+        value = z.new_zeros(())
+        yields = walk.function(merged(z.to(working_dtype(z)), undrawn), truth, weight)
+        for yielded, slope in zip(yields, (d_sums, d_map), strict=True):
+            if slope is not None:
+                value = value + (yielded * slope).sum()
+        return value
+
+    found: tuple[Tensor, ...] = torch.func.grad(total, tuple(range(leaves)))(z, truth)
+    return found
+
+
+def _write_slope(
+    out: Tensor,
+    walk: Walk,
+    z: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    undrawn: Tensor | None,
+    logsumexp: Tensor | None,
+    d_sums: Tensor | None,
+    d_map: Tensor | None,
+) -> None:
+    """Write a chunk's gradient by the walk's own rule."""
+    assert walk.slope is not None  # the caller has looked
+    dtype = working_dtype(z)
+    place = out if out.dtype == dtype else torch.empty_like(z, dtype=dtype)
+    z = z.to(dtype)
+    if logsumexp is None:
+        torch.softmax(merged(z, undrawn), 1, out=place)
+    else:
+        torch.sub(merged(z, undrawn), logsumexp.unsqueeze(1), out=place).exp_()
+    walk.slope(place, labels.long().unsqueeze(1), weight, d_sums, d_map)
+    if undrawn is not None:
+        place = _unmerged(place, z, undrawn)
+    if place is not out:
+        out.copy_(place)
 
 
 def _at(values: Tensor | None, at: slice) -> Tensor | None:
     return None if values is None else values[..., at]
 
 
-def _softmax_chunk(
-    p: Tensor, y: Tensor, weight: Tensor | None, d_sum: Tensor | None, d_tp: Tensor | None, d_log: Tensor | None
-) -> Tensor:
-    """Turn the probabilities of a chunk into the gradient of its logits, in place."""
-    zero = p.new_zeros(())
-    mean, at_label = zero, zero
-    if d_sum is not None:
-        mean = torch.bmm(d_sum.unsqueeze(1), p).squeeze(1)
-    if d_tp is not None:
-        at_label = p.gather(1, y).squeeze(1) * d_tp.gather(1, y.squeeze(1))
-        mean = mean + at_label
+# ------------------------------------------------------------------ walks over hard labels of exclusive classes
+
+
+def _overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    log_p, y = z.log_softmax(1), labels.long().unsqueeze(1)
+    p, at_label = log_p.exp(), log_p.gather(1, y).squeeze(1)
     if weight is not None:
-        mean, at_label = mean * weight, at_label * weight
+        p = p * weight
+    tp = sums_by_label(labels, p.gather(1, y).squeeze(1), z.shape[1])
+    return torch.stack([tp, p.scatter(1, y, 0).sum(2).double()]), at_label
+
+
+def _quick_overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    y = labels.long().unsqueeze(1)
+    top = z.amax(1, keepdim=True)
+    e = torch.sub(z, top).exp_()
+    total = e.sum(1, keepdim=True)
+    scale = total.reciprocal() if weight is None else weight / total
+    log_p = z.gather(1, y).sub_(top)
+    tp = sums_by_label(labels, log_p.exp().mul_(scale).squeeze(1), z.shape[1])
+    fp = torch.bmm(e.scatter_(1, y, 0), scale.transpose(1, 2)).squeeze(2)
+    total.log_()
+    return torch.stack([tp, fp.double()]), log_p.sub_(total).squeeze(1), total.add_(top).squeeze(1)
+
+
+def _slope_of_overlap(p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, d_log: Tensor | None) -> None:
+    """dz_c = w p_c (q_c - <p, q>) + d_log ([c = y] - p_c), with q = d_fp, and d_tp at the label."""
+    p_true = p.gather(1, y)
+    p.scatter_(1, y, 0)
+    at_label, mean = p_true.new_zeros(()), p_true.new_zeros(())
+    if d_sums is not None:
+        d_tp, d_fp = d_sums.to(p.dtype).unbind(0)
+        at_label = d_tp.gather(1, y.squeeze(1)).unsqueeze(1)
+        mean = torch.bmm(d_fp.unsqueeze(1), p).addcmul_(p_true, at_label)
+        at_label = at_label - mean
+        if weight is not None:
+            mean, at_label = mean * weight, at_label * weight
+    at_label = at_label * p_true
     if d_log is not None:
-        mean, at_label = mean + d_log, at_label + d_log
-    if d_sum is None:
-        p.mul_(-mean.unsqueeze(1))
+        d_log = d_log.unsqueeze(1)
+        mean, at_label = mean + d_log, at_label + d_log * (1 - p_true)
+    if d_sums is None:
+        p.mul_(-mean)
     else:
-        factor = d_sum.unsqueeze(2) if weight is None else d_sum.unsqueeze(2) * weight.unsqueeze(1)
-        p.mul_(factor - mean.unsqueeze(1))
-    return p.scatter_add_(1, y, at_label.unsqueeze(1))
+        p.mul_((d_fp.unsqueeze(2) if weight is None else d_fp.unsqueeze(2) * weight) - mean)
+    p.scatter_(1, y, at_label)
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """Sums of softmax probabilities at hard labels, and their slope.
+OVERLAP = Walk(_overlap, _quick_overlap, _slope_of_overlap)
+"""Σ w p g and Σ w p (1 - g), (2 b c), and log p at the label (b n).
 
-    Attributes:
-        sums: (p (b c n), y (b 1 n), weight (b 1 n)) of a chunk -> its share of the sums, in double precision.
-        slope: (p, y, gradient of the sums) -> gradient of p for weight 1, (b c n), freshly made.
-    """
-
-    sums: Callable[[Tensor, Tensor, Tensor], Tensor]
-    slope: Callable[[Tensor, Tensor, Tensor], Tensor]
+The backward pass costs one exponential per logit and stores nothing but the gradient and one float per voxel."""
 
 
-class _RulePass(torch.autograd.Function):
-    """The sums of a rule from one walk over the logits; the probabilities are computed again backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rule: _Rule,
-        logits: Float[Tensor, "b c n"],
-        labels: Integer[Tensor, "b n"],
-        weight: Float[Tensor, "b n"] | None,
-    ) -> Tensor:
-        dtype = working_dtype(logits)
-
-        def sums(at: slice) -> Tensor:
-            y = labels[:, None, at].long()
-            one = logits.new_ones((), dtype=dtype).expand(y.shape) if weight is None else weight[:, None, at]
-            return rule.sums(logits[:, :, at].to(dtype).softmax(1), y, one)
-
-        ctx.rule = rule
-        ctx.save_for_backward(logits, labels, weight)
-        return torch.stack([sums(at) for at in chunks(logits)]).sum(0).to(dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> Any:
-        """dz_c = w p_c (q_c - <p, q>) for the slope q of the rule."""
-        logits, labels, weight = ctx.saved_tensors
-        grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-
-        for at in chunks(logits):
-            p = logits[:, :, at].to(d_out.dtype).softmax(1)
-            q = ctx.rule.slope(p, labels[:, None, at].long(), d_out)
-            q.sub_((p * q).sum(1, keepdim=True)).mul_(p)
-            grad[:, :, at] = q if weight is None else q.mul_(weight[:, None, at])
-        return None, grad, None, None
+def _squares(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, None]:
+    p, y = z.softmax(1), labels.long().unsqueeze(1)
+    p_true, others = p.gather(1, y), p.scatter(1, y, 0)
+    wrong = others.sum(1, keepdim=True)  # near 1, 1 - p has lost digits that the other probabilities still have
+    one = torch.ones_like(p_true) if weight is None else weight
+    terms = [(term * one).squeeze(1) for term in (wrong.square(), p_true.square(), p_true)]
+    beside = torch.bmm(others.square(), one.transpose(1, 2)).squeeze(2)
+    return torch.stack([*(sums_by_label(labels, term, z.shape[1]) for term in terms), beside.double()]), None
 
 
-def _squares(p: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    p_true, labels = p.gather(1, y), y.squeeze(1)
-    others = p.scatter(1, y, 0)
-    # Near 1, 1 - p has lost digits that the other probabilities still have.
-    wrong = torch.where(p_true > 0.5, others.sum(1, keepdim=True), 1 - p_true)
-    at_label = (wrong.square(), p_true.square(), p_true)
-    per_class = [sums_by_label(labels, (term * weight).squeeze(1), p.shape[1]) for term in at_label]
-    beside = torch.bmm(others.square_(), weight.transpose(1, 2)).squeeze(2).double()
-    return torch.stack([*per_class, beside])
+def _slope_of_squares(p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, _: Tensor | None) -> None:
+    """dz_c = w p_c (q_c - <p, q>), q = 2 p d_outside, and at the label -2 (1 - p) d_inside + 2 p d_hit + d_tp."""
+    assert d_sums is not None  # there is nothing else to have a gradient
+    d = d_sums.to(p.dtype)
+    p_true, (d_inside, d_hit, d_tp) = p.gather(1, y), d[:3].gather(2, y.squeeze(1).expand(3, -1, -1)).unsqueeze(2)
+    p.scatter_(1, y, 0)
+    q_true = 2 * (p_true * d_hit - p.sum(1, keepdim=True) * d_inside) + d_tp
+    q = p * (2 * d[3]).unsqueeze(2)
+    mean = torch.linalg.vecdot(p, q, dim=1).unsqueeze(1).addcmul_(p_true, q_true)
+    at_label = p_true.mul_(q_true.sub_(mean))
+    p.mul_(q.sub_(mean)).scatter_(1, y, at_label)
+    if weight is not None:
+        p.mul_(weight)
 
 
-def _slope_of_squares(p: Tensor, y: Tensor, d_out: Tensor) -> Tensor:
-    p_true, (d_inside, d_hit, d_tp) = p.gather(1, y), d_out[:3].gather(2, y.squeeze(1).expand(3, -1, -1)).unsqueeze(2)
-    slope = 2 * ((p_true - 1) * d_inside + p_true * d_hit) + d_tp
-    return (p * (2 * d_out[3]).unsqueeze(2)).scatter_(1, y, slope)
+SQUARES = Walk(_squares, None, _slope_of_squares)
+"""Σ w (1 - p)² g, Σ w p² g, Σ w p g and Σ w p² (1 - g), (4 b c)."""
 
 
-def _confusion(p: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    return torch.bmm(torch.zeros_like(p).scatter_(1, y, weight), p.transpose(1, 2)).double()
+def _confusion(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, None]:
+    g = torch.zeros_like(z).scatter_(1, labels.long().unsqueeze(1), 1.0)
+    return torch.bmm(g if weight is None else g * weight, z.softmax(1).transpose(1, 2)).double(), None
 
 
-def _slope_of_confusion(p: Tensor, y: Tensor, d_out: Tensor) -> Tensor:
-    return torch.bmm(d_out.transpose(1, 2), torch.zeros_like(p).scatter_(1, y, 1.0))
-
-
-SQUARES = _Rule(_squares, _slope_of_squares)
-CONFUSION = _Rule(_confusion, _slope_of_confusion)
-
-
-class _Streamed(torch.autograd.Function):
-    """Any differentiable function of single voxels, recomputed chunk by chunk in the backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        function: VoxelFunction,
-        summed: bool,
-        logits: Float[Tensor, "b c n"],
-        truth: Shaped[Tensor, "b *n"],
-        weight: Float[Tensor, "b w n"] | None,
-    ) -> Tensor:
-        dtype = working_dtype(logits)
-        parts = [function(logits[:, :, at].to(dtype), truth[..., at], _at(weight, at)) for at in chunks(logits)]
-        ctx.function, ctx.summed = function, summed
-        ctx.save_for_backward(logits, truth, weight)
-        return torch.stack(parts).double().sum(0).to(dtype) if summed else torch.cat(parts, -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> Any:
-        """Run the function again on each chunk, with gradients, and keep only those of the logits."""
-        logits, truth, weight = ctx.saved_tensors
-        grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        with torch.autocast(logits.device.type, enabled=False), torch.enable_grad():
-            for at in chunks(logits):
-                z = logits[:, :, at].to(d_out.dtype).detach().requires_grad_()
-                value = ctx.function(z, truth[..., at], _at(weight, at))
-                (grad[:, :, at],) = torch.autograd.grad(value, z, d_out if ctx.summed else d_out[..., at])
-        return None, None, grad, None, None
-
-
-def softmax_pass(
-    logits: Float[Tensor, "b c n"], labels: Integer[Tensor, "b n"], weight: Float[Tensor, "b n"] | None
-) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"], Float[Tensor, "b n"]]:
-    """Sum the softmax probabilities over all voxels and over those of their own class; log p at the label.
-
-    Equation:
-        Σ_i w_i p_ic,  Σ_i w_i p_ic [y_i = c],  log p_{i, y_i}
-
-    Shapes:
-        Returns (b, c), (b, c) and (b, n). The backward pass costs one exponential per logit and stores
-        nothing but the gradient and one float per voxel.
-    """
-    result: tuple[Tensor, Tensor, Tensor] = _SoftmaxPass.apply(logits, labels, weight)  # type: ignore[no-untyped-call]
-    return result
-
-
-def squares_pass(
-    logits: Float[Tensor, "b c n"], labels: Integer[Tensor, "b n"], weight: Float[Tensor, "b n"] | None
-) -> Float[Tensor, "4 b c"]:
-    """Sum squares of softmax probabilities and of their errors.
-
-    Equation:
-        Σ_i w_i (1 - p_ic)² g_ic,  Σ_i w_i p_ic² g_ic,  Σ_i w_i p_ic g_ic,  Σ_i w_i p_ic² (1 - g_ic),  g_ic = [y_i = c]
-    """
-    sums: Tensor = _RulePass.apply(SQUARES, logits, labels, weight)  # type: ignore[no-untyped-call]
-    return sums
-
-
-def confusion_pass(
-    logits: Float[Tensor, "b c n"], labels: Integer[Tensor, "b n"], weight: Float[Tensor, "b n"] | None
-) -> Float[Tensor, "b c c"]:
-    """Sum the probability given to each class (last axis) over the voxels of each class (the one before)."""
-    matrix: Tensor = _RulePass.apply(CONFUSION, logits, labels, weight)  # type: ignore[no-untyped-call]
-    return matrix
-
-
-def streamed_sum(
-    function: VoxelFunction,
-    logits: Float[Tensor, "b c n"],
-    truth: Shaped[Tensor, "b *n"],
-    weight: Float[Tensor, "b w n"] | None,
-) -> Tensor:
-    """Add up what ``function`` yields for each chunk of voxels."""
-    total: Tensor = _Streamed.apply(function, True, logits, truth, weight)  # type: ignore[no-untyped-call]
-    return total
-
-
-def streamed_map(
-    function: VoxelFunction,
-    logits: Float[Tensor, "b c n"],
-    truth: Shaped[Tensor, "b *n"],
-    weight: Float[Tensor, "b w n"] | None = None,
-) -> Tensor:
-    """Join what ``function`` yields for each chunk along the last (voxel) axis."""
-    values: Tensor = _Streamed.apply(function, False, logits, truth, weight)  # type: ignore[no-untyped-call]
-    return values
+CONFUSION = Walk(_confusion)
+"""The probability given to each class (last axis) summed over the voxels of each class, (b c c)."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from jaxtyping import Float
 from torch import Tensor
 
+from medseg.machine.dotted import named
 from medseg.types import PerClass, PerSample, PerVoxel
 
 Family = Literal["distribution", "region", "boundary", "compound"]
@@ -72,6 +74,10 @@ class Row:
         """Every legal keyword with its default; a function's own default wins over the shared one."""
         return {**self.own, **{k: v for k, v in self.shared.items() if k not in self.own}}
 
+    def __reduce__(self) -> tuple[Callable[[str], Row], tuple[str]]:
+        """Pickle as the name, which other processes look up, or import if it is a dotted path."""
+        return row_named, (self.name,)
+
 
 _ROWS: dict[str, Row] = {}
 
@@ -102,34 +108,37 @@ def loss(
     """
 
     def file(function: F) -> F:
-        parameters = inspect.signature(function).parameters.values()
-        learnable = about.get("learnable", {})
-        made_of = tuple(row(part) for part in parts)
-        own = {
-            p.name: p.default
-            for p in parameters
-            if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in learnable
-        }
-        for part in made_of:
-            own |= {name: default for name, default in part.knobs.items() if name not in own}
-        yields = get_type_hints(function)["return"]
-        shared: dict[str, Any] = {}
-        if yields is PerClass:
-            shared = dict(PER_CLASS_KNOBS)
-        elif yields is PerVoxel:
-            shared = dict(PER_VOXEL_KNOBS)
-        elif yields not in (PerSample, Reduced):
-            raise TypeError(f"{function.__name__} must return PerClass, PerVoxel, PerSample or Reduced, not {yields}")
-        if batch is not None:
-            shared["batch"] = batch
         name = function.__name__
-        _ROWS[name] = Row(
-            name=name, function=function, family=family, paper=paper, modes=modes, own=own, shared=shared,
-            yields=yields, parts=made_of, **about,
-        )  # fmt: skip
+        if name in _ROWS and _ROWS[name].function.__module__ != function.__module__:
+            raise ValueError(f"there is a loss {name!r} already, in {_ROWS[name].function.__module__}: rename yours")
+        made_of = tuple(row(part) for part in parts)
+        _ROWS[name] = _read(function, name, batch, family=family, paper=paper, modes=modes, parts=made_of, **about)
         return function
 
     return file
+
+
+def _read(function: Callable[..., Tensor], name: str, batch: bool | None, **about: Any) -> Row:
+    """Make a row of what a function's signature says, and of what it cannot say."""
+    own: dict[str, Any] = {}
+    for knob in list(inspect.signature(function).parameters.values())[1:]:
+        if knob.kind is inspect.Parameter.KEYWORD_ONLY and knob.default is not knob.empty:
+            own[knob.name] = knob.default
+        elif knob.kind is not inspect.Parameter.VAR_KEYWORD:
+            raise ValueError(f"{name}: its knob {knob.name} must stand after a * and have a default")
+    own = {knob: default for knob, default in own.items() if knob not in about.get("learnable", {})}
+    for part in about.get("parts", ()):
+        own |= {knob: default for knob, default in part.knobs.items() if knob not in own}
+    try:
+        yields = get_type_hints(function).get("return")
+    except NameError as error:
+        raise ValueError(f"{name}: an annotation cannot be read ({error})") from None
+    if yields not in (PerClass, PerVoxel, PerSample, Reduced):
+        raise ValueError(f"{name} must be annotated to return PerClass, PerVoxel, PerSample or Reduced, not {yields}")
+    shared = dict(PER_CLASS_KNOBS if yields is PerClass else PER_VOXEL_KNOBS if yields is PerVoxel else {})
+    if batch is not None:
+        shared["batch"] = batch
+    return Row(name=name, function=function, own=own, shared=shared, yields=yields, **about)
 
 
 def rows() -> dict[str, Row]:
@@ -138,5 +147,29 @@ def rows() -> dict[str, Row]:
 
 
 def row(function: Callable[..., Tensor]) -> Row:
-    """The row a function was filed under."""
-    return _ROWS[function.__name__]
+    """The row a function was filed under, or would be if its annotations were all there is to say."""
+    filed = _ROWS.get(function.__name__)
+    return filed if filed is not None and filed.function is function else _unfiled(function)
+
+
+@cache
+def _unfiled(function: Callable[..., Tensor]) -> Row:
+    path = f"{function.__module__}.{function.__qualname__}"
+    return _read(function, path, None, family="compound", paper="", modes=ALL_MODES)
+
+
+def row_named(name: str) -> Row:
+    """The row of a name of the table, or of a dotted path, whose file is imported.
+
+    A function of one's own need not be decorated: its annotations say the rest.
+
+    Raises:
+        UsageError: The path cannot be imported.
+        ValueError: What it names is no loss.
+    """
+    if "." not in name:
+        return _ROWS[name]
+    function = named(name, option="loss")
+    if not inspect.isfunction(function):
+        raise ValueError(f"{name} is no function from a Comparison to a loss")
+    return replace(row(function), name=name)

@@ -12,7 +12,7 @@ from torch import Tensor
 from medseg.losses.comparison import Comparison
 from medseg.losses.distribution import cross_entropy
 from medseg.losses.masks import all_channels, existing, first_channel, sum_over_space, target_masks
-from medseg.losses.reduction import part
+from medseg.losses.reduction import reduced
 from medseg.losses.region import dice
 from medseg.losses.table import Reduced, loss
 from medseg.losses.thinning import soft_skeleton
@@ -213,5 +213,5 @@ def dice_ce_skeleton_recall(
         **knobs: Those of the three; weight goes to all.
     """
     knobs["include_background"] = include_background
-    overlap, voxels, lines = (part(each, x, knobs) for each in (dice, cross_entropy, skeleton_recall))
+    overlap, voxels, lines = (reduced(each, x, knobs) for each in (dice, cross_entropy, skeleton_recall))
     return lambda_dice * overlap + lambda_ce * voxels + lambda_skeleton * lines

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
-from medseg.losses.reduction import part, power
+from medseg.losses.reduction import power, reduced
 from medseg.losses.table import Reduced, loss
 from medseg.types import PerClass
 
@@ -41,18 +41,13 @@ def tversky(x: Comparison, *, alpha: float = 0.3, beta: float = 0.7, smooth: flo
         beta: Price of a false negative.
         smooth: Added to TP in both places.
     """
-    return overlap_loss(x.tp, x.sum_p, x.sum_g, alpha=alpha, beta=beta, smooth=smooth)
+    return overlap_loss(x.tp, x.fp, x.fn, alpha=alpha, beta=beta, smooth=smooth)
 
 
-def overlap_loss(tp: Tensor, p: Tensor, g: Tensor, *, alpha: float, beta: float, smooth: float) -> Tensor:
+def overlap_loss(tp: Tensor, fp: Tensor, fn: Tensor, *, alpha: float, beta: float, smooth: float) -> Tensor:
     """One minus the Tversky index, written so that a perfect prediction gives exactly 0 and never less."""
-    errors = alpha * (p - tp).clamp_min(0) + beta * (g - tp).clamp_min(0)
+    errors = alpha * fp + beta * fn.clamp_min(0)
     return errors / (tp + errors + smooth)
-
-
-def complement(x: Comparison) -> tuple[Tensor, Tensor, Tensor]:
-    """Give TP, Σp and Σg of each channel's background, the place where it is not."""
-    return x.voxels - x.sum_p - x.sum_g + x.tp, x.voxels - x.sum_p, x.voxels - x.sum_g
 
 
 @loss(
@@ -118,7 +113,7 @@ def focal_tversky(
         class_reduction: mean, or sum as the paper has it.
         **knobs: Those of tversky.
     """
-    return part(tversky, x, knobs, bend=lambda values: power(values, 1 / gamma), class_reduction=class_reduction)
+    return reduced(tversky, x, knobs, bend=lambda values: power(values, 1 / gamma), class_reduction=class_reduction)
 
 
 YEUNG = (
@@ -178,8 +173,8 @@ def _focal_tversky(x: Comparison, delta: float, gamma: float, smooth: float, bac
     """Powers of 1 - mTI; in the sigmoid modes the mean of a channel and its complement."""
     if not 0 <= gamma < 1:
         raise ValueError(f"gamma must be at least 0 and less than 1 (the exponent is 1 - gamma), got {gamma}")
-    values = overlap_loss(x.tp, x.sum_p, x.sum_g, alpha=1 - delta, beta=delta, smooth=smooth)
+    values = overlap_loss(x.tp, x.fp, x.fn, alpha=1 - delta, beta=delta, smooth=smooth)
     if x.mode == "multiclass":
         return torch.cat([power(values[:, :1], 1 - background_gamma), power(values[:, 1:], 1 - gamma)], 1)
-    background = overlap_loss(*complement(x), alpha=1 - delta, beta=delta, smooth=smooth)
+    background = overlap_loss(x.tn, x.fn, x.fp, alpha=1 - delta, beta=delta, smooth=smooth)
     return (power(background, 1 - background_gamma) + power(values, 1 - gamma)) / 2

@@ -6,7 +6,7 @@ from typing import Any
 
 from medseg.losses.comparison import Comparison
 from medseg.losses.focal import Alpha, asymmetric_focal, focal, symmetric_focal
-from medseg.losses.reduction import part, reduced
+from medseg.losses.reduction import reduced
 from medseg.losses.table import Reduced, loss
 from medseg.losses.tversky import YEUNG, asymmetric_focal_tversky, focal_tversky, symmetric_focal_tversky
 
@@ -43,8 +43,8 @@ def hybrid_focal(
         focal_alpha: The alpha of focal.
         **knobs: Those of focal_tversky; weight goes to both parts.
     """
-    voxels = reduced(focal, x, gamma=focal_gamma, alpha=focal_alpha, weight=knobs.get("weight"))
-    return lam * voxels + (1 - lam) * part(focal_tversky, x, knobs)
+    voxels = reduced(focal, x, {"gamma": focal_gamma, "alpha": focal_alpha, "weight": knobs.get("weight")})
+    return lam * voxels + (1 - lam) * reduced(focal_tversky, x, knobs)
 
 
 @loss(
@@ -71,7 +71,7 @@ def symmetric_unified_focal(x: Comparison, *, lam: float = 0.5, **knobs: Any) ->
         lam: Share of the focal part.
         **knobs: delta, gamma in [0, 1), and the others of the two parts.
     """
-    return lam * part(symmetric_focal, x, knobs) + (1 - lam) * part(symmetric_focal_tversky, x, knobs)
+    return lam * reduced(symmetric_focal, x, knobs) + (1 - lam) * reduced(symmetric_focal_tversky, x, knobs)
 
 
 @loss(
@@ -98,4 +98,4 @@ def asymmetric_unified_focal(x: Comparison, *, lam: float = 0.5, **knobs: Any) -
         lam: Share of the focal part.
         **knobs: delta, gamma in [0, 1), and the others of the two parts.
     """
-    return lam * part(asymmetric_focal, x, knobs) + (1 - lam) * part(asymmetric_focal_tversky, x, knobs)
+    return lam * reduced(asymmetric_focal, x, knobs) + (1 - lam) * reduced(asymmetric_focal_tversky, x, knobs)

@@ -5,7 +5,7 @@ from medseg.metrics.detection import Lesions, lesion_f1, match_lesions, volume_m
 from medseg.metrics.elements import element_distances
 from medseg.metrics.empty import Outcome, image_diagonal_mm, outcome
 from medseg.metrics.overlap import Counts, Organs, count_labels, count_masks, dice, iou, precision, recall
-from medseg.metrics.per_organ import PerOrganDice, PerOrganScores
+from medseg.metrics.per_organ import PerOrganDice
 from medseg.metrics.surface import Surfaces, average_distance_mm, hausdorff_mm, surface_dice, surface_distances
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "Organs",
     "Outcome",
     "PerOrganDice",
-    "PerOrganScores",
     "Surfaces",
     "average_distance_mm",
     "count_labels",

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Integer
 from torch import Tensor
 from torchmetrics import Metric
 
-from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element, OrganScores, score_case
+from medseg.metrics.cases import OrganScores
 from medseg.metrics.overlap import Counts, Organs, count_labels, count_masks, dice
 
 _NOT_ANNOTATED = -1
@@ -121,79 +120,3 @@ class PerOrganDice(_CasewiseMetric):
 def _mean_dice(counts: Sequence[Sequence[int]]) -> float:
     scores = [dice(Counts(*one)) for one in counts if one[0] != _NOT_ANNOTATED]
     return sum(scores) / max(1, len(scores))
-
-
-class PerOrganScores(_CasewiseMetric):
-    """Every measure of `OrganScores` per organ, averaged over whole cases.
-
-    Args:
-        organs: Organ name -> label value, or values of a region.
-        tolerance_mm: Tolerance of the surface Dice, one for all or by name.
-        element: What surfaces are made of, see `score_case`.
-        ignore: Reference value of voxels that count for nothing.
-        workers: Threads per case.
-        torchmetrics_options: Passed to `torchmetrics.Metric`.
-
-    Example:
-        >>> metric = PerOrganScores({"liver": 1})
-        >>> labels = torch.ones(3, 3, 3, dtype=torch.uint8)
-        >>> metric.update(labels, labels, "case_1", spacing_mm=(1.0, 1.0, 1.0))
-        >>> metric.compute()["liver/hd95_mm"]
-        0.0
-    """
-
-    is_differentiable = False
-
-    def __init__(
-        self,
-        organs: Organs,
-        *,
-        tolerance_mm: float | Mapping[str, float] = DEFAULT_TOLERANCE_MM,
-        element: Element = "voxels",
-        ignore: int | None = None,
-        workers: int = 1,
-        **torchmetrics_options: Any,
-    ) -> None:
-        super().__init__(organs, columns=len(_MEASURES) * len(organs), dtype=torch.float64, **torchmetrics_options)
-        self.tolerance_mm = tolerance_mm
-        self.element = element
-        self.ignore = ignore
-        self.workers = workers
-
-    def update(
-        self,
-        prediction: Integer[Tensor, "*space"] | Bool[Tensor, "c *space"],
-        reference: Integer[Tensor, "*reference_space"],
-        case_id: str,
-        *,
-        spacing_mm: Sequence[float],
-    ) -> None:
-        """Score one whole case; arguments as for `PerOrganDice.update`, and the spacing.
-
-        Raises:
-            ValueError: Shape, number of masks, spacing or a tolerance does not fit.
-        """
-        scores = score_case(
-            prediction.cpu().numpy(),
-            reference.cpu().numpy(),
-            self.organs,
-            spacing_mm=spacing_mm,
-            tolerance_mm=self.tolerance_mm,
-            element=self.element,
-            ignore=self.ignore,
-            workers=self.workers,
-        )
-        values = [[getattr(one, measure) for measure in _MEASURES] for one in scores.values()]
-        self._remember(case_id, torch.from_numpy(np.asarray(values, dtype=np.float64).ravel()))
-
-    def compute(self) -> dict[str, float]:
-        """Give the mean over cases under ``organ/measure``; no case at all gives an empty dict."""
-        cases = self._each_case_once().reshape(-1, len(self.organs), len(_MEASURES))
-        if not len(cases):
-            return {}
-        means = cases.mean(dim=0).tolist()
-        return {
-            f"{name}/{measure}": means[row][column]
-            for row, name in enumerate(self.organs)
-            for column, measure in enumerate(_MEASURES)
-        }

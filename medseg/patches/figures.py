@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
 from medseg.patches.datamodule import VolumesDataModule
-from medseg.pictures.panels import IGNORED, SOFT_TISSUE_HU, picture, windowed
-from medseg.pictures.png import write_png
+from medseg.pictures.panels import IGNORED, picture
+from medseg.pictures.slices import SOFT_TISSUE_HU, windowed, write_png
 from medseg.plan.plan import Normalisation, Plan
 from medseg.space.volume import Volume
 from medseg.verify.figures import names_of_values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -63,49 +64,54 @@ def gaussian_weights(
     return weights.clamp_min(floor)
 
 
-def sliding_window(
-    image: Float[Tensor, "1 m i j k"],
-    patch_size: Shape,
-    predict: Predict,
-    *,
-    overlap: float = 0.5,
-    batch_size: int = 1,
-    sigma: float = 0.125,
-    tiling: str = "even",
-    device: torch.device | None = None,
-) -> Float[Tensor, "1 c i j k"]:
-    """Predict a whole volume tile by tile; where tiles overlap, their Gaussian-weighted mean, taken in float32.
+@dataclass(frozen=True)
+class Sweep:
+    """Where tiles lie in a volume that is swept along its first axis; one smaller than a tile is padded on both sides.
 
-    Args:
-        image: One prepared volume. One smaller than a patch is padded with zeros on both sides, and cut back.
-        patch_size: Voxels of a tile.
-        predict: Logits or probabilities of a batch of tiles, on the device of ``image``, in any float precision.
-        overlap: Least share of a tile that its neighbour covers too.
-        batch_size: Tiles per call of ``predict``; the last call may have fewer.
-        sigma: Width of the weights as a share of the tile's edge.
-        tiling: ``"even"`` (nnU-Net) or ``"shifted"`` (MONAI), see `tile_starts`.
-        device: Where the result is kept; the image's own by default. The CPU spares a small GPU the
-            classes x voxels of a large volume.
-
-    Returns:
-        Blended predictions on the grid of ``image``.
-
-    Example:
-        >>> image = torch.rand(1, 1, 20, 9, 17)
-        >>> result = sliding_window(image, (8, 10, 8), lambda tiles: 2 * tiles)
-        >>> torch.allclose(result, 2 * image, atol=1e-5)
-        True
+    Attributes:
+        shape: Voxels of the volume.
+        tile: Voxels of a tile.
+        starts: First voxels of the tiles along each axis, counted in the padded volume.
     """
-    result: Tensor | None = None
-    for where, slab in stitched_slabs(
-        image, patch_size, predict, overlap=overlap, batch_size=batch_size, sigma=sigma, tiling=tiling, device=device
-    ):
-        if result is None:
-            result = slab.new_empty((1, slab.shape[0], *image.shape[2:]))
-        result[0, :, where] = slab
-    if result is None:
-        raise ValueError(f"expected a volume with at least one voxel, got {tuple(image.shape)}")
-    return result
+
+    shape: Shape
+    tile: Shape
+    starts: tuple[list[int], ...]
+
+    @property
+    def padded(self) -> Shape:
+        """Voxels of the volume with its padding."""
+        i, j, k = map(max, self.tile, self.shape)
+        return i, j, k
+
+    @property
+    def before(self) -> Shape:
+        """Padding in front of the volume."""
+        i, j, k = ((padded - extent) // 2 for padded, extent in zip(self.padded, self.shape, strict=True))
+        return i, j, k
+
+    @property
+    def columns(self) -> list[tuple[int, ...]]:
+        """Corners of the tiles of a row, in its plane."""
+        return list(itertools.product(*self.starts[1:]))
+
+    @property
+    def tiles(self) -> list[PatchLocation]:
+        """All tiles, row by row, in voxels of the volume."""
+        a, b, c = self.before
+        return [PatchLocation((i - a, j - b, k - c), self.tile) for i, j, k in itertools.product(*self.starts)]
+
+    @property
+    def inner(self) -> tuple[slice, ...]:
+        """The volume's part of a padded plane."""
+        return tuple(slice(b, b + n) for b, n in zip(self.before[1:], self.shape[1:], strict=True))
+
+    def strips(self) -> Iterator[tuple[int, slice, slice]]:
+        """Per row of tiles: how many planes no later row reaches, the volume's among them, their place in it."""
+        begin, end = self.before[0], self.before[0] + self.shape[0]
+        for start, following in itertools.pairwise([*self.starts[0], self.padded[0]]):
+            first, last = max(start, begin), min(following, end)
+            yield following - start, slice(first - start, last - start), slice(first - begin, max(first, last) - begin)
 
 
 def stitched_slabs(
@@ -121,50 +127,50 @@ def stitched_slabs(
     axis: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[slice, Float[Tensor, "c i j k"]]]:
-    """The same blending, handed out slab by slab along one axis as soon as no later tile can change a voxel.
+    """Predict a volume tile by tile, handed out in slabs along one axis as soon as no later tile can change a voxel.
+
+    Where tiles overlap, a voxel is their Gaussian-weighted mean, taken in float32.
 
     No more than one tile's depth of the volume is held with all its classes, so a consumer that keeps labels only
     (or resamples and writes) needs memory that does not grow with the length of the volume.
 
     Args:
-        image: As for `sliding_window`, like all that is not named here.
+        image: One prepared volume. One smaller than a patch is padded with zeros on both sides, and cut back.
         patch_size: Voxels of a tile.
-        predict: From tiles to predictions.
+        predict: Logits or probabilities of a batch of tiles, on the device of ``image``, in any float precision.
         overlap: Least share of a tile that its neighbour covers too.
-        batch_size: Tiles per call.
-        sigma: Width of the weights.
-        tiling: ``"even"`` or ``"shifted"``.
-        device: Where the means are kept.
+        batch_size: Tiles per call of ``predict``; the last call may have fewer.
+        sigma: Width of the weights as a share of the tile's edge.
+        tiling: ``"even"`` (nnU-Net) or ``"shifted"`` (MONAI), see `tile_starts`.
+        device: Where the means are kept; the image's own by default. The CPU spares a small GPU the classes x voxels
+            of a slab.
         axis: The spatial axis that is cut into slabs; `sweep_axis` names the one that takes least memory.
         dtype: Of the means; float16, in which nnU-Net adds, takes half the memory.
 
     Yields:
         The slice of that axis which is finished, and its predictions ``(c, i, j, k)``; together the slices cover the
         volume once, in order. The tensor is a view of the means: use or copy it before asking for the next.
+
+    Example:
+        >>> image = torch.rand(1, 1, 20, 9, 17)
+        >>> slabs = [slab.clone() for _, slab in stitched_slabs(image, (8, 10, 8), lambda tiles: 2 * tiles)]
+        >>> torch.allclose(torch.cat(slabs, dim=1), 2 * image[0], atol=1e-5)
+        True
     """
     image = image.movedim(axis + 2, 2)
-    shape: Shape = (image.shape[2], image.shape[3], image.shape[4])
-    size = _to_front(patch_size, axis)
-    before = [max(edge - extent, 0) // 2 for edge, extent in zip(size, shape, strict=True)]
-    padded: Shape = tuple(max(edge, extent) for edge, extent in zip(size, shape, strict=True))  # type: ignore[assignment]
-    rows, *columns = (
-        tile_starts(extent, edge, overlap=overlap, tiling=tiling) for extent, edge in zip(padded, size, strict=True)
-    )
-    corners = itertools.product(rows, *columns)
-    tiles = [PatchLocation((i - before[0], j - before[1], k - before[2]), size) for i, j, k in corners]
-    predictions = _predictions(image, tiles, predict, batch_size=batch_size, axis=axis)
-    weights = gaussian_weights(size, sigma=sigma, floor=FLOORS[tiling]).to(device or image.device)
-    blend = _Blend(weights, (padded[1], padded[2]), dtype)
-    inner = tuple(slice(start, start + extent) for start, extent in zip(before[1:], shape[1:], strict=True))
-    for start, following in zip(rows, [*rows[1:], padded[0]], strict=True):
-        for j, k in itertools.product(*columns):
+    shape, tile = (image.shape[2], image.shape[3], image.shape[4]), _to_front(patch_size, axis)
+    ends = zip(shape, tile, strict=True)
+    starts = tuple(tile_starts(max(extent, edge), edge, overlap=overlap, tiling=tiling) for extent, edge in ends)
+    sweep = Sweep(shape, tile, starts)
+    predictions = _predictions(image, sweep.tiles, predict, batch_size=batch_size, axis=axis)
+    weights = gaussian_weights(tile, sigma=sigma, floor=FLOORS[tiling]).to(device or image.device)
+    blend = _Blend(weights, sweep.padded[1:], dtype)
+    for depth, planes, where in sweep.strips():
+        for j, k in sweep.columns:
             blend.add(j, k, next(predictions))
-        slab = blend.finish(following - start)[(slice(None), slice(None), *inner)]
-        first, last = max(start - before[0], 0), min(following - before[0], shape[0])
-        skipped = first - (start - before[0])
-        if last > first:
-            yield slice(first, last), slab[:, skipped : skipped + last - first].movedim(1, axis + 1)
-        blend.advance(following - start)
+        if where.stop > where.start:
+            yield where, blend.finish(depth)[(slice(None), planes, *sweep.inner)].movedim(1, axis + 1)
+        blend.advance(depth)
 
 
 def sweep_axis(shape: Sequence[int], patch_size: Sequence[int]) -> int:

@@ -1,20 +1,22 @@
-"""Charts as inline SVG: intervals, box plots and curves, each with a text that says the same."""
+"""Charts as inline SVG: boxes, intervals, curves and costs, each with a text that says the same."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from medseg.pictures.style import SERIES
+from medseg.pictures.frame import Frame, Points, label, ticks
+from medseg.pictures.markup import Markup, drawing, element, together
+from medseg.pictures.style import PLOTS, SERIES
 
-_WIDTH, _HEIGHT = 360.0, 200.0
-_LEFT, _BOTTOM, _TOP, _RIGHT = 56.0, 24.0, 8.0, 8.0
-
-Points = Sequence[tuple[float, float]]
+_ROW, _NAME_WIDTH, _PLOT_WIDTH, _VALUE_WIDTH = 22.0, 300.0, 340.0, 130.0
+_PANEL, _PANEL_HEIGHT, _COLUMNS = 200.0, 120.0, 4
+_LINE = 14.0
+_BELOW_THE_LAST = 0.15  # how much of a learning curve below the worst end is worth showing
+_MOST_POINTS = 400
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,15 @@ class Box:
     first: float
     median: float
     third: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the interval that holds it."""
+
+    mean: float
+    low: float
     high: float
 
 
@@ -42,150 +53,197 @@ def box_of(values: Sequence[float]) -> Box:
     return Box(float(inside[0]), first, median, third, float(inside[-1]))
 
 
-def box_row(name: str, measure: str, values: Sequence[float], *, axis: tuple[float, float]) -> str:
-    """Draw one line of a box plot: name, box, and a tick per case; it stretches to any width.
+def box_plot(measure: str, values: Mapping[str, Sequence[float]], *, inside: Sequence[float]) -> Markup:
+    """Draw the box plot of one measure, a line per organ: name, box, and a tick per case; it stretches to any width.
 
-    What lies beyond an end of the axis is drawn at that end.
+    Args:
+        measure: What is drawn.
+        values: Organ -> a number per case.
+        inside: What the axis must hold; what lies beyond its ends is drawn there.
     """
+    texts = ticks(inside)
+    axis = min(texts), max(texts)
+    scale = element("div", *(element("span", text) for text in texts.values()), css="axis")
+    return element(
+        "figure",
+        element("figcaption", measure),
+        *(_box_row(name, measure, numbers, Frame(0.0, 0.0, 100.0, 26.0, x=axis)) for name, numbers in values.items()),
+        element("div", element("span"), scale, css="row", aria_hidden="true"),
+    )
+
+
+def _box_row(name: str, measure: str, values: Sequence[float], frame: Frame) -> Markup:
     box = box_of(values)
-    places = np.clip([_scale(value, *axis, 0.0, 100.0) for value in values], 0.0, 100.0)
-    x = {
-        key: float(np.clip(_scale(getattr(box, key), *axis, 0.0, 100.0), 0.0, 100.0))
-        for key in ("low", "first", "median", "third", "high")
-    }
-    ticks = "".join(f"M{place:.2f} 17v7" for place in places)
+    low, first, median, third, high = (frame.at(value, 0.0)[0] for value in astuple(box))
     text = (
         f"{name}, {measure}: median {box.median:.3g}, middle half {box.first:.3g} to {box.third:.3g}, "
         f"whiskers {box.low:.3g} to {box.high:.3g}, {len(values)} cases"
     )
-    return (
-        f'<div class="row"><span>{escape(name)}</span><svg viewBox="0 0 100 26" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(text)}"><title>{escape(text)}</title>'
-        f'<line class="ground" x1="0" x2="100" y1="25" y2="25"/>'
-        f'<line class="whisker" x1="{x["low"]:.2f}" x2="{x["high"]:.2f}" y1="8" y2="8"/>'
-        f'<rect class="box" x="{x["first"]:.2f}" y="2" width="{x["third"] - x["first"]:.2f}" height="12"/>'
-        f'<line class="median" x1="{x["median"]:.2f}" x2="{x["median"]:.2f}" y1="2" y2="14"/>'
-        f'<path class="cases" d="{ticks}"/></svg></div>'
+    marks = (
+        element("title", text),
+        element("line", css="ground", x1=0, x2=100, y1=25, y2=25),
+        element("line", css="whisker", x1=low, x2=high, y1=8, y2=8),
+        element("rect", css="box", x=first, y=2, width=third - first, height=12),
+        element("line", css="median", x1=median, x2=median, y1=2, y2=14),
+        element("path", css="cases", d="".join(f"M{frame.at(value, 0.0)[0]:.2f} 17v7" for value in values)),
+    )
+    return element(
+        "div", element("span", name), drawing(100.0, 26.0, text, *marks, preserveAspectRatio="none"), css="row"
     )
 
 
-def box_plot(measure: str, values: Mapping[str, Sequence[float]], *, axis: tuple[float, float]) -> str:
-    """Draw the box plot of one measure, a line per organ."""
-    rows = "".join(box_row(name, measure, numbers, axis=axis) for name, numbers in values.items())
-    low, high = axis
-    labels = "".join(f"<span>{low + share * (high - low):.3g}</span>" for share in (0, 0.25, 0.5, 0.75, 1))
-    return (
-        f"<figure><figcaption>{escape(measure)}</figcaption>{rows}"
-        f'<div class="row" aria-hidden="true"><span></span><div class="axis">{labels}</div></div></figure>'
-    )
-
-
-def interval_bar(mean: float, low: float, high: float) -> str:
+def interval_bar(interval: Interval) -> Markup:
     """Draw a mean and its interval on a scale from 0 to 1."""
-    text = f"{mean:.3f}, 95 % interval {low:.3f} to {high:.3f}"
-    return (
-        f'<svg viewBox="0 0 100 14" preserveAspectRatio="none" role="img" aria-label="{text}">'
-        f'<line class="ground" x1="0" x2="100" y1="7" y2="7"/>'
-        f'<rect class="box" x="{100 * low:.2f}" y="3" width="{100 * (high - low):.2f}" height="8"/>'
-        f'<line class="median" x1="{100 * mean:.2f}" x2="{100 * mean:.2f}" y1="1" y2="13"/></svg>'
+    mean, low, high = (Frame(0.0, 0.0, 100.0, 14.0).at(value, 0.0)[0] for value in astuple(interval))
+    return drawing(
+        *(100.0, 14.0, f"{interval.mean:.3f}, 95 % interval {interval.low:.3f} to {interval.high:.3f}"),
+        element("line", css="ground", x1=0, x2=100, y1=7, y2=7),
+        element("rect", css="box", x=low, y=3, width=high - low, height=8),
+        element("line", css="median", x1=mean, x2=mean, y1=1, y2=13),
+        preserveAspectRatio="none",
     )
 
 
-def line_chart(title: str, series: Mapping[str, Points], *, x_name: str) -> str:
-    """Draw curves over one axis; the line's dash tells them apart where colour cannot."""
-    points = [point for curve in series.values() for point in curve]
-    steps = [x for x, _ in points]
-    x_low, x_high = min(steps), max(steps)
-    y_low, y_high = overlap_axis([y for _, y in points]) if "dice" in title else _range([y for _, y in points])
-    lines, legend = [], []
-    for index, (name, curve) in enumerate(series.items()):
-        colour, dash = SERIES[index % len(SERIES)]
-        style = f'fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
-        places = [
-            (_scale(x, x_low, x_high, _LEFT, _WIDTH - _RIGHT), _scale(y, y_low, y_high, _HEIGHT - _BOTTOM, _TOP))
-            for x, y in _thinned(curve)
-        ]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        lines.append(f'<polyline {style} points="{path}"/>')
-        if len(places) == 1:  # a line of one point is not drawn
-            lines.append(f'<circle cx="{places[0][0]:.1f}" cy="{places[0][1]:.1f}" r="3.5" fill="{colour}"/>')
-        legend.append(
-            f'<li><svg viewBox="0 0 28 8" aria-hidden="true"><path {style} d="M0 4h28"/></svg>{escape(name)}</li>'
-        )
+def line_chart(title: str, series: Mapping[str, Points], *, x_name: str, ends_at: Sequence[float] = ()) -> Markup:
+    """Draw curves over one axis; the line's dash tells them apart where colour cannot.
+
+    Args:
+        title: What is drawn.
+        series: Name -> points.
+        x_name: Unit of the horizontal axis.
+        ends_at: What the vertical axis must reach, beside the points.
+    """
+    steps = [x for curve in series.values() for x, _ in curve]
+    texts = ticks([*ends_at, *(y for curve in series.values() for _, y in curve)])
+    frame = Frame(56.0, 8.0, 296.0, 164.0, (min(steps), max(steps)), (min(texts), max(texts)))
+    looks = [{"stroke": colour, "stroke_width": 2, "stroke_dasharray": dash} for colour, dash in SERIES]
+    styled = [(name, curve, looks[index % len(looks)]) for index, (name, curve) in enumerate(series.items())]
     text = f"{title}: " + "; ".join(
         f"{name} from {curve[0][1]:.3g} to {curve[-1][1]:.3g}" for name, curve in series.items()
     )
-    return (
-        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" '
-        f'aria-label="{escape(text)}">{_axes(x_low, x_high, y_low, y_high, x_name)}{"".join(lines)}</svg>'
-        f'<ul class="legend">{"".join(legend) if len(legend) > 1 else ""}</ul></figure>'
+    return element(
+        "figure",
+        element("figcaption", title),
+        drawing(
+            *(360.0, 200.0, text),
+            *frame.levels(texts),
+            *(frame.curve(_thinned(curve), **look) for _, curve, look in styled),
+            *frame.x_ends(x_name),
+            css="plot",
+        ),
+        legend({name: look for name, _, look in styled} if len(styled) > 1 else {}),
     )
 
 
-def overlap_axis(values: Sequence[float]) -> tuple[float, float]:
-    """Let the axis of a share end at 1 and begin at the tenth below its least value.
+def legend(lines: Mapping[str, Mapping[str, object]]) -> Markup:
+    """What each kind of line stands for, beside a piece of it."""
+    return element(
+        "ul",
+        *(
+            element("li", drawing(28.0, 8.0, "", element("path", d="M0 4h28", fill="none", **look)), name)
+            for name, look in lines.items()
+        ),
+        css="legend",
+    )
 
-    Example:
-        >>> overlap_axis([0.86, 0.93])
-        (0.8, 1.0)
+
+def interval_plot(intervals: Mapping[str, Interval], *, says: str) -> Markup:
+    """Draw a line per job: its mean and the 95 % interval.
+
+    Args:
+        intervals: Title -> what is drawn, from above.
+        says: What is drawn, in words.
     """
-    return min(0.9, max(0.0, int(10 * min(values, default=0.0)) / 10)), 1.0
-
-
-def round_end(largest: float) -> float:
-    """Let an axis from 0 end at four round steps.
-
-    Example:
-        >>> round_end(103.0), round_end(7.2), round_end(0.0)
-        (120.0, 8.0, 1.0)
-    """
-    if largest <= 0:
-        return 1.0
-    scale = 10.0 ** math.floor(math.log10(largest / 4))
-    return next(4 * step * scale for step in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if 4 * step * scale >= largest)
-
-
-def _tick_texts(values: Sequence[float]) -> list[str]:
-    """As few digits as tell the ticks apart.
-
-    Example:
-        >>> _tick_texts([0.0131, 0.01325, 0.0134]), _tick_texts([0.2, 0.6, 1.0])
-        (['0.0131', '0.0132', '0.0134'], ['0.2', '0.6', '1'])
-    """
-    for digits in range(2, 7):
-        texts = [f"{value:.{digits}g}" for value in values]
-        if len(set(texts)) == len(set(values)):
-            break
-    return texts
-
-
-def _axes(x_low: float, x_high: float, y_low: float, y_high: float, x_name: str) -> str:
-    floor, edge = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    texts = ticks((end for one in intervals.values() for end in (one.low, one.high)), most=5)
+    bottom = len(intervals) * _ROW
+    frame = Frame(_NAME_WIDTH + 8, 0.0, _PLOT_WIDTH - 16, bottom, (min(texts), max(texts)), (bottom, 0.0))
     parts = []
-    shares = (0.0, 0.5, 1.0)
-    for share, text in zip(shares, _tick_texts([y_low + share * (y_high - y_low) for share in shares]), strict=True):
-        y = _scale(share, 0.0, 1.0, floor, _TOP)
-        parts.append(f'<line class="ground" x1="{_LEFT}" x2="{edge}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-    if x_low == x_high:
-        middle = (_LEFT + edge) / 2
-        parts.append(f'<text x="{middle:g}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_name)} {x_low:g}</text>')
-    else:
-        parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">{x_low:g}</text>')
-        parts.append(f'<text x="{edge}" y="{_HEIGHT - 6}" text-anchor="end">{escape(x_name)} {x_high:g}</text>')
-    return "".join(parts)
+    for value, text in texts.items():
+        x, y = frame.at(value, bottom)
+        parts += [frame.line((value, 0.0), (value, bottom), css="ground"), label(text, x, bottom + 16, "middle")]
+    for index, (title, one) in enumerate(intervals.items()):
+        level = (index + 0.5) * _ROW
+        x, y = frame.at(one.mean, level)
+        parts += [
+            label(title, _NAME_WIDTH - 10, y + 4, "end", css="", room=_NAME_WIDTH),
+            frame.line((one.low, level), (one.high, level), css="own", stroke_width=2),
+            element("circle", css="dot", cx=x, cy=y, r=4),
+            label(f"{one.mean:.3f} ({one.low:.3f}-{one.high:.3f})", _NAME_WIDTH + _PLOT_WIDTH + 8, y + 4),
+        ]
+    return _plot(_NAME_WIDTH + _PLOT_WIDTH + _VALUE_WIDTH, bottom + 24, says, parts)
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """From the least to the greatest; of one value from 0 to twice that."""
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (min(2 * low, 0.0), max(2 * low, 0.0)) if low else (0.0, 1.0)
+def curve_plot(curves: Mapping[str, Points], *, x_name: str, y_name: str = "val/dice") -> Markup:
+    """Draw a small panel per job: its own curve over those of all others, all on one scale.
+
+    Args:
+        curves: Title -> points; the order of the panels.
+        x_name: Unit of the horizontal axis.
+        y_name: What is drawn.
+    """
+    drawn = {title: curve for title, curve in curves.items() if curve}
+    if not drawn:
+        return Markup("")
+    lowest = max(0.0, min(curve[-1][1] for curve in drawn.values()) - _BELOW_THE_LAST)
+    texts = ticks([lowest, *(y for curve in drawn.values() for _, y in curve if y > lowest)], most=5)
+    texts = {value: text for value, text in texts.items() if value in (min(texts), max(texts))}
+    ends = (0.0, max(curve[-1][0] for curve in drawn.values()) or 1.0), (min(texts), max(texts))
+    panels = []
+    for index, (title, curve) in enumerate(drawn.items()):
+        left, top = 34.0 + (index % _COLUMNS) * (_PANEL + 44), 20.0 + (index // _COLUMNS) * (_PANEL_HEIGHT + 56)
+        frame = Frame(left, top, _PANEL, _PANEL_HEIGHT, *ends)
+        panels += [
+            label(title, left, top - 7, css="", room=_PANEL),
+            *frame.levels(texts),
+            *frame.x_ends(x_name),
+            *(frame.curve(other, css="other") for other in drawn.values()),
+            frame.curve(curve, css="own", stroke_width=2.5),
+            label(f"{curve[-1][1]:.3f}", left + _PANEL - 4, top + _PANEL_HEIGHT - 8, "end", css=""),
+        ]
+    columns, rows = min(_COLUMNS, len(drawn)), -(-len(drawn) // _COLUMNS)
+    says = f"{y_name} over {x_name}: " + "; ".join(f"{title} ends at {c[-1][1]:.3f}" for title, c in drawn.items())
+    return _plot(34 + columns * (_PANEL + 44), 12 + rows * (_PANEL_HEIGHT + 56), says, panels)
 
 
-def _scale(value: float, low: float, high: float, start: float, end: float) -> float:
-    return start + ((value - low) / (high - low) if high > low else 0.5) * (end - start)
+def cost_plot(points: Mapping[str, tuple[float, float]], *, x_name: str, y_name: str) -> Markup:
+    """Draw a dot per job, such as its Dice over the cost of its step; the names beside the dots.
+
+    Args:
+        points: Title -> (x, y).
+        x_name: Label of the horizontal axis.
+        y_name: Label of the vertical axis.
+    """
+    if not points:
+        return Markup("")
+    x_texts, y_texts = (ticks(point[axis] for point in points.values()) for axis in (0, 1))
+    frame = Frame(60.0, 32.0, 490.0, 344.0, (min(x_texts), max(x_texts)), (min(y_texts), max(y_texts)))
+    parts = frame.levels(y_texts)
+    parts += [label(text, frame.at(value, 0.0)[0], 394.0, "middle") for value, text in x_texts.items()]
+    line = -math.inf
+    for index, (title, point) in enumerate(sorted(points.items(), key=lambda point: -point[1][1])):
+        x, y = frame.at(*point)
+        line = max(line + _LINE, y)  # names do not lie on each other
+        parts += [
+            element("circle", cx=x, cy=y, r=5, fill=SERIES[index % len(SERIES)][0]),
+            element("line", css="ground", x1=x + 6, x2=x + 18, y1=y, y2=line),
+            label(title, x + 21, line + 4, css="", room=170.0),
+        ]
+    parts += [label(x_name, 560.0, 412.0, "end"), label(y_name, 4.0, 12.0)]
+    return _plot(720.0, max(376.0, line) + 44, f"{y_name} over {x_name} by job", parts)
 
 
-def _thinned(curve: Points, most: int = 400) -> Points:
-    step = max(1, -(-len(curve) // most))
+def standalone(plot: str) -> str:
+    """A plot for a file: with its style, on a sheet of its own, so that a dark page cannot swallow dark letters."""
+    style = element("style", Markup(PLOTS)) + element("rect", css="sheet", width="100%", height="100%")
+    head, _, rest = plot.partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{rest}'
+
+
+def _plot(width: float, height: float, says: str, parts: Sequence[str]) -> Markup:
+    fits = "max-width:100%;height:auto"
+    return drawing(width, height, says, together(parts), css="plot", width=width, style=fits)
+
+
+def _thinned(curve: Points) -> Points:
+    step = -(-len(curve) // _MOST_POINTS)
     return [*curve[::step], curve[-1]] if step > 1 else curve

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
-from html import escape
 
 from medseg import __version__
-from medseg.pictures.style import CSS
+from medseg.pictures.markup import Markup, element, together
+from medseg.pictures.style import CSS, PLOTS
 
-Chapter = tuple[str, str, str]
+Chapter = tuple[str, str, Markup]
 """Anchor, heading and content of a part of a page."""
 
 Tile = tuple[str, str, str]
@@ -20,71 +20,89 @@ def page(title: str, tiles: Sequence[Tile], chapters: Iterable[Chapter]) -> str:
     """Assemble a page that needs nothing else, not even a network; empty chapters are left out, from the contents too.
 
     Args:
-        title: Heading, as plain text.
+        title: Heading.
         tiles: The few numbers on top.
-        chapters: In order; their content is HTML.
+        chapters: In order.
     """
     filled = [chapter for chapter in chapters if chapter[2]]
-    links = "".join(f'<a href="#{anchor}">{heading}</a>' for anchor, heading, _ in filled)
-    body = "".join(
-        f'<section id="{anchor}"><h2>{heading}</h2>{content}</section>' for anchor, heading, content in filled
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", Markup(CSS + PLOTS)),
     )
-    made = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head><body><header><h1>{escape(title)}</h1>"
-        f'<p class="soft">medseg {escape(__version__)}, {made}</p>{_tiles(tiles)}'
-        f'<nav aria-label="Contents">{links}</nav></header><main>{body}</main></body></html>\n'
+    top = element(
+        "header",
+        element("h1", title),
+        soft(f"medseg {__version__}, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"),
+        element("div", *(_tile(*tile) for tile in tiles), css="tiles"),
+        element("nav", *(element("a", name, href=f"#{anchor}") for anchor, name, _ in filled), aria_label="Contents"),
     )
+    body = (element("section", element("h2", name), content, id=anchor) for anchor, name, content in filled)
+    whole = element("html", head, element("body", top, element("main", *body)), lang="en")
+    return f"<!doctype html>\n{whole}\n"
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, bars: Sequence[int] = (), total: bool = False) -> str:
+def _tile(name: str, value: str, css: str) -> Markup:
+    return element("div", element("b", value, css=css), element("span", name, css="soft"), css="tile")
+
+
+def table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], *, bars: Sequence[int] = (), total: bool = False
+) -> Markup:
     """A table that scrolls sideways where the page is narrow.
 
     Args:
-        heads: Column headings, as HTML.
-        rows: Cells, as HTML; the first of each row names it.
+        heads: Column headings.
+        rows: Cells; the first of each row names it.
         bars: Columns that hold drawings.
         total: Whether the last row sums up the others.
     """
-    columns = "".join(f"<th scope=col>{head}</th>" for head in heads)
-    lines = [_row(cells, bars) for cells in rows]
-    if total and lines:
-        lines[-1] = lines[-1].replace("<tr>", '<tr class="total">', 1)
-    return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{columns}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+    looks = ["bar" if column in bars else "" for column in range(len(heads))]
+    columns = (element("th", head, scope="col", css=css) for head, css in zip(heads, looks, strict=True))
+    cells = [
+        (
+            element("th", name, scope="row"),
+            *(element("td", cell, css=css) for cell, css in zip(others, looks[1:], strict=True)),
+        )
+        for name, *others in rows
+    ]
+    lines = [element("tr", *row, css="total" * (total and row is cells[-1])) for row in cells]
+    return scrolled(element("table", element("thead", element("tr", *columns)), element("tbody", *lines)))
 
 
-def _row(cells: Sequence[str], bars: Sequence[int]) -> str:
-    name, *others = cells
-    inner = "".join(
-        f'<td class="bar">{cell}</td>' if index in bars else f"<td>{cell}</td>"
-        for index, cell in enumerate(others, start=1)
-    )
-    return f"<tr><th scope=row>{name}</th>{inner}</tr>"
+def scrolled(content: str, **look: object) -> Markup:
+    """What scrolls sideways where the page is narrow."""
+    return element("div", content, css="scroll", tabindex=0, **look)
 
 
-def listing(text: str) -> str:
+def soft(*text: str) -> Markup:
+    """A paragraph that explains."""
+    return element("p", *text, css="soft")
+
+
+def folded(summary: str, content: str) -> Markup:
+    """What is seen on demand."""
+    return element("details", element("summary", summary), content)
+
+
+def bullets(items: Iterable[Sequence[str]]) -> Markup:
+    """A list, each item of one or several parts; nothing where there is no item."""
+    listed = [element("li", *parts) for parts in items]
+    return element("ul", *listed) if listed else Markup("")
+
+
+def listing(text: str) -> Markup:
     """Text as it is, such as a config; nothing where it is blank."""
-    return f'<pre tabindex="0">{escape(text.rstrip())}</pre>' if text.strip() else ""
+    return element("pre", text.rstrip(), tabindex=0) if text.strip() else Markup("")
 
 
-def definitions(pairs: Iterable[tuple[str, str]]) -> str:
-    """Names and what they mean, as plain text."""
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs) + "</dl>"
+def definitions(pairs: Iterable[tuple[str, str]]) -> Markup:
+    """Names and what they mean."""
+    return element("dl", together(element("dt", name) + element("dd", value) for name, value in pairs))
 
 
 def bad(count: int) -> str:
     """A number that should be 0."""
-    return f'<span class="bad">{count}</span>' if count else "0"
-
-
-def _tiles(tiles: Sequence[Tile]) -> str:
-    cells = "".join(
-        f'<div class="tile"><b class="{mark}">{value}</b><span class="soft">{name}</span></div>'
-        for name, value, mark in tiles
-    )
-    return f'<div class="tiles">{cells}</div>'
+    return element("span", str(count), css="bad") if count else "0"

@@ -13,6 +13,16 @@ SERIES = (
 """Colour and dash of the lines of a chart, in order: Okabe and Ito's palette, told apart by colour-blind eyes and, by
 the dash, on a black and white print."""
 
+PLOTS = (
+    ".plot{font:12px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}.plot text{fill:#1b1f24}"
+    ".plot .mute{fill:#59636e}.plot .ground{stroke:#d0d7de}.plot .other{stroke:#c3cad2}.plot .own{stroke:#0072b2}"
+    ".plot .dot{fill:#0072b2}.plot .sheet{fill:#fff}"
+    "@media (prefers-color-scheme:dark){.plot text{fill:#e6edf3}"
+    ".plot .mute{fill:#9aa6b2}.plot .ground{stroke:#3a434d}.plot .other{stroke:#3f4852}.plot .own{stroke:#6cb6e8}"
+    ".plot .dot{fill:#6cb6e8}.plot .sheet{fill:#0d1117}}"
+)
+"""Of the plots, in plain colours: they stand in files of their own too, which not only browsers read."""
+
 CSS = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --line: #d0d7de; --page: #ffffff; --card: #f6f8fa;
   --mark: #0072b2; --box: #cfe3f1; --bad: #b3261e; }
@@ -56,7 +66,7 @@ svg .median { stroke: var(--ink); stroke-width: 3; } svg .whisker { stroke: var(
 svg .cases { stroke: var(--mark); opacity: 0.8; } svg line, svg path, svg rect { vector-effect: non-scaling-stroke; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: 1.5rem 2rem; }
 .charts figure { max-width: 30rem; }
-.charts svg { width: 100%; height: auto; display: block; } .charts text { fill: var(--soft); font-size: 12px; }
+.charts svg { width: 100%; height: auto; display: block; }
 .legend { display: flex; flex-wrap: wrap; gap: 0.1rem 1rem; font-size: 0.85rem; list-style: none; padding: 0;
   margin: 0.3rem 0; }
 .legend svg { width: 28px; height: 8px; display: inline-block; vertical-align: middle; margin-right: 0.4rem; }

@@ -123,10 +123,6 @@ class Fingerprint:
             highest=max(one.highest for one in found),
         )
 
-    def cases_with(self, value: int) -> int:
-        """In how many cases a label value is present."""
-        return sum(value in case.voxels for case in self.cases.values())
-
 
 @dataclass(frozen=True)
 class FingerprintTask:

@@ -9,14 +9,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float, Int16, Integer
+from jaxtyping import Float, Int16
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from medseg.plan.fingerprint import nonzero_box
 from medseg.plan.plan import Normalisation, Plan
 from medseg.space.resample import (
-    resample_argmax,
     resample_image,
     resample_labels,
     resampled_shape,
@@ -103,7 +102,7 @@ def to_plan_grid(volume: Volume, plan: Plan) -> tuple[Float[np.ndarray, "m i j k
         plan: Orientation, spacing and normalisation.
 
     Returns:
-        Normalised float32 intensities on the plan's grid, and the change that `from_plan_grid` undoes.
+        Normalised float32 intensities on the plan's grid, and the change, which `kept_box` helps to undo.
 
     Raises:
         ValueError: If the image does not have one channel per modality of the plan, or the plan's voxels are so small
@@ -140,42 +139,6 @@ def labels_to_plan_grid(labels: Volume, plan: Plan, change: GridChange) -> Int16
     cropped = on_image_grid.reoriented(plan.orientation).array[0][change.box]
     atoms = _look_up(cropped, plan.atom_of_value)
     return resample_labels(atoms, change.shape, through_plane=change.through_plane)
-
-
-def from_plan_grid(labels: Integer[np.ndarray, "i j k"], change: GridChange) -> Integer[np.ndarray, "i2 j2 k2"]:
-    """Bring labels back onto the grid of the file they came from; outside the cropped box they are 0.
-
-    Args:
-        labels: On the plan's grid; any integers.
-        change: What `to_plan_grid` returned.
-
-    Returns:
-        The same dtype, the shape and axis order of the source.
-    """
-    _require_shape(labels.shape, change)
-    return _uncropped(resample_labels(labels, change.size, through_plane=change.through_plane), change)
-
-
-def probabilities_from_plan_grid(
-    probabilities: Float[np.ndarray, "c i j k"], change: GridChange, *, dtype: type[np.floating[Any]] = np.float32
-) -> Float[np.ndarray, "c i2 j2 k2"]:
-    """Interpolate probabilities linearly on the source grid, a class at a time; outside the cropped box they are 0."""
-    _require_shape(probabilities.shape[1:], change)
-    out = np.zeros((len(probabilities), *change.source_shape), dtype=dtype)
-    for index in range(len(probabilities)):
-        one = resample_image(probabilities[index : index + 1], change.size, order=1, through_plane=change.through_plane)
-        out[index] = _uncropped(one[0].astype(dtype, copy=False), change)
-    return out
-
-
-def argmax_from_plan_grid(scores: Float[np.ndarray, "c i j k"], change: GridChange) -> Int16[np.ndarray, "i2 j2 k2"]:
-    """Interpolate scores linearly on the source grid and keep the best class, holding one class at a time.
-
-    More faithful than moving finished labels, and as lean: never more than two volumes of the source's size are held,
-    whatever the number of classes.
-    """
-    _require_shape(scores.shape[1:], change)
-    return _uncropped(resample_argmax(scores, change.size, through_plane=change.through_plane), change)
 
 
 def kept_box(array: NDArray[Any], change: GridChange) -> NDArray[Any]:
@@ -292,15 +255,3 @@ def _look_up(values: NDArray[np.integer[Any]], table: dict[int, int]) -> NDArray
         stray = sorted({int(value) for value in np.unique(values[atoms == -2])})
         raise ValueError(f"labels hold the values {stray}, the plan knows {sorted(table)}; name them in dataset.json")
     return atoms
-
-
-def _uncropped(array: NDArray[Any], change: GridChange) -> NDArray[Any]:
-    """Put the box back into the turned volume and turn the axes to the file's."""
-    out = np.zeros(change.source_shape, dtype=array.dtype)
-    kept_box(out, change)[...] = array
-    return out
-
-
-def _require_shape(shape: tuple[int, ...], change: GridChange) -> None:
-    if tuple(shape) != change.shape:
-        raise ValueError(f"expected an array on the plan's grid, {change.shape}, got {tuple(shape)}")

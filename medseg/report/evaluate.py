@@ -22,7 +22,7 @@ from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element
 from medseg.metrics.overlap import Organs
 from medseg.report.matching import Failure, Pair, References, match, read_references
 from medseg.report.rows import CaseRow, write_rows
-from medseg.report.scoring import Scoring, score_pair, values_seen
+from medseg.report.scoring import ScoredCase, Scoring, score_pair, values_seen
 from medseg.report.summary import Summary, summarise
 
 _Result = TypeVar("_Result")
@@ -38,9 +38,10 @@ class Evaluation:
         summary: The same, in few numbers.
         failures: Cases that could not be scored.
         not_predicted: References of a dataset that were not predicted.
-        pairs: The files of the scored cases.
+        pairs: The files of the cases.
         images: Case name -> image files, where known, for pictures.
         output: Folder of summary.json, cases.csv and report.html.
+        digests: Case name -> digest of the reference it was scored against.
     """
 
     scoring: Scoring
@@ -51,6 +52,7 @@ class Evaluation:
     pairs: tuple[Pair, ...]
     images: Mapping[str, Path]
     output: Path
+    digests: Mapping[str, str]
 
     @property
     def organs(self) -> Organs:
@@ -77,33 +79,28 @@ def evaluate(
     images: Mapping[str, Path] | None = None,
     console: Console | None = None,
 ) -> Evaluation:
-    """Score a folder of predictions, write summary.json and cases.csv, and return what was found.
+    """Score a folder of predictions and write summary.json and cases.csv; ``exit_status`` is 1 if a case failed.
 
     Files are matched by case name. A case that cannot be scored (a file without its partner, another shape or affine,
     an undeclared label value, a truncated file) is listed among the failures and the rest is done.
 
     Args:
         predictions: Folder of label maps, or of 4D files with one mask per organ in the order of ``organs``.
-        references: Folder of label maps, each of which must be predicted, or a dataset (folder with a ``dataset.json``,
-            or that file), of which any part may be predicted; or such a list already made.
+        references: Folder of label maps, all of which must be predicted, or a dataset or list, of which a part may be.
         output: Folder to write to.
         organs: Organ name -> value or values; None takes the dataset's, else every value seen as ``label 1`` and so on.
         ignore: Reference value of voxels that count for nothing; None takes the dataset's.
         cases: The cases that count, such as one fold; None for all.
-        tolerance_mm: Tolerance of the surface Dice, one for all or by organ name.
-        element: ``voxels`` measures surfaces as MONAI does, ``areas`` as deepmind's surface-distance does.
+        tolerance_mm: As in `medseg.report.scoring.Scoring`.
+        element: As there.
         workers: Threads; None takes one per processor, at most 8.
         images: Case name -> image, for the pictures of the report.
         console: Where to show progress; None shows none.
 
-    Returns:
-        The evaluation; its ``exit_status`` is 1 if a case failed.
-
     Raises:
         DataError: A folder is missing or without NIfTI files, a dataset.json is at fault, the output cannot be written
-            to, or there are no organs: none is named and no file holds a value above 0.
+            to, or there are no organs.
         UsageError: A tolerance is no length.
-        ValueError: A tolerance names no organ.
     """
     _require_lengths(tolerance_mm)
     pool = references if isinstance(references, References) else read_references(references)
@@ -113,29 +110,37 @@ def evaluate(
     workers = workers or min(8, usable_cores())
     named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
     scoring = Scoring(dict(named), ignore, tolerance_mm, element)
-    rows, failed = _score_all(matched.pairs, scoring, pool.annotated, workers, console)
-    failures = sorted((*matched.failures, *failed), key=lambda failure: failure.case)
-    scored = {row.case for row in rows}
-    pairs = tuple(pair for pair in matched.pairs if pair.case in scored)
-    seen = {**pool.images, **(images or {})}
-    evaluation = Evaluation(scoring, rows, summarise(rows), tuple(failures), matched.not_predicted, pairs, seen, output)
+    scored, failed = _score_all(matched.pairs, scoring, workers, console)
+    rows = _covered(scored, pool.annotated)
+    evaluation = Evaluation(
+        scoring=scoring,
+        rows=rows,
+        summary=summarise(rows),
+        failures=tuple(sorted((*matched.failures, *failed), key=lambda failure: failure.case)),
+        not_predicted=matched.not_predicted,
+        pairs=matched.pairs,
+        images={**pool.images, **(images or {})},
+        output=output,
+        digests={case: one.reference for case, one in scored.items()},
+    )
     write_evaluation(evaluation)
     return evaluation
 
 
+def _covered(scored: Mapping[str, ScoredCase], annotated: Mapping[str, Sequence[str]]) -> tuple[CaseRow, ...]:
+    """The rows of the organs that a case's reference covers."""
+    rows = ((case, row) for case, one in scored.items() for row in one.rows)
+    return tuple(row for case, row in rows if case not in annotated or row.organ in annotated[case])
+
+
 def _score_all(
-    pairs: Sequence[Pair],
-    scoring: Scoring,
-    annotated: Mapping[str, Sequence[str]],
-    workers: int,
-    console: Console | None,
-) -> tuple[tuple[CaseRow, ...], tuple[Failure, ...]]:
+    pairs: Sequence[Pair], scoring: Scoring, workers: int, console: Console | None
+) -> tuple[dict[str, ScoredCase], list[Failure]]:
     """Score every case, side by side; of few large cases, the organs too."""
     score = partial(score_pair, scoring=scoring, workers=max(1, workers // max(1, len(pairs))))
-    outcomes = _each_case(score, pairs, workers, console)
-    rows = (row for one in outcomes if not isinstance(one, Failure) for row in one)
-    covered = tuple(row for row in rows if row.organ in annotated.get(row.case, scoring.organs))
-    return covered, tuple(one for one in outcomes if isinstance(one, Failure))
+    done = _each_case(score, pairs, workers, console)
+    scored = {pair.case: one for pair, one in zip(pairs, done, strict=True) if isinstance(one, ScoredCase)}
+    return scored, [one for one in done if isinstance(one, Failure)]
 
 
 def _organs_seen(pairs: Sequence[Pair], ignore: int | None, workers: int) -> dict[str, int]:
@@ -178,6 +183,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
         "surface_element": evaluation.scoring.element,
         "failures": [{"case": failure.case, "reason": failure.reason} for failure in evaluation.failures],
         "not_predicted": evaluation.not_predicted,
+        "references": dict(evaluation.digests),
         "medseg": __version__,
     }
     folder = Scores(evaluation.output)

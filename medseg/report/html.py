@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 from medseg.checkpoints.run import Run, Scores
 from medseg.machine.files import write_text
 from medseg.metrics.empty import Outcome
-from medseg.pictures.charts import box_plot, interval_bar, line_chart, overlap_axis, round_end
-from medseg.pictures.page import Chapter, Tile, bad, definitions, listing, page
+from medseg.pictures.charts import Interval, box_plot, interval_bar, line_chart
+from medseg.pictures.markup import Markup, element, together
+from medseg.pictures.page import Chapter, Tile, bad, bullets, definitions, folded, listing, page, soft, table
 from medseg.pictures.style import SERIES
 from medseg.report.cases_html import all_cases, picked_cases
 from medseg.report.evaluate import Evaluation
@@ -19,6 +19,10 @@ from medseg.report.rows import MEASURES
 from medseg.report.summary import OrganSummary, Summary
 
 _NAMES = {"dice": "Dice", "nsd": "Surface Dice (NSD)", "hd95_mm": "HD95 in mm"}
+_HEADS = (
+    *("organ", "Dice", "0 to 1", "95 % interval", "median", "HD95 mm", "NSD", "lesion F1", "volume error ml"),
+    *("missed", "false", "absent"),
+)
 _ELEMENTS = {
     "voxels": "Boundary voxels, which all count alike, as in MONAI.",
     "areas": "Marching-cubes faces, which count by their area, as in deepmind's surface-distance.",
@@ -59,9 +63,10 @@ def write_report(
 
 def render(evaluation: Evaluation, record: RunRecord, *, title: str, first: Sequence[Chapter] = ()) -> str:
     """Assemble the page; chapters without content are left out, from the contents too."""
+    failures = ((element("b", one.case), f": {one.reason}.") for one in evaluation.failures)
     chapters = (
         *first,
-        ("failures", "Cases that could not be scored", _failures(evaluation)),
+        ("failures", "Cases that could not be scored", bullets(failures)),
         ("organs", "Per organ", _organ_table(evaluation.summary)),
         ("spread", "Spread over cases", _box_plots(evaluation)),
         ("cases", "Worst and best cases", picked_cases(evaluation)),
@@ -95,72 +100,42 @@ def _tiles(evaluation: Evaluation) -> list[Tile]:
     return tiles
 
 
-def _organ_table(summary: Summary) -> str:
-    if not summary.organs:
-        return "<p>No case could be scored.</p>"
-    heads = (
-        "organ",
-        "Dice",
-        "0 to 1",
-        "95 % interval",
-        "median",
-        "HD95 mm",
-        "NSD",
-        "lesion F1",
-        "volume error ml",
-        "missed",
-        "false",
-        "absent",
-    )
-    rows = "".join(
-        f"<tr><th scope=row>{escape(name)}</th>{_organ_cells(organ)}</tr>" for name, organ in summary.organs.items()
-    )
-    columns = "".join(f"<th scope=col{' class=bar' * (head == '0 to 1')}>{head}</th>" for head in heads)
-    total = ""
-    if summary.mean_dice is not None and summary.mean_dice_ci95 is not None:
-        low, high = summary.mean_dice_ci95
-        total = (
-            f'<tr class="total"><th scope=row>mean</th><td>{summary.mean_dice:.3f}</td>'
-            f'<td class="bar">{interval_bar(summary.mean_dice, low, high)}</td>'
-            f"<td>{f'{low:.3f}–{high:.3f}' if summary.cases > 1 else ''}</td>" + "<td></td>" * 8 + "</tr>"
-        )
-    return (
-        f'<p class="soft">Mean ± standard deviation over {summary.counted}; bootstrap interval of the mean.</p>'
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{columns}</tr></thead>'
-        f"<tbody>{rows}{total}</tbody></table></div>{_more_measures(summary)}"
-    )
+def _organ_table(summary: Summary) -> Markup:
+    if summary.mean_dice is None or summary.mean_dice_ci95 is None:
+        return element("p", "No case could be scored.")
+    bounds = Interval(summary.mean_dice, *summary.mean_dice_ci95)
+    interval = f"{bounds.low:.3f}–{bounds.high:.3f}" if summary.cases > 1 else ""
+    total = ("mean", f"{summary.mean_dice:.3f}", interval_bar(bounds), interval, *[""] * 8)
+    rows = [*((name, *_organ_cells(organ)) for name, organ in summary.organs.items()), total]
+    text = f"Mean ± standard deviation over {summary.counted}; bootstrap interval of the mean."
+    return soft(text) + table(_HEADS, rows, bars=(2,), total=True) + _more_measures(summary)
 
 
-def _more_measures(summary: Summary) -> str:
+def _more_measures(summary: Summary) -> Markup:
     """Tabulate the mean of every measure that the first table leaves out, folded away."""
     names = [name for name in MEASURES if name not in (*_NAMES, "volume_error_ml", "lesion_f1")]
-    heads = "".join(f"<th scope=col>{head}</th>" for head in ("organ", "dice where present", *names))
-    rows = "".join(
-        f"<tr><th scope=row>{escape(organ)}</th><td>{_number(one.measures['dice'].mean_where_present)}</td>"
-        + "".join(f"<td>{_number(one.measures[name].mean)}</td>" for name in names)
-        + "</tr>"
+    rows = (
+        (organ, _number(one.measures["dice"].mean_where_present), *(_number(one.measures[name].mean) for name in names))
         for organ, one in summary.organs.items()
     )
-    return (
-        '<details><summary>More measures, means over cases</summary><div class="scroll" tabindex="0"><table><thead>'
-        f"<tr>{heads.replace('_', ' ')}</tr></thead><tbody>{rows}</tbody></table></div></details>"
-    )
+    heads = ("organ", "dice where present", *(name.replace("_", " ") for name in names))
+    return folded("More measures, means over cases", table(heads, rows))
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
-def _organ_cells(organ: OrganSummary) -> str:
+def _organ_cells(organ: OrganSummary) -> tuple[str, ...]:
     dice, hd95, nsd, error = (organ.measures[name] for name in ("dice", "hd95_mm", "nsd", "volume_error_ml"))
     low, high = dice.ci95
 
     def spread(text: str) -> str:
         return text if organ.spread else ""
 
-    cells = (
+    return (
         f"{dice.mean:.3f}{spread(f' ± {dice.std:.3f}')}",
-        interval_bar(dice.mean, low, high),
+        interval_bar(Interval(dice.mean, low, high)),
         spread(f"{low:.3f}–{high:.3f}"),
         f"{dice.median:.3f}",
         f"{hd95.mean:.2f}{spread(f' ± {hd95.std:.2f}')}",
@@ -171,37 +146,31 @@ def _organ_cells(organ: OrganSummary) -> str:
         bad(organ.false),
         str(organ.absent),
     )
-    return "".join(
-        f'<td class="bar">{cell}</td>' if index == 1 else f"<td>{cell}</td>" for index, cell in enumerate(cells)
-    )
 
 
-def _box_plots(evaluation: Evaluation) -> str:
+def _box_plots(evaluation: Evaluation) -> Markup:
     if not evaluation.rows:
-        return ""
+        return Markup("")
     plots = []
     for measure, name in _NAMES.items():
         values: dict[str, list[float]] = {}
         for row in evaluation.rows:
             values.setdefault(row.organ, []).append(row.value(measure))
-        plots.append(box_plot(name, values, axis=_axis(evaluation, measure)))
-    return (
-        '<p class="soft">Box: middle half of the cases. Bar: median. Whiskers: 1.5 interquartile ranges. Each tick '
-        "below is one case. The axis spans the organs that were found; a missed or invented one lies at its worst "
-        "end.</p>"
-        f'<div class="plots">{"".join(plots)}</div>'
+        # the axis spans the organs that were found, so that a missed one does not press the others together
+        found = [row.value(measure) for row in evaluation.rows if row.scores.outcome is Outcome.FOUND]
+        plots.append(box_plot(name, values, inside=[0.0 if measure == "hd95_mm" else 1.0, *found]))
+    return soft(
+        "Box: middle half of the cases. Bar: median. Whiskers: 1.5 interquartile ranges. Each tick below is one case. "
+        "The axis spans the organs that were found; a missed or invented one lies at its worst end."
+    ) + element("div", *plots, css="plots")
+
+
+def _curves(record: RunRecord) -> Markup:
+    charts = together(
+        line_chart(title, _legible(series), x_name="step", ends_at=(1.0,) if "dice" in title else ())
+        for title, series in record.curves.items()
     )
-
-
-def _axis(evaluation: Evaluation, measure: str) -> tuple[float, float]:
-    """Span the organs that were found, so that a missed one does not press the others together."""
-    found = [row.value(measure) for row in evaluation.rows if row.scores.outcome is Outcome.FOUND]
-    return (0.0, round_end(max(found, default=0.0))) if measure == "hd95_mm" else overlap_axis(found)
-
-
-def _curves(record: RunRecord) -> str:
-    charts = "".join(line_chart(title, _legible(series), x_name="step") for title, series in record.curves.items())
-    return f'<div class="charts">{charts}</div>' if charts else ""
+    return element("div", charts, css="charts") if charts else charts
 
 
 def _legible(series: Mapping[str, Curve]) -> Mapping[str, Curve]:
@@ -213,14 +182,7 @@ def _legible(series: Mapping[str, Curve]) -> Mapping[str, Curve]:
     return {f"{first} and the {len(lowest)} lowest of {len(others)}": series[first], **{n: series[n] for n in lowest}}
 
 
-def _failures(evaluation: Evaluation) -> str:
-    items = "".join(
-        f"<li><b>{escape(failure.case)}</b>: {escape(failure.reason)}.</li>" for failure in evaluation.failures
-    )
-    return f"<ul>{items}</ul>" if items else ""
-
-
-def _explanations(evaluation: Evaluation) -> str:
+def _explanations(evaluation: Evaluation) -> Markup:
     tolerance = evaluation.scoring.tolerance_mm
     text = (
         f"{tolerance:g} mm"

@@ -43,8 +43,7 @@ def write_rows(path: Path, rows: Iterable[CaseRow]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([_cell(row, column) for column in COLUMNS])
+    writer.writerows(map(cells_of, rows))
     write_text(path, text.getvalue())
 
 
@@ -79,18 +78,18 @@ def organs_of(rows: Sequence[CaseRow]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(row.organ for row in rows))
 
 
-def cases_of(rows: Sequence[CaseRow]) -> tuple[str, ...]:
-    """Name the cases of some rows in their first order."""
-    return tuple(dict.fromkeys(row.case for row in rows))
+def by_case(rows: Iterable[CaseRow]) -> dict[str, list[CaseRow]]:
+    """The rows of each case, in their first order."""
+    cases: dict[str, list[CaseRow]] = {}
+    for row in rows:
+        cases.setdefault(row.case, []).append(row)
+    return cases
 
 
-def _cell(row: CaseRow, column: str) -> str:
-    if column in ("case", "organ"):
-        return str(getattr(row, column))
-    value = getattr(row.scores, column)
-    if isinstance(value, Outcome):
-        return value.value
-    return f"{value:.6g}"
+def cells_of(row: CaseRow) -> list[str]:
+    """Its cells under `COLUMNS`."""
+    named = {"case": row.case, "organ": row.organ, "outcome": row.scores.outcome.value}
+    return [named[column] if column in named else f"{row.value(column):.6g}" for column in COLUMNS]
 
 
 def _finite(cell: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import DataError
+from medseg.errors import DataError, listed
 from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element, score_case
 from medseg.metrics.overlap import Organs, values_of
 from medseg.report.matching import Pair
@@ -38,7 +39,15 @@ class Scoring:
     element: Element = "voxels"
 
 
-def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> list[CaseRow]:
+@dataclass(frozen=True)
+class ScoredCase:
+    """A row per organ of one case, and the digest of its reference."""
+
+    rows: tuple[CaseRow, ...]
+    reference: str
+
+
+def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> ScoredCase:
     """Score every organ of one case.
 
     Raises:
@@ -57,7 +66,17 @@ def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> list[CaseRo
         ignore=scoring.ignore,
         workers=workers,
     )
-    return [CaseRow(pair.case, organ, score) for organ, score in scores.items()]
+    return ScoredCase(
+        tuple(CaseRow(pair.case, organ, score) for organ, score in scores.items()), _digest(pair.case, reference)
+    )
+
+
+def _digest(case: str, reference: Volume) -> str:
+    """Letters that change with what is labelled and with the size of a voxel, not with how a file is packed."""
+    grid = (case, reference.shape, reference.array.dtype.str, [round(edge, 3) for edge in reference.spacing_mm])
+    digest = hashlib.sha256(repr(grid).encode())
+    digest.update(np.ascontiguousarray(reference.array).data)
+    return digest.hexdigest()[:16]
 
 
 def read_pair(pair: Pair, organs: Organs) -> tuple[Volume, Volume]:
@@ -120,7 +139,7 @@ def _require_declared(path: Path, volume: Volume, organs: Organs, ignore: int | 
     if strange:
         raise DataError(
             path,
-            f"holds the label value {', '.join(map(str, strange[:5]))}, which no organ declares",
+            f"holds the label value {listed(strange)}, which no organ declares",
             "Name the value in the labels, or remap the file",
         )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from medseg.metrics.empty import Outcome
-from medseg.report.rows import MEASURES, CaseRow, cases_of, organs_of
+from medseg.report.rows import MEASURES, CaseRow, by_case, organs_of
 
 RESAMPLES = 10_000
 SEED = 20_240_229  # any fixed number: two evaluations of the same files must print the same interval
@@ -102,7 +103,7 @@ def summarise(rows: Sequence[CaseRow]) -> Summary:
     Every organ is resampled with the same draws of cases (one seed), so the interval of the mean Dice respects that the
     organs of one case belong together.
     """
-    organs, cases = organs_of(rows), cases_of(rows)
+    organs, cases = organs_of(rows), tuple(by_case(rows))
     if not cases:
         return Summary({}, 0, None, None)
     values = np.full((len(cases), len(organs), len(MEASURES)), np.nan)
@@ -135,13 +136,24 @@ def bootstrap_means(
     References:
         Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 1979.
     """
-    cases = len(values)
-    draws = np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(np.float64)
+    draws = _draws(len(values), resamples, seed)
     valid = ~np.isnan(values)
     sums = draws @ np.where(valid, values, 0.0)
     weights = draws @ valid.astype(np.float64)
     means: np.ndarray = np.divide(sums, weights, out=np.full_like(sums, np.nan), where=weights > 0)
     return means
+
+
+def interval_of_mean(values: Float64[np.ndarray, "cases columns"]) -> Float64[np.ndarray, "2 columns"]:
+    """The 95 % percentile bootstrap interval of each column's mean."""
+    bounds: np.ndarray = np.percentile(bootstrap_means(values), _INTERVAL, axis=0)
+    return bounds
+
+
+@lru_cache(maxsize=1)
+def _draws(cases: int, resamples: int, seed: int) -> Float64[np.ndarray, "resamples cases"]:
+    """How often each case is drawn; drawn once for all organs."""
+    return np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(np.float64)
 
 
 def _summarise_organ(

@@ -50,36 +50,6 @@ def euclidean_distance(
     return np.asarray(np.sqrt(squared))
 
 
-def signed_distance(
-    mask: Bool[np.ndarray, "*space"], spacing_mm: Sequence[float] | None = None
-) -> Float[np.ndarray, "*space"]:
-    """Measure the distance to the other side of the mask's boundary, positive outside and negative inside.
-
-    s(x) = +d(x, mask) outside and -d(x, complement) inside; a voxel next to the boundary has |s| of one voxel, so the
-    boundary itself lies between voxels. A mask that is empty or full has no boundary: zero everywhere.
-
-    Args:
-        mask: Two or three axes.
-        spacing_mm: Edge lengths of a voxel, one per axis; None measures in voxels.
-
-    Returns:
-        Signed distances in float64, the shape of the mask.
-
-    Example:
-        >>> signed_distance(np.array([[False, True, True, False]])).tolist()
-        [[1.0, -1.0, -1.0, 1.0]]
-    """
-    signed = np.zeros(mask.shape)
-    box = bounding_box(mask, margin=1)
-    if box is None or mask.all():
-        checked_spacing(spacing_mm, mask.ndim)
-        return signed
-    signed += euclidean_distance(mask, spacing_mm)
-    if not mask[box].all():  # with a margin of one the box holds every voxel outside that is nearest to one inside
-        signed[box] -= euclidean_distance(~mask[box], spacing_mm)
-    return signed
-
-
 def surface(mask: Bool[np.ndarray, "*space"]) -> Bool[np.ndarray, "*space"]:
     """Keep the voxels of the mask that share a face with a voxel outside it; beyond the edge of the volume is outside.
 

@@ -119,32 +119,6 @@ def resample_labels(
     return _nearest(_vote(labels, flat), shape[through_plane], through_plane)
 
 
-def resample_argmax(
-    scores: Float[np.ndarray, "c i j k"], shape: Shape, *, through_plane: int | None = None
-) -> Integer[np.ndarray, "i2 j2 k2"]:
-    """Interpolate scores linearly and keep the index of the highest per voxel, holding one class at a time.
-
-    Args:
-        scores: Logits or probabilities per class; float16 is welcome.
-        shape: Voxels of the new grid.
-        through_plane: Axis along which whole slices are copied from the nearest one.
-
-    Returns:
-        int16 class indices; in a tie the first class wins.
-
-    Example:
-        >>> resample_argmax(np.array([[[[0.9, 0.2]]], [[[0.1, 0.8]]]]), (1, 1, 4)).tolist()
-        [[[0, 0, 1, 1]]]
-    """
-    best = _resample_channel(scores[0], shape, 1, through_plane)
-    winner = np.zeros(tuple(shape), dtype=np.int16)
-    for index in range(1, len(scores)):
-        rival = _resample_channel(scores[index], shape, 1, through_plane)
-        np.copyto(winner, index, where=rival > best)
-        np.maximum(best, rival, out=best)
-    return winner
-
-
 def _resample_channel(
     channel: Float[np.ndarray, "i j k"], shape: Sequence[int], order: int, through_plane: int | None
 ) -> NDArray[np.float32]:

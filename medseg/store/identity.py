@@ -18,6 +18,16 @@ def identity(store: Store) -> dict[str, str]:
     return {case: _letters(store.info(case)) for case in store.ids}
 
 
+def traces(info: CaseInfo) -> set[str]:
+    """Letters per file of a case, which a checkpoint keeps of what it was trained on, however it was prepared."""
+    return {trace(info.id, source.digest) for source in info.sources}
+
+
+def trace(case: str, digest: str) -> str:
+    """Letters of a file's content under the name of its case, which they do not tell."""
+    return hashlib.sha256(f"{case} {digest}".encode()).hexdigest()[:_LETTERS]
+
+
 def _letters(info: CaseInfo) -> str:
     said = (info.id, info.patient, info.annotated, info.settings, [source.digest for source in info.sources])
     return hashlib.sha256(repr(said).encode()).hexdigest()[:_LETTERS]

@@ -172,10 +172,6 @@ class Store:
         """Cases whose source files are there, but have another size or date than when they were prepared."""
         return tuple(case for case in self.ids if any(source.edited() for source in self.info(case).sources))
 
-    def changed(self) -> tuple[str, ...]:
-        """Cases whose source files are no longer what they were when prepared, or are gone."""
-        return tuple(case for case in self.ids if not all(source.unchanged() for source in self.info(case).sources))
-
 
 def plan_of(path: Path) -> Plan:
     """Read the plan of a store.

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 
 from medseg.checkpoints.run import Run
 from medseg.errors import UsageError, nearest
@@ -38,27 +39,49 @@ _DEFAULT_EPOCHS = 1000  # Lightning's and nnU-Net's
 class Trainer(pl.Trainer):
     """Lightning's trainer, which here also understands ``precision: auto``, and writes checkpoints whole or not."""
 
-    def __init__(self, *, precision: PrecisionName = "auto", accelerator: str = "auto", **options: Any) -> None:
+    def __init__(  # all that is looked at here is named, so that the command line knows its types
+        self,
+        *,
+        precision: PrecisionName = "auto",
+        accelerator: str = "auto",
+        strategy: str | Strategy = "auto",
+        max_epochs: int | None = None,
+        max_steps: int = -1,
+        max_time: str | timedelta | dict[str, int] | None = None,
+        **options: Any,
+    ) -> None:
         """Resolve the precision before Lightning sees it.
 
         Args:
             precision: As Lightning's, or ``auto``: bf16-mixed where the hardware multiplies in bf16, 16-mixed on
                 older GPUs, else 32.
             accelerator: As Lightning's.
+            strategy: As Lightning's, but for those that spawn; ``fsdp`` is PyTorch's second.
+            max_epochs: As Lightning's; 1000 where no budget is given.
+            max_steps: As Lightning's.
+            max_time: As Lightning's.
             options: As Lightning's.
         """
         quieten()
         chosen = best_precision(accelerator) if precision == "auto" else precision
-        budgets = (options.get("max_epochs"), options.get("max_time"))
-        if budgets == (None, None) and options.get("max_steps", -1) == -1:
-            options["max_epochs"] = _DEFAULT_EPOCHS
-        if not str(options.get("strategy", "")).startswith("deepspeed"):  # which writes folders of its own
-            options["plugins"] = [*_listed(options.get("plugins")), CheckpointFiles()]
-        if str(options.get("strategy", "")).endswith("_spawn"):
-            raise UsageError(f"trainer.strategy {options['strategy']} is not supported", "Take ddp, which is faster")
-        if options.get("strategy") == "fsdp":  # PyTorch's second, which the task applies to the network
-            options["strategy"] = ModelParallelStrategy(save_distributed_checkpoint=False)
-        super().__init__(precision=chosen, accelerator=accelerator, **options)
+        if (max_epochs, max_time, max_steps) == (None, None, -1):
+            max_epochs = _DEFAULT_EPOCHS
+        if not str(strategy).startswith("deepspeed"):  # which writes folders of its own
+            known = {"plugins": None, **options}
+            options["plugins"] = [*_listed(known["plugins"]), CheckpointFiles()]
+        if str(strategy).endswith("_spawn"):
+            raise UsageError(f"trainer.strategy {strategy} is not supported", "Take ddp, which is faster")
+        if strategy == "fsdp":  # which the task applies to the network
+            strategy = ModelParallelStrategy(save_distributed_checkpoint=False)
+        super().__init__(
+            precision=chosen,
+            accelerator=accelerator,
+            strategy=strategy,
+            max_epochs=max_epochs,
+            max_steps=max_steps,
+            max_time=max_time,
+            **options,
+        )
         explain_deaths(self.strategy)
 
 
@@ -170,7 +193,7 @@ def usable(options: Mapping[str, Any]) -> Iterator[None]:
     """
     try:
         yield
-    except (MisconfigurationException, TypeError, ImportError) as error:  # a TPU needs a package
+    except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
         raise unusable_device(error, options) from None
 
 

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from medseg.checkpoints.origin import Origin, differences, origin
 from medseg.errors import DataError
 from medseg.patches.datamodule import VolumesDataModule
-from medseg.store.identity import identity
+from medseg.store.identity import identity, traces
 from medseg.store.store import Store
 
 
@@ -42,15 +42,18 @@ class SignOrigin(Callback):
         data: VolumesDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
         self.store = Store(data.store)
         self.cases = identity(self.store)
-        self.origin = origin(data.plan.to_dict(), config=self.config, cases=self.cases)
+        seen = {trace for case in data.cases.train for trace in traces(self.store.info(case))}
+        self.origin = origin(data.plan.to_dict(), config=self.config, cases=self.cases, trained_on=seen)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Sign."""
         checkpoint["origin"] = self.origin
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Warn in one sentence of all that is not as it was."""
+        """Remember what was trained on before; warn in one sentence of all that is not as it was."""
         if "origin" in checkpoint:
+            before = checkpoint["origin"]["data"].get("trained_on", ())  # none in those of 0.1.0
+            self.origin["data"]["trained_on"] = sorted({*before, *self.origin["data"]["trained_on"]})
             told = differences(checkpoint["origin"], self.origin, self.cases)
             if told:
                 rank_zero_warn(f"this run goes on under other circumstances: {'; '.join(told)}")

@@ -10,8 +10,8 @@ import numpy as np
 from medseg.datasets.case import Case, Dataset, read_case, read_dataset
 from medseg.datasets.manifest import LabelValue
 from medseg.errors import DataError
-from medseg.pictures.panels import IGNORED, SOFT_TISSUE_HU, Picture, picture, windowed
-from medseg.pictures.png import write_png
+from medseg.pictures.panels import IGNORED, Picture, picture
+from medseg.pictures.slices import SOFT_TISSUE_HU, windowed, write_png
 from medseg.space.volume import Volume
 
 
@@ -60,13 +60,13 @@ def draw(image: Volume, labels: Volume | None, dataset: Dataset, *, title: str) 
         dataset: Names of modalities and labels; CT is shown in the window of soft tissue.
         title: Written above.
     """
-    image = image.reoriented("RAS")
-    spacing = " x ".join(f"{edge:.3g}" for edge in image.spacing_mm)
     marked = None
-    if labels is not None:
-        marked = labels.reoriented("RAS").array[0]
+    if labels is not None:  # turned by the axes of the image, on whose grid they lie: near 45 degrees theirs may differ
+        marked = Volume(labels.array, image.affine).reoriented("RAS").array[0]
         if dataset.ignore is not None:
             marked = np.where(marked == dataset.ignore, IGNORED, marked)
+    image = image.reoriented("RAS")
+    spacing = " x ".join(f"{edge:.3g}" for edge in image.spacing_mm)
     return picture(
         [
             windowed(channel, SOFT_TISSUE_HU if name.upper() == "CT" else None)

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from support.recipes import HEAD_AND_NECK, NESTED_TUMOUR
 
 from medseg.cli.commands import COMMANDS
 from medseg.cli.main import LIGHTNING_COMMANDS, main
 from medseg.datasets.msd import TASKS
 from medseg.phantom.anatomy import ABDOMEN, PhantomRecipe
 from medseg.phantom.phantom import write_phantom
-from medseg.phantom.recipes import HEAD_AND_NECK, NESTED_TUMOUR, recipe_for
+from medseg.phantom.recipes import recipe_for
 from medseg.store.prepare import prepare
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -16,21 +16,20 @@ from scipy.stats import wilcoxon
 
 from medseg.errors import UsageError
 from medseg.experiments import trial
-from medseg.experiments.comparison import comparison_jobs, write_comparison_csv
-from medseg.experiments.comparison_files import write_comparison
-from medseg.experiments.comparison_page import Comparison
+from medseg.experiments.comparison import comparison_jobs
+from medseg.experiments.comparison_files import write_comparison, write_comparison_csv
+from medseg.experiments.comparison_page import JobComparison, dice_plot
 from medseg.experiments.executors import ClusterExecutor, LocalExecutor, environments
 from medseg.experiments.job import LOCK, Job, State
-from medseg.experiments.plots import interval_plot
-from medseg.experiments.ranking import MEAN, rank_results
 from medseg.experiments.results import Result, read_result
-from medseg.experiments.sweep import Outcome, run_sweep
+from medseg.experiments.sweep import JobEnd, run_sweep
 from medseg.machine.files import locked
 from medseg.metrics.cases import OrganScores
-from medseg.metrics.empty import Outcome as Found
-from medseg.report.compare import holm
+from medseg.metrics.empty import Outcome
+from medseg.pictures.charts import standalone
+from medseg.report.ranking import MEAN, holm, rank_runs
 from medseg.report.rows import COLUMNS, CaseRow, write_rows
-from medseg.report.summary import summarise
+from medseg.report.scores import SavedScores
 
 STAND_IN = f"""
 import json, os, sys, time
@@ -204,7 +203,7 @@ def test_networks_and_losses_are_crossed_in_folders_of_their_own(tmp_path):
     assert jobs[-1].words == ("--a", "1", "--model.net", "vnet", "--model.loss", "dice - focal")
 
 
-def row(case, organ, dice, outcome=Found.FOUND):
+def row(case, organ, dice, outcome=Outcome.FOUND):
     numbers = dict.fromkeys(OrganScores.__dataclass_fields__, 0.0) | {"dice": float(dice), "hd95_mm": 10 * (1 - dice)}
     counts = dict.fromkeys(("lesions_found", "lesions_missed", "lesions_false"), 0)
     return CaseRow(case, organ, OrganScores(**{**numbers, **counts, "outcome": outcome}))
@@ -214,7 +213,11 @@ def result(title, scores, tmp_path=Path("nowhere")):
     rows = tuple(row(f"c{n:02d}", organ, d) for organ, values in scores.items() for n, d in enumerate(values))
     job = Job(title, tmp_path / title, (), {"loss": title})
     curve = ((1.0, 0.2), (2.0, 0.8))
-    return Result(job, rows, summarise(rows), (), curve, curve, 12.0, 1.5)
+    return Result(job, SavedScores(job.run, rows), curve, curve, 12.0, 1.5)
+
+
+def rank(results, **options):
+    return rank_runs({one.job.title: one.scores.rows for one in results}, **options)
 
 
 RNG = np.random.default_rng(0)
@@ -227,7 +230,7 @@ SCORES = {
 
 
 def test_ranks_and_p_values_are_those_of_scipy_and_holm():
-    rankings = rank_results([result(*item) for item in SCORES.items()])
+    rankings = rank([result(*item) for item in SCORES.items()])
     assert [ranking.organ for ranking in rankings] == [MEAN, "liver", "spleen"]
     raw, got = [], []
     for ranking in rankings[1:]:
@@ -250,7 +253,7 @@ def test_ranks_and_p_values_are_those_of_scipy_and_holm():
 
 
 def test_a_baseline_is_what_the_others_are_tested_against():
-    (mean, *_) = rank_results([result(*item) for item in SCORES.items()], baseline="worse")
+    (mean, *_) = rank([result(*item) for item in SCORES.items()], baseline="worse")
     assert mean.reference == "worse"
     assert {entry.title: entry.median_change is None for entry in mean.entries} == {
         "good": False,
@@ -261,9 +264,8 @@ def test_a_baseline_is_what_the_others_are_tested_against():
 
 
 def test_equal_jobs_share_a_rank_and_a_missed_organ_is_counted():
-    rows = (row("c1", "liver", 0.0, Found.MISSED), row("c1", "spleen", 0.9), row("c2", "liver", 0.8))
-    one, two = (Result(Job(t, Path(t), ()), rows, summarise(rows), (), (), (), None, None) for t in ("one", "two"))
-    mean, liver, spleen = rank_results([one, two])
+    rows = (row("c1", "liver", 0.0, Outcome.MISSED), row("c1", "spleen", 0.9), row("c2", "liver", 0.8))
+    mean, liver, spleen = rank_runs({"one": rows, "two": rows})
     assert [entry.rank for entry in mean.entries] == [1, 1]
     assert mean.entries[0].mean["dice"] == pytest.approx((0.45 + 0.8) / 2)
     assert (liver.entries[0].missed, liver.entries[0].cases, spleen.entries[0].cases) == (1, 2, 1)
@@ -272,10 +274,10 @@ def test_equal_jobs_share_a_rank_and_a_missed_organ_is_counted():
 
 def test_everything_is_written_and_says_what_failed(tmp_path):
     results = [result(title, scores, tmp_path) for title, scores in SCORES.items()]
-    outcomes = [Outcome(one.job, None) for one in results]
-    outcomes.append(Outcome(Job("a < b", tmp_path / "dead", ()), "the gradient was not finite"))
-    comparison = Comparison(
-        "3 losses", tuple(outcomes), tuple(results), rank_results(results), None, "medseg compare", "model: {}", 2
+    outcomes = [JobEnd(one.job, None) for one in results]
+    outcomes.append(JobEnd(Job("a < b", tmp_path / "dead", ()), "the gradient was not finite"))
+    comparison = JobComparison(
+        "3 losses", tuple(outcomes), tuple(results), rank(results), None, "medseg compare", "model: {}", 2
     )
     files = {path.name: path.read_text(encoding="utf-8") for path in write_comparison(comparison, tmp_path)}
     assert {"report.html", "compare.csv", "compare.md", "dice_0.svg", "curves_steps.svg", "cost.svg"} <= set(files)
@@ -299,9 +301,9 @@ def test_costs_and_curves_come_from_the_log_of_the_run(stand_in):
     assert found.dice_by_step == ((1.0, 0.5), (3.0, 0.75))
     assert found.dice_by_minute == ((1.0, 0.5), (2.0, 0.75))
     assert (found.step_ms, found.peak_gib, found.minutes) == (pytest.approx(30.0), 2.5, 2.0)
-    assert found.mean_dice == pytest.approx(0.65)
+    assert found.summary.mean_dice == pytest.approx(0.65)
     write_comparison_csv(stand_in / "compare.csv", [found])
-    write_rows(stand_in / "again.csv", found.rows)
+    write_rows(stand_in / "again.csv", found.scores.rows)
     ours = [line.split(",", 3)[3] for line in (stand_in / "compare.csv").read_text().splitlines()]
     assert ours == (stand_in / "again.csv").read_text().splitlines()
 
@@ -309,8 +311,8 @@ def test_costs_and_curves_come_from_the_log_of_the_run(stand_in):
 def test_a_plot_is_one_svg_that_parses():
     from xml.etree import ElementTree
 
-    (mean, *_) = rank_results([result(*item) for item in SCORES.items()])
-    tree = ElementTree.fromstring(interval_plot(mean))
+    (mean, *_) = rank([result(*item) for item in SCORES.items()])
+    tree = ElementTree.fromstring(standalone(dice_plot(mean)))
     assert tree.tag.endswith("svg")
     circles = [float(dot.get("cx")) for dot in tree.iter("{http://www.w3.org/2000/svg}circle")]
     assert circles == sorted(circles, reverse=True)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.grids import probabilities_from_plan_grid, sliding_window
 from support.prediction import PLAN, REGIONS, Brightness, affines, predictor, random_affine, smooth
 
 from medseg.inference.predict import HALF_BEYOND_BYTES, Predictor, Prepared
 from medseg.inference.restore import restore
-from medseg.patches.stitch import sliding_window
-from medseg.plan.grid import argmax_from_plan_grid, probabilities_from_plan_grid, to_plan_grid
+from medseg.plan.grid import to_plan_grid
 from medseg.space.volume import Volume
 
 shapes = st.tuples(*[st.integers(3, 21)] * 3)
@@ -37,8 +37,9 @@ def test_slabs_give_the_labels_of_the_plain_path(shape, affine, seed, regions, t
         expected = np.where((second > 0) & inside, 5, np.where((first > 0) & inside, 1, 0))
         margin = np.minimum(abs(first), abs(second))
     else:
-        expected = np.array([0, 1, 5])[argmax_from_plan_grid(scores, change)]
-        ordered = np.sort(probabilities_from_plan_grid(scores, change), axis=0)
+        returned = probabilities_from_plan_grid(scores, change)
+        expected = np.array([0, 1, 5])[returned.argmax(axis=0)]
+        ordered = np.sort(returned, axis=0)
         margin = ordered[-1] - ordered[-2]
     assert found.shape == image.shape
     clear = margin > 1e-4  # closer than that, the rounding of two orders of summation decides

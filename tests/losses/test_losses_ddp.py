@@ -28,6 +28,13 @@ EXPRESSIONS = [
     "exp_log(batch=True)",
     "generalized_wasserstein_dice(batch=True)",
     "skeleton_recall(batch=True)",
+    "noise_robust_dice(batch=True)",
+    "compatible_tversky(batch=True)",
+    "boundary_dou(batch=True)",
+    "size_penalty(batch=True)",
+    "l1_ace(batch=True)",
+    "cbdice(batch=True)",
+    "symmetric_cross_entropy + cc_dice_ce + region_mutual_information",
 ]
 WHOLE = EXPRESSIONS[:1] + EXPRESSIONS[2:8]
 """Nothing but sums over the batch: every rank has the whole batch's value."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from medseg.losses import build_loss, list_losses
+from medseg.errors import UsageError
+from medseg.losses import build_loss, list_losses, table
 from medseg.losses.catalogue import describe, overview, page, rows
 from medseg.losses.expression import parse
 
@@ -59,7 +63,13 @@ def test_nested_lists_are_literals():
         ("focal(2)", r"the knobs of focal need their names, such as focal\(gamma=2.0"),
         ("dice - focal", "subtracts a loss"),
         ("-dice", "subtracts a loss"),
-        ("-1 * dice", "the weight of dice is -1"),
+        ("-1 * dice", "the weight of dice is -1 at epoch 0"),
+        ("(1 - increase(0.5, 0.5, limit=3)) * dice", "the weight of dice is -0.5 at epoch 2"),
+        ("increase(0.5, -0.001) * dice", "the weight of dice is -0.001 at epoch 501"),
+        ("1e400 * dice", "too large to be a finite number"),
+        ("1" + 400 * "0" + " * dice", "too large to be a finite number"),
+        ("1 / 0 * dice", "the weight of dice is nan"),
+        ("linear(0, 1e999) * dice", "the weight of dice is nan"),
         ("dice * focal", "multiplies two losses"),
         ("0.5", "names no loss|not a loss"),
         ("dice +", "cannot be read"),
@@ -89,6 +99,94 @@ def test_weights_follow_the_epoch():
     torch.testing.assert_close(total, sum(w * loss.terms[name] for name, w in loss.weights().items()))
     loss.set_epoch(500)
     assert loss.weights() == pytest.approx({"dice": 0, "boundary": 1, "focal": 0})
+
+
+OWN = """
+from medseg.losses.comparison import Comparison
+from medseg.losses.table import loss
+from medseg.types import PerClass
+
+def plain(x: Comparison, *, k: float = 1.0) -> PerClass:
+    return k * (1 - x.tp / (x.tp + 2 * (x.fp + x.fn) + 1e-5))
+
+@loss(family="region", paper="none", soft=True, batch=False)
+def {name}(x: Comparison) -> PerClass:
+    return plain(x)
+
+def silent(x, *, k=1.0):
+    return x.tp
+
+def bare(x: Comparison, k: float) -> PerClass:
+    return x.tp
+
+value = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A file of one's own losses in the working directory."""
+    (tmp_path / "my_own_losses.py").write_text(OWN.format(name="decorated_of_my_own"), encoding="utf-8")
+    (tmp_path / "my_second_dice.py").write_text(OWN.format(name="dice"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(table, "_ROWS", dict(table._ROWS))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    for name in ("my_own_losses", "my_second_dice"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("own")
+def test_a_loss_of_ones_own_is_named_by_its_path():
+    built = build_loss("0.5 * my_own_losses.plain(k=2, include_background=False) + my_own_losses.decorated_of_my_own")
+    p = LOGITS.softmax(1)
+    g = torch.nn.functional.one_hot(LABELS, 3).movedim(-1, 1).float()
+    tp, p, g = (v.flatten(2).sum(2) for v in (p * g, p, g))
+    each = 1 - tp / (2 * (p + g) - 3 * tp + 1e-5)
+    torch.testing.assert_close(built(LOGITS, LABELS), each[:, 1:].mean() + each.mean())
+    assert list(built.terms) == ["my_own_losses_plain", "my_own_losses_decorated_of_my_own"]
+    twin = pickle.loads(pickle.dumps(built))
+    torch.testing.assert_close(twin(LOGITS, LABELS), built(LOGITS, LABELS))
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("expression", "answer"),
+    [
+        ("my_own_losses.plain(q=2)", r"my_own_losses.plain has no knob 'q'.*Its knobs are: k, include_background"),
+        ("my_own_losses.plain(2)", "need their names"),
+        ("my_own_losses.silent", "must be annotated to return PerClass"),
+        ("my_own_losses.bare", r"its knob k must stand after a \*"),
+        ("my_own_losses.value", "cannot be called"),
+        ("my_own_losses.Comparison", "is no function"),
+        ("my_own_losses.missing", "has no missing"),
+        ("my_absent_file.plain", "cannot be imported"),
+        ("my_second_dice.dice", "there is a loss 'dice' already"),
+        ("(dice + focal).plain", "is not a loss"),
+    ],
+)
+def test_what_is_no_loss_of_ones_own_is_refused(expression, answer):
+    with pytest.raises((ValueError, UsageError), match=answer):
+        build_loss(expression)
+
+
+EVERYTHING = "(1 - increase(0.1, 0.2)) * dice + linear(0, 1, epochs=3) / 2 * t_loss(nu_init=0.5) + -(-1) * blob"
+
+
+def test_a_criterion_can_be_pickled_saved_copied_and_sent(tmp_path):
+    loss = build_loss(EVERYTHING, ignore_index=3)
+    loss.set_epoch(2)
+    with torch.no_grad():
+        next(loss.parameters()).fill_(0.7)
+    expected = loss(LOGITS, LABELS)
+    torch.save(loss, tmp_path / "loss.pt")
+    for twin in (
+        pickle.loads(pickle.dumps(loss)),
+        copy.deepcopy(loss),
+        torch.load(tmp_path / "loss.pt", weights_only=False),
+    ):
+        torch.testing.assert_close(twin(LOGITS, LABELS), expected)
+        assert twin.weights() == loss.weights()
 
 
 def test_a_criterion_shows_what_it_was_built_from():

@@ -114,6 +114,30 @@ def test_identities_of_new_losses(one, other, tolerance):
     torch.testing.assert_close(build_loss(one)(logits, maps), build_loss(other)(logits, maps), rtol=tolerance, atol=0)
 
 
+SUMS = [
+    "generalized_cross_entropy",
+    "symmetric_cross_entropy",
+    "ohem_cross_entropy(threshold=0.4, min_kept=0)",
+    "noise_robust_dice",
+    "compatible_tversky",
+    "jaccard_metric",
+    "size_penalty",
+    "size_barrier",
+    "l1_ace",
+    "l1_ace(binning='soft')",
+]
+
+
+@pytest.mark.parametrize("expression", SUMS)
+def test_a_voxel_of_weight_two_counts_as_two_in_new_sums(expression):
+    logits, maps = (torch.tensor(values) for values in inputs(TABLE["cases"]["plane"]))
+    weight = torch.ones(2, *maps.shape[2:])
+    weight[..., 9:] = 2
+    loss = build_loss(expression)
+    doubled = loss(*(torch.cat([values, values[..., 9:]], -1) for values in (logits, maps)))
+    torch.testing.assert_close(loss(logits, maps, voxel_weight=weight), doubled)
+
+
 def test_soft_labels_cost_nothing_where_they_are_met():
     target = torch.tensor(changed(inputs(TABLE["cases"]["plane"])[1], "soft"))
     for name in ("jaccard_metric", "compatible_tversky", "noise_robust_dice"):

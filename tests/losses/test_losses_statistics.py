@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own alias
 
 from medseg.losses import statistics
-from medseg.losses.statistics import confusion_pass, softmax_pass, squares_pass, streamed_map, streamed_sum
+from medseg.losses.statistics import CONFUSION, OVERLAP, SQUARES, Walk
 
 VOXELS = 150  # two chunks of 64 and a rest, once the chunks are small
 
@@ -31,36 +31,57 @@ def written_down(logits, labels, weight):
     p, g = logits.softmax(1), F.one_hot(labels.long(), 4).movedim(-1, 1).double()
     w = torch.ones_like(p[:, :1]) if weight is None else weight[:, None]
     return {
-        softmax_pass: ((w * p).sum(2), (w * p * g).sum(2), (logits.log_softmax(1) * g).sum(1)),
-        squares_pass: tuple((w * term).sum(2) for term in ((1 - p) ** 2 * g, p**2 * g, p * g, p**2 * (1 - g))),
-        confusion_pass: tuple(torch.einsum("bcn,bln->bcl", w * g, p)),
+        "overlap": (
+            torch.stack([(w * p * g).sum(2), (w * p * (1 - g)).sum(2)]),
+            (logits.log_softmax(1) * g).sum(1),
+        ),
+        "squares": (torch.stack([(w * term).sum(2) for term in ((1 - p) ** 2 * g, p**2 * g, p * g, p**2 * (1 - g))]),),
+        "confusion": (torch.einsum("bcn,bln->bcl", w * g, p),),
     }
+
+
+WALKS = {"overlap": OVERLAP, "squares": SQUARES, "confusion": CONFUSION}
+
+
+def walked(name, logits, labels, weight):
+    return tuple(
+        part for part in WALKS[name](logits, labels, None if weight is None else weight[:, None]) if part is not None
+    )
 
 
 @pytest.mark.usefixtures("_small_chunks")
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("walk", [softmax_pass, squares_pass, confusion_pass])
-def test_a_walk_gives_the_sums_of_the_whole_volume(walk, weighted):
+@pytest.mark.parametrize("name", WALKS)
+def test_a_walk_gives_the_sums_of_the_whole_volume(name, weighted):
     logits, labels, weight = example(weighted)
-    expected = written_down(logits, labels, weight)[walk]
-    found = tuple(walk(logits, labels, weight))
+    expected = written_down(logits, labels, weight)[name]
+    found = walked(name, logits, labels, weight)
     torch.testing.assert_close(found, expected)
     some = [torch.randn_like(part) for part in expected]  # an arbitrary direction tests every slope
-    slopes = [
-        torch.autograd.grad(sum((a * b).sum() for a, b in zip(parts, some, strict=True)), logits)[0]
-        for parts in (found, expected)
-    ]
-    torch.testing.assert_close(*slopes)
+    first, second = [], []
+    for parts in (found, expected):
+        (slope,) = torch.autograd.grad(
+            sum((a * b).sum() for a, b in zip(parts, some, strict=True)), logits, create_graph=True, retain_graph=True
+        )
+        first.append(slope)
+        second.append(torch.autograd.grad((slope**2).sum(), logits, retain_graph=True)[0])
+    torch.testing.assert_close(*first)
+    torch.testing.assert_close(*second)
+    (lean,) = torch.autograd.grad(
+        sum((a * b).sum() for a, b in zip(walked(name, logits, labels, weight), some, strict=True)), logits
+    )
+    torch.testing.assert_close(lean, first[1])
 
 
 @pytest.mark.usefixtures("_small_chunks")
-@pytest.mark.parametrize("walk", [squares_pass, confusion_pass])
-def test_a_walk_in_single_precision_keeps_small_errors(walk):
+@pytest.mark.parametrize("name", WALKS)
+def test_a_walk_in_single_precision_keeps_small_errors(name):
     logits, labels, _ = example(False)
     sure = (30 * F.one_hot(labels.long(), 4).movedim(-1, 1) + 0.1 * logits.detach()).requires_grad_()
-    exact = tuple(walk(sure, labels, None))
-    rough = tuple(walk(sure.detach().float().requires_grad_(), labels, None))
-    torch.testing.assert_close(rough, tuple(part.float() for part in exact), rtol=1e-4, atol=0)
+    exact = walked(name, sure, labels, None)
+    rough = walked(name, sure.detach().float().requires_grad_(), labels, None)
+    for a, b in zip(rough, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-6 if a.dtype == torch.float32 else 0)
 
 
 @pytest.mark.usefixtures("_small_chunks")
@@ -69,12 +90,33 @@ def test_any_function_of_single_voxels_can_be_streamed():
 
     def function(z, truth, w):
         hit = z.tanh().gather(1, truth.long().unsqueeze(1)).squeeze(1)
-        return (hit if w is None else hit * w.squeeze(1)).exp()
+        hit = (hit * w.squeeze(1)).exp()
+        return hit.sum(1).double(), hit
 
-    mapped = streamed_map(function, logits, labels)
-    torch.testing.assert_close(mapped, function(logits, labels, None))
-    summed = streamed_sum(lambda *chunk: function(*chunk).sum(1), logits, labels, weight[:, None])
-    whole = function(logits, labels, weight[:, None]).sum(1)
-    torch.testing.assert_close(summed, whole)
-    slopes = [torch.autograd.grad((part**2).sum(), logits)[0] for part in (summed, whole)]
+    whole = function(logits, labels, weight[:, None])
+    found = Walk(function)(logits, labels, weight[:, None])
+    torch.testing.assert_close(found, whole)
+    slopes = [torch.autograd.grad((sums**2).sum() + values.sin().sum(), logits)[0] for sums, values in (found, whole)]
     torch.testing.assert_close(*slopes)
+
+
+@pytest.mark.usefixtures("_small_chunks")
+def test_undrawn_classes_give_their_probability_to_the_background():
+    logits, labels, _ = example(False)
+    undrawn = torch.tensor([[False, False, False, True], [False, True, False, True]])
+    labels = torch.where(undrawn.gather(1, labels.long()), 0, labels)
+    for name, walk in WALKS.items():
+        lean, some = [], None
+        for dense in (False, True):
+            if dense:
+                p = logits.softmax(1)
+                rest = torch.where(undrawn[:, :, None], 0, p)
+                p = torch.cat([1 - rest[:, 1:].sum(1, keepdim=True), rest[:, 1:]], 1)
+                parts = written_down(p.log(), labels, None)[name]
+            else:
+                parts = tuple(part for part in walk(logits, labels, None, undrawn) if part is not None)
+            some = some or [torch.randn_like(part) for part in parts]
+            total = sum(torch.where(b.isfinite(), a * b, 0).sum() for a, b in zip(some, parts, strict=True))
+            lean.append((total.detach(), torch.autograd.grad(total, logits)[0]))
+        if name != "overlap":  # where log 0 of the dense form has no gradient
+            torch.testing.assert_close(*lean)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from medseg.metrics import PerOrganDice, PerOrganScores
+from medseg.metrics import PerOrganDice
 
 ORGANS = {"liver": 1, "tumour": 2}
 CASES = {
@@ -52,8 +52,6 @@ def test_reset_forgets():
 def test_without_a_case_there_is_no_score():
     with pytest.warns(UserWarning, match="before the ``update``"):
         assert PerOrganDice(ORGANS).compute() == {"liver": 0.0, "tumour": 0.0, "mean": 0.0}
-    with pytest.warns(UserWarning, match="before the ``update``"):
-        assert PerOrganScores(ORGANS).compute() == {}
 
 
 def test_organs_that_a_reference_does_not_cover_do_not_count():
@@ -67,15 +65,6 @@ def test_masks_of_regions():
     metric = PerOrganDice({"whole": (1, 2), "core": 2})
     metric.update(torch.tensor([[True, True, False], [False, True, False]]), torch.tensor([1, 2, 1]), "a")
     assert metric.compute() == pytest.approx({"whole": 0.8, "core": 1.0, "mean": 0.9})
-
-
-def test_every_measure_has_a_name():
-    metric = PerOrganScores(ORGANS)
-    for case in CASES:
-        update(metric, case, spacing_mm=(1.0, 1.0, 1.0))
-    scores = metric.compute()
-    assert scores["liver/dice"] == pytest.approx(EXPECTED["liver"])
-    assert scores["tumour/hd95_mm"] == pytest.approx((0.95 + 0 + 3) / 3)  # found, absent, invented in 1x2x2 mm
 
 
 def test_no_organ_is_refused():
@@ -93,12 +82,11 @@ def _score_shares(rank, results):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=results["port"])
     dist.init_process_group("gloo", rank=rank, world_size=2)
     for name, shares in SHARES.items():
-        for kind, options in ((PerOrganDice, {}), (PerOrganScores, {"spacing_mm": (1.0, 1.0, 1.0)})):
-            metric = kind(ORGANS)
-            for case in shares[rank]:
-                update(metric, case, **options)
-            metric._update_count = 1  # an empty process would warn, which is an error here
-            results[name, kind.__name__, rank] = metric.compute()
+        metric = PerOrganDice(ORGANS)
+        for case in shares[rank]:
+            update(metric, case)
+        metric._update_count = 1  # an empty process would warn, which is an error here
+        results[name, rank] = metric.compute()
     dist.destroy_process_group()
 
 
@@ -109,8 +97,7 @@ def test_two_processes_give_the_score_of_one(unused_port):
         mp.spawn(_score_shares, args=(results,), nprocs=2)
         for name in SHARES:
             for rank in range(2):
-                assert results[name, "PerOrganDice", rank] == pytest.approx(EXPECTED)
-                assert results[name, "PerOrganScores", rank]["tumour/dice"] == pytest.approx(EXPECTED["tumour"])
+                assert results[name, rank] == pytest.approx(EXPECTED)
 
 
 @pytest.fixture

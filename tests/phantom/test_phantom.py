@@ -8,13 +8,14 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from support.recipes import NESTED_TUMOUR
 
 from medseg.datasets.case import read_case, read_dataset
 from medseg.datasets.msd import TASKS
 from medseg.errors import DataError
 from medseg.phantom.anatomy import ABDOMEN
 from medseg.phantom.phantom import draw_case, write_phantom
-from medseg.phantom.recipes import NESTED_TUMOUR, recipe_for
+from medseg.phantom.recipes import recipe_for
 
 
 @pytest.fixture(scope="module")

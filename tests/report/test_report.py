@@ -16,14 +16,15 @@ from scipy.stats import bootstrap
 
 from medseg.errors import DataError, UsageError
 from medseg.metrics import Outcome
-from medseg.report.compare import compare_runs, holm, print_comparison, signed_rank_p
 from medseg.report.evaluate import evaluate
 from medseg.report.html import render
 from medseg.report.matching import References
+from medseg.report.ranking import holm, signed_rank_p
 from medseg.report.record import read_record
 from medseg.report.rows import COLUMNS, read_rows
 from medseg.report.summary import bootstrap_means, summarise
 from medseg.report.tables import print_summary
+from medseg.report.two_runs import SECOND, compare_runs, print_comparison
 
 ORGANS = {"liver": 1, "spleen": 5}
 HIPPOCAMPUS = Path(__file__).parents[3] / "shared" / "data" / "Task04_Hippocampus"
@@ -321,13 +322,13 @@ def test_two_runs_are_compared_organ_by_organ(tmp_path):
     better = {name: 0.8 + 0.001 * (index + 1) for index, name in enumerate(names)}
     b = {"liver": better, "spleen": {**dict.fromkeys(names, 0.5), "case_7": 0.1, "extra": 0.9}, "Spleen": {"extra": 1}}
     comparison = compare_runs(write_cases(tmp_path / "a/cases.csv", a).parent, write_cases(tmp_path / "b.csv", b))
-    liver, spleen = comparison.organs
+    liver, spleen = (ranking.entry(SECOND) for ranking in comparison.organs)
     assert liver.p == pytest.approx(2 / 2**12)  # all twelve signs agree: the smallest p there is
     assert (liver.p_holm, spleen.p_holm) == pytest.approx((2 * liver.p, 1.0))
-    assert (liver.significant, spleen.significant) == (True, False)
+    assert (liver.differs, spleen.differs) == (True, False)
     assert (liver.higher, liver.lower, spleen.higher, spleen.lower) == (12, 0, 0, 1)
     assert (comparison.changes[0].case, comparison.changes[0].organ) == ("case_7", "spleen")
-    assert (comparison.only_a, comparison.only_b) == ((), ("extra",))
+    assert (comparison.only["first run"], comparison.only["second run"]) == ([], ["extra"])
     console = Console(record=True, width=100, file=io.StringIO())
     print_comparison(comparison, console)
     text = console.export_text()

@@ -17,7 +17,8 @@ from PIL import Image
 
 from medseg.checkpoints.run import Run
 from medseg.pictures.charts import box_of, line_chart
-from medseg.pictures.overlays import outline, png, three_planes
+from medseg.pictures.outlines import outline, three_planes
+from medseg.pictures.slices import png
 from medseg.report.evaluate import evaluate
 from medseg.report.html import write_report
 from medseg.report.record import read_curves, read_record
@@ -103,8 +104,9 @@ def test_the_report_is_whole_and_fetches_nothing(evaluation, run_folder):
 
 
 def test_every_chapter_is_there_and_names_are_escaped(evaluation, run_folder):
-    words, plan = ["medseg evaluate --output A&B"], "patch_size: [32, 32, 16]\n"
-    text = write_report(evaluation, run=Run(run_folder), plan=plan, commands=words).read_text(encoding="utf-8")
+    plan = "patch_size: [32, 32, 16]\n"
+    page = write_report(evaluation, run=Run(run_folder), plan=plan, commands=["medseg evaluate --output A&B"])
+    text = page.read_text(encoding="utf-8")
     for anchor in (
         "failures",
         "organs",
@@ -174,11 +176,11 @@ def test_of_many_curves_the_mean_and_the_lowest_are_drawn(evaluation, run_folder
 
 
 @pytest.mark.parametrize("value", [0.0, 0.2, -3.0])
-def test_a_curve_of_one_point_lies_in_the_middle_of_what_it_may_be(value):
+def test_a_curve_of_one_point_lies_between_0_and_a_round_number(value):
     chart = line_chart("time", {"time": [(24.0, value)]}, x_name="step")
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", chart)
     assert texts[-1] == "step 24"
-    low, _, high = map(float, texts[:-1])
+    low, *_, high = map(float, texts[:-1])
     assert low <= value <= high
     assert low * high == 0  # a time is not below 0
 

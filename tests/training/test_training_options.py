@@ -12,10 +12,10 @@ from support.runs import WORDS
 from torch import nn
 
 from medseg.cli import main
-from medseg.cli.ranges import RANGES, require_in_range
 from medseg.errors import UsageError
 from medseg.store.store import Store
 from medseg.training.failures import explained, unusable_device
+from medseg.training.ranges import RANGES, require_in_range
 from medseg.training.steps import NonFiniteError, SkipBadSteps
 
 GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -108,13 +108,11 @@ def test_no_epochs_are_none_and_not_a_thousand(store, tmp_path, caplog):
 
 @pytest.mark.parametrize("key", sorted(RANGES))
 def test_every_range_is_of_an_option_and_holds_neither_nan_nor_less(key):
-    legal = RANGES[key]
-    assert float("nan") not in legal
-    assert -1 not in legal
-    assert str(legal).startswith(("at least", "above"))
-    config = {key: -1} if "." not in key else {key.split(".")[0]: {key.split(".")[1]: -1}}
-    with pytest.raises(UsageError, match=key):
-        require_in_range(config)
+    assert RANGES[key][2].startswith(("at least", "above"))
+    for value in (-1, float("nan"), float("inf")):
+        config = {key: value} if "." not in key else {key.split(".")[0]: {key.split(".")[1]: value}}
+        with pytest.raises(UsageError, match=f"{key} must be {RANGES[key][2]}, got"):
+            require_in_range(config)
 
 
 def test_only_sentences_that_were_written_for_users_become_ours(store):
@@ -127,10 +125,8 @@ def test_only_sentences_that_were_written_for_users_become_ours(store):
 
 
 def test_devices_that_are_not_there_are_told_with_what_was_asked():
-    class Options:
-        accelerator, devices = "cpu", "4"
-
-    told = str(unusable_device(ValueError("You requested gpu: [0, 1]\n But your machine only has: [0]"), Options()))
+    options = {"accelerator": "cpu", "devices": "4"}
+    told = str(unusable_device(ValueError("You requested gpu: [0, 1]\n But your machine only has: [0]"), options))
     assert "trainer.devices 4 on cpu: You requested gpu: [0, 1] But your machine only has: [0]" in told
 
 

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from support.toys import oblique_affine, toy_case, write_nifti
 from medseg.datasets.case import read_dataset
 from medseg.errors import DataError
 from medseg.machine.crew import for_each_case
-from medseg.pictures.png import png_bytes, write_png
+from medseg.pictures.slices import png
 from medseg.verify.inspection import Problem, inspect_case
 from medseg.verify.repair import repair
 from medseg.verify.verify import verify
@@ -377,28 +376,7 @@ def test_a_dead_worker_is_a_problem_of_its_case(toy_dataset, monkeypatch):
     assert report.problems[0].remedy == "Take five"
 
 
-def decoded(path: Path) -> np.ndarray:
-    """Read a PNG that has one IDAT chunk and no filters, by the standard's own layout."""
-    content = path.read_bytes()
-    assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    width, height = (int.from_bytes(content[a : a + 4], "big") for a in (16, 20))
-    start = content.index(b"IDAT")
-    length = int.from_bytes(content[start - 4 : start], "big")
-    data = content[start + 4 : start + 4 + length]
-    crc = int.from_bytes(content[start + 4 + length : start + 8 + length], "big")
-    assert crc == zlib.crc32(b"IDAT" + data)
-    lines = np.frombuffer(zlib.decompress(data), dtype=np.uint8).reshape(height, 1 + 3 * width)
-    assert not lines[:, 0].any()
-    return lines[:, 1:].reshape(height, width, 3)
-
-
-def test_a_picture_comes_back_as_it_was(tmp_path):
-    rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    write_png(tmp_path / "new" / "a.png", rgb)
-    np.testing.assert_array_equal(decoded(tmp_path / "new" / "a.png"), rgb)
-
-
 @pytest.mark.parametrize("shape", [(0, 3, 3)])
 def test_a_picture_that_is_none(shape):
     with pytest.raises(ValueError, match="expected a picture"):
-        png_bytes(np.zeros(shape, dtype=np.uint8))
+        png(np.zeros(shape, dtype=np.uint8))

@@ -1,0 +1,283 @@
+"""What a training was told, in configs and on the command line: read as one, parsed, and answered in sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from pytorch_lightning.loggers import Logger
+
+from medseg.checkpoints.run import Run
+from medseg.errors import DataError, UsageError, nearest
+from medseg.machine.documents import read_document
+from medseg.patches.datamodule import VolumesDataModule
+from medseg.plan.plan import Plan
+from medseg.training.fit import LoggerName, Trainer
+from medseg.training.ranges import require_in_range
+from medseg.training.task import SegmentationTask
+
+COMMANDS = ("fit", "validate", "test")
+GROUPS = {"trainer": Trainer, "data": VolumesDataModule, "model": SegmentationTask}
+
+FOR_ONE_COMMAND = ("config", "run", "ckpt_path", "weights_only")
+"""What one command is told for itself; it stands in no run's config, where another command would read it."""
+
+_KNOBS_OF = {"net_options": "net", "optimizer_options": "optimizer", "init_args": "class_path"}
+_OF_THE_MACHINE = ("accelerator", "devices", "num_nodes", "precision", "strategy")
+
+
+def parse(command: str, words: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
+    """The options of a command: what its configs say, merged in their order, then what the command line says.
+
+    Raises:
+        UsageError: A config cannot be read, an option is unknown or missing, or its value cannot be.
+    """
+    configs, rest = _configs_in(words)
+    config: dict[str, Any] = {}
+    for path in configs:
+        config = merged(config, read_config(path, command))
+    if command != "fit":
+        config, rest = _of_a_finished_run(command, config, rest, given=bool(configs))
+    parser = build_parser(command)
+    try:
+        options = parser.parse_args(["--config", yaml.safe_dump(config), *rest])
+    except ArgumentError as error:
+        raise explain(str(error), command, sorted(action.dest for action in parser._actions)) from None
+    require_in_range(options.as_dict())
+    if options.trainer.default_root_dir is not None:
+        raise UsageError("trainer.default_root_dir is the folder of the run here", "Name it with --run")
+    return parser, options
+
+
+def build_parser(command: str) -> ArgumentParser:
+    """The parser of ``fit``, ``validate`` or ``test``; the network of the latter two is their checkpoint's."""
+    parser = ArgumentParser(prog=f"medseg {command}", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config in YAML; may be repeated")
+    parser.add_argument("--run", type=str, default="data/runs/latest", help="folder of this run")
+    for name in GROUPS if command == "fit" else ("trainer", "data"):
+        kind = GROUPS[name]
+        parser.add_class_arguments(
+            kind, name, instantiate=kind is not Trainer, sub_configs=True, fail_untyped=False, skip={"logger"}
+        )
+    parser.add_argument("--trainer.logger", type=_LoggerOption, default=None, help=_LOGGERS)
+    parser.set_defaults({"trainer.enable_model_summary": False})  # the task says it in a line
+    if command == "fit":
+        parser.add_argument("--seed_everything", type=bool | int, default=0, help="false seeds nothing, true by chance")
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="go on from: last, best or a file")
+        parser.add_argument(
+            "--checkpoint_minutes",
+            type=float,
+            default=5.0,
+            help="minutes between two writes of last.ckpt, beside that after each validation",
+        )
+        parser.link_arguments("data.plan", "model.plan", compute_fn=Plan.to_dict, apply_on="instantiate")
+    else:
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="best (the default), last or a file")
+        parser.add_argument(
+            "--on_training_cases", type=bool, default=False, help="score cases that it was trained on too"
+        )
+    return parser
+
+
+_LoggerOption = LoggerName | Logger | bool | list[LoggerName | Logger] | None
+_LOGGERS = "tensorboard (the default), csv, wandb, mlflow, a class, a list of them, or false; metrics.csv comes always"
+
+
+def read_config(path: Path, command: str) -> dict[str, Any]:
+    """What a config says to a command.
+
+    The config of a run says what was trained, not where to and from which checkpoint: that was for its own command.
+
+    Raises:
+        UsageError: It cannot be read, or is no table of options.
+    """
+    try:
+        found = read_document(path)
+    except DataError as error:
+        raise UsageError(f"{error.path} {error.problem}", error.remedy) from None
+    found = {} if found is None else found
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UsageError(f"{path} is no table of options", "Write it as model: {lr: 0.01}, or compare with configs/")
+    if found.keys() & set(COMMANDS) and not found.keys() - set(COMMANDS):  # as Lightning's own command line writes it
+        found = found.get(command) or {}
+    of_a_run = path.name == Run(path.parent).config.name and Run(path.parent).checkpoints.is_dir()
+    return {key: value for key, value in found.items() if not (of_a_run and key in FOR_ONE_COMMAND)}
+
+
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Two tables as one, in which the newer wins; the knobs of what it names anew are not those of before.
+
+    Example:
+        >>> merged({"net": "unet", "net_options": {"features": [8]}}, {"net_options": {"dropout": 0.1}})
+        {'net': 'unet', 'net_options': {'features': [8], 'dropout': 0.1}}
+        >>> merged({"net": "unet", "net_options": {"features": [8]}}, {"net": "vnet"})
+        {'net': 'vnet'}
+    """
+    renamed = {knobs for knobs, of in _KNOBS_OF.items() if of in old and new.get(of, old[of]) != old[of]}
+    found = {key: value for key, value in old.items() if key not in renamed}
+    for key, value in new.items():
+        before = found.get(key)
+        found[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return found
+
+
+def _configs_in(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The configs that are named on a command line, wherever they stand, and the other words."""
+    configs, rest, left = [], [], iter(words)
+    for word in left:
+        name, equals, value = word.partition("=")
+        if name not in ("--config", "-c"):
+            rest.append(word)
+            continue
+        value = value if equals else next(left, "")
+        if not value:
+            raise UsageError("--config is empty", "Give the path of a file")
+        configs.append(Path(value))
+    return configs, rest
+
+
+def _of_a_finished_run(
+    command: str, config: dict[str, Any], words: list[str], *, given: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """What ``test`` and ``validate`` take of a training's config: its data, and the devices that it asks for."""
+    run, checkpoint = (_value_of(words, name) for name in ("--run", "--ckpt_path"))
+    if not given and not {"-h", "--help"} & set(words):
+        of = Run(Path(run)) if run else Run.holding(checkpoint or ".")
+        if not of.config.is_file():
+            raise UsageError(f"{command} needs the run it is about", "Name its folder with --run, or give a --config")
+        config = read_config(of.config, command)
+        words = [*words, *([] if run else ["--run", str(of.path)])]
+    trainer, data = config.get("trainer") or {}, dict(config.get("data") or {})
+    for name in ("store", "split"):
+        if data.get(name) and run:
+            data[name] = str(_near(Path(str(data[name])), Path(run)))
+    kept = {name: value for name, value in trainer.items() if name in _OF_THE_MACHINE and not isinstance(value, dict)}
+    return {"data": data, "trainer": kept}, words
+
+
+def _value_of(words: Sequence[str], name: str) -> str:
+    """The last value of an option on the command line; empty where it has none."""
+    found = ""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        given, equals, value = word.partition("=")
+        found = (value if equals else after) if given == name else found
+    return found
+
+
+def _near(path: Path, run: Path) -> Path:
+    """A relative path of a run's config, seen from where its training was started: a folder above the run."""
+    above = run.resolve().parents
+    return path if path.exists() else next((place / path for place in above if (place / path).exists()), path)
+
+
+def explain(message: str, command: str, legal: Sequence[str]) -> UsageError:
+    """Turn a parser's message into our sentence, with the nearest legal key where one was misspelt.
+
+    Example:
+        >>> print(explain("Group 'model' does not accept option 'los'", "fit", ["model.loss", "data.store"]))
+        there is no option 'model.los', did you mean 'model.loss'. See medseg fit --help for all of them.
+    """
+    text = " ".join(message.split())
+    for pattern, answer in _ANSWERS.items():
+        found = re.search(pattern, text)
+        if found:
+            return answer(found, command, legal)
+    return UsageError(text.rstrip("."), "Correct the config or the command line")
+
+
+def _unknown(found: re.Match[str], command: str, legal: Sequence[str]) -> UsageError:
+    key = ".".join(filter(None, found.groups()))
+    if command != "fit" and key.startswith("model."):
+        return UsageError(f"{key} is no option of medseg {command}", "Leave it out: the network is the checkpoint's")
+    name = key.rpartition(".")[2]
+    meant = [word for word in legal if word.startswith(key) or word.rpartition(".")[2] == name]
+    meant = meant or [word for word in [nearest(key, list(legal)) or _nearest_part(key, legal)] if word]
+    hint = f", did you mean {' or '.join(map(repr, sorted(meant, key=lambda word: word.count('.'))))}" if meant else ""
+    return UsageError(f"there is no option {key!r}{hint}", f"See medseg {command} --help for all of them")
+
+
+def _nearest_part(key: str, legal: Sequence[str]) -> str:
+    """The legal key whose group or name is spelt most like the one given."""
+    group, _, name = key.partition(".")
+    groups = sorted({word.split(".")[0] for word in legal})
+    ours = [word for word in legal if word.startswith(f"{nearest(group, groups)}.")]
+    close = nearest(name, [word.partition(".")[2] for word in (ours or legal)])
+    return next((word for word in (ours or legal) if close and word.partition(".")[2] == close), "")
+
+
+def _missing_of_class(found: re.Match[str], command: str, legal: Sequence[str]) -> UsageError:
+    key, kind, names = found.groups()
+    options = ", ".join(f"--{key}.{name}" for name in names.split(", "))
+    return UsageError(f"{key}: {kind.rpartition('.')[2]} lacks {names}", f"Give it with {options}, or as its init_args")
+
+
+def _wrong(found: re.Match[str], command: str, legal: Sequence[str]) -> UsageError:
+    key, reason = found.groups()
+    _, _, value = reason.rpartition("value: ")
+    problem = re.search(r"Problem with given class_path '([^']+)': (.+?)(?= - Expected| Given value|$)", reason)
+    kinds = _in_words(_hints(key))
+    if problem:
+        return UsageError(f"{key}: {problem[1]}: {problem[2].rstrip('.')}", "Correct that value")
+    if not value or not kinds:
+        return UsageError(f"{key}: {reason.rstrip('.')}", "Correct that value")
+    close = nearest(value, kinds)
+    told = f"{key} is {value!r}, expected {' or '.join(kinds) if len(kinds) < 3 else 'one of ' + ', '.join(kinds)}"
+    return UsageError(told, f"Did you mean {close}" if close else "Correct that value")
+
+
+def _hints(key: str) -> Any:
+    """The annotation of an option."""
+    group, _, name = key.partition(".")
+    if key == "trainer.logger":
+        return _LoggerOption
+    kinds = GROUPS[group].__mro__[:2] if group in GROUPS else ()
+    found = [get_type_hints(vars(kind)["__init__"]).get(name) for kind in kinds]
+    return next((hint for hint in found if hint is not None), None)
+
+
+def _in_words(kind: Any) -> list[str]:
+    """What an annotation allows, a phrase each.
+
+    Example:
+        >>> _in_words(Literal["auto"] | int | tuple[int, int] | None)
+        ['auto', 'a whole number', 'a list of 2 whole numbers']
+    """
+    origin, of = get_origin(kind), [part for part in get_args(kind) if part not in (type(None), ...)]
+    if kind in _KINDS:
+        return [_KINDS[kind]]
+    if origin is Literal:
+        return [str(value) for value in of]
+    if origin in (Union, UnionType):
+        return list(dict.fromkeys(phrase for part in of for phrase in _in_words(part)))
+    if origin is dict:
+        return ["a table {name: value}"]
+    if origin is not None and of:
+        return [f"a list of {f'{len(of)} ' if origin is tuple else ''}{_in_words(of[0])[0].removeprefix('a ')}s"]
+    return [f"a {kind.__name__}"] if isinstance(kind, type) else []
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+_ANSWERS: dict[str, Callable[[re.Match[str], str, Sequence[str]], UsageError]] = {
+    r"Group '([^']+)' does not accept option '([^']+)'": _unknown,
+    r"^Option '([^']+)' is not accepted|unrecognized arguments: --([^\s=]+)": _unknown,
+    r"unrecognized arguments: (\S+)": lambda found, command, legal: UsageError(
+        f"{found[1]} is no option", "Give a config with --config FILE, and values behind the name of their option"
+    ),
+    r"argument (\S+): expected one argument": lambda found, command, legal: UsageError(
+        f"{found[1]} has no value", "Write one behind it"
+    ),
+    r"^Parser key \"([^\"]+)\":.*class_path '([^']+)': the following arguments are required: ([\w, ]+?)(?= -|$)": (
+        _missing_of_class
+    ),
+    r"^the following arguments are required: (.+)": lambda found, command, legal: UsageError(
+        f"{', '.join(f'--{name}' for name in found[1].split(', '))} is missing",
+        "Give it on the command line or in the config",
+    ),
+    r"^Parser key \"([^\"]+)\":\s*(.+)": _wrong,
+}
+"""How the parser says it -> how we do."""

@@ -1,0 +1,88 @@
+"""The data that a job stands for: which cases train it and which are held out, each by its content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import DataError, listed
+from medseg.plan.plan import Plan
+from medseg.store.identity import identity
+from medseg.store.store import Store
+
+
+@dataclass(frozen=True)
+class JobData:
+    """The cases of one training and its test.
+
+    Attributes:
+        train: Case -> letters that change with its files and how it was prepared, as `medseg.store.identity` tells.
+        held_out: The same of the cases that are tested.
+        plan: The plan as plain data.
+    """
+
+    train: Mapping[str, str]
+    held_out: Mapping[str, str]
+    plan: Mapping[str, Any]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> JobData:
+        """Rebuild from plain data."""
+        return cls(dict(data["train"]), dict(data["held_out"]), dict(data["plan"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def differs(self, now: JobData) -> str:
+        """What is no longer as it was, for a sentence, with the names of the cases; empty if all is.
+
+        Example:
+            >>> before = JobData({"a": "1", "b": "2"}, {"c": "3"}, {})
+            >>> before.differs(JobData({"a": "9"}, {"c": "3", "d": "4"}, {}))
+            'd is new, b is gone, a was changed'
+        """
+        there, here = ({**data.train, **data.held_out} for data in (self, now))
+        both = [case for case in there if case in here]
+        changed = [case for case in both if there[case] != here[case]]
+        moved = [case for case in both if case not in changed and (case in self.train) != (case in now.train)]
+        fields = [name for name, value in now.plan.items() if self.plan.get(name) != value]
+        kinds = (
+            ([case for case in here if case not in there], "is new", "are new"),
+            ([case for case in there if case not in here], "is gone", "are gone"),
+            (changed, "was changed", "were changed"),
+            (moved, "is in another part of the split", "are in another part of the split"),
+            (fields, "of the plan was changed", "of the plan were changed"),
+        )
+        return ", ".join(f"{listed(cases)} {many if len(cases) > 1 else one}" for cases, one, many in kinds if cases)
+
+
+def data_of(letters: Mapping[str, str], plan: Plan, train: Sequence[str], held_out: Sequence[str]) -> JobData:
+    """The data of a training on some cases of a store.
+
+    Args:
+        letters: Of all its cases, as `medseg.store.identity.identity` tells.
+        plan: What the training uses.
+        train: Names of the cases that train.
+        held_out: Names of the cases that are tested.
+    """
+    ours, theirs = ({case: letters[case] for case in cases} for cases in (train, held_out))
+    return JobData(ours, theirs, json.loads(json.dumps(plan.to_dict())))
+
+
+def require_unchanged(store: Path, letters: Mapping[str, str]) -> None:
+    """Refuse results of trainings while which the store was prepared anew.
+
+    Args:
+        store: Its folder.
+        letters: Of all its cases, from before.
+
+    Raises:
+        DataError: It was.
+    """
+    change = JobData(letters, {}, {}).differs(JobData(identity(Store(store)), {}, {}))
+    if change:
+        raise DataError(store, f"was prepared anew meanwhile: {change}", "Remove what is in --output, and run it again")

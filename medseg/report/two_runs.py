@@ -1,0 +1,131 @@
+"""Two evaluations of the same cases held against each other: is the difference real, and where is it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from medseg.errors import DataError, UsageError, listed, nearest
+from medseg.report.ranking import Ranking, rank_runs
+from medseg.report.rows import MEASURES, CaseRow
+from medseg.report.scores import doubts, read_scores, require_same_references
+
+FIRST, SECOND = "first", "second"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One organ of one case in both runs."""
+
+    case: str
+    organ: str
+    a: float
+    b: float
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """What two runs have in common and where they differ.
+
+    Attributes:
+        measure: The compared column of cases.csv.
+        organs: A ranking per organ of the `FIRST` and the `SECOND` run, which is tested against the first.
+        changes: Every common case and organ, largest change first.
+        only: What only one run scored: in words, whose and what -> names.
+        doubts: What cannot be known of it, a sentence each.
+    """
+
+    measure: str
+    organs: tuple[Ranking, ...]
+    changes: tuple[Change, ...]
+    only: Mapping[str, Sequence[str]]
+    doubts: Sequence[str]
+
+
+def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
+    """Compare two evaluations case by case, organ by organ, over the cases that both scored.
+
+    Args:
+        a: A cases.csv, or the folder that holds it.
+        b: The same of the other run.
+        measure: A column of cases.csv.
+
+    Raises:
+        DataError: A file cannot be read, the two share no case, or scored one against different labels.
+        UsageError: The measure is unknown.
+    """
+    if measure not in MEASURES:
+        guess = nearest(measure, list(MEASURES)) or MEASURES[0]
+        raise UsageError(f"{measure!r} is no column of cases.csv", f"Did you mean {guess}")
+    scores = [read_scores(path) for path in (a, b)]
+    first, second = ({(row.case, row.organ): row for row in one.rows} for one in scores)
+    common = [key for key in first if key in second]
+    if not common:
+        raise DataError(b, f"shares no case and organ with {a}", "Evaluate both runs on the same cases")
+    require_same_references(scores)
+    rows = {FIRST: [first[key] for key in common], SECOND: [second[key] for key in common]}
+    _, *organs = rank_runs(rows, baseline=FIRST, measures=(measure,))
+    changes = (Change(*key, first[key].value(measure), second[key].value(measure)) for key in common)
+    largest = sorted(changes, key=lambda change: (-abs(change.b - change.a), change.case, change.organ))
+    return RunComparison(measure, tuple(organs), tuple(largest), _only(first, second), doubts(scores))
+
+
+def _only(first: Mapping[tuple[str, str], CaseRow], second: Mapping[tuple[str, str], CaseRow]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for place, what in enumerate(("", ", organs")):
+        ours, theirs = ({key[place] for key in run} for run in (first, second))
+        found |= {f"{FIRST} run{what}": sorted(ours - theirs), f"{SECOND} run{what}": sorted(theirs - ours)}
+    return found
+
+
+def print_comparison(comparison: RunComparison, console: Console | None = None, *, most_changed: int = 10) -> None:
+    """Print the organs, then the cases that changed most, then what only one run has and what cannot be known."""
+    console = console or Console()
+    console.print(comparison_table(comparison))
+    changed = [change for change in comparison.changes[:most_changed] if change.a != change.b]
+    console.print(changes_table(changed) if changed else "No case changed.")
+    told = [f"Only in the {whose}: {listed(names, most=20)}" for whose, names in comparison.only.items() if names]
+    for line in (*told, *comparison.doubts):
+        console.print(escape(line), soft_wrap=True, highlight=False)
+
+
+def comparison_table(comparison: RunComparison) -> Table:
+    """Lay out a row per organ; an asterisk marks a corrected p below 0.05."""
+    heads = ("cases", FIRST, SECOND, "median change", "higher", "lower", "p (Holm)")
+    table = _table(f"{comparison.measure}, second run against first", "organ", heads)
+    for ranking in comparison.organs:
+        first, second = (ranking.entry(title) for title in (FIRST, SECOND))
+        table.add_row(
+            escape(ranking.organ),
+            str(second.cases),
+            *(f"{entry.mean[comparison.measure]:.3f}" for entry in (first, second)),
+            f"{second.median_change:+.4f}",
+            str(second.higher),
+            str(second.lower),
+            f"{second.p_holm:.2g}{' *' * second.differs}",
+        )
+    return table
+
+
+def changes_table(changes: Sequence[Change]) -> Table:
+    """Lay out cases and organs whose value changed."""
+    table = _table("Changed most", "case", (FIRST, SECOND, "change"), folded="organ")
+    for one in changes:
+        table.add_row(escape(one.case), escape(one.organ), f"{one.a:.3f}", f"{one.b:.3f}", f"{one.b - one.a:+.3f}")
+    return table
+
+
+def _table(title: str, name: str, heads: Sequence[str], *, folded: str = "") -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column(name, overflow="fold", min_width=10)
+    if folded:
+        table.add_column(folded, overflow="fold")
+    for heading in heads:
+        table.add_column(heading, justify="right")
+    return table

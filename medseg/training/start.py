@@ -1,0 +1,97 @@
+"""Where a training begins, and how it takes possession of its run folder: nothing is written before it may begin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from medseg.checkpoints.reading import read_to_go_on
+from medseg.checkpoints.run import Run
+from medseg.errors import CheckpointError, UsageError
+from medseg.machine.files import locked, require_writable, write_text
+from medseg.plan.plan import Plan
+from medseg.training.metrics_log import forget_steps
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins: with a checkpoint and the steps that it has behind it, or with neither."""
+
+    checkpoint: Path | None = None
+    step: int = 0
+
+
+def find_start(run: Run, resume_from: str | None) -> Start:
+    """Find what to go on from.
+
+    ``last`` in a folder without checkpoints begins anew, so that a script may always ask for it; a job that SLURM
+    requeued goes on without asking.
+
+    Args:
+        run: Where it will be.
+        resume_from: ``last``, ``best``, a file, or None to begin anew.
+
+    Raises:
+        UsageError: The folder holds checkpoints and the run is not asked to go on from one.
+        CheckpointError: It is asked to go on from one that does not exist or cannot be read.
+        DataError: The folder cannot be written.
+    """
+    if resume_from is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+        resume_from = "last"
+    found = [path for path in (run.last, run.best) if path.is_file()]
+    if resume_from is None:
+        _require_fresh(run)
+    require_writable(run.path, remedy="Choose another folder with --run")
+    if resume_from is None:
+        return Start()
+    if resume_from == "last" and not found:
+        rank_zero_info(f"{run.path} holds no checkpoint yet: training begins with the first step")
+        return Start()
+    # a kill between the very first best.ckpt and last.ckpt leaves only the one, which holds as much
+    path = found[0] if resume_from == "last" else run.checkpoint(resume_from)
+    checkpoint = read_to_go_on(path)
+    _require_plan(path, checkpoint["hyper_parameters"].get("plan"))
+    rank_zero_info(f"training goes on after step {checkpoint['global_step']}, from {path}")
+    return Start(path, checkpoint["global_step"])
+
+
+@contextmanager
+def taken(run: Run, start: Start, config: str) -> Iterator[None]:
+    """Have a run folder for one training alone: with its config in it, and without the log of what is done again.
+
+    The system lets go of the folder when the process ends, however that comes about.
+
+    Args:
+        run: The folder.
+        start: Where the training begins.
+        config: The whole config.
+
+    Raises:
+        DataError: Another process trains in the folder, or it cannot be written.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    with locked(run.path / ".training.lock"):
+        if start.checkpoint is None:  # another one may have begun and ended meanwhile
+            _require_fresh(run)
+        forget_steps(run.metrics, since=start.step)
+        write_text(run.config, config, remedy="Free space, or choose another folder with --run")
+        yield
+
+
+def _require_fresh(run: Run) -> None:
+    if run.last.is_file() or run.best.is_file():
+        raise UsageError(f"{run.path} already holds a training", "Go on with --ckpt_path last, or choose another --run")
+
+
+def _require_plan(path: Path, plan: Any) -> None:
+    try:
+        Plan.from_dict(plan)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        problem = f"holds no plan that this version of medseg understands ({' '.join(str(error).split())})"
+        raise CheckpointError(path, problem, "Start from its weights with --model.init_from") from None
