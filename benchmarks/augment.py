@@ -20,7 +20,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -40,8 +39,9 @@ from monai.data import set_track_meta
 from scipy import ndimage
 
 from medseg.patches.augment import augment
-from medseg.patches.draw import Geometry, draw
-from medseg.patches.settings import Augmentation
+from medseg.patches.draw import draw
+from medseg.patches.geometry import Geometry
+from medseg.patches.settings import PRESETS
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 ANGLE = math.radians(30)
@@ -60,11 +60,11 @@ def crops(shape: tuple[int, ...], *, batch: int, labels: int) -> Batch:
 
 def ours(patch: tuple[int, int, int], *, always: bool, nearest: bool) -> Callable[[Batch], Batch]:
     """The batch as one."""
-    settings, grid, step = Augmentation(), Geometry(patch, (1.0, 1.0, 1.0), (0, 1, 2)), count()
+    settings, grid, step = PRESETS["full"], Geometry(patch, (1.0, 1.0, 1.0), (0, 1, 2)), count()
     if always:
-        names = [name for name in Augmentation.__dataclass_fields__ if name.endswith("_probability")]
-        settings = replace(settings, **(dict.fromkeys(names, 1.0) | {"elastic_probability": 0.0}))
-        settings = replace(settings, bias_probability=0.0, mirror_probability=0.5)
+        names = {one.row.name for one in settings.strengths} - {"elastic", "bias"}
+        channels = {f"{name}_channel" for name in ("blur", "low_resolution")}
+        settings = settings.but(**{f"{name}_probability": 1.0 for name in names | channels})
 
     def run(batch: Batch) -> Batch:
         keys = [(0, next(step), sample) for sample in range(len(batch[0]))]
@@ -142,7 +142,7 @@ def monais(patch: tuple[int, int, int], *, always: bool, nearest: bool) -> Calla
 def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Patches per second of each, by the wall clock and by processor time."""
     patch: tuple[int, int, int] = tuple(options.patch)
-    margins = [2 * math.ceil(size * Augmentation().margin / 2) + size for size in patch]
+    margins = [2 * math.ceil(size * PRESETS["full"].margin / 2) + size for size in patch]
     batch = crops(tuple(margins), batch=options.batch, labels=options.labels)
     made = {"medseg": ours, "MONAI": monais, "batchgeneratorsv2": batchgenerators}
     runners = {name: make(patch, always=options.always, nearest=options.nearest) for name, make in made.items()}

@@ -84,6 +84,17 @@ class InterruptionError(MedsegError):
         super().__init__(f"stopped by {self.signum.name} {outcome}. {remedy}.")
 
 
+def meant(word: object, legal: Iterable[str]) -> str:
+    """The clause that ends a sentence about a word nobody knows, or an empty string.
+
+    Example:
+        >>> f"there is no loss 'dcie'{meant('dcie', ['dice', 'focal'])}"
+        "there is no loss 'dcie', did you mean 'dice'"
+    """
+    found = nearest(str(word), list(legal))
+    return f", did you mean {found!r}" if found else ""
+
+
 def nearest(word: str, legal: list[str]) -> str:
     """Name the legal word a misspelt one was most likely meant to be, or an empty string.
 

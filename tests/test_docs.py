@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -94,6 +95,11 @@ def commands(body):
 def is_shell(block):
     known = {"medseg", "make", "pip", "python", "git"}
     return block.language in SHELL - {""} or (block.language == "" and block.body.split(maxsplit=1)[0] in known)
+
+
+def test_pages_made_from_tables_are_up_to_date():
+    for name, page in runpy.run_path(str(DOCS / "tables.py"))["PAGES"].items():
+        assert (DOCS / name).read_text(encoding="utf-8") == page(), "run: python docs/tables.py"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import medseg
 from medseg.cli.commands import COMMANDS
-from medseg.errors import MedsegError, nearest
+from medseg.errors import MedsegError, meant
 
 LIGHTNING_COMMANDS = {
     "fit": "train a network",
@@ -26,7 +26,7 @@ _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser that answers a misspelt option or command with the nearest legal one."""
+    """An argument parser that answers a misspelt option or command with the meant legal one."""
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and what was probably meant; exit status 2."""
@@ -39,9 +39,8 @@ class _Parser(argparse.ArgumentParser):
             if chosen
             else [word.split("=")[0].strip(",:") for word in message.split() if word[:2] == "--"]
         )
-        hints = [nearest(word, legal) for word in words if word not in legal]
-        hint = f", did you mean {hints[0]}?" if hints and hints[0] else "."
-        self.exit(2, f"{self.prog}: {message}{hint} See {self.prog} --help.\n")
+        hint = next((meant(word, legal) for word in words if word not in legal), "")
+        self.exit(2, f"{self.prog}: {message}{hint}. See {self.prog} --help.\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from medseg.checkpoints.facts import read_facts
 from medseg.checkpoints.run import Run
 from medseg.cli.command import report_failures, say
 from medseg.cli.config import FOR_ONE_COMMAND, parse
-from medseg.errors import DataError, InterruptionError, UsageError
+from medseg.errors import DataError, InterruptionError, UsageError, listed
 from medseg.machine.hardware import keep_freed_memory
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
@@ -209,7 +209,7 @@ def _require_same_labels(trained: Plan, given: Plan, store: Path) -> None:
     if trained.labels != given.labels or trained.modalities != given.modalities:
         raise DataError(
             store,
-            f"holds the labels {', '.join(given.organs)} of {', '.join(given.modalities)}, "
-            f"the checkpoint was trained on {', '.join(trained.organs)} of {', '.join(trained.modalities)}",
+            f"holds the labels {listed(given.organs)} of {', '.join(given.modalities)}, "
+            f"the checkpoint was trained on {listed(trained.organs)} of {', '.join(trained.modalities)}",
             "Give the store that it was trained on",
         )

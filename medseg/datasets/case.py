@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medseg.datasets.layout import Files, list_files
 from medseg.datasets.manifest import LabelValue, Manifest, read_manifest
-from medseg.errors import DataError, nearest
+from medseg.errors import DataError, meant
 from medseg.space.nifti import NIFTI_ENDINGS, read_labels, read_volume, require_finite
 from medseg.space.volume import Volume, same_place
 
@@ -304,9 +304,8 @@ def _require_known(file: Path, manifest: Manifest, ids: list[str]) -> None:
             )
     for key, table in (("patients", manifest.patients), ("annotated", manifest.annotated)):
         for case in sorted(set(table) - set(ids)):
-            guess = nearest(case, ids)
             raise DataError(
-                file, f'names an unknown case {case!r} in "{key}"', f"Did you mean {guess!r}" if guess else "Remove it"
+                file, f'names an unknown case {case!r} in "{key}"{meant(case, ids)}', "Correct or remove it"
             )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import DataError, nearest
+from medseg.errors import DataError, listed, meant
 from medseg.machine.documents import parse_document, read_text
 
 LabelValue = int | tuple[int, ...]
@@ -188,10 +188,6 @@ def _annotated(file: Path, content: dict[str, Any], organs: tuple[str, ...]) -> 
     for case, names in table.items():
         for name in names:
             if name not in organs:
-                guess = nearest(str(name), list(organs))
-                raise DataError(
-                    file,
-                    f'names an unknown label {name!r} in "annotated" for case {case!r}',
-                    f"Did you mean {guess!r}" if guess else f"Choose from {', '.join(organs)}",
-                )
+                problem = f'names an unknown label {name!r} in "annotated" for case {case!r}{meant(name, organs)}'
+                raise DataError(file, problem, f"Choose from {listed(organs)}")
     return {case: tuple(names) for case, names in table.items()}

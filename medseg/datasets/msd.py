@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from medseg.errors import UsageError, nearest
+from medseg.errors import UsageError, meant
 
 MIRROR = "https://msd-for-monai.s3-us-west-2.amazonaws.com"
 """Where MONAI publishes the archives; the table's MD5 sums are of these files."""
@@ -154,7 +154,7 @@ def find_task(name: str) -> MsdTask:
     """Look a task up by its full name, its number or its organ, in any case.
 
     Raises:
-        UsageError: There is none; names the nearest.
+        UsageError: There is none; names the meant.
 
     Example:
         >>> find_task("spleen").name, find_task("9").name, find_task("Task09").name
@@ -166,7 +166,6 @@ def find_task(name: str) -> MsdTask:
         spellings |= dict.fromkeys((task.name.lower(), f"task{number}", organ.lower(), number, str(int(number))), task)
     wanted = name.strip().lower()
     if wanted not in spellings:
-        guess = nearest(wanted, list(spellings))
-        remedy = f"Did you mean {spellings[guess].name}" if guess else f"Choose from {', '.join(TASKS)}"
-        raise UsageError(f"there is no Decathlon task {name!r}", remedy)
+        problem = f"there is no Decathlon task {name!r}{meant(name, [task.name for task in spellings.values()])}"
+        raise UsageError(problem, f"Choose from {', '.join(TASKS)}")
     return spellings[wanted]

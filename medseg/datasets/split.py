@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from medseg.errors import DataError, UsageError, nearest
+from medseg.errors import DataError, UsageError, meant
 from medseg.machine.documents import read_document
 
 
@@ -121,9 +121,8 @@ def _ids(path: Path, number: int, side: str, entry: Any, patient_of: Mapping[str
         if not isinstance(case, str):
             raise DataError(path, f"has {case!r} in fold {number}, which is not text", "Put quotes around case ids")
         if case not in patient_of:
-            guess = nearest(case, list(patient_of))
-            remedy = f"Did you mean {guess!r}" if guess else "Remove it, or add the case to the dataset"
-            raise DataError(path, f"names an unknown case {case!r} in {side} of fold {number}", remedy)
+            problem = f"names an unknown case {case!r} in {side} of fold {number}{meant(case, patient_of)}"
+            raise DataError(path, problem, "Correct or remove it, or add the case to the dataset")
         if ids.count(case) > 1:
             raise DataError(path, f"names case {case!r} twice in {side} of fold {number}", "Keep it once")
     return ids

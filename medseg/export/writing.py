@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from medseg.errors import CheckpointError, DataError, UsageError, nearest
+from medseg.errors import CheckpointError, DataError, UsageError, meant
 from medseg.export.bundle import write_bundle
 from medseg.export.graph import write_onnx, write_program
 from medseg.export.model import Model, facts, patches_of, read_model
@@ -60,9 +60,9 @@ def export(checkpoint: Path, output: Path, *, form: str = "onnx", image: Volume 
         DataError: The folder cannot be written, or the image does not fit.
     """
     if form not in FORMATS:
-        hint = nearest(form, list(FORMATS))
-        said = f", did you mean {hint}" if hint else ""
-        raise UsageError(f"there is no export format {form!r}{said}", f"Choose one of {', '.join(FORMATS)}")
+        raise UsageError(
+            f"there is no export format {form!r}{meant(form, FORMATS)}", f"Choose one of {', '.join(FORMATS)}"
+        )
     model = read_model(checkpoint)
     patches = _patches(model, image)
     try:

@@ -30,7 +30,7 @@ AHEAD_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FolderOutcome:
     """What a prediction over a folder came to.
 
     Attributes:
@@ -46,7 +46,7 @@ class Outcome:
 
 def predict_cases(
     predictor: Predictor, source: Path, output: Path, *, save_probabilities: bool = False, overwrite: bool = False
-) -> Outcome:
+) -> FolderOutcome:
     """Segment an image or a folder of images, each written as ``CASE.nii.gz`` on the grid of its image.
 
     While the network works on one image, the next is read and the last is cleaned and written, one of each. A case that
@@ -87,7 +87,7 @@ def predict_cases(
             del read
             log.info("%d of %d: %s", number, len(todo), case)
         _collect(results, pending)
-    return Outcome(
+    return FolderOutcome(
         tuple(work.label_file(case) for case in todo if results[case] is None),
         (*doubles, *(problem for case in todo if (problem := results[case]) is not None)),
         tuple(work.label_file(case) for case in cases if case not in todo),

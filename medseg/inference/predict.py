@@ -21,7 +21,7 @@ from medseg.inference.clean import Rule, Rules, clean, rules_from_plain, rules_t
 from medseg.inference.restore import restore
 from medseg.machine.files import digest_of
 from medseg.machine.hardware import best_precision
-from medseg.patches.draw import geometry_of
+from medseg.patches.geometry import geometry_of
 from medseg.patches.stitch import Predict, mirrored, stitched_slabs, sweep_axis
 from medseg.plan.grid import GridChange, to_plan_grid
 from medseg.plan.plan import Plan

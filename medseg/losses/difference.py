@@ -15,8 +15,7 @@ from medseg.types import PerClass
 
 @loss(
     family="region",
-    paper="Sun et al. 2023, Boundary difference over union loss for medical image segmentation, arXiv 2308.00220, "
-    "Eq. 2",
+    paper="Sun et al. 2023, Boundary difference over union loss for medical image segmentation, arXiv 2308.00220",
     batch=False,
     handles=("imbalance", "boundary", "missing"),
     range="[0, 1]",

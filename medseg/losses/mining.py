@@ -14,7 +14,7 @@ from medseg.losses.table import Reduced, loss
 @loss(
     family="distribution",
     paper="Wu et al. 2016, High-performance semantic segmentation using very deep fully convolutional networks, "
-    "arXiv 1604.04339, Eq. 2; Shrivastava et al. 2016, arXiv 1604.03540",
+    "arXiv 1604.04339; Shrivastava et al. 2016, arXiv 1604.03540",
     handles=("imbalance",),
     excepts={"rank": "volumes of the test have fewer voxels than min_kept, where the threshold decides nothing"},
 )

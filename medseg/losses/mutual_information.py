@@ -17,7 +17,7 @@ RIDGE = 5e-4
 
 @loss(
     family="region",
-    paper="Zhao et al. 2019, Region mutual information loss for semantic segmentation, arXiv 1910.12037, Eq. 14-16",
+    paper="Zhao et al. 2019, Region mutual information loss for semantic segmentation, arXiv 1910.12037",
     alone=False,
     cost="maps",
     handles=("boundary",),

@@ -19,7 +19,7 @@ REVERSED = 4.0
 @loss(
     family="distribution",
     paper="Zhang and Sabuncu 2018, Generalized cross entropy loss for training deep neural networks with noisy labels, "
-    "arXiv 1805.07836, Eq. 6 and 9",
+    "arXiv 1805.07836",
     alone=False,
 )
 def generalized_cross_entropy(x: Comparison, *, q: float = 0.7, truncation: float = 0.0) -> PerVoxel:
@@ -52,7 +52,7 @@ def generalized_cross_entropy(x: Comparison, *, q: float = 0.7, truncation: floa
 
 @loss(
     family="distribution",
-    paper="Wang et al. 2019, Symmetric cross entropy for robust learning with noisy labels, arXiv 1908.06112, Eq. 7",
+    paper="Wang et al. 2019, Symmetric cross entropy for robust learning with noisy labels, arXiv 1908.06112",
     alone=False,
 )
 def symmetric_cross_entropy(x: Comparison, *, alpha: float = 0.1, beta: float = 1.0) -> PerVoxel:
@@ -80,7 +80,7 @@ def symmetric_cross_entropy(x: Comparison, *, alpha: float = 0.1, beta: float = 
 @loss(
     family="region",
     paper="Wang et al. 2020, A noise-robust framework for automatic segmentation of COVID-19 pneumonia lesions from CT "
-    "images, IEEE TMI 39(8), Eq. 5",
+    "images, IEEE TMI 39(8)",
     batch=False,
     soft=True,
     handles=("imbalance", "missing"),

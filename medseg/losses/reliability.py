@@ -19,7 +19,7 @@ FEWEST = 0.01
 @loss(
     family="region",
     paper="Barfoot et al. 2024, Average calibration error: a differentiable loss for improved reliability in image "
-    "segmentation, arXiv 2403.06759, Eq. 3; soft bins: Barfoot et al. 2025, arXiv 2506.03942",
+    "segmentation, arXiv 2403.06759; soft bins: Barfoot et al. 2025, arXiv 2506.03942",
     batch=False,
     alone=False,
     range="[0, 1]",

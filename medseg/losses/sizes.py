@@ -18,7 +18,7 @@ ABOUT: dict[str, Any] = {"family": "region", "batch": False, "alone": False, "ha
 
 
 @loss(
-    paper="Kervadec et al. 2019, Constrained-CNN losses for weakly supervised segmentation, arXiv 1805.04628, Eq. 3",
+    paper="Kervadec et al. 2019, Constrained-CNN losses for weakly supervised segmentation, arXiv 1805.04628",
     **ABOUT,
 )
 def size_penalty(x: Comparison, *, low: Weights = None, high: Weights = None, margin: float = 0.1) -> PerClass:
@@ -48,7 +48,7 @@ def size_penalty(x: Comparison, *, low: Weights = None, high: Weights = None, ma
 
 @loss(
     paper="Kervadec et al. 2022, Constrained deep networks: Lagrangian optimization via log-barrier extensions, "
-    "arXiv 1904.04205, Eq. 8",
+    "arXiv 1904.04205",
     range="(-∞, ∞)",
     **ABOUT,
 )

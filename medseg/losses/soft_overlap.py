@@ -22,7 +22,7 @@ def compatible_tversky(x: Comparison, *, alpha: float = 0.3, beta: float = 0.7, 
 
     Equation:
         1 - (TP + s) / (TP + α FP + β FN + s),
-        TP = (Σp + Σg - Σ|p - g|) / 2,  FP = Σp - TP,  FN = Σg - TP
+        TP = (Σp + Σg - Σ|p - g|) / 2 = Σ min(p, g),  FP = Σp - TP,  FN = Σg - TP
 
     Use: Soft labels. With hard ones it is tversky; α = β = 1/2 is dice(soft_target=True), α = β = 1 jaccard_metric.
 
@@ -37,14 +37,14 @@ def compatible_tversky(x: Comparison, *, alpha: float = 0.3, beta: float = 0.7, 
         beta: Price of a false negative.
         smooth: Added to TP in both places.
     """
-    tp = (x.sum_p + x.sum_g - x.sum_abs) / 2
-    return overlap_loss(tp, x.sum_p, x.sum_g, alpha=alpha, beta=beta, smooth=smooth)
+    excess = x.sum_p - x.sum_g
+    fp, fn = ((x.sum_abs + sign * excess).clamp_min(0) / 2 for sign in (1, -1))
+    return overlap_loss(x.sum_p - fp, fp, fn, alpha=alpha, beta=beta, smooth=smooth)
 
 
 @loss(
     family="region",
-    paper="Wang et al. 2023, Jaccard metric losses: optimizing the Jaccard index with soft labels, arXiv 2302.05666, "
-    "Eq. 7",
+    paper="Wang et al. 2023, Jaccard metric losses: optimizing the Jaccard index with soft labels, arXiv 2302.05666",
     batch=False,
     soft=True,
     handles=("imbalance", "missing"),

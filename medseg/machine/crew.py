@@ -46,7 +46,7 @@ class Done(Generic[R]):
 
 
 @dataclass
-class Outcome(Generic[R]):
+class Finished(Generic[R]):
     """What became of all cases, by name."""
 
     results: dict[str, R] = field(default_factory=dict)
@@ -69,9 +69,9 @@ class Outcome(Generic[R]):
         raise DataError(where, f"has {len(self.failures)} cases that cannot be used", remedy.removesuffix("."))
 
 
-def run_tasks(work: Callable[[T], R], tasks: Mapping[str, T], *, workers: int | None, title: str) -> Outcome[R]:
+def run_tasks(work: Callable[[T], R], tasks: Mapping[str, T], *, workers: int | None, title: str) -> Finished[R]:
     """Do the same work for every case and gather what comes of it; see `for_each_case`."""
-    outcome: Outcome[R] = Outcome()
+    outcome: Finished[R] = Finished()
     for done in for_each_case(work, tasks, workers=workers, title=title):
         if done.failure is not None:
             outcome.failures[done.name] = done.failure

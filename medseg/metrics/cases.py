@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Integer
 from scipy import ndimage
 
+from medseg.errors import listed
 from medseg.metrics.detection import lesion_f1, match_lesions, volume_ml
 from medseg.metrics.elements import element_distances
 from medseg.metrics.empty import Outcome, distance_without_surfaces_mm, image_diagonal_mm, overlap_score
@@ -154,9 +155,7 @@ def _tolerances_of(tolerance_mm: float | Mapping[str, float], organs: Organs) ->
         return dict.fromkeys(organs, float(tolerance_mm))
     unknown = [name for name in tolerance_mm if name not in organs]
     if unknown:
-        raise ValueError(
-            f"expected tolerances for {', '.join(organs)}, got one for {', '.join(unknown)}; correct the name"
-        )
+        raise ValueError(f"expected tolerances for {listed(organs)}, got one for {listed(unknown)}; correct the name")
     return {name: float(tolerance_mm.get(name, DEFAULT_TOLERANCE_MM)) for name in organs}
 
 

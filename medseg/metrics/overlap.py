@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int64, Integer
 from torch import Tensor
 
+from medseg.errors import listed
 from medseg.metrics.empty import Outcome, outcome, overlap_score
 
 Organs = Mapping[str, int | tuple[int, ...]]
@@ -150,9 +151,7 @@ def count_masks(
         {'either': Counts(tp=1, fp=1, fn=1)}
     """
     if len(prediction) != len(organs):
-        raise ValueError(
-            f"expected {len(organs)} masks ({', '.join(organs)}), got {len(prediction)}; give one per organ"
-        )
+        raise ValueError(f"expected {len(organs)} masks ({listed(organs)}), got {len(prediction)}; give one per organ")
     _require_same_shape(tuple(prediction.shape[1:]), tuple(reference.shape))
     counts = {}
     for mask, (name, values) in zip(prediction, organs.items(), strict=True):

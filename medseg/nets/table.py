@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from inspect import Parameter
+from typing import get_type_hints
 
 from torch import nn
 
-from medseg.errors import UsageError, nearest
+from medseg.errors import UsageError, meant
 from medseg.machine.dotted import named
+from medseg.machine.typed import typed
 from medseg.nets.padding import PadToMultiple, times
 
 Triple = tuple[int, int, int]
@@ -128,9 +130,8 @@ def build_net(name: str, spec: NetSpec, knobs: Mapping[str, Knob] | None = None)
             raise UsageError(f"{name} cannot be built with {chosen} ({told})", "Correct net_options") from None
     if "." in name:
         return _build_foreign(name, spec, chosen)
-    hint = nearest(name, list_nets())
     raise UsageError(
-        f"there is no network {name!r}" + (f", did you mean {hint!r}" if hint else ""),
+        f"there is no network {name!r}{meant(name, list_nets())}",
         f"Choose one of {', '.join(list_nets())}, or the dotted path of an nn.Module class",
     )
 
@@ -144,24 +145,23 @@ def _check_knobs(name: str, builder: Builder, knobs: Mapping[str, Knob]) -> None
                 f"Those that have are {', '.join(deeply_supervised_nets())}",
             )
         if knob not in legal:
-            hint = nearest(knob, legal)
-            raise UsageError(
-                f"network {name!r} has no knob {knob!r}" + (f", did you mean {hint!r}" if hint else ""),
-                f"Its knobs are {', '.join(legal) or 'none'}",
-            )
+            problem = f"network {name!r} has no knob {knob!r}{meant(knob, legal)}"
+            raise UsageError(problem, f"Its knobs are {', '.join(legal) or 'none'}")
         _check_value(name, inspect.signature(builder).parameters[knob], knobs[knob])
 
 
 def _check_value(name: str, knob: Parameter, value: Knob) -> None:
-    """Sizes are whole numbers from 1 up, and as many as the knob wants."""
-    wanted = str(knob.annotation)
-    if "int" not in wanted or value == knob.default:
-        return
-    numbers = value if isinstance(value, list) else [value]
-    several = "list" in wanted
-    if several != isinstance(value, list) or not numbers or not all(type(n) is int and n >= 1 for n in numbers):
-        legal = "a list of whole numbers from 1 up" if several else "a whole number from 1 up"
-        raise UsageError(f"the knob {knob.name} of {name} is {legal}, got {value!r}", "Correct net_options")
+    """A value is of the knob's type, and sizes are numbers from 1 up."""
+    hint = get_type_hints(NETS[name])[knob.name]
+    try:
+        found = typed(value, hint)
+    except ValueError as error:
+        raise UsageError(f"the knob {knob.name} of {name}: {error}", "Correct net_options") from None
+    sizes = found if isinstance(found, list) else [found]
+    if value != knob.default and "int" in str(hint) and not (sizes and all(size >= 1 for size in sizes)):
+        raise UsageError(
+            f"the knob {knob.name} of {name} needs numbers from 1 up, got {value!r}", "Correct net_options"
+        )
 
 
 def _build_foreign(path: str, spec: NetSpec, knobs: Mapping[str, Knob]) -> nn.Module:

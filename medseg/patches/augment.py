@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from medseg.patches.draw import Draw, Geometry
-from medseg.patches.intensity import degrade
+from medseg.patches.draw import Change, Draw
+from medseg.patches.geometry import Geometry
 from medseg.patches.interpolate import IGNORED
 from medseg.patches.spatial import deform
 
@@ -38,19 +38,28 @@ def augment(
 
     Example:
         >>> from medseg.patches.draw import draw
-        >>> from medseg.patches.settings import Augmentation
+        >>> from medseg.patches.settings import augmentation
         >>> grid = Geometry((8, 8, 8), (1.0, 1.0, 1.0), mirror_axes=(0, 1, 2))
-        >>> drawn = draw(Augmentation(), grid, modalities=1, keys=[(0,), (1,)])
+        >>> drawn = draw(augmentation("full"), grid, modalities=1, keys=[(0,), (1,)])
         >>> image, labels = torch.randn(2, 1, 12, 12, 12), torch.ones(2, 12, 12, 12, dtype=torch.int16)
         >>> [tuple(t.shape) for t in augment(image, labels, drawn, grid)]
         [(2, 1, 8, 8, 8), (2, 8, 8, 8)]
     """
     patches, targets = deform(image, labels, draw, geometry.patch_size, nearest=nearest)
-    degrade(patches, draw)
+    for sample, changes in zip(patches, draw.changes, strict=True):
+        _degrade(sample, changes)
     if geometry.swap_labels:
         for sample in np.flatnonzero(draw.flips[:, 0]):
             targets[sample] = swapped(targets[sample], geometry.swap_labels)
     return patches, targets
+
+
+def _degrade(sample: Float[Tensor, "m i j k"], changes: Sequence[Change]) -> None:
+    """Change the intensities of a patch, in place."""
+    generator = torch.Generator(sample.device)
+    for change in changes:
+        chance = {} if change.seed is None else {"generator": generator.manual_seed(change.seed)}
+        change.function(sample if change.modality is None else sample[change.modality], **change.values, **chance)
 
 
 def swapped(labels: Integer[Tensor, "i j k"], pairs: Sequence[tuple[int, int]]) -> Integer[Tensor, "i j k"]:

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from medseg.patches.augment import augment
-from medseg.patches.draw import Draw, Geometry
+from medseg.patches.draw import Draw
+from medseg.patches.geometry import Geometry
 
 
 class Batch(NamedTuple):

@@ -15,7 +15,8 @@ from torch.utils.data import get_worker_info
 
 from medseg.errors import DataError, MedsegError
 from medseg.patches.batch import Batch, Crops
-from medseg.patches.draw import Geometry, draw
+from medseg.patches.draw import draw
+from medseg.patches.geometry import Geometry
 from medseg.patches.interpolate import IGNORED
 from medseg.patches.sample import APPEARANCE, WHERE, Schedule, place_patch
 from medseg.patches.settings import Augmentation

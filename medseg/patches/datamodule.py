@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float64
 
 from medseg.datasets.split import Fold, folds, read_split
-from medseg.errors import DataError, UsageError
+from medseg.errors import DataError, UsageError, listed
 from medseg.machine.crew import free_memory
 from medseg.machine.threads import usable_cores
 from medseg.patches.batch import Batch, Crops, augmented
 from medseg.patches.cutting import Cases, TrainingCrops, WholeVolumes
-from medseg.patches.draw import Geometry, geometry_of
+from medseg.patches.geometry import Geometry, geometry_of
 from medseg.patches.loader import CaseLoader, EpochOrder, RankShare, case_loader
 from medseg.patches.margin import crop_size
 from medseg.patches.sample import Schedule
@@ -57,7 +57,7 @@ class VolumesDataModule(pl.LightningDataModule):
         seed: Of the folds, the patches and their augmentation.
         oversample_foreground: Least share of each batch whose patches contain an organ.
         augmentation: ``none``, ``light``, ``moderate`` (for minutes), ``full`` (nnU-Net's, for days), or a mapping of
-            numbers such as ``{preset: moderate, rotation_deg: 10}``, see `medseg.patches.settings.Augmentation`.
+            settings such as ``{preset: moderate, rotation_deg: 10}``, see docs/augmentations.md.
         cache: ``memory`` keeps decoded volumes, in each worker its own; ``disk`` never does; ``auto`` does when they
             fit into 40 % of the free memory.
         steps_per_epoch: Batches per epoch and device.
@@ -221,7 +221,7 @@ def _require_organs(plan: Plan, organs: list[str], store: Path) -> None:
     if set(organs) != set(plan.organs):
         raise DataError(
             store,
-            f"holds {', '.join(plan.organs)}; the config is made for {', '.join(organs)}",
+            f"holds {listed(plan.organs)}; the config is made for {listed(organs)}",
             "Give the store of its dataset, the config of yours, or --data.organs null",
         )
 

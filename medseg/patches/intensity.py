@@ -1,14 +1,15 @@
 """What scanners do to intensities: noise, blur, brightness, contrast, resolution, gamma and a bias field.
 
-Every function changes one modality of one sample in place, by its own parameter; `degrade` picks those that were drawn,
-so that nothing is spent on the others and none feels its neighbours, not even by rounding.
+Applied in nnU-Net's order, in which they stand here. Every function works in place on one modality of one sample, or on
+one sample, so that nothing is spent on the others and none feels its neighbours, not even by rounding.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +17,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medseg.patches.draw import Draw
-from medseg.patches.spatial import smooth_field
-from medseg.space.volume import Shape
-
-Volume = Float[Tensor, "i j k"]
+from medseg.patches.augmentations import Bounds, Drawn, Image, Range, Setting, Volume, augmentation
+from medseg.patches.geometry import Geometry
+from medseg.patches.interpolate import smooth_field
 
 _SMALL = 1e-7
 
@@ -28,37 +27,35 @@ _PIECE = 1 << 16
 """Voxels changed at once on a CPU, few enough to stay in a core's cache from the first operation to the last."""
 
 
-def degrade(image: Float[Tensor, "b m i j k"], draw: Draw) -> Float[Tensor, "b m i j k"]:
-    """Apply every drawn change of intensity in nnU-Net's order, in place.
+def _both_sides(
+    rng: np.random.Generator, chosen: NDArray[np.bool_], geometry: Geometry, limits: Range, **others: Any
+) -> NDArray[np.float32]:
+    """Below and above one equally often (where the range has both sides), as nnU-Net draws."""
+    factors = np.ones(len(chosen), np.float32)
+    for modality in range(len(chosen)):
+        below = limits[1] <= 1 or (limits[0] < 1 and rng.random() < 0.5)
+        factors[modality] = (
+            rng.uniform(limits[0], min(limits[1], 1)) if below else rng.uniform(max(limits[0], 1), limits[1])
+        )
+    return factors
 
-    Noise, blur, brightness, contrast, low resolution, inverted gamma, gamma, and last the bias field.
+
+_POSITIVE = Bounds(above=True)
+_factor = partial(Setting, bounds=_POSITIVE, draws=_both_sides, neutral=1.0)
+
+
+@augmentation(probability=0.1, presets=("full", "light"))
+def noise(
+    image: Image, *, noise_variance: Drawn = Setting((0.0, 0.1), neutral=0.0), generator: torch.Generator
+) -> None:
+    """Gaussian noise, the same variance in every modality.
+
+    Args:
+        noise_variance: Its variance, in normalised units.
     """
-    _add_noise(image, draw)
-    volumes = image.view(-1, *image.shape[2:])
-    changes: tuple[tuple[Callable[..., None], NDArray[np.float32], float], ...] = (
-        (blur, draw.blur_sigma, 0.0),
-        (brighten, draw.brightness, 1.0),
-        (change_contrast, draw.contrast, 1.0),
-        (lower_resolution, draw.resolution, 1.0),
-        (partial(gamma, inverted=True), draw.gamma_inverted, 1.0),
-        (gamma, draw.gamma, 1.0),
-    )
-    for change, parameter, neutral in changes:
-        values = parameter.reshape(len(volumes), *parameter.shape[2:])
-        for number in np.flatnonzero(np.any(values.reshape(len(volumes), -1) != neutral, 1)):
-            change(volumes[number], values[number].tolist())
-    if draw.bias is not None:
-        _apply_bias(volumes, draw.bias.reshape(len(volumes), *draw.bias.shape[2:]))
-    return image
-
-
-def _add_noise(image: Tensor, draw: Draw) -> None:
-    generator = torch.Generator(image.device)
-    for sample in draw.noise_std.nonzero()[0]:
-        generator.manual_seed(int(draw.noise_seed[sample]))
-        for piece in _pieces(image[sample]):
-            noise = torch.randn(piece.shape, generator=generator, device=image.device)
-            piece.add_(noise, alpha=float(draw.noise_std[sample]))
+    for piece in _pieces(image):
+        drawn = torch.randn(piece.shape, generator=generator, device=image.device)
+        piece.add_(drawn, alpha=float(np.float32(math.sqrt(noise_variance))))
 
 
 def _pieces(volume: Tensor) -> Sequence[Float[Tensor, " n"]]:
@@ -67,14 +64,70 @@ def _pieces(volume: Tensor) -> Sequence[Float[Tensor, " n"]]:
     return flat.chunk(math.ceil(len(flat) / _PIECE)) if volume.device.type == "cpu" else (flat,)
 
 
-def blur(volume: Volume, sigma_voxels: Sequence[float]) -> None:
-    """Gaussian blur, each axis with its own width, cut off at three of them, the border repeated."""
-    _mix(volume, [_gaussian(size, sigma) for size, sigma in zip(volume.shape, sigma_voxels, strict=True)])
+def _per_axis(
+    rng: np.random.Generator, chosen: NDArray[np.bool_], geometry: Geometry, limits: Range, **others: Any
+) -> NDArray[np.float32]:
+    return rng.uniform(*limits, size=(len(chosen), 3)).astype(np.float32)
 
 
-def lower_resolution(volume: Volume, share: Sequence[float]) -> None:
-    """Take the nearest voxels of a coarser grid and interpolate them back, as a thicker slice would look."""
-    coarse = [max(1, round(size * factor)) for size, factor in zip(volume.shape, share, strict=True)]
+@augmentation(probability=0.2, channel_probability=0.5, presets=("full", "moderate"))
+def blur(
+    volume: Volume, *, blur_sigma_voxels: Drawn = Setting((0.5, 1.0), _POSITIVE, draws=_per_axis, neutral=1e-3)
+) -> None:
+    """Gaussian blur, each axis with its own width, cut off at three of them, the border repeated.
+
+    Args:
+        blur_sigma_voxels: The Gaussian's standard deviation.
+    """
+    _mix(volume, [_gaussian(size, sigma) for size, sigma in zip(volume.shape, blur_sigma_voxels, strict=True)])
+
+
+@augmentation(probability=0.15, presets=("full", "light", "moderate"))
+def brightness(volume: Volume, *, brightness: Drawn = _factor((0.75, 1.25))) -> None:
+    r"""Multiplied: :math:`x \mapsto f x`.
+
+    Args:
+        brightness: The factor, of each modality its own.
+    """
+    volume.mul_(brightness)
+
+
+@augmentation(probability=0.15, presets=("full", "light", "moderate"))
+def contrast(volume: Volume, *, contrast: Drawn = _factor((0.75, 1.25))) -> None:
+    r"""Pulled from or to the mean, :math:`x \mapsto \bar x + f (x - \bar x)`, within the old extremes.
+
+    Args:
+        contrast: The factor, of each modality its own.
+    """
+    pieces = _pieces(volume)
+    low, high = _extremes(pieces)
+    shift = (1 - contrast) * _moments(pieces)[0]
+    for piece in pieces:
+        piece.mul_(contrast).add_(shift)
+        torch.minimum(torch.maximum(piece, low, out=piece), high, out=piece)
+
+
+def _share(
+    rng: np.random.Generator, chosen: NDArray[np.bool_], geometry: Geometry, limits: Range, **others: Any
+) -> NDArray[np.float32]:
+    """One for all axes of a modality; thick slices stay as thick as they are."""
+    share = np.ones((len(chosen), 3), np.float32)
+    share[chosen] = rng.uniform(*limits, size=(int(chosen.sum()), 1))
+    if geometry.through_plane is not None:
+        share[:, geometry.through_plane] = 1.0
+    return share
+
+
+@augmentation(probability=0.25, channel_probability=0.5, presets=("full", "moderate"))
+def low_resolution(
+    volume: Volume, *, low_resolution: Drawn = Setting((0.5, 1.0), Bounds(0, 1, above=True), _share, neutral=1.0)
+) -> None:
+    """Sampled down and up again: the nearest voxels of a coarser grid, interpolated back as a thicker slice would look.
+
+    Args:
+        low_resolution: The resolution left, as a share.
+    """
+    coarse = [max(1, round(size * factor)) for size, factor in zip(volume.shape, low_resolution, strict=True)]
     _mix(volume, [_coarse(size, few) for size, few in zip(volume.shape, coarse, strict=True)])
 
 
@@ -106,26 +159,27 @@ def _coarse(size: int, few: int) -> Float[Tensor, "n n"]:
     return matrix.scatter_add_(1, above[:, None], (place - below)[:, None])
 
 
-def brighten(volume: Volume, factor: float) -> None:
-    r"""Multiply: :math:`x \mapsto f x`."""
-    volume.mul_(factor)
+@augmentation(probability=0.1)
+def gamma_inverted(volume: Volume, *, gamma: Drawn = _factor((0.7, 1.5))) -> None:
+    r"""A gamma curve on the inverted intensities: :math:`x \mapsto -\mathrm{gamma}(-x)`.
+
+    Args:
+        gamma: The exponent, shared with ``gamma``; of each modality its own.
+    """
+    _bend(volume, gamma, inverted=True)
 
 
-def change_contrast(volume: Volume, factor: float) -> None:
-    r"""Stretch about the mean, :math:`x \mapsto \bar x + f (x - \bar x)`, kept within the old extremes."""
-    pieces = _pieces(volume)
-    low, high = _extremes(pieces)
-    shift = (1 - factor) * _moments(pieces)[0]
-    for piece in pieces:
-        piece.mul_(factor).add_(shift)
-        torch.minimum(torch.maximum(piece, low, out=piece), high, out=piece)
-
-
-def gamma(volume: Volume, exponent: float, *, inverted: bool = False) -> None:
+@augmentation(probability=0.3, presets=("full", "moderate"))
+def gamma(volume: Volume, *, gamma: Drawn = _factor((0.7, 1.5))) -> None:
     r"""A power of the intensities in [0, 1], :math:`u \mapsto u^\gamma`; mean and deviation stay as they were.
 
-    Inverted, the same curve from the other end: :math:`x \mapsto -\mathrm{gamma}(-x)`.
+    Args:
+        gamma: The exponent; of each modality its own.
     """
+    _bend(volume, gamma, inverted=False)
+
+
+def _bend(volume: Volume, exponent: float, *, inverted: bool) -> None:
     pieces = _pieces(volume)
     low, high = _extremes(pieces)
     mean, deviation = _moments(pieces)
@@ -151,9 +205,26 @@ def _moments(pieces: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return mean.to(pieces[0].dtype), (square - mean**2).clamp_min(0).sqrt().to(pieces[0].dtype)
 
 
-def _apply_bias(volumes: Tensor, control: NDArray[np.float32]) -> None:
-    shape: Shape = (volumes.shape[1], volumes.shape[2], volumes.shape[3])
-    for row in np.flatnonzero(np.any(control, (1, 2, 3))):
-        field = smooth_field(torch.as_tensor(control[row], device=volumes.device), shape).exp_()
-        darkest = volumes[row].amin()  # air stays air: the field multiplies what is above it
-        volumes[row].sub_(darkest).mul_(field).add_(darkest)
+def _control_points(
+    rng: np.random.Generator, chosen: NDArray[np.bool_], geometry: Geometry, log_std: float, *, bias_points: int
+) -> NDArray[np.float32]:
+    return np.asarray(rng.standard_normal((len(chosen), *[bias_points] * 3)) * log_std, np.float32)
+
+
+@augmentation(probability=0.0)
+def bias(
+    volume: Volume,
+    *,
+    bias_log_std: Drawn = Setting(0.2, Bounds(0, 5), _control_points, neutral=0.0),  # beyond, exp may overflow
+    bias_points: Drawn = Setting(4, Bounds(2)),
+) -> None:
+    """Multiplied by a smooth field, as surface coils do to MRI; air stays air.
+
+    Args:
+        bias_log_std: Standard deviation of the field's logarithm at its control points.
+        bias_points: Control points along each axis of a patch, one at each end.
+    """
+    i, j, k = volume.shape
+    field = smooth_field(torch.as_tensor(bias_log_std, device=volume.device), (i, j, k)).exp_()
+    darkest = volume.amin()  # the field multiplies what is above it
+    volume.sub_(darkest).mul_(field).add_(darkest)

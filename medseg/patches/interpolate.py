@@ -242,3 +242,18 @@ def _most(names: Integer[Tensor, "8 *n"], weights: Float[Tensor, "8 *n"]) -> Int
         votes = (names == name).mul(weights).sum(0)
         winner, most = torch.where(votes > most, name, winner), torch.maximum(votes, most)
     return winner
+
+
+def smooth_field(control: Float[Tensor, "g g g"], shape: Shape) -> Float[Tensor, "x y z"]:
+    """A cubic B-spline through the patch, its control points spread evenly from border to border."""
+    bases = [_spline_basis(size, control.shape[0], control.device) for size in shape]
+    return torch.einsum("abc,xa,yb,zc->xyz", control, *bases)
+
+
+def _spline_basis(size: int, points: int, device: torch.device) -> Float[Tensor, "size points"]:
+    position = torch.linspace(0, points - 1, size, device=device)[:, None]
+    distance = (position - torch.arange(points, device=device)).abs()
+    inner = 2 / 3 - distance**2 + distance**3 / 2
+    outer = (2 - distance).clamp_min(0) ** 3 / 6
+    basis = torch.where(distance < 1, inner, outer)
+    return basis / basis.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""How much more than a patch must be read so that rotation and shrinking find real voxels."""
+"""How much more than a patch must be read so that what moves voxels finds real ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from medseg.patches.draw import Geometry, rotation
+from medseg.patches.geometry import Geometry
 from medseg.patches.settings import Augmentation
 from medseg.space.volume import Shape
 
@@ -14,8 +14,8 @@ from medseg.space.volume import Shape
 def crop_size(settings: Augmentation, geometry: Geometry, largest: Shape) -> Shape:
     """The patch plus an equal margin on both sides of each axis.
 
-    The margin is what the largest rotation about one axis and the largest scale reach, but no more than
-    ``settings.margin`` of the patch, and no more than the largest volume has voxels for.
+    The margin is what the augmentations say that they reach, but no more than ``settings.margin`` of the patch, and no
+    more than the largest volume has voxels for.
 
     Args:
         settings: Ranges of the augmentation.
@@ -23,11 +23,10 @@ def crop_size(settings: Augmentation, geometry: Geometry, largest: Shape) -> Sha
         largest: Voxels of the largest volume along each axis.
 
     Example:
+        >>> from medseg.patches.settings import PRESETS
         >>> grid = Geometry((40, 40, 40), (1.0, 1.0, 1.0))
-        >>> crop_size(Augmentation(), grid, (300, 300, 44))
-        (60, 60, 44)
-        >>> crop_size(Augmentation(rotation_probability=0.0, scale_probability=0.0), grid, (300, 300, 300))
-        (40, 40, 40)
+        >>> crop_size(PRESETS["full"], grid, (300, 300, 44)), crop_size(PRESETS["light"], grid, (300, 300, 300))
+        ((60, 60, 44), (40, 40, 40))
     """
     if not settings.spatial:
         return geometry.patch_size
@@ -41,20 +40,10 @@ def crop_size(settings: Augmentation, geometry: Geometry, largest: Shape) -> Sha
 
 def _reach(settings: Augmentation, geometry: Geometry) -> list[float]:
     """Voxels beyond the patch on each side that the strongest transform may look at."""
-    spacing_mm, plane = np.array(geometry.spacing_mm), geometry.through_plane
+    spacing_mm = np.array(geometry.spacing_mm)
     half_mm = np.array(geometry.patch_size) * spacing_mm / 2
-    furthest = half_mm.copy()
-    if settings.rotation_probability > 0:
-        for axis in range(3) if plane is None else (plane,):
-            largest_deg = settings.rotation_deg if plane is None else settings.rotation_in_plane_deg
-            for angle_deg in np.linspace(0, largest_deg, 10):
-                turn = rotation(np.deg2rad(np.where(np.arange(3) == axis, angle_deg, 0.0)))
-                furthest = np.maximum(furthest, np.abs(turn) @ half_mm)
-    if settings.scale_probability > 0:
-        scaled = np.full(3, max(settings.scale[1], 1.0))
-        if plane is not None:
-            scaled[plane] = 1.0
-        furthest = furthest * scaled
-    if settings.elastic_probability > 0:
-        furthest = furthest + 2 * settings.elastic_mm * (np.arange(3) != (-1 if plane is None else plane))
-    return [float(reached) for reached in (furthest - half_mm) / spacing_mm]
+    furthest_mm = half_mm.copy()
+    for strength in settings.strengths:
+        if strength.row.reach is not None and strength.probability > 0:
+            furthest_mm = strength.row.reach(furthest_mm, geometry, **strength.own)
+    return [float(reached) for reached in (furthest_mm - half_mm) / spacing_mm]

@@ -2,151 +2,118 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from medseg.errors import nearest
+from medseg.machine.dotted import named
+from medseg.machine.typed import misspelt
+from medseg.patches import intensity, moves  # noqa: F401  # they file their functions in the table
+from medseg.patches.augmentations import Bounds, Row, Strength, check, key_of, rows
 
-Range = tuple[float, float]
-
-MOST_BIAS = 5.0  # beyond, the exponential of a control point may leave the numbers
+WHOLE: dict[str, tuple[Any, str]] = {
+    "mirror_probability": (0.5, "Chance of a flip along each axis that the plan allows."),
+    "label_interpolation": ("linear", "`linear`: the label with the largest interpolated share; or `nearest`."),
+    "margin": (
+        0.25,
+        "Voxels around a patch that are read so that rotation and shrinking show real ones, at most this share of the "
+        "patch on each side.",
+    ),
+}
+"""Settings of no single augmentation, with default and meaning."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Probabilities per patch and ranges of every transform; the defaults are nnU-Net's.
+    """Every augmentation of a training with its settings; made by `augmentation`.
+
+    Each setting can be read by its name, as in ``settings.rotation_deg``.
 
     Attributes:
-        rotation_probability: Patches that are rotated.
-        rotation_deg: Largest angle about each axis.
-        rotation_in_plane_deg: Largest angle where voxels are so anisotropic (over 3) that only the plane is rotated.
-        scale_probability: Patches that are scaled.
-        scale: Length of the region looked at, as a multiple of the patch: 0.8 magnifies, 1.25 shrinks.
-        elastic_probability: Patches that are bent.
-        elastic_mm: Standard deviation of the displacement of each control point.
-        elastic_points: Control points along each axis of a patch.
-        mirror_probability: Chance of a flip along each axis that the plan allows.
-        noise_probability: Patches with Gaussian noise.
-        noise_variance: Range of its variance, in normalised units.
-        blur_probability: Patches that are blurred.
-        blur_sigma_voxels: Range of the Gaussian's standard deviation.
-        blur_channel_probability: Modalities blurred in such a patch.
-        brightness_probability: Patches whose intensities are multiplied, each modality by its own factor.
-        brightness: Range of the factor.
-        contrast_probability: Patches whose intensities are pulled from or to their mean, within the old extremes.
-        contrast: Range of the factor.
-        low_resolution_probability: Patches sampled down and up again.
-        low_resolution: Range of the resolution left, as a share.
-        low_resolution_channel_probability: Modalities degraded in such a patch.
-        gamma_probability: Patches with a gamma curve that keeps mean and standard deviation.
-        gamma_inverted_probability: Patches with a gamma curve on the inverted intensities.
-        gamma: Range of the exponent of both.
-        bias_probability: Patches multiplied by a smooth field, as surface coils do to MRI.
-        bias_log_std: Standard deviation of the field's logarithm at its control points.
-        bias_points: Control points along each axis of a patch.
-        label_interpolation: ``"linear"``: the label with the largest interpolated share; or ``"nearest"``.
-        margin: Voxels around a patch that are read so that rotation and shrinking show real ones, at most this share
-            of the patch on each side.
+        strengths: In the order in which they are applied.
+        mirror_probability: See `WHOLE`.
+        label_interpolation: See `WHOLE`.
+        margin: See `WHOLE`.
 
     Example:
-        >>> Augmentation().rotation_deg, augmentation("light").rotation_probability
+        >>> augmentation("full").rotation_deg, augmentation("light").rotation_probability
         (30.0, 0.0)
     """
 
-    rotation_probability: float = 0.2
-    rotation_deg: float = 30.0
-    rotation_in_plane_deg: float = 180.0
-    scale_probability: float = 0.2
-    scale: Range = (0.7, 1.4)
-    elastic_probability: float = 0.0
-    elastic_mm: float = 3.0
-    elastic_points: int = 6
-    mirror_probability: float = 0.5
-    noise_probability: float = 0.1
-    noise_variance: Range = (0.0, 0.1)
-    blur_probability: float = 0.2
-    blur_sigma_voxels: Range = (0.5, 1.0)
-    blur_channel_probability: float = 0.5
-    brightness_probability: float = 0.15
-    brightness: Range = (0.75, 1.25)
-    contrast_probability: float = 0.15
-    contrast: Range = (0.75, 1.25)
-    low_resolution_probability: float = 0.25
-    low_resolution: Range = (0.5, 1.0)
-    low_resolution_channel_probability: float = 0.5
-    gamma_probability: float = 0.3
-    gamma_inverted_probability: float = 0.1
-    gamma: Range = (0.7, 1.5)
-    bias_probability: float = 0.0
-    bias_log_std: float = 0.2
-    bias_points: int = 4
-    label_interpolation: str = "linear"
-    margin: float = 0.25
+    strengths: tuple[Strength, ...]
+    mirror_probability: float = WHOLE["mirror_probability"][0]
+    label_interpolation: str = WHOLE["label_interpolation"][0]
+    margin: float = WHOLE["margin"][0]
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            value = getattr(self, spec.name)
-            numbers = value if isinstance(value, tuple) else () if isinstance(value, str) else (value,)
-            if not all(map(math.isfinite, numbers)):
-                raise ValueError(f"{spec.name} is made of finite numbers, got {value}")
-            if spec.name.endswith("_probability") and not 0 <= value <= 1:
-                raise ValueError(f"{spec.name} is a probability between 0 and 1, got {value}")
-            if isinstance(value, tuple) and not (len(value) == 2 and 0 <= value[0] <= value[1]):
-                raise ValueError(f"{spec.name} is a range [lowest, highest] of numbers not below 0, got {list(value)}")
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
-        for name in ("scale", "low_resolution", "gamma", "brightness", "contrast", "blur_sigma_voxels"):
-            if getattr(self, name)[0] <= 0:
-                raise ValueError(f"{name} must stay above 0, got {list(getattr(self, name))}")
-        if self.low_resolution[1] > 1:
-            raise ValueError(f"low_resolution is a share of the resolution, at most 1, got {list(self.low_resolution)}")
-        if min(self.elastic_points, self.bias_points) < 2:
-            raise ValueError("elastic_points and bias_points must be at least 2: a point at each end of the patch")
-        for name in ("margin", "rotation_deg", "rotation_in_plane_deg", "elastic_mm", "bias_log_std"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.bias_log_std > MOST_BIAS:
-            raise ValueError(
-                f"bias_log_std is at most {MOST_BIAS} (a factor of {math.exp(MOST_BIAS):.0f}), got {self.bias_log_std}"
-            )
+        check("mirror_probability", self.mirror_probability, Bounds(0, 1))
+        check("margin", self.margin, Bounds())
         if self.label_interpolation not in ("linear", "nearest"):
             raise ValueError(f"label_interpolation is 'linear' or 'nearest', got {self.label_interpolation!r}")
+
+    def __getattr__(self, key: str) -> Any:
+        """The value of a setting by its key."""
+        for strength in self.__dict__.get("strengths", ()):
+            for setting, value in strength.values.items():
+                if key_of(strength.row, setting) == key:
+                    return value
+        raise AttributeError(key)
+
+    def but(self, **changes: Any) -> Augmentation:
+        """The same with other values by key, or with another augmentation by its dotted path and settings.
+
+        Raises:
+            ValueError: A key is not known (the nearest is given), or a value is out of its bounds.
+            UsageError: A dotted path names nothing that can be imported.
+        """
+        taken = {strength.row.name: strength.row for strength in self.strengths}
+        values = {strength.row.name: dict(strength.values) for strength in self.strengths}
+        whole = {}
+        for key, value in changes.items():
+            if key in WHOLE:
+                whole[key] = _typed(key, value, WHOLE[key][0])
+                continue
+            for row, setting, given in _meant(key, value):
+                taken[row.name] = row
+                values.setdefault(row.name, {})[setting] = _typed(
+                    key_of(row, setting), given, row.settings[setting].default
+                )
+        strengths = tuple(Strength(row, values[name]) for name, row in taken.items())
+        return replace(self, strengths=strengths, **whole)
 
     @property
     def spatial(self) -> bool:
         """Whether any patch is ever interpolated anew."""
-        return max(self.rotation_probability, self.scale_probability, self.elastic_probability) > 0
+        return any(strength.row.spatial and strength.probability > 0 for strength in self.strengths)
 
 
-_NEVER: dict[str, Any] = {spec.name: 0.0 for spec in fields(Augmentation) if spec.name.endswith("_probability")}
-_NOTHING = Augmentation(**_NEVER)
+_OURS = tuple(rows().values())
 
-PRESETS: dict[str, Augmentation] = {
-    "none": _NOTHING,
-    "light": replace(_NOTHING, noise_probability=0.1, brightness_probability=0.15, contrast_probability=0.15),
+_WHOLE_PRESETS: dict[str, dict[str, Any]] = {
+    "none": {"mirror_probability": 0.0},
+    "light": {"mirror_probability": 0.0},
     # for minutes on a CPU: full strength and mirrors need many more steps before they pay
-    "moderate": replace(
-        Augmentation(),
-        rotation_deg=20.0,
-        rotation_in_plane_deg=20.0,
-        scale=(0.8, 1.2),
-        mirror_probability=0.0,
-        noise_probability=0.0,
-        gamma_inverted_probability=0.0,
-        label_interpolation="nearest",
-    ),
-    "full": Augmentation(),
+    "moderate": {"mirror_probability": 0.0, "label_interpolation": "nearest"},
+    "full": {},
 }
 
 
+def _preset(name: str) -> Augmentation:
+    strengths = tuple(Strength(row, row.presets.get(name, {"probability": 0.0})) for row in _OURS)
+    return Augmentation(strengths, **_WHOLE_PRESETS[name])
+
+
+PRESETS: dict[str, Augmentation] = {name: _preset(name) for name in _WHOLE_PRESETS}
+
+
 def augmentation(strength: str | Mapping[str, Any] | Augmentation) -> Augmentation:
-    """Settings from a preset's name, or from numbers by name over a preset (key ``preset``, ``"full"`` if left out).
+    """Settings from a preset's name, or from values by key over a preset (key ``preset``, ``"full"`` if left out).
+
+    An augmentation of one's own is named by its dotted path, with its settings: ``{mine.speckle: {probability: 0.2}}``.
 
     Raises:
-        ValueError: A name is not one of ours (the nearest is given) or a number is out of its range.
+        ValueError: As `Augmentation.but`, or there is no such preset.
+        UsageError: As `Augmentation.but`.
 
     Example:
         >>> augmentation({"preset": "moderate", "rotation_deg": 10}).rotation_deg
@@ -154,33 +121,49 @@ def augmentation(strength: str | Mapping[str, Any] | Augmentation) -> Augmentati
     """
     if isinstance(strength, Augmentation):
         return strength
-    if isinstance(strength, str):
-        strength = {"preset": strength}
-    changes = dict(strength)
+    changes = {"preset": strength} if isinstance(strength, str) else dict(strength)
     preset = str(changes.pop("preset", "full"))
     if preset not in PRESETS:
-        raise ValueError(_misspelt("augmentation", preset, list(PRESETS)))
-    legal = [spec.name for spec in fields(Augmentation)]
-    for name in changes:
-        if name not in legal:
-            raise ValueError(_misspelt("augmentation setting", name, legal))
-    return replace(PRESETS[preset], **{name: _typed(name, value) for name, value in changes.items()})
+        raise ValueError(misspelt("augmentation", preset, list(PRESETS)))
+    return PRESETS[preset].but(**changes)
 
 
-def _typed(name: str, value: Any) -> Any:
-    """Numbers as YAML hands them over (ints for floats, lists for ranges) in the type of the field."""
-    default = getattr(PRESETS["full"], name)
+def _meant(key: str, value: Any) -> list[tuple[Row, str, Any]]:
+    """The settings that a key of a config stands for, each with its value."""
+    if isinstance(value, Mapping) or "." in key:
+        row = _row(key)
+        given = {**(value or {})}
+        for setting in given:
+            if setting not in row.settings:
+                raise ValueError(misspelt(f"setting of {row.name}", setting, list(row.settings)))
+        return [(row, setting, given.get(setting, known.default)) for setting, known in row.settings.items()]
+    owners = [(row, setting, value) for row in _OURS for setting in row.settings if key_of(row, setting) == key]
+    if not owners:
+        legal = [*WHOLE, *(key_of(row, setting) for row in _OURS for setting in row.settings)]
+        raise ValueError(misspelt("augmentation setting", key, legal))
+    return owners
+
+
+def _row(key: str) -> Row:
+    """An augmentation by its name in the table or by its dotted path."""
+    name = key.rpartition(".")[2]
+    function = named(key, option="data.augmentation") if "." in key else None
+    row = rows().get(name)
+    if row is None or (function is not None and row.function is not function):
+        if function is None:
+            raise ValueError(misspelt("augmentation", key, [*rows()]))
+        raise ValueError(f"{key} is no augmentation: put @augmentation(...) of medseg.patches.augmentations above it")
+    return row
+
+
+def _typed(key: str, value: Any, default: Any) -> Any:
+    """Numbers as YAML hands them over (ints for floats, lists for ranges) in the type of the default."""
     try:
-        if isinstance(value, bool) or (isinstance(default, int) and int(value) != value):
+        if isinstance(value, bool) != isinstance(default, bool) or (isinstance(default, int) and int(value) != value):
             raise TypeError
         if isinstance(default, tuple):
             lowest, highest = (float(item) for item in value)
             return lowest, highest
         return type(default)(value)
     except (TypeError, ValueError):
-        raise ValueError(f"augmentation setting {name} cannot be {value!r}; expected one like {default!r}") from None
-
-
-def _misspelt(what: str, word: str, legal: list[str]) -> str:
-    meant = nearest(word, legal)
-    return f"{what} {word!r} is not known; " + (f"did you mean {meant}?" if meant else f"choose from {legal}")
+        raise ValueError(f"augmentation setting {key} cannot be {value!r}; expected one like {default!r}") from None

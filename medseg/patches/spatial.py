@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.patches.draw import Draw
-from medseg.patches.interpolate import Positions, places
+from medseg.patches.interpolate import Positions, places, smooth_field
 from medseg.space.volume import Shape
 
 Box = tuple[slice, slice, slice]
@@ -73,25 +73,23 @@ def _positions(draw: Draw, sample: int, patch_size: Shape, image: Tensor) -> tup
         The positions, the box they are relative to, and whether none of them leaves the crop: then the box is made of
         whole planes, which can be read where they lie in memory.
     """
-    affine, flips = draw.affine[sample], draw.flips[sample]
-    control = None if draw.elastic is None or not draw.elastic[sample].any() else draw.elastic[sample]
+    affine, flips, bends = draw.affine[sample], draw.flips[sample], draw.fields[sample]
     furthest = np.array([(size - 1) / 2 for size in patch_size])
     i, j, k = (
         np.linspace(-end, end, size) for end, size in zip(np.where(flips, -furthest, furthest), patch_size, strict=True)
     )
-    if control is not None:
+    for control in bends:
         furthest = furthest + np.abs(control).max((1, 2, 3))  # a spline never leaves its control points' range
     box, middles, inside = _looked_at(np.abs(affine) @ furthest, image)
     planes = affine[:, 0, None, None] * i[:, None] + affine[:, 1, None, None] * j
     lines = affine[:, 2, None] * k + middles[:, None]
     firsts, seconds = (torch.as_tensor(part.astype(np.float32), device=image.device) for part in (planes, lines))
-    if control is None:
-        return list(zip(firsts[..., None], seconds, strict=True)), box, inside
-    moved = torch.as_tensor(np.tensordot(affine, control, 1), device=image.device)
-    fields = [
-        _mirrored(smooth_field(field, patch_size), flips) + line for field, line in zip(moved, seconds, strict=True)
-    ]
-    return list(zip(firsts[..., None], fields, strict=True)), box, inside
+    shifts = list(seconds)
+    for control in bends:
+        moved = torch.as_tensor(np.tensordot(affine, control, 1), device=image.device)
+        fields = [_mirrored(smooth_field(field, patch_size), flips) for field in moved]
+        shifts = [field + line for field, line in zip(fields, shifts, strict=True)]
+    return list(zip(firsts[..., None], shifts, strict=True)), box, inside
 
 
 def _looked_at(reach: NDArray[np.floating[Any]], image: Tensor) -> tuple[Box, NDArray[np.float64], bool]:
@@ -104,18 +102,3 @@ def _looked_at(reach: NDArray[np.floating[Any]], image: Tensor) -> tuple[Box, ND
         first[1:], last[1:] = 0, 2 * centre[1:]
     i, j, k = (slice(start, end + 1) for start, end in zip(first.tolist(), last.tolist(), strict=True))
     return (i, j, k), centre - first, inside
-
-
-def smooth_field(control: Float[Tensor, "g g g"], shape: Shape) -> Float[Tensor, "x y z"]:
-    """A cubic B-spline through the patch, its control points spread evenly from border to border."""
-    bases = [_spline_basis(size, control.shape[0], control.device) for size in shape]
-    return torch.einsum("abc,xa,yb,zc->xyz", control, *bases)
-
-
-def _spline_basis(size: int, points: int, device: torch.device) -> Float[Tensor, "size points"]:
-    position = torch.linspace(0, points - 1, size, device=device)[:, None]
-    distance = (position - torch.arange(points, device=device)).abs()
-    inner = 2 / 3 - distance**2 + distance**3 / 2
-    outer = (2 - distance).clamp_min(0) ** 3 / 6
-    basis = torch.where(distance < 1, inner, outer)
-    return basis / basis.sum(1, keepdim=True)

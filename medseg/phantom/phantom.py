@@ -27,7 +27,7 @@ _LPS_EVERY = 4  # index 2, 6, 10, ... are stored left-posterior-superior
 
 
 @dataclass(frozen=True)
-class _Grid:
+class _Lattice:
     """Where the voxels of a case lie: ``matrix`` turns their indices into the fractions that recipes are written in."""
 
     shape: Shape
@@ -80,7 +80,7 @@ class _Waves:
         amplitudes = rng.normal(size=(waves, outputs)) * amplitude / np.sqrt(waves)
         return _Waves(vectors, rng.uniform(0, 2 * np.pi, waves), amplitudes)
 
-    def on(self, grid: _Grid, box: Box) -> list[Floats]:
+    def on(self, grid: _Lattice, box: Box) -> list[Floats]:
         """The field on the voxels of a box, one array per output."""
         along = self.vectors @ grid.matrix[:3]  # (waves, 4): radians per step along i, j and k, and at voxel zero
         i, j, k = (np.arange(part.start, part.stop) for part in box)
@@ -177,7 +177,7 @@ def draw_case(recipe: PhantomRecipe, index: int, *, seed: int = 0) -> tuple[Volu
     return Volume(np.rint(image).astype(np.int16), grid.affine), Volume(labels[None], grid.affine)
 
 
-def _draw_grid(recipe: PhantomRecipe, index: int, rng: np.random.Generator) -> _Grid:
+def _draw_grid(recipe: PhantomRecipe, index: int, rng: np.random.Generator) -> _Lattice:
     spread = recipe.spacing_variation
     in_plane, through_plane = 1 + rng.uniform(-spread, spread, 2)
     spacing = np.array(recipe.spacing_mm) * (in_plane, in_plane, through_plane)
@@ -191,7 +191,7 @@ def _draw_grid(recipe: PhantomRecipe, index: int, rng: np.random.Generator) -> _
     affine[:3, :3] = turn * (signs * spacing)
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     unit = np.array(recipe.size) * recipe.spacing_mm / 2
-    return _Grid((shape[0], shape[1], shape[2]), affine, unit)
+    return _Lattice((shape[0], shape[1], shape[2]), affine, unit)
 
 
 def _vary(structure: Structure, centres: dict[str, Triple], rng: np.random.Generator) -> Iterator[Structure]:
@@ -240,7 +240,7 @@ def _is_column(structure: Structure) -> bool:
     return max(structure.radii) > 2
 
 
-def _paint(image: Floats, labels: NDArray[np.uint8], grid: _Grid, shape: _Shape, warp: _Waves, values: Any) -> None:
+def _paint(image: Floats, labels: NDArray[np.uint8], grid: _Lattice, shape: _Shape, warp: _Waves, values: Any) -> None:
     structure = shape.structure
     for box in grid.boxes(structure.centre, shape.reach):
         points = [p + d for p, d in zip(grid.points(box), warp.on(grid, box), strict=True)]
@@ -252,7 +252,7 @@ def _paint(image: Floats, labels: NDArray[np.uint8], grid: _Grid, shape: _Shape,
         labels[box][inside] = values[structure.label] if structure.label else 0
 
 
-def _acquire(channel: Floats, grid: _Grid, rng: np.random.Generator, *, noise: Real, is_ct: bool) -> None:
+def _acquire(channel: Floats, grid: _Lattice, rng: np.random.Generator, *, noise: Real, is_ct: bool) -> None:
     """What a scanner does to the truth: partial volume, a bias field, white and correlated noise."""
     ndimage.gaussian_filter(channel, 0.5, output=channel)
     field = _Waves.draw(rng, 3, 1, frequency=1.5, amplitude=1.0)

@@ -16,19 +16,9 @@ from jaxtyping import Float
 from medseg.errors import DataError
 from medseg.machine.documents import parse_document, read_text
 from medseg.machine.files import write_text
-from medseg.plan.plain import (
-    Triple,
-    known_keys,
-    label_values,
-    listed,
-    misspelt,
-    number,
-    pair,
-    spacing,
-    to_plain,
-    triple,
-    whole,
-)
+from medseg.machine.typed import fields_of, misspelt, to_plain
+
+Triple = tuple[int, int, int]
 
 SCHEMA = 1
 """Version of the plan's layout; a plan of another version is refused with a sentence."""
@@ -77,12 +67,7 @@ class Normalisation:
         Raises:
             ValueError: A key or a value is not one of ours; the sentence names the nearest.
         """
-        known = known_keys(cls, data, "normalisation")
-        try:
-            numbers = {key: number(value) for key, value in known.items() if key != "scheme"}
-        except ValueError:
-            raise ValueError(f"normalisation needs numbers beside its scheme, got {dict(data)}") from None
-        return cls(str(known.get("scheme", "zscore")), **numbers)
+        return cls(**fields_of(cls, data, "normalisation"))
 
 
 @dataclass(frozen=True)
@@ -202,20 +187,19 @@ class Plan:
         return {"schema": data.pop("schema")} | data
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], *, reasons: Mapping[str, str] | None = None) -> Plan:
+    def from_dict(cls, data: Any, *, reasons: Mapping[str, str] | None = None) -> Plan:
         """Rebuild from plain data, as `to_dict` writes it.
 
         Raises:
             ValueError: A key is missing or not one of ours (the sentence names the nearest), or a value has the wrong
                 type or contradicts another.
         """
-        _check_schema(data.get("schema", SCHEMA))
-        known = known_keys(cls, data, "the plan")
+        _check_schema(data.get("schema", SCHEMA) if isinstance(data, Mapping) else SCHEMA)
+        known = fields_of(cls, data, "the plan")
         missing = [key for key in REQUIRED if key not in known]
         if missing:
             raise ValueError(f"the plan lacks {', '.join(missing)}")
-        values = {key: _typed(key, value) for key, value in known.items() if key != "reasons"}
-        return cls(**values, reasons=dict(reasons or {}))
+        return cls(**known | {"reasons": dict(reasons or {})})
 
 
 def read_plan(path: Path) -> Plan:
@@ -227,8 +211,7 @@ def read_plan(path: Path) -> Plan:
     remedy = "Compare with a plan written by medseg plan"
     text = read_text(path, remedy=remedy)
     try:
-        known = known_keys(Plan, parse_document(path, text, remedy=remedy), "the plan")
-        return Plan.from_dict(known, reasons=_comments(text))
+        return Plan.from_dict(parse_document(path, text, remedy=remedy), reasons=_comments(text))
     except ValueError as error:
         raise DataError(path, f"is not a usable plan: {error}", "Edit it or write it anew with medseg plan") from None
 
@@ -268,35 +251,6 @@ REQUIRED = tuple(spec.name for spec in fields(Plan) if spec.default is MISSING a
 LEGAL_CODES = ({"L", "R"}, {"P", "A"}, {"I", "S"})
 
 
-def _typed(key: str, value: Any) -> Any:
-    try:
-        return _CONVERTERS[key](value)
-    except (TypeError, KeyError, AttributeError):
-        raise ValueError(f"the plan's {key} cannot be {value!r}") from None
-    except ValueError as error:
-        raise ValueError(f"the plan's {key}: {error}") from None
-
-
-_CONVERTERS: dict[str, Any] = {
-    "schema": whole,
-    "name": str,
-    "modalities": lambda value: tuple(str(item) for item in listed(value)),
-    "labels": lambda value: {str(name): label_values(item) for name, item in value.items()},
-    "ignore": lambda value: None if value is None else whole(value),
-    "paint_order": lambda value: None if value is None else tuple(whole(item) for item in listed(value)),
-    "orientation": str,
-    "spacing_mm": spacing,
-    "patch_size": triple,
-    "batch_size": whole,
-    "normalisation": lambda value: tuple(Normalisation.from_dict(item) for item in listed(value)),
-    "strides": lambda value: tuple(triple(item) for item in listed(value)),
-    "kernels": lambda value: tuple(triple(item) for item in listed(value)),
-    "features": lambda value: tuple(whole(item) for item in listed(value)),
-    "mirror_axes": lambda value: tuple(whole(item) for item in listed(value)),
-    "swap_labels": lambda value: tuple(pair(item) for item in listed(value)),
-}
-
-
 def _check_schema(schema: object) -> None:
     if schema != SCHEMA:
         raise ValueError(f"the plan has schema {schema!r}, this medseg reads {SCHEMA}")
@@ -313,6 +267,8 @@ def _check_labels(plan: Plan) -> None:
     if plan.paint_order is not None and len(plan.paint_order) != len(plan.labels):
         raise ValueError(f"paint_order needs a value per organ ({len(plan.labels)}), got {len(plan.paint_order)}")
     for two in plan.swap_labels:
+        if two[0] == two[1]:
+            raise ValueError(f"swap_labels needs pairs of different names, got {two[0]!r} twice")
         for name in two:
             if name not in plan.labels:
                 raise ValueError(misspelt("organ of swap_labels", name, plan.organs))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
-from medseg.plan.plain import Triple
+from medseg.plan.plan import Triple
 
 SMALLEST_EDGE = 4  # voxels of a feature map in the bottleneck
 FIRST_FEATURES = 32

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medseg.errors import DataError, UsageError, listed, nearest
+from medseg.errors import DataError, UsageError, listed, meant
 from medseg.report.ranking import Ranking, rank_runs
 from medseg.report.rows import MEASURES, CaseRow
 from medseg.report.scores import doubts, read_scores, require_same_references
@@ -61,8 +61,8 @@ def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
         UsageError: The measure is unknown.
     """
     if measure not in MEASURES:
-        guess = nearest(measure, list(MEASURES)) or MEASURES[0]
-        raise UsageError(f"{measure!r} is no column of cases.csv", f"Did you mean {guess}")
+        problem = f"{measure!r} is no column of cases.csv{meant(measure, MEASURES)}"
+        raise UsageError(problem, f"Choose one of {', '.join(MEASURES)}")
     scores = [read_scores(path) for path in (a, b)]
     first, second = ({(row.case, row.organ): row for row in one.rows} for one in scores)
     common = [key for key in first if key in second]

@@ -8,7 +8,9 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int16, Int32
@@ -20,7 +22,7 @@ from medseg.machine.files import digest_of, whole, write_json
 from medseg.plan.grid import labels_to_plan_grid, to_plan_grid
 from medseg.plan.plan import Plan
 from medseg.store.arrays import write_array
-from medseg.store.store import SCHEMA, CaseInfo, Source, grid_of, read_info
+from medseg.store.store import SCHEMA, CaseInfo, Source, read_info
 
 _log = logging.getLogger(__name__)
 
@@ -36,18 +38,20 @@ class CaseTask:
         case: Its files.
         dataset: What they must agree with; its lists of cases may be empty.
         plan: The grid to prepare for.
+        grid: What `grid_of` says of it.
         store: The folder of the store.
     """
 
     case: Case
     dataset: Dataset
     plan: Plan
+    grid: dict[str, Any]
     store: Path
 
-    @property
+    @cached_property
     def settings(self) -> str:
         """Digest of all that decides the result, but for the bytes of the files."""
-        told = [SCHEMA, grid_of(self.plan), self.case.id, self.case.patient, self.case.annotated]
+        told = [SCHEMA, self.grid, self.case.id, self.case.patient, self.case.annotated]
         return _digest(json.dumps(told))
 
     @property

@@ -61,7 +61,8 @@ def prepare(
         plan = make_plan(fingerprint(dataset, workers), swap_sides=swap_sides)
     settled = _settle_plan(Path(dataset_root), dataset, out, plan)
     bare = replace(dataset, cases=(), test=())
-    tasks = {case.id: CaseTask(case, bare, settled, out) for case in dataset.cases}
+    grid = grid_of(settled)
+    tasks = {case.id: CaseTask(case, bare, settled, grid, out) for case in dataset.cases}
     done = _finished(tasks, out / "cases")
     missing = {name: task for name, task in tasks.items() if name not in done}
     if missing or not _written(out, settled, dataset, done):

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from medseg.errors import DataError
+from medseg.machine.typed import to_plain
 from medseg.plan.grid import GridChange
 from medseg.plan.plan import Plan, read_plan
 from medseg.store.arrays import LazyArray, open_array
@@ -218,8 +219,7 @@ def read_info(folder: Path) -> CaseInfo:
 
 def grid_of(plan: Plan) -> dict[str, Any]:
     """The part of a plan that decides what is in the store, as plain data."""
-    data = plan.to_dict()
-    return {name: data[name] for name in GRID_FIELDS}
+    return {name: to_plain(getattr(plan, name)) for name in GRID_FIELDS}
 
 
 def require_same_grid(path: Path, plan: Plan, grid: Mapping[str, Any], remedy: str) -> None:

@@ -19,7 +19,7 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 
 from medseg.checkpoints.run import Run
-from medseg.errors import UsageError, nearest
+from medseg.errors import UsageError, meant
 from medseg.machine.hardware import best_precision, memory_bytes
 from medseg.nets import list_nets
 from medseg.patches.datamodule import VolumesDataModule
@@ -171,9 +171,8 @@ def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:
         if each == "csv":  # metrics.csv, which is always there
             continue
         if isinstance(each, str) and each not in made:
-            hint = nearest(each, [*made, "csv"])
             raise UsageError(
-                f"there is no logger {each!r}" + (f", did you mean {hint!r}" if hint else ""),
+                f"there is no logger {each!r}{meant(each, [*made, 'csv'])}",
                 f"Choose of {', '.join(made)} and csv, or give the class_path of a logger",
             )
         try:

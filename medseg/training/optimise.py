@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from medseg.errors import UsageError, nearest
+from medseg.errors import UsageError, meant
 from medseg.machine.dotted import named
 
 Schedule = Callable[[float], float]
@@ -47,9 +47,8 @@ def find_optimizer(name: str) -> tuple[Callable[..., Optimizer], dict[str, Any]]
     path, defaults = OPTIMIZERS.get(name, (name, {}))
     if "." in path:
         return named(path, Optimizer, option="model.optimizer"), defaults
-    hint = nearest(name, list(OPTIMIZERS))
     raise UsageError(
-        f"there is no optimizer {name!r}" + (f", did you mean {hint!r}" if hint else ""),
+        f"there is no optimizer {name!r}{meant(name, OPTIMIZERS)}",
         f"Choose one of {', '.join(OPTIMIZERS)}, or the dotted path of a torch.optim.Optimizer class",
     )
 
@@ -88,11 +87,8 @@ def schedule_factor(name: str, *, warmup: float = 0.0) -> Schedule:
         [0.5, 1.0, 0.5, 0.0]
     """
     if name not in SCHEDULES:
-        hint = nearest(name, list(SCHEDULES))
-        raise UsageError(
-            f"there is no schedule {name!r}" + (f", did you mean {hint!r}" if hint else ""),
-            f"Choose one of {', '.join(SCHEDULES)}",
-        )
+        problem = f"there is no schedule {name!r}{meant(name, SCHEDULES)}"
+        raise UsageError(problem, f"Choose one of {', '.join(SCHEDULES)}")
     shape = SCHEDULES[name]
 
     def factor(spent: float) -> float:

@@ -19,7 +19,7 @@ _REFRESH_S = 0.5  # reading a loss makes a GPU wait for it
 class FitProgress(ProgressBar):
     """Epoch, step, terms of the loss, mean Dice and its lowest organ, and the time left of whichever budget ends first.
 
-    The Dice of every organ is in the line after each validation, as many as there are. Where the output is no
+    The Dice of every organ, or of the five lowest, is in the line after each validation. Where the output is no
     terminal, such as a log file, only those lines are written.
 
     Args:
@@ -124,20 +124,20 @@ def losses(metrics: Mapping[str, Any]) -> str:
     return "" if total is None else f"loss {total:.3f}" + (f" ({terms})" if terms else "")
 
 
-def dice(metrics: Mapping[str, Any], *, most: int | None = None) -> str:
-    """Mean Dice and that of every organ, or of the lowest ``most`` of them, lowest first.
+def dice(metrics: Mapping[str, Any], *, most: int = 5) -> str:
+    """Mean Dice and that of every organ; of more than ``most`` the lowest and how many there are.
 
     Example:
         >>> dice({"val/dice": 0.7, "val/dice/liver": 0.9, "val/dice/spleen": 0.5}, most=1)
-        'Dice 0.700 (lowest: spleen 0.500)'
+        'Dice 0.700 (lowest of 2: spleen 0.500)'
     """
     organs = {name[9:]: float(value) for name, value in metrics.items() if name.startswith("val/dice/")}
     if "val/dice" not in metrics:
         return ""
-    if most is not None:
-        organs = dict(sorted(organs.items(), key=lambda item: item[1])[:most])
-    listed = ", ".join(f"{name} {value:.3f}" for name, value in organs.items())
-    return f"Dice {float(metrics['val/dice']):.3f} ({'lowest: ' if most is not None else ''}{listed})"
+    many = f"lowest of {len(organs)}: " if len(organs) > most else ""
+    shown = sorted(organs, key=lambda name: organs[name])[:most] if many else organs
+    told = ", ".join(f"{name} {organs[name]:.3f}" for name in shown)
+    return f"Dice {float(metrics['val/dice']):.3f} ({many}{told})"
 
 
 def pace(metrics: Mapping[str, Any]) -> str:

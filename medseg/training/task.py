@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import medseg
 from medseg.checkpoints.reading import matching_weights, read_checkpoint, require_same_training
-from medseg.errors import CheckpointError, MedsegError, UsageError
+from medseg.errors import CheckpointError, MedsegError, UsageError, listed
 from medseg.losses import NonFiniteLogitsError, build_loss
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
@@ -160,7 +160,7 @@ class SegmentationTask(pl.LightningModule):
         weights = sum(parameter.numel() for parameter in self.net.parameters())
         patch = " x ".join(map(str, self.plan.patch_size))
         rank_zero_info(
-            f"{self.hparams['net']} with {weights / 1e6:.1f} M weights learns {', '.join(self.plan.organs)} "
+            f"{self.hparams['net']} with {weights / 1e6:.1f} M weights learns {listed(self.plan.organs)} "
             f"from {self.plan.batch_size} patches of {patch} voxels a step by {self.hparams['loss']}"
         )
         self.pace = pace_together(self, self.pace)

@@ -338,8 +338,8 @@ def test_wrong_channels_at_prediction_are_named_and_the_others_go_on(trained, tm
 @pytest.mark.parametrize(
     ("words", "status", "expected"),
     [
-        (["predict", "--ckpt", "x.ckpt", "--input", "a", "--output", "b", "--ttaa"], 2, "did you mean --tta"),
-        (["losse"], 2, "did you mean losses"),
+        (["predict", "--ckpt", "x.ckpt", "--input", "a", "--output", "b", "--ttaa"], 2, "did you mean '--tta'"),
+        (["losse"], 2, "did you mean 'losses'"),
         (["info", "nowhere"], 1, "nowhere does not exist"),
         (["prepare", "nowhere", "--out", "x"], 1, "nowhere"),
         (["test", "--run", "nowhere"], 2, "--run"),

@@ -269,13 +269,13 @@ CHANGES = {
         {"training": [{"image": "./imagesTr/toy_0.nii.gz", "label": "./labelsTr/toy_0.nii.gz"}] * 2},
         "more than once",
     ),
-    "a patient of nobody": ({"patients": {"toi_0": "anna"}}, "Did you mean 'toy_0'"),
+    "a patient of nobody": ({"patients": {"toi_0": "anna"}}, "did you mean 'toy_0'"),
     "patients as list": ({"patients": ["anna"]}, "not an object"),
     "a pattern without group": ({"patient": "toy"}, "0 groups"),
     "a broken pattern": ({"patient": "("}, "not a regular expression"),
     "a pattern of numbers": ({"patient": 3}, "int, not text"),
     "a pattern that misses": ({"patient": "^(anna)"}, "does not match case 'toy_0'"),
-    "an unknown organ annotated": ({"annotated": {"toy_0": ["lver"]}}, "Did you mean 'liver'"),
+    "an unknown organ annotated": ({"annotated": {"toy_0": ["lver"]}}, "did you mean 'liver'"),
     "annotated as list": ({"annotated": ["liver"]}, "not an object of lists"),
     "an unknown case annotated": ({"annotated": {"toy_17": ["liver"]}}, "unknown case"),
     "images in another format": ({"channel_names": {"0": "CT"}, "file_ending": ".png"}, "ending in '.png'"),
@@ -312,7 +312,7 @@ def test_a_file_that_is_missing_is_named_unless_told_to_go_on(toy_dataset, layou
 def test_a_folder_without_description(tmp_path, toy_dataset):
     with pytest.raises(DataError, match=r"does not exist\. Check the path"):
         dataset_json(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"Did you mean .*toy"):
+    with pytest.raises(DataError, match=r"did you mean .*toy"):
         dataset_json(tmp_path)
     with pytest.raises(DataError, match="Write one, such as"):
         dataset_json(toy_dataset / "imagesTr")

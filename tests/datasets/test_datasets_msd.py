@@ -42,7 +42,7 @@ def test_a_task_has_several_spellings(name):
 
 
 def test_a_misspelt_task_is_answered_with_the_nearest():
-    with pytest.raises(UsageError, match="Did you mean Task09_Spleen"):
+    with pytest.raises(UsageError, match="did you mean 'Task09_Spleen'"):
         find_task("Task09_Spleeen")
     with pytest.raises(UsageError, match="Choose from Task01_BrainTumour"):
         find_task("???")

@@ -384,7 +384,7 @@ def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "status", "expected"),
     [
-        (["--format", "onx"], 2, "did you mean onnx"),
+        (["--format", "onx"], 2, "did you mean 'onnx'"),
         (["--format", "onnx", "--ckpt", "nowhere.ckpt"], 1, "nowhere.ckpt does not exist"),
         (["--format", "onnx", "--check", "nowhere.nii.gz"], 1, "nowhere.nii.gz"),
         (["--format", "onnx", "--check", "two"], 1, "two"),
@@ -422,7 +422,7 @@ def test_damaged_facts_are_named(tmp_path, capsys):
 
 
 def test_an_unknown_format_is_answered_from_python_too(tmp_path):
-    with pytest.raises(UsageError, match="did you mean pt2"):
+    with pytest.raises(UsageError, match="did you mean 'pt2'"):
         export(tmp_path / "some.ckpt", tmp_path, form="pt")
 
 

@@ -75,7 +75,7 @@ def sizes_for_squares(logits, maps):
 
 @pytest.mark.parametrize(("pool", "radius"), [(2, 3), (3, 2)])
 def test_neighbourhoods_of_blocks_in_three_dimensions(pool, radius):
-    """Equations 14 to 16 of the paper, a window after the other; no public code has three dimensions."""
+    """The paper's lower bound, a window after the other; no public code has three dimensions."""
     logits, maps = inputs(TABLE["cases"]["volume"])
     p, values = softmax(logits), []
     for n, c in np.ndindex(*maps.shape[:2]):

@@ -13,7 +13,7 @@ import pytest
 
 from medseg.errors import DataError, MachineError
 from medseg.machine import crew
-from medseg.machine.crew import Outcome, default_workers, for_each_case, free_memory, run_tasks
+from medseg.machine.crew import Finished, default_workers, for_each_case, free_memory, run_tasks
 
 
 def double(number):
@@ -250,4 +250,4 @@ def test_a_system_that_does_not_tell_its_memory(monkeypatch):
 
 
 def test_an_outcome_starts_empty():
-    assert Outcome().or_raise(Path("data")) == {}
+    assert Finished().or_raise(Path("data")) == {}

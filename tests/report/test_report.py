@@ -375,5 +375,5 @@ def test_runs_without_a_common_case_and_measures_without_a_column(tmp_path):
     b = write_cases(tmp_path / "b.csv", {"liver": {"y": 1}})
     with pytest.raises(DataError, match="shares no case"):
         compare_runs(a, b)
-    with pytest.raises(UsageError, match="Did you mean dice"):
+    with pytest.raises(UsageError, match="did you mean 'dice'"):
         compare_runs(a, a, measure="dise")

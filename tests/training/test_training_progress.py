@@ -33,5 +33,6 @@ def test_every_validation_leaves_one_line_and_a_terminal_one_that_moves(store, t
 
 def test_a_narrow_line_names_the_worst_organ_of_many():
     scores = {f"val/dice/organ_{index}": 0.5 + index / 100 for index in range(15)}
-    assert dice({"val/dice": 0.57, **scores}, most=1) == "Dice 0.570 (lowest: organ_0 0.500)"
+    assert dice({"val/dice": 0.57, **scores}, most=1) == "Dice 0.570 (lowest of 15: organ_0 0.500)"
+    assert len(dice({"val/dice": 0.57, **{f"val/dice/organ_{index}": 0.5 for index in range(60)}})) < 120
     assert dice({}) == ""

@@ -1,0 +1,92 @@
+"""Pages that are made from tables of the package: ``python docs/tables.py`` writes them anew, the tests compare."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from medseg.patches.augmentations import Row, key_of, rows
+from medseg.patches.settings import PRESETS, WHOLE
+
+AUGMENTATIONS = """# Augmentations
+
+Generated from the docstrings in `medseg/patches` by `python docs/tables.py`.
+
+Patches are augmented on the device they are trained on. Every random number depends on seed, epoch, step and sample
+only, so a resumed run goes on with the patch that would have come next. What moves voxels is joined to one
+interpolation, of image and labels alike; then come the changes of intensity, in the order in which they stand here.
+
+A config names a preset, or changes single settings of one (of `full`, if none is named):
+
+```yaml
+data:
+  augmentation: {preset: moderate, rotation_deg: 10, noise_probability: 0.2}
+```
+
+The probability is that of a patch; from a range each patch or modality draws a number. `none` has nothing of all this;
+[Extending](extending.md) shows how to add one of your own.
+"""
+
+
+def augmentations() -> str:
+    """The whole of docs/augmentations.md."""
+    names, ordered = list(PRESETS)[1:], sorted(rows().values(), key=lambda row: not row.spatial)
+    lines = [AUGMENTATIONS, "| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for row in ordered:
+        lines.append(f"| [`{row.name}`](#{row.name}) | " + " | ".join(_strength(row, name) for name in names) + " |")
+    for key in WHOLE:
+        lines.append(f"| `{key}` | " + " | ".join(_told(getattr(PRESETS[name], key)) for name in names) + " |")
+    for row in ordered:
+        lines += ["", f"## {row.name}", "", _summary(row.function), "", *_settings(row)]
+    lines += [
+        "",
+        "## Settings of the whole",
+        "",
+        *(f"* `{key}` = {_told(v)}: {text}" for key, (v, text) in WHOLE.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _strength(row: Row, preset: str) -> str:
+    """Probability in a preset, and what differs there."""
+    values = next(one.values for one in PRESETS[preset].strengths if one.row.name == row.name)
+    if not values["probability"]:
+        return ""
+    other = [f"{key} {_told(value)}" for key, value in values.items() if value != row.settings[key].default]
+    return ", ".join([f"{values['probability']:g}", *other])
+
+
+def _settings(row: Row) -> list[str]:
+    meanings = {"probability": "Patches that are changed.", "channel_probability": "Modalities of such a patch."}
+    meanings |= _arguments(row.function)
+    return [
+        f"* `{key_of(row, name)}` = {_told(setting.default)} ({setting.bounds}): {meanings[name]}"
+        for name, setting in row.settings.items()
+    ]
+
+
+def _told(value: Any) -> str:
+    return f"{value[0]:g} to {value[1]:g}" if isinstance(value, tuple) else f"{value}"
+
+
+def _summary(function: Any) -> str:
+    head = (inspect.getdoc(function) or "").split("\n\n")[0]
+    return re.sub(r":math:`(.*?)`", r"$\1$", " ".join(head.split())).replace("``", "`")
+
+
+def _arguments(function: Any) -> dict[str, str]:
+    """The Args section of a docstring, by name."""
+    found = re.search(r"\nArgs:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
+    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", found.group(1) if found else "", re.MULTILINE)
+    return {name: " ".join(meaning.split()).replace("``", "`") for name, meaning in entries}
+
+
+PAGES = {"augmentations.md": augmentations}
+"""File in docs/ -> what is in it."""
+
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (Path(__file__).parent / name).write_text(page(), encoding="utf-8")
