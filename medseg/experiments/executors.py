@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from medseg.errors import UsageError
 from medseg.experiments.job import Job
 from medseg.experiments.trial import Trial
-from medseg.machine.threads import usable_cores
+from medseg.machine.hardware import usable_cores
 
 
 @runtime_checkable

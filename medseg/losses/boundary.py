@@ -191,7 +191,8 @@ def boundary(x: Comparison, *, include_background: bool = False) -> PerClass:
     """Probability times signed distance to the organ: pulls the prediction's surface onto the target's.
 
     Equation:
-        (1/M) Σ_i φ_G(i) p_i,  φ = distance to the organ outside it, -(distance to its outside - 1) inside
+        (1/M) Σ_i φ_G(i) p_i,  φ = distance to the organ outside it, -(distance to its outside - h) inside,
+        h = 1 voxel, or in millimetres the voxel's shortest edge
 
     Use: Beside a region loss for small, unbalanced structures, as the paper does: ``dice + increase() * boundary``
     (its "increase") or ``(1 - increase()) * dice + increase() * boundary`` ("rebalance"), 0.01 more every epoch.
@@ -199,8 +200,9 @@ def boundary(x: Comparison, *, include_background: bool = False) -> PerClass:
     Known trouble: Negative, and not bounded by 0: the minimum is minus the organ's summed depth, so a falling curve
     says little. Alone it favours the empty prediction. A class that is absent or fills the volume contributes 0.
 
-    Public code: LIVIAETS measures a full mask against nothing and gets arbitrary numbers; MONAI agrees but counts
-    the background by default.
+    Public code: LIVIAETS measures a full mask against nothing and gets arbitrary numbers. It and MONAI take h = 1 in
+    millimetres too: where voxels are smaller, correct voxels cost, and the exact organ is not the minimum. MONAI agrees
+    in voxels but counts the background by default.
 
     Args:
         x: The comparison; ``spacing_mm`` measures in millimetres; ``distance_map`` is φ, made beforehand.

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812  torch's own alias
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison, Mode
+from medseg.losses.statistics import working_dtype
 
 MODES: tuple[Mode, ...] = ("multiclass", "binary", "multilabel")
 FORMS = {
@@ -16,6 +18,10 @@ FORMS = {
     "binary": "zeros and ones (b, *s) or (b, 1, *s)",
     "multilabel": "zeros and ones (b, c, *s)",
 }
+
+
+WIDENED = {torch.bool: torch.uint8, torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+"""Types of labels that torch cannot compare or count, and what holds the same numbers."""
 
 
 def compare(
@@ -38,7 +44,8 @@ def compare(
         mode: ``multiclass``, ``binary`` or ``multilabel``.
         ignore_index: The target value of voxels that count nowhere; it may be a class index, or negative.
         voxel_weight: How many voxels each voxel counts as, (b, *s) or (b, 1, *s), in every numerator and denominator.
-        class_mask: Which classes were annotated, (b, c), 1 or 0.
+        class_mask: Which classes were annotated, (b, c), 1 or 0. In ``multiclass`` the background of a sample is then
+            "background or one of its undrawn classes", whose probabilities are added up.
         spacing_mm: Voxel size, one number per axis or (b, axes).
         soft_allowed: Whether fractional targets are meaningful to every term.
         **options: ``instances``, ``skeleton``, ``distance_map`` and ``reduction``, as in `Comparison`.
@@ -47,21 +54,17 @@ def compare(
         ValueError: If shapes, types or values are not among those; the message names them.
     """
     check_logits(logits, mode)
-    target = _with_channel(target, logits, mode)
-    if mode == "multiclass" and target.shape[1] == 1:
-        labels, valid = _indices(target.squeeze(1), logits.shape[1], ignore_index)
-        dense, soft = None, False
-    else:
-        dense, valid, soft = _maps(target, ignore_index, mode)
-        labels = None
-        if soft and not soft_allowed:
-            raise ValueError(
-                "the target holds fractions, which a term of this loss has no meaning for. Give hard labels, or use "
-                "losses that take soft targets: bce, cross_entropy, focal, dice_squared, dice(soft_target=True)."
-            )
-        if mode == "multiclass" and not soft:
-            (labels, valid), dense = _labels_of(dense, valid, ignore_index), None
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    labels, dense, valid, soft = _read(_with_channel(target, logits, mode), logits.shape[1], mode, ignore_index)
+    if soft and not soft_allowed:
+        raise ValueError(
+            "the target holds fractions, which a term of this loss has no meaning for. Give hard labels, or use "
+            "losses that take soft targets: bce, cross_entropy, focal, dice_squared, dice(soft_target=True)."
+        )
+    dtype = working_dtype(logits)
+    mask = _class_mask(class_mask, logits, dtype)
+    undrawn = _undrawn(mask) if mode == "multiclass" else None
+    if undrawn is not None:
+        labels, dense = _to_background(labels, dense, undrawn)
     for name in ("instances", "skeleton", "distance_map"):
         _check_space(options.get(name), logits, name)
     return Comparison(
@@ -71,7 +74,8 @@ def compare(
         target=dense,
         soft=soft,
         weight=_weight(valid, voxel_weight, logits, dtype),
-        class_mask=_class_mask(class_mask, logits, dtype),
+        class_mask=mask,
+        undrawn=undrawn,
         spacing_mm=_spacing(spacing_mm, logits),
         **options,
     )
@@ -115,6 +119,19 @@ def _with_channel(target: Tensor, logits: Tensor, mode: str) -> Tensor:
     return target
 
 
+def _read(
+    target: Tensor, classes: int, mode: str, ignore_index: int | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, bool]:
+    """Class indices, or dense maps; a map of the voxels that are not ignored; and whether any value is a fraction."""
+    if mode == "multiclass" and target.shape[1] == 1:
+        labels, valid = _indices(target.squeeze(1), classes, ignore_index)
+        return labels, None, valid, False
+    maps, valid, soft = _maps(target, ignore_index, mode)
+    if mode == "multiclass" and not soft:
+        return maps.to(torch.uint8).argmax(1), None, valid, False
+    return None, maps, valid, soft
+
+
 def _equals(target: Tensor, value: int | None) -> Tensor | None:
     """Where the target is ``value``; None if its type cannot even hold it."""
     if value is None or target.dtype == torch.bool:
@@ -133,7 +150,8 @@ def _indices(labels: Tensor, classes: int, ignore_index: int | None) -> tuple[Te
             f"class indices must be integers, got {labels.dtype}: convert them with target.long(), "
             "or give one-hot or soft maps with a channel per class"
         )
-    labels = labels.to(torch.uint8) if labels.dtype == torch.bool else labels
+    if labels.dtype in WIDENED:
+        labels = labels.to(WIDENED[labels.dtype])
     ignored = _equals(labels, ignore_index)
     if ignored is not None:
         labels = labels.masked_fill(ignored, 0)
@@ -147,10 +165,16 @@ def _indices(labels: Tensor, classes: int, ignore_index: int | None) -> tuple[Te
 
 
 def _maps(target: Tensor, ignore_index: int | None, mode: str) -> tuple[Tensor, Tensor | None, bool]:
-    """Dense maps with ignored elements set to 0, a map of the others, and whether any value is a fraction."""
+    """Dense maps with ignored elements set to 0, a map of the others, and whether any value is a fraction.
+
+    Of exclusive classes a voxel is ignored that holds the value to ignore, or is wholly of the class to ignore.
+    """
     if mode == "multiclass":
         ignored = None if ignore_index in (0, 1) else _equals(target, ignore_index)
         ignored = None if ignored is None else ignored.any(1, keepdim=True)
+        if ignore_index is not None and 0 <= ignore_index < target.shape[1]:
+            wholly = target[:, ignore_index : ignore_index + 1] == 1
+            ignored = wholly if ignored is None else ignored | wholly
     else:
         ignored = _equals(target, ignore_index)
     if ignored is not None:
@@ -177,16 +201,7 @@ def _maps(target: Tensor, ignore_index: int | None, mode: str) -> tuple[Tensor, 
 
 
 def _countable(target: Tensor) -> torch.dtype:
-    return torch.uint8 if target.dtype == torch.bool else target.dtype
-
-
-def _labels_of(maps: Tensor, valid: Tensor | None, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
-    """Class indices of one-hot maps, 0 where ignored; a class may itself be the ignored value."""
-    labels = maps.to(torch.uint8).argmax(1)
-    if ignore_index is None or not 0 <= ignore_index < maps.shape[1]:
-        return labels, valid
-    kept = labels != ignore_index
-    return labels * kept, kept.unsqueeze(1) if valid is None else valid & kept.unsqueeze(1)
+    return WIDENED.get(target.dtype, target.dtype)
 
 
 def _weight(valid: Tensor | None, voxel_weight: Tensor | None, logits: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -194,6 +209,8 @@ def _weight(valid: Tensor | None, voxel_weight: Tensor | None, logits: Tensor, d
     if voxel_weight is None:
         return None if valid is None else valid.to(dtype)
     _check_space(voxel_weight, logits, "voxel_weight")
+    if voxel_weight.requires_grad:
+        raise ValueError("voxel_weight is a constant to every loss and gets no gradient: give voxel_weight.detach()")
     weight = voxel_weight.to(dtype)
     weight = weight.unsqueeze(1) if weight.ndim == logits.ndim - 1 else weight
     if not bool(((weight >= 0) & weight.isfinite()).all()):
@@ -218,6 +235,25 @@ def _class_mask(mask: Tensor | None, logits: Tensor, dtype: torch.dtype) -> Tens
     if tuple(mask.shape) != tuple(logits.shape[:2]):
         raise ValueError(f"class_mask must be (b, c) = {tuple(logits.shape[:2])}, got {tuple(mask.shape)}")
     return mask.to(logits.device, dtype)
+
+
+def _undrawn(mask: Tensor | None) -> Tensor | None:
+    """Classes, of each sample, that no voxel tells from the background; None if there is none."""
+    if mask is None:
+        return None
+    undrawn = F.pad(mask[:, 1:] == 0, (1, 0))
+    return undrawn if bool(undrawn.any()) else None
+
+
+def _to_background(labels: Tensor | None, maps: Tensor | None, undrawn: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The target without undrawn classes: should a voxel be labelled so all the same, it is background or that."""
+    if labels is not None:
+        hidden = undrawn.gather(1, labels.flatten(1).long()).reshape(labels.shape)
+        return labels.masked_fill(hidden, 0), maps
+    assert maps is not None  # one of the two is always there
+    hidden = undrawn.reshape(*undrawn.shape, *[1] * (maps.ndim - 2))
+    kept = maps.masked_fill(hidden, 0)
+    return labels, torch.cat([kept[:, :1] + (maps - kept).sum(1, keepdim=True), kept[:, 1:]], 1)
 
 
 def _spacing(spacing_mm: Tensor | Sequence[float] | None, logits: Tensor) -> Tensor | None:

@@ -102,15 +102,16 @@ def per_channel(given: Tensor, x: Comparison, first: int, name: str) -> Float[Te
 
 @torch.no_grad()
 def signed_map(x: Comparison, truth: Bool[Tensor, "b part *s"], first: int) -> Float[Tensor, "b part *s"]:
-    """Measure φ: the distance to the target outside it, minus the distance to its outside, less one, inside.
+    """Measure φ: the distance to the target outside it; minus the distance to its outside, less one step, inside.
 
-    This is what ``distance_map`` holds when the caller computes it beforehand, in millimetres if spacings are given:
-    0 on the structure's outermost voxels, 0 everywhere for a class that is absent or fills the volume.
+    This is what ``distance_map`` holds when the caller computes it beforehand. A step is one voxel, or in millimetres
+    the voxel's shortest edge, so φ is 0 on outermost voxels of the structure, nowhere above 0 inside it, and grows with
+    the unit; 0 everywhere for a class that is absent or fills the volume.
     """
     if x.distance_map is not None:
         return per_channel(x.distance_map, x, first, "distance_map")
     distance = boundary_distance(truth, x.spacing_mm, valid=existing(x, first), dtype=x.dtype)
-    return torch.where(truth & (distance > 0), 1 - distance, distance)
+    return torch.where(truth & (distance > 0), shortest_step(x) - distance, distance)
 
 
 @torch.no_grad()
@@ -121,4 +122,10 @@ def target_distance(x: Comparison, truth: Bool[Tensor, "b part *s"], first: int)
     signed, here = signed_map(x, truth, first), existing(x, first)
     outside = ~truth if here is None else ~truth & here
     bounded = outside.flatten(2).any(2).reshape(*truth.shape[:2], *[1] * (truth.ndim - 2))
-    return torch.where(truth, 1 - signed, signed) * bounded
+    return torch.where(truth, shortest_step(x) - signed, signed) * bounded
+
+
+def shortest_step(x: Comparison) -> Float[Tensor, "b *ones"]:
+    """The shortest edge of each sample's voxels in millimetres, or one voxel."""
+    steps = torch.ones(x.shape[0], 1) if x.spacing_mm is None else x.spacing_mm.amin(1, keepdim=True)
+    return steps.to(x.raw.device, x.dtype).reshape(-1, *[1] * (len(x.shape) - 1))

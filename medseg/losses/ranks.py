@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -18,26 +17,26 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> Tensor:
         """Every rank's loss depends on every rank's values: the gradients add up as the values did.
 
         DistributedDataParallel then divides by the number of ranks, which leaves the gradient of one
         process holding the whole batch.
         """
-        gradient = d_total.clone()
-        dist.all_reduce(gradient)
+        gradient: Tensor = _SumOverRanks.apply(d_total)  # type: ignore[no-untyped-call]
         return gradient
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Add the tensors of all processes, with gradient; the identity when there is only one.
+    """Add the tensors of the processes that train together, with gradient; the identity when there is only one.
+
+    Where no gradient is recorded a process may evaluate alone, and has its own batch's sums.
 
     Example:
         >>> sum_over_ranks(torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
     """
-    if _alone():
+    if _alone() or not torch.is_grad_enabled():
         return values
     total: Tensor = _SumOverRanks.apply(values)  # type: ignore[no-untyped-call]
     return total

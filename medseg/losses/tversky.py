@@ -46,7 +46,7 @@ def tversky(x: Comparison, *, alpha: float = 0.3, beta: float = 0.7, smooth: flo
 
 def overlap_loss(tp: Tensor, fp: Tensor, fn: Tensor, *, alpha: float, beta: float, smooth: float) -> Tensor:
     """One minus the Tversky index, written so that a perfect prediction gives exactly 0 and never less."""
-    errors = alpha * fp + beta * fn.clamp_min(0)
+    errors = alpha * fp.clamp_min(0) + beta * fn.clamp_min(0)
     return errors / (tp + errors + smooth)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medseg.losses.comparison import Comparison
 from medseg.losses.knobs import Weights
-from medseg.losses.masks import existing, per_channel, target_masks
+from medseg.losses.masks import existing, per_channel, shortest_step, target_masks
 from medseg.losses.ranks import mean_over_ranks
 from medseg.losses.reduction import class_factor, class_vector, element_weight, ratio
 from medseg.losses.table import Reduced, loss
@@ -71,7 +71,7 @@ def _depth(x: Comparison, region: Tensor, here: Tensor | None) -> Tensor:
     if x.distance_map is None:
         return inner_distance(region, x.spacing_mm, valid=here, dtype=x.dtype)
     signed = per_channel(x.distance_map, x, 0, "distance_map")
-    deep = torch.where(target_masks(x, 0), 1 - signed, signed) * region
+    deep = torch.where(target_masks(x, 0), shortest_step(x) - signed, signed) * region
     other = ~region if here is None else ~region & here
     return deep * other.flatten(2).any(2).reshape(*region.shape[:2], *[1] * (region.ndim - 2))
 

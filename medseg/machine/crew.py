@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medseg.errors import DataError, MachineError, MedsegError
-from medseg.machine.threads import usable_cores
+from medseg.machine.hardware import free_memory, usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -115,20 +115,6 @@ def default_workers(bytes_per_task: int) -> int:
     if free is None or bytes_per_task <= 0:
         return usable_cores()
     return max(1, min(usable_cores(), int(free * MEMORY_SHARE) // bytes_per_task))
-
-
-def free_memory() -> int | None:
-    """Bytes that may still be taken, by the machine's and the container's account; None where neither tells."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8"))
-        found += [max(0, int(limit) - used)] if limit != "max" else []
-    except OSError:
-        pass  # another operating system, or no container
-    return min(found) if found else None
 
 
 def _in_this_process(work: Callable[[T], R], tasks: Mapping[str, T]) -> Iterator[Done[R]]:

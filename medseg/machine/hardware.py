@@ -1,13 +1,16 @@
-"""What this machine is fast at: its arithmetic and its allocator."""
+"""This machine: its cores, its memory, and what it is fast at."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import torch
+if sys.platform != "win32":
+    import resource
 
 Precision = Literal["bf16-mixed", "16-mixed", "32-true"]
 
@@ -23,6 +26,8 @@ def best_precision(accelerator: str = "auto") -> Precision:
     Args:
         accelerator: Lightning's name of the device: ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"`` or ``"auto"``.
     """
+    import torch  # here: worker processes that count cores need none of it
+
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         major, _ = torch.cuda.get_device_capability()
         return "bf16-mixed" if major >= _BF16_CAPABILITY else "16-mixed"
@@ -56,13 +61,61 @@ def memory_bytes(root: Path = Path("/")) -> int:
     """
     if not hasattr(os, "sysconf"):
         return 0
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for name in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            found.append(int((root / name).read_text(encoding="utf-8")))
-        except (OSError, ValueError):  # no such control group, or one without a limit, which says "max"
-            continue
-    return min(found)
+    groups = ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes")
+    found = [_number(root / name) for name in groups]
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *(limit for limit in found if limit)])
+
+
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that may still be taken, by the machine's and the container's account; None where neither tells.
+
+    Args:
+        root: Of the file system.
+    """
+    found = []
+    with suppress(OSError):  # another operating system
+        lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    group = root / "sys/fs/cgroup"
+    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+    if limit is not None and used is not None:
+        found.append(max(0, limit - used))
+    return min(found, default=None)
+
+
+def peak_memory_bytes(device: Any) -> int:
+    """The most memory this process has held: a CUDA device's tensors, else what was resident; 0 where nobody counts.
+
+    What is resident includes the interpreter, the libraries and cached volumes; processes that load data do not count.
+
+    Args:
+        device: A `torch.device`.
+
+    Example:
+        >>> import torch
+        >>> peak_memory_bytes(torch.device("cpu")) > 0
+        True
+    """
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def usable_cores() -> int:
+    """Count the cores this process may run on, which in a container or under Slurm is fewer than the machine has.
+
+    Example:
+        >>> usable_cores() >= 1
+        True
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def keep_freed_memory() -> bool:
@@ -79,3 +132,11 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return all(mallopt(option, value) for option, value in _MALLOPT)
+
+
+def _number(file: Path) -> int | None:
+    """What the kernel says in a file; None without the file, or where it says "max"."""
+    try:
+        return int(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from medseg.machine.hardware import usable_cores
+
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
-
-
-def usable_cores() -> int:
-    """Count the cores this process may run on, which in a container or under Slurm is fewer than the machine has.
-
-    Example:
-        >>> usable_cores() >= 1
-        True
-    """
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def in_threads(function: Callable[[Job], Answer], jobs: Iterable[Job]) -> list[Answer]:

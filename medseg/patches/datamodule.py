@@ -16,8 +16,7 @@ from jaxtyping import Float64
 
 from medseg.datasets.split import Fold, folds, read_split
 from medseg.errors import DataError, UsageError, listed
-from medseg.machine.crew import free_memory
-from medseg.machine.threads import usable_cores
+from medseg.machine.hardware import free_memory, usable_cores
 from medseg.patches.batch import Batch, Crops, augmented
 from medseg.patches.cutting import Cases, TrainingCrops, WholeVolumes
 from medseg.patches.geometry import Geometry, geometry_of

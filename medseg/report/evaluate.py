@@ -17,7 +17,7 @@ from medseg import __version__
 from medseg.checkpoints.run import Scores
 from medseg.errors import DataError, UsageError
 from medseg.machine.files import require_writable, write_json
-from medseg.machine.threads import usable_cores
+from medseg.machine.hardware import usable_cores
 from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element
 from medseg.metrics.overlap import Organs
 from medseg.report.matching import Failure, Pair, References, match, read_references

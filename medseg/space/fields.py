@@ -144,8 +144,11 @@ def _each(fill: Fill, masks: Tensor, spacing_mm: Spacing, out: Tensor, valid: Te
             fill(masks[n], out[n], None if exists is None else exists[n], step)
         return out
 
+    inference = torch.is_inference_mode_enabled()  # threads do not inherit it, and must not write to its tensors
+
     def one(at: tuple[int, ...]) -> None:
-        fill(masks[at][None], out[at][None], None if exists is None else exists[at][None], steps[at[0]])
+        with torch.inference_mode(inference):
+            fill(masks[at][None], out[at][None], None if exists is None else exists[at][None], steps[at[0]])
 
     in_threads(one, np.ndindex(*masks.shape[:2]))
     return out

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from statistics import median
 from typing import Any
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 
-if sys.platform != "win32":
-    import resource
+from medseg.machine.hardware import peak_memory_bytes
 
 _WORTH_A_WORD_S = 5.0  # of an epoch; below that nobody waits
 
@@ -94,20 +91,3 @@ class StepClock(Callback):
                 f"{share:.0%} of epoch {trainer.current_epoch} was spent waiting for data: give it more processes with "
                 "--data.workers, or keep the volumes in memory with --data.cache memory"
             )
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory this process has held: a CUDA device's tensors, else what was resident; 0 where nobody counts.
-
-    What is resident includes the interpreter, the libraries and cached volumes; processes that load data do not count.
-
-    Example:
-        >>> peak_memory_bytes(torch.device("cpu")) > 0
-        True
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

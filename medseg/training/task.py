@@ -21,6 +21,7 @@ import medseg
 from medseg.checkpoints.reading import matching_weights, read_checkpoint, require_same_training
 from medseg.errors import CheckpointError, MedsegError, UsageError, listed
 from medseg.losses import NonFiniteLogitsError, build_loss
+from medseg.machine.hardware import peak_memory_bytes
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.patches.datamodule import Batch
@@ -28,7 +29,6 @@ from medseg.patches.interpolate import IGNORED
 from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
 from medseg.training.callbacks import of_task
-from medseg.training.clock import peak_memory_bytes
 from medseg.training.optimise import (
     budget_spent,
     build_optimizer,

@@ -168,12 +168,12 @@ def surely(target: torch.Tensor, sureness: float = 200.0) -> torch.Tensor:
     return ((2.0 * target - 1) * sureness).double().unsqueeze(1)
 
 
-@pytest.mark.parametrize("spacing", [None, (1.0, 2.5)])
+@pytest.mark.parametrize("spacing", [None, (1.0, 2.5), (0.5, 0.3)])
 def test_boundary_of_a_strip_counts_its_signed_columns(spacing):
-    step = 1.0 if spacing is None else spacing[1]
+    h, step = (1.0, 1.0) if spacing is None else (min(spacing), spacing[1])
     target, predicted = plate(4, 8), plate(3, 8)
     value = build_loss("boundary", mode="binary")(surely(predicted), target, spacing)
-    inside = [1 - step, 1 - 2 * step, 1 - 2 * step, 1 - step]
+    inside = [h - step, h - 2 * step, h - 2 * step, h - step]
     assert value.item() == pytest.approx((step + sum(inside)) / 12)
 
 

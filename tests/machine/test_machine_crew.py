@@ -13,7 +13,7 @@ import pytest
 
 from medseg.errors import DataError, MachineError
 from medseg.machine import crew
-from medseg.machine.crew import Finished, default_workers, for_each_case, free_memory, run_tasks
+from medseg.machine.crew import Finished, default_workers, for_each_case, run_tasks
 
 
 def double(number):
@@ -234,19 +234,6 @@ def test_workers_are_as_many_as_cores_and_memory_allow(free, expected, monkeypat
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     assert default_workers(10**9) == expected
     assert default_workers(0) == 4
-
-
-def test_free_memory_is_plausible():
-    free = free_memory()
-    assert free is None or free > 1 << 20
-
-
-def test_a_system_that_does_not_tell_its_memory(monkeypatch):
-    def refuse(*_, **__):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", refuse)
-    assert free_memory() is None
 
 
 def test_an_outcome_starts_empty():

@@ -447,9 +447,9 @@ def test_the_margin_covers_elastic_and_planar_motion():
         ({"elastic_points": 2.5}, "expected one like 6"),
         ({"noise_probability": True}, "cannot be True"),
         ({"label_interpolation": "cubic"}, "'linear' or 'nearest'"),
-        ("gjhgkjh", "choose from"),
-        ({"blur": {"sigma": 1}}, "choose from.*blur_sigma_voxels"),
-        ({"blurr": {}}, "did you mean blur"),
+        ("gjhgkjh", "expected one of"),
+        ({"blur": {"sigma": 1}}, "expected one of.*blur_sigma_voxels"),
+        ({"blurr": {}}, "did you mean 'blur'"),
         ({"collections.OrderedDict": {}}, r"is no augmentation: put @augmentation\(...\)"),
     ],
 )

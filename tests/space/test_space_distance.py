@@ -209,7 +209,7 @@ def test_threads_keep_the_order_and_pass_on_what_went_wrong(monkeypatch):
 def test_cores_are_counted_where_affinity_is_unknown(monkeypatch):
     import os
 
-    from medseg.machine.threads import usable_cores
+    from medseg.machine.hardware import usable_cores
 
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
