@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medseg.checkpoints.checkpoint import Checkpoint, checked
 from medseg.errors import CheckpointError
 
 _DAMAGE = (
@@ -31,14 +32,14 @@ class Weights(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """A checkpoint's plain data, with `Weights` in the place of its tensors.
+def read_facts(path: Path) -> Checkpoint:
+    """A checkpoint with `Weights` in the place of its tensors.
 
     The file that ``torch.save`` writes is an archive whose ``data.pkl`` names the tensors and holds all else. Nothing
     but dictionaries that keep their order and the recipes of tensors is understood, so no code in it can run.
 
     Raises:
-        CheckpointError: The file is missing, unreadable, holds code, or was not written by medseg.
+        CheckpointError: The file is missing, unreadable, holds code, or is no checkpoint of medseg.
     """
 
     def read() -> Any:
@@ -47,17 +48,17 @@ def read_facts(path: Path) -> dict[str, Any]:
             with archive.open(name) as file:
                 return _PlainData(file).load()
 
-    return ours(path, read)
+    return checked(path, explained(path, read))
 
 
-def ours(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
+def explained(path: Path, read: Callable[[], Any]) -> Any:
     """What ``read`` finds in a checkpoint.
 
     Raises:
-        CheckpointError: The file is missing, unreadable, holds code, or was not written by medseg.
+        CheckpointError: The file is missing, unreadable or holds code.
     """
     try:
-        found = read()
+        return read()
     except FileNotFoundError:
         raise CheckpointError(path, "does not exist", "Check the path; a run keeps checkpoints/best.ckpt") from None
     except pickle.UnpicklingError:
@@ -68,9 +69,6 @@ def ours(path: Path, read: Callable[[], Any]) -> dict[str, Any]:
         said = "" if isinstance(error, LookupError) else str(error).split("\n")[0].split(". ")[0]
         reason = said or "it is no file of torch.save, or not all of one"
         raise CheckpointError(path, f"is not a readable checkpoint ({reason})", "Copy it again") from None
-    if not isinstance(found, dict) or not all(isinstance(found.get(key), dict) for key in ("medseg", "state_dict")):
-        raise CheckpointError(path, "was not written by medseg", "Use a checkpoint of a medseg run")
-    return found
 
 
 class _PlainData(pickle.Unpickler):

@@ -35,6 +35,14 @@ def dataset_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", type=Path, help="folder with a dataset.json (MSD, nnU-Net raw, or your own)")
 
 
+TRUST = "a class outside medseg that the checkpoint names and that you trust, such as mynet.Plain; may be repeated"
+
+
+def trust_option(parser: argparse.ArgumentParser) -> None:
+    """What a checkpoint may name."""
+    parser.add_argument("--trust", action="append", metavar="PATH", help=TRUST)
+
+
 def workers_option(parser: argparse.ArgumentParser) -> None:
     """How many processes share the work."""
     parser.add_argument("--workers", type=positive, help="processes (default: one per core)")

@@ -17,6 +17,7 @@ from medseg.cli.command import (
     report_failures,
     say,
     show,
+    trust_option,
     workers_option,
 )
 from medseg.cli.experiments import EXPERIMENTS
@@ -166,15 +167,21 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-cleaning", action="store_true", help="leave out the rules of medseg choose-cleaning")
     parser.add_argument("--overwrite", action="store_true", help="predict anew what is there and still up to date")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    trust_option(parser)
 
 
 def _predict(options: Options) -> int:
     from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.folder import predict_cases
     from medseg.inference.predict import Predictor
+    from medseg.machine.dotted import Trust
 
     predictor = Predictor.load(
-        checkpoints_in(options.ckpt), mirror=options.tta, device=options.device, cleaning=not options.no_cleaning
+        checkpoints_in(options.ckpt),
+        mirror=options.tta,
+        device=options.device,
+        cleaning=not options.no_cleaning,
+        trust=Trust.of(options.trust),
     )
     outcome = predict_cases(
         predictor,

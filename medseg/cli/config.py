@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 from pytorch_lightning.loggers import Logger
 
 from medseg.checkpoints.run import Run
+from medseg.cli.command import TRUST
 from medseg.errors import DataError, UsageError, nearest
 from medseg.machine.documents import read_document
 from medseg.patches.datamodule import VolumesDataModule
@@ -78,6 +79,7 @@ def build_parser(command: str) -> ArgumentParser:
         parser.link_arguments("data.plan", "model.plan", compute_fn=Plan.to_dict, apply_on="instantiate")
     else:
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="best (the default), last or a file")
+        parser.add_argument("--trust", type=str, action="append", metavar="PATH", help=TRUST)
         parser.add_argument(
             "--on_training_cases", type=bool, default=False, help="score cases that it was trained on too"
         )

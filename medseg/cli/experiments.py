@@ -160,12 +160,15 @@ def _require_prediction_options(options: Options, plan: Any) -> None:
 
 
 def _predict(options: Options) -> int:
-    from medseg.checkpoints.run import checkpoints_in
+    from medseg.checkpoints.run import Run, checkpoints_in
+    from medseg.experiments.trial import trusted_in
     from medseg.inference.folder import predict_cases
     from medseg.inference.predict import Predictor
 
     target = options.predictions or options.output / "predicted"
-    outcome = predict_cases(Predictor.load(checkpoints_in([options.output])), options.predict, target)
+    checkpoints = checkpoints_in([options.output])
+    predictor = Predictor.load(checkpoints, trust=trusted_in(Run.holding(checkpoints[0]).path))
+    outcome = predict_cases(predictor, options.predict, target)
     say(f"{len(outcome.written) + len(outcome.kept)} predictions are in {target}")
     return report_failures(outcome.failures)
 

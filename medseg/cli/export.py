@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medseg.cli.command import Command, Options, say
+from medseg.cli.command import Command, Options, say, trust_option
 
 FORMATS = ("onnx", "pt2", "monai-bundle")
 """As `medseg.export.FORMATS`, which would load torch to print a help."""
@@ -18,6 +18,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the network and its plan")
     parser.add_argument("--check", type=Path, metavar="IMAGE", help="compare with PyTorch on this image, not on noise")
+    trust_option(parser)
 
 
 def _run(options: Options) -> int:
@@ -26,16 +27,15 @@ def _run(options: Options) -> int:
     from medseg.errors import UsageError
     from medseg.export import export
     from medseg.inference.images import list_cases, read_case_image
-    from medseg.plan.plan import Plan
+    from medseg.machine.dotted import Trust
 
     checkpoint, *more = checkpoints_in([options.ckpt])
     if more:
         raise UsageError(f"{options.ckpt} holds {1 + len(more)} checkpoints", "Name one of them, such as its fold0")
-    image = None
+    kept, image = read_checkpoint(checkpoint), None
     if options.check:
-        plan = Plan.from_dict(read_checkpoint(checkpoint)["hyper_parameters"]["plan"])
-        image = read_case_image(next(iter(list_cases(options.check, plan).values())), plan)
-    done = export(checkpoint, options.output, form=options.format, image=image)
+        image = read_case_image(next(iter(list_cases(options.check, kept.plan).values())), kept.plan)
+    done = export(kept, options.output, form=options.format, image=image, trust=Trust.of(options.trust))
     for path in done.files:
         say(f"wrote {path}")
     on = options.check or "noise"

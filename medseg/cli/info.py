@@ -6,11 +6,11 @@ Torch and its friends take seconds to import, and are asked only for what nobody
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medseg.checkpoints.facts import Weights, read_facts
-from medseg.checkpoints.origin import Origin
+from medseg.checkpoints.facts import read_facts
 from medseg.checkpoints.run import Run
 from medseg.errors import DataError
 from medseg.plan.plan import Plan
@@ -41,29 +41,26 @@ def describe_path(path: Path, net: str = "unet") -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    checkpoint = read_facts(path)
-    options, signed = checkpoint["hyper_parameters"], checkpoint["medseg"]
-    peak_gib = signed.get("peak_gib")
+    kept = read_facts(path)
+    signed, options = kept.signature, {"loss": "unknown", "optimizer": "unknown", **kept.options}
+    peak_gib, rate = signed.get("peak_gib"), options.get("lr")
     return {
         "what": "checkpoint",
-        "written by": f"medseg {signed['version']}, torch {signed['torch']}",
-        **_plan(Plan.from_dict(options["plan"])),
-        "network": options["net"],
-        "parameters": _numbers(checkpoint["state_dict"]),
+        "written by": f"medseg {signed['version']}, torch {signed.get('torch', 'unknown')}",
+        **_plan(kept.plan),
+        "network": kept.net,
+        "parameters": sum(math.prod(weight.shape) for weight in kept.weights.values()),
         "training memory": "unknown" if peak_gib is None else f"{peak_gib:.1f} GiB at its peak",
+        "flips in training": "unknown" if kept.flips is None else ", ".join(map(str, kept.flips)) or "none",
         "loss": options["loss"],
-        "optimizer": f"{options['optimizer']}, lr {options['lr']:g}, {options['schedule']}",
-        "trained": f"{checkpoint['global_step']} steps, {checkpoint['epoch'] + 1} epochs",
-        "scores": {name: round(score, 4) for name, score in signed.get("scores", {}).items()},
-        **(_origin(checkpoint["origin"]) if "origin" in checkpoint else {}),
+        "optimizer": ", ".join(filter(None, (options["optimizer"], rate and f"lr {rate:g}", options.get("schedule")))),
+        "trained": f"{kept.steps} steps, {kept.epochs} epochs",
+        "scores": {name: round(score, 4) for name, score in kept.scores.items()},
+        **(_origin(kept.origin) if kept.origin else {}),
     }
 
 
-def _numbers(weights: dict[str, Weights]) -> int:
-    return sum(math.prod(of.shape) for name, of in weights.items() if name.startswith("net."))
-
-
-def _origin(origin: Origin) -> dict[str, Any]:
+def _origin(origin: Mapping[str, Any]) -> dict[str, Any]:
     """Where it comes from; the whole config is in the file."""
     commits = ", ".join(f"{of} {commit}" for of, commit in origin["commits"].items() if commit)
     return {
@@ -76,8 +73,8 @@ def _origin(origin: Origin) -> dict[str, Any]:
 
 def _store(path: Path, net: str) -> dict[str, Any]:
     from medseg.nets import build_net, estimate
+    from medseg.segmenter import net_spec
     from medseg.store.store import Store
-    from medseg.training.task import net_spec
 
     store = Store(path)
     spec = net_spec(store.plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +12,24 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning import seed_everything
 
-from medseg.checkpoints.facts import read_facts
+from medseg.checkpoints.checkpoint import Checkpoint
+from medseg.checkpoints.reading import read_checkpoint
 from medseg.checkpoints.run import Run
 from medseg.cli.command import report_failures, say
 from medseg.cli.config import FOR_ONE_COMMAND, parse
 from medseg.errors import DataError, InterruptionError, UsageError, listed
+from medseg.machine.dotted import Trust
 from medseg.machine.hardware import keep_freed_memory
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
+from medseg.segmenter import Segmenter
 from medseg.store.identity import traces
 from medseg.store.store import Store
 from medseg.training.failures import in_sentences
 from medseg.training.fit import Trainer, build_trainer, loggers, quieten, train, usable
 from medseg.training.signing import UnequalDataError
 from medseg.training.start import Start, find_start, taken
-from medseg.training.task import SegmentationTask, load_task
+from medseg.training.task import SegmentationTask, judge_of
 
 
 def run_lightning(words: Sequence[str]) -> int:
@@ -108,7 +111,7 @@ def validate(words: Sequence[str]) -> int:
     """``medseg validate``; returns the exit status."""
     scored = _finished(words, "validate")
     with in_sentences(scored.trainer, scored.data.plan):
-        scored.trainer.validate(scored.task, scored.data)
+        scored.trainer.validate(judge_of(scored.segmenter), scored.data)
     return 0
 
 
@@ -119,14 +122,14 @@ def test(words: Sequence[str]) -> int:
 
     scored = _finished(words, "test")
     store, trainer = Store(scored.data.store), scored.trainer
-    written = WritePredictions(scored.run.test.predictions, store)
+    written = WritePredictions(scored.run.test.predictions, store, scored.segmenter)
     trainer.callbacks.append(written)  # type: ignore[attr-defined]  # set by Lightning's connector
     with in_sentences(trainer, scored.data.plan):
-        trainer.test(scored.task, scored.data)
+        trainer.test(judge_of(scored.segmenter), scored.data)
     status = report_failures(written.failures)
     trainer.strategy.barrier()  # the first process scores what all of them have written
     if trainer.is_global_zero:
-        evaluation = report_test(scored.run, store, scored.data.cases.val, scored.task.plan, note=scored.note)
+        evaluation = report_test(scored.run, store, scored.data.cases.val, scored.segmenter.plan, note=scored.note)
         status = max(status, evaluation.exit_status)
     trainer.strategy.barrier()
     return status
@@ -136,7 +139,7 @@ def test(words: Sequence[str]) -> int:
 class _Finished:
     run: Run
     data: VolumesDataModule
-    task: SegmentationTask
+    segmenter: Segmenter
     trainer: Trainer
     note: str
 
@@ -145,24 +148,21 @@ def _finished(words: Sequence[str], command: str) -> _Finished:
     """A trained network, the cases that it is to be scored on, and a trainer that deals them out to processes."""
     parser, options = parse(command, words)
     run = Run(Path(options.run))
-    checkpoint = run.checkpoint(options.ckpt_path)
+    checkpoint = read_checkpoint(run.checkpoint(options.ckpt_path))
+    segmenter = Segmenter.from_checkpoint(checkpoint, Trust.of(options.trust))
     built = _instantiated(parser, options)
-    task = load_task(checkpoint)
     data: VolumesDataModule = built.data
-    _require_same_labels(task.plan, data.plan, data.store)
-    facts = read_facts(checkpoint)
-    note = _on_training_cases(facts, data, allowed=options.on_training_cases)
+    _require_same_labels(checkpoint.plan, data.plan, data.store)
+    note = _on_training_cases(checkpoint, data, allowed=options.on_training_cases)
     chosen = {**vars(built.trainer), "default_root_dir": str(run.path), "enable_checkpointing": False}
     chosen["logger"] = loggers(chosen["logger"], run) if chosen["logger"] else False
     with usable(chosen):
         trainer = Trainer(**chosen)
     if trainer.is_global_zero:
-        dice = facts["medseg"].get("scores", {}).get("val/dice", float("nan"))
-        say(
-            f"{checkpoint} is scored, of step {facts['global_step']} with val/dice {dice:.4f}"
-            + (f"; {note}" if note else "")
-        )
-    return _Finished(run, data, task, trainer, note)
+        dice = checkpoint.scores.get("val/dice", float("nan"))
+        told = f"{checkpoint.path} is scored, of step {checkpoint.steps} with val/dice {dice:.4f}"
+        say(told + (f"; {note}" if note else ""))
+    return _Finished(run, data, segmenter, trainer, note)
 
 
 def _instantiated(parser: ArgumentParser, options: Namespace) -> Namespace:
@@ -180,17 +180,16 @@ def _instantiated(parser: ArgumentParser, options: Namespace) -> Namespace:
         raise UsageError(str(error).rstrip(".?"), "Correct the config") from None
 
 
-def _on_training_cases(facts: Mapping[str, Any], data: VolumesDataModule, *, allowed: bool) -> str:
+def _on_training_cases(checkpoint: Checkpoint, data: VolumesDataModule, *, allowed: bool) -> str:
     """Which of the cases to score the network was trained on, in words; empty for none, or if nobody knows.
 
     Raises:
         UsageError: There are some, and nobody allowed it.
     """
-    known = facts.get("origin", {})
-    seen = set(known.get("data", {}).get("trained_on", ()))
+    seen = checkpoint.trained_on
     infos = [Store(data.store).info(case) for case in data.cases.val]
     cases = [info.id for info in infos if seen & traces(info)]
-    before = {name: known.get("config", {}).get("values", {}).get(f"data.{name}") for name in ("fold", "folds", "seed")}
+    before = {name: checkpoint.config.get(f"data.{name}") for name in ("fold", "folds", "seed")}
     moved = [name for name, value in before.items() if value is not None and value != getattr(data, name)]
     if cases:
         named = ", ".join(cases[:5]) + (", ..." if len(cases) > 5 else "")

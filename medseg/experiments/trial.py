@@ -11,8 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from medseg.checkpoints.run import Run
 from medseg.errors import DataError
 from medseg.experiments.job import LOCK, Job, State
+from medseg.machine.documents import read_document
+from medseg.machine.dotted import Trust
 from medseg.machine.files import locked
 
 PROGRAM = (sys.executable, "-m", "medseg")
@@ -69,7 +72,8 @@ class Trial:
     def _test(self) -> str | None:
         if self.job.read_state() is State.DONE:
             return None
-        failure = self._medseg(["test", "--run", str(self.job.run), "--ckpt_path", "best"])
+        trusted = [word for path in trusted_in(self.job.run).paths for word in ("--trust", path)]
+        failure = self._medseg(["test", "--run", str(self.job.run), "--ckpt_path", "best", *trusted])
         return None if self.job.read_state() is State.DONE else failure  # cases at fault are told by its summary.json
 
     def _medseg(self, words: Sequence[str]) -> str | None:
@@ -93,6 +97,13 @@ class Trial:
             status = self._process.wait()
         self._process = None
         return "was stopped" if self._stopped else explain_exit(status, self.job.log, begin)
+
+
+def trusted_in(run: Path) -> Trust:
+    """The network outside medseg that a sweep's own words named, as the config of a finished training tells."""
+    config = read_document(Run(run).config)
+    net = str(config.get("model", {}).get("net", "")) if isinstance(config, dict) else ""
+    return Trust.of([net] if "." in net else [])
 
 
 def explain_exit(status: int, log: Path, begin: int = 0) -> str | None:

@@ -111,7 +111,7 @@ def metadata(model: Model, definition: Definition) -> dict[str, Any]:
         "copyright": "n/a",
         "data_source": plan.name,
         "data_type": "nibabel",
-        "eval_metrics": model.record.get("scores", {}),
+        "eval_metrics": model.scores,
         "intended_use": "Research only",
         "network_data_format": {
             "inputs": {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from medseg.export.model import Model, innermost
 from medseg.nets import NetSpec, build_net
-from medseg.training.task import net_spec
+from medseg.segmenter import net_spec
 
 Definition = dict[str, Any]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,14 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import medseg
-from medseg.checkpoints.reading import read_checkpoint
+from medseg.checkpoints.checkpoint import Checkpoint
+from medseg.machine.dotted import Trust
 from medseg.nets.padding import PadToMultiple, PadToSize
 from medseg.nets.supervision import Supervised
 from medseg.patches.stitch import tile_starts
 from medseg.plan.grid import to_plan_grid
 from medseg.plan.plan import Plan
+from medseg.segmenter import Segmenter, lay_out
 from medseg.space.volume import Shape, Volume
-from medseg.training.task import load_task
 
 FIXED_SIZE = ("swin_unetr", "unetr")
 """Networks whose attention windows or position embedding are laid out for one size."""
@@ -38,7 +38,8 @@ class Model:
         window: Voxels of a tile of the sliding window: the plan's patch, rounded up to what the network takes.
         multiple: Per axis, what any input size must be a multiple of.
         overlap: Share by which neighbouring tiles overlap.
-        record: What the checkpoint says about itself: version, scores, cleaning rules.
+        scores: Of its last validation.
+        cleaning: Rules of `medseg choose-cleaning`, as plain data.
         fixed: Whether it takes the window's size only.
     """
 
@@ -49,7 +50,8 @@ class Model:
     window: Shape
     multiple: Shape
     overlap: float
-    record: dict[str, Any]
+    scores: dict[str, float]
+    cleaning: list[dict[str, Any]]
     fixed: bool = False
 
     @property
@@ -62,27 +64,28 @@ class Model:
         return i, j, k
 
 
-def read_model(checkpoint: Path) -> Model:
+def model_of(checkpoint: Checkpoint, trust: Trust | None = None) -> Model:
     """Take the network out of a checkpoint.
 
     Raises:
-        CheckpointError: It is missing, unreadable, not ours, or of another version.
+        CheckpointError: Its network is not trusted, or of another version.
     """
-    task = load_task(checkpoint)
-    options = task.hparams
-    net = task.net.float().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]  # absent from stubs
+    segmenter = Segmenter.from_checkpoint(checkpoint, trust)
+    plan, net = segmenter.plan, segmenter.net.float()
+    lay_out(net, channels_last=False)
     multiple = _multiple(net)
-    i, j, k = (size + -size % step for size, step in zip(task.plan.patch_size, multiple, strict=True))
+    i, j, k = (size + -size % step for size, step in zip(plan.patch_size, multiple, strict=True))
     return Model(
         net=_without_heads(net).requires_grad_(False),
-        plan=task.plan,
-        name=options["net"],
-        knobs={**(options["net_options"] or {}), **({"deep_supervision": True} if options["deep_supervision"] else {})},
+        plan=plan,
+        name=checkpoint.net,
+        knobs=checkpoint.knobs,
         window=(i, j, k),
         multiple=multiple,
-        overlap=float(options["overlap"]),
-        record=read_checkpoint(checkpoint)["medseg"],
-        fixed=options["net"] in FIXED_SIZE,
+        overlap=segmenter.overlap,
+        scores=checkpoint.scores,
+        cleaning=checkpoint.cleaning,
+        fixed=checkpoint.net in FIXED_SIZE,
     )
 
 
@@ -111,8 +114,8 @@ def facts(model: Model) -> dict[str, Any]:
         },
         "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"},
         "plan": plan.to_dict(),
-        "cleaning": model.record.get("cleaning", []),
-        "scores": model.record.get("scores", {}),
+        "cleaning": model.cleaning,
+        "scores": model.scores,
     }
 
 

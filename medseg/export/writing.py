@@ -10,11 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.errors import CheckpointError, DataError, UsageError, meant
 from medseg.export.bundle import write_bundle
 from medseg.export.graph import write_onnx, write_program
-from medseg.export.model import Model, facts, patches_of, read_model
+from medseg.export.model import Model, facts, model_of, patches_of
 from medseg.export.verdict import Verdict, compare
+from medseg.machine.dotted import Trust
 from medseg.machine.files import scratch, whole, write_json
 from medseg.plan.plan import Plan, write_plan
 from medseg.space.volume import Volume
@@ -42,17 +44,20 @@ class Exported:
     facts: dict[str, Any]
 
 
-def export(checkpoint: Path, output: Path, *, form: str = "onnx", image: Volume | None = None) -> Exported:
+def export(
+    checkpoint: Checkpoint, output: Path, *, form: str = "onnx", image: Volume | None = None, trust: Trust | None = None
+) -> Exported:
     """Write the network of a checkpoint for other programs, and everything that its input and output mean.
 
     Beside the network stand ``plan.yaml`` and ``medseg.json``. Whatever is written was read back and run on patches
     first; nothing is left in the folder where that fails.
 
     Args:
-        checkpoint: Of a run.
+        checkpoint: Of a run, with its tensors.
         output: Folder; other files in it are left alone, those of an earlier export replaced.
         form: A name of `FORMATS`.
         image: A real image to compare on; noise where not given.
+        trust: The classes beyond medseg's own networks that the checkpoint may name.
 
     Raises:
         UsageError: There is no such format, or a package is missing.
@@ -63,12 +68,12 @@ def export(checkpoint: Path, output: Path, *, form: str = "onnx", image: Volume 
         raise UsageError(
             f"there is no export format {form!r}{meant(form, FORMATS)}", f"Choose one of {', '.join(FORMATS)}"
         )
-    model = read_model(checkpoint)
+    model = model_of(checkpoint, trust)
     patches = _patches(model, image)
     try:
         with scratch(output) as partial:
-            model, run = _written(model, partial, form, checkpoint)
-            verdict = compare(model, run, patches, what=form, checkpoint=checkpoint)
+            model, run = _written(model, partial, form, checkpoint.path)
+            verdict = compare(model, run, patches, what=form, checkpoint=checkpoint.path)
             known = facts(model) | {"format": form, "checked": verdict.to_dict()}
             write_json(partial / FACTS, known)
             write_plan(partial / "plan.yaml", model.plan)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.datasets.case import require_same_grid
 from medseg.errors import CheckpointError, DataError
-from medseg.inference.clean import Choice, Rules, choose_rules, rules_to_plain
+from medseg.inference.clean import Choice, choose_rules, rules_to_plain
 from medseg.machine.files import whole
 from medseg.plan.plan import Plan
 from medseg.space.nifti import NIFTI_ENDINGS, case_name, read_labels
@@ -38,18 +38,18 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
         CheckpointError: One is not ours, or they are of different plans.
         DataError: A folder is empty, a reference is missing, or the two lie on different grids.
     """
-    contents = [read_checkpoint(path) for path in checkpoints]
-    plans = [Plan.from_dict(content["hyper_parameters"]["plan"]) for content in contents]
-    for path, plan in zip(checkpoints, plans, strict=True):
-        if plan != plans[0]:
-            raise CheckpointError(path, f"was trained on another plan than {checkpoints[0]}", "Choose for one plan")
-    plan = plans[0]
+    kept = [read_checkpoint(path) for path in checkpoints]
+    plan = kept[0].plan
+    for one in kept:
+        if one.plan != plan:
+            raise CheckpointError(one.path, f"was trained on another plan than {kept[0].path}", "Choose for one plan")
     values = painted_values(plan)
     pairs = _pairs(predictions, references)
     choices = choose_rules(_read(pairs, plan), tuple(values.values()), ignore=plan.ignore)
     rules = {value: choice.rule for value, choice in choices.items()}
-    for path, content in zip(checkpoints, contents, strict=True):
-        _write(path, content, rules)
+    for one in kept:
+        with whole(one.path, remedy="Free space or check its rights") as partial, partial.open("wb") as file:
+            torch.save(one.with_cleaning(rules_to_plain(rules)), file)
     return {organ: choices[value] for organ, value in values.items()}
 
 
@@ -82,9 +82,3 @@ def _read(
             for several in plan.values:
                 labels = np.where(np.isin(labels, several[1:]), several[0], labels) if several[1:] else labels
         yield prediction.array[0], labels, prediction.spacing_mm
-
-
-def _write(path: Path, content: dict[str, Any], rules: Rules) -> None:
-    content["medseg"]["cleaning"] = rules_to_plain(rules)
-    with whole(path, remedy="Free space or check its rights") as partial, partial.open("wb") as file:
-        torch.save(content, file)

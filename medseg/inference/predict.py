@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +19,14 @@ from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, UsageError
 from medseg.inference.clean import Rule, Rules, clean, rules_from_plain, rules_to_plain
 from medseg.inference.restore import restore
-from medseg.machine.files import digest_of
+from medseg.machine.dotted import Trust
 from medseg.machine.hardware import best_precision
 from medseg.patches.geometry import geometry_of
 from medseg.patches.stitch import Predict, mirrored, stitched_slabs, sweep_axis
 from medseg.plan.grid import GridChange, to_plan_grid
 from medseg.plan.plan import Plan
+from medseg.segmenter import Segmenter
 from medseg.space.volume import Shape, Volume, spacing_of
-from medseg.training.task import SegmentationTask, load_task
 
 HALF_BEYOND_BYTES = 2**31
 """Sums of a slab that would be larger in float32 are kept in float16, in which nnU-Net always adds."""
@@ -49,10 +49,10 @@ class Prepared:
 
 
 class Predictor:
-    """One trained task, or several averaged in probabilities.
+    """One trained network, or several averaged in probabilities.
 
     Args:
-        tasks: Trained on one plan.
+        segmenters: Trained on one plan.
         mirror: Average over every combination of flips that the plan allows (test-time augmentation).
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         rules: How finished labels are cleaned; not at all where empty.
@@ -64,17 +64,17 @@ class Predictor:
 
     def __init__(
         self,
-        tasks: Sequence[SegmentationTask],
+        segmenters: Sequence[Segmenter],
         *,
         mirror: bool = False,
         device: str = "auto",
         rules: Rules | None = None,
         digests: Sequence[str] = (),
     ) -> None:
-        if not tasks:
-            raise ValueError("expected at least one trained task, got none")
+        if not segmenters:
+            raise ValueError("expected at least one trained network, got none")
         self.device = _device(device)
-        self.tasks = [task.to(self.device).eval() for task in tasks]
+        self.segmenters = [segmenter.on(self.device) for segmenter in segmenters]
         self.mirror = mirror
         self.rules: dict[int, Rule] = dict(rules or {})
         self.digests = tuple(digests)
@@ -82,40 +82,44 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, checkpoints: Sequence[Path], *, mirror: bool = False, device: str = "auto", cleaning: bool = True
+        cls,
+        checkpoints: Sequence[Path],
+        *,
+        mirror: bool = False,
+        device: str = "auto",
+        cleaning: bool = True,
+        trust: Trust | None = None,
     ) -> Predictor:
         """Load checkpoints; those of an ensemble must share their plan and their cleaning rules.
 
         Raises:
             CheckpointError: One is missing, not ours, of another plan than the first, or its training diverged.
         """
-        tasks = [load_task(path) for path in checkpoints]
-        for path, task in zip(checkpoints, tasks, strict=True):
-            if not all(bool(weight.isfinite().all()) for weight in task.parameters()):
-                raise CheckpointError(path, "holds weights that are NaN or infinite", "Use one from before it diverged")
-        rules = [cleaning_rules(path) if cleaning else {} for path in checkpoints]
-        for path, task, own in zip(checkpoints[1:], tasks[1:], rules[1:], strict=True):
-            if task.plan != tasks[0].plan:
+        kept = [read_checkpoint(path) for path in checkpoints]
+        segmenters = [Segmenter.from_checkpoint(one, trust) for one in kept]
+        for one in kept[1:]:
+            if one.plan != kept[0].plan:
                 raise CheckpointError(
-                    path, f"was trained on another plan than {checkpoints[0]}", "Average only folds of one plan"
+                    one.path, f"was trained on another plan than {kept[0].path}", "Average only folds of one plan"
                 )
-            if own != rules[0]:
+            if cleaning and one.cleaning != kept[0].cleaning:
                 raise CheckpointError(
-                    path,
-                    f"cleans otherwise than {checkpoints[0]}",
+                    one.path,
+                    f"cleans otherwise than {kept[0].path}",
                     "Choose the rules for all of them with medseg choose-cleaning, or predict with --no-cleaning",
                 )
-        return cls(tasks, mirror=mirror, device=device, rules=rules[0], digests=[digest_of(p) for p in checkpoints])
+        rules = rules_from_plain(kept[0].cleaning) if cleaning else {}
+        return cls(segmenters, mirror=mirror, device=device, rules=rules, digests=[one.digest for one in kept])
 
     @property
     def plan(self) -> Plan:
         """What the networks were trained on."""
-        return self.tasks[0].plan
+        return self.segmenters[0].plan
 
     @property
     def averages(self) -> bool:
         """Whether scores are probabilities: logits of different networks or flips have no common scale."""
-        return self.mirror or len(self.tasks) > 1
+        return self.mirror or len(self.segmenters) > 1
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -152,7 +156,7 @@ class Predictor:
             torch.from_numpy(prepared.image)[None].to(self.device),
             self.plan.patch_size,
             self._network(),
-            overlap=self.tasks[0].hparams["overlap"],
+            overlap=self.segmenters[0].overlap,
             batch_size=max(1, min(_TILES_PER_CALL, _VOXELS_PER_CALL // math.prod(self.plan.patch_size))),
             axis=axis,
             dtype=dtype,
@@ -181,8 +185,8 @@ class Predictor:
     def _network(self) -> Predict:
         """From tiles to logits, or to probabilities averaged over networks and flips."""
         if not self.averages:
-            return self._in_precision(self.tasks[0])
-        networks = [self._in_precision(task) for task in self.tasks]
+            return self._in_precision(self.segmenters[0])
+        networks = [self._in_precision(segmenter) for segmenter in self.segmenters]
         exclusive = self.plan.exclusive
 
         def averaged(tiles: Tensor) -> Tensor:
@@ -197,7 +201,7 @@ class Predictor:
             return averaged
         return mirrored(averaged, self.plan.mirror_axes, pairs=geometry_of(self.plan).swap_labels)
 
-    def _in_precision(self, network: Callable[[Tensor], Tensor]) -> Predict:
+    def _in_precision(self, network: Segmenter) -> Predict:
         def predict(tiles: Tensor) -> Tensor:
             with self._autocast():
                 return network(tiles)
@@ -206,15 +210,6 @@ class Predictor:
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None)
-
-
-def cleaning_rules(checkpoint: Path) -> dict[int, Rule]:
-    """The cleaning rules that a checkpoint carries.
-
-    Raises:
-        CheckpointError: It is missing or not ours.
-    """
-    return rules_from_plain(read_checkpoint(checkpoint)["medseg"].get("cleaning", []))
 
 
 def _require_finite(slab: tuple[slice, Tensor]) -> tuple[slice, Tensor]:

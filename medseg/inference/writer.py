@@ -11,8 +11,8 @@ from medseg.errors import MedsegError
 from medseg.inference.folder import predict_case
 from medseg.inference.predict import Predictor
 from medseg.patches.datamodule import Batch
+from medseg.segmenter import Segmenter
 from medseg.store.store import Store
-from medseg.training.task import SegmentationTask
 
 
 class WritePredictions(Callback):
@@ -24,14 +24,14 @@ class WritePredictions(Callback):
     Args:
         folder: Where to write.
         store: Knows where each case came from.
+        segmenter: What to predict with, on the device of the loop.
 
     Attributes:
         failures: Why some cases of this process have no prediction.
     """
 
-    def __init__(self, folder: Path, store: Store) -> None:
-        self.folder = folder
-        self.store = store
+    def __init__(self, folder: Path, store: Store, segmenter: Segmenter) -> None:
+        self.folder, self.store, self.segmenter = folder, store, segmenter
         self.failures: list[MedsegError] = []
         self._predictor: Predictor | None = None
 
@@ -45,9 +45,7 @@ class WritePredictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Predict and write one case."""
-        if not isinstance(pl_module, SegmentationTask):
-            raise TypeError(f"expected a SegmentationTask, got {type(pl_module).__name__}")
-        self._predictor = self._predictor or Predictor([pl_module], device=str(pl_module.device))
+        self._predictor = self._predictor or Predictor([self.segmenter], device=str(pl_module.device))
         for case in batch.id:
             images = tuple(Path(image) for image in self.store.info(case).images)
             try:

@@ -109,6 +109,11 @@ class VolumesDataModule(pl.LightningDataModule):
         """Into how many folds the cases are parted."""
         return self._look().fold_count
 
+    @property
+    def flips(self) -> tuple[int, ...]:
+        """The axes along which training patches are flipped."""
+        return self.plan.mirror_axes if self.settings.mirror_probability > 0 else ()
+
     def class_counts(self) -> Float64[np.ndarray, "cases classes"]:
         """Voxels of every class in each of the fold's training cases, NaN where an organ was not annotated."""
         examined = self._look()

@@ -14,6 +14,8 @@ from pytorch_lightning.callbacks import Callback, ProgressBar
 from medseg.checkpoints.run import Run
 from medseg.training.averages import AveragedWeights
 from medseg.training.clock import StepClock
+from medseg.training.ending import ValidateTheEnd
+from medseg.training.interrupt import StopOnRequest
 from medseg.training.keep import KeepCheckpoints
 from medseg.training.metrics_log import RateLog
 from medseg.training.patience import StopEarly
@@ -38,6 +40,7 @@ def of_run(
         minutes: Between two writes of ``last.ckpt``, those after a validation aside.
         bar: Whether to show how far it is, unless ``yours`` do.
     """
+    keep = KeepCheckpoints(run, minutes)
     shown = bar and not any(isinstance(callback, ProgressBar) for callback in yours)
     return [
         SignOrigin(config),  # first: it refuses data that differ between processes, before any waits for another
@@ -45,7 +48,8 @@ def of_run(
         *yours,
         RateLog(),  # puts the loggers' count of steps right, before anybody of the task logs
         *([FitProgress()] if shown else ()),
-        KeepCheckpoints(run.checkpoints, minutes),  # which Lightning puts last: it writes what the others have left
+        keep,  # Lightning puts it last, with the next: it writes what all others, those of the task too, have left
+        StopOnRequest(keep),  # after it: what a validation scored is kept before anybody may stop
     ]
 
 
@@ -57,6 +61,7 @@ def of_task(options: Mapping[str, Any]) -> list[Callback]:
     """
     return [
         SeedSteps(),  # before anything of the step draws a number
+        ValidateTheEnd(),  # before all that ask whether the training ends
         SkipBadSteps(options["bad_steps"]),  # before the clock: a step that is left out is computed all the same
         StepClock(),
         WeighClasses(),  # once, when training starts: classes are weighed by the voxels of all training cases

@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-from pytorch_lightning.strategies import ParallelStrategy, Strategy
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from pytorch_lightning.strategies import Strategy
 
-_OBSERVER = "child-process-observer"  # Lightning's thread, which looks at the processes every five seconds
+from medseg.training.lightning import ScriptLauncher, change_launcher, on_death
 
 
-class ExplainingLauncher(_SubprocessScriptLauncher):
+class ExplainingLauncher(ScriptLauncher):
     """Lightning's launcher of one process per device, which says why it ends all of them when one has died.
 
     Lightning's own kills the process that the user started as well, so that nobody is left to say a word.
@@ -27,9 +25,7 @@ class ExplainingLauncher(_SubprocessScriptLauncher):
         """Start the processes, then run ``function`` in this one."""
 
         def observed(*args: Any, **kwargs: Any) -> Any:
-            for thread in threading.enumerate():
-                if thread.name == _OBSERVER:
-                    thread._terminate_all = self.leave  # type: ignore[attr-defined]  # what it does on a death
+            on_death(self.leave)
             return function(*args, **kwargs)
 
         return super().launch(observed, *args, trainer=trainer, **kwargs)
@@ -50,16 +46,16 @@ class ExplainingLauncher(_SubprocessScriptLauncher):
 
 def explain_deaths(strategy: Strategy) -> None:
     """Let a strategy that starts processes by Lightning's launcher do so by ours."""
-    if isinstance(strategy, ParallelStrategy) and type(strategy.launcher) is _SubprocessScriptLauncher:
-        theirs = strategy.launcher
-        strategy._launcher = ExplainingLauncher(theirs.cluster_environment, theirs.num_processes, theirs.num_nodes)
+    change_launcher(
+        strategy, lambda theirs: ExplainingLauncher(theirs.cluster_environment, theirs.num_processes, theirs.num_nodes)
+    )
 
 
 def leave(sentence: str, launcher: object = None) -> NoReturn:
     """End this process at once, and those it started: its main thread may wait in a collective operation for ever."""
     sys.stderr.write(f"medseg: {sentence}\n")
     sys.stderr.flush()
-    if isinstance(launcher, _SubprocessScriptLauncher):
+    if isinstance(launcher, ScriptLauncher):
         for process in launcher.procs:
             process.kill()
     os._exit(1)

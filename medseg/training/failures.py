@@ -15,8 +15,8 @@ from torch import nn
 from medseg.errors import CheckpointError, MedsegError, UsageError
 from medseg.nets import estimate
 from medseg.plan.plan import Plan
+from medseg.segmenter import net_spec
 from medseg.training.children import ExplainingLauncher
-from medseg.training.task import net_spec
 
 
 class MemoryShortError(MedsegError):

@@ -26,7 +26,8 @@ from medseg.patches.datamodule import VolumesDataModule
 from medseg.training.callbacks import of_run
 from medseg.training.children import explain_deaths
 from medseg.training.failures import in_sentences, require_memory, unusable_device
-from medseg.training.metrics_log import RunCsvLogger
+from medseg.training.lightning import rehearses
+from medseg.training.metrics_log import RunLog
 from medseg.training.task import SegmentationTask
 from medseg.training.writing import CheckpointFiles
 
@@ -110,7 +111,7 @@ def build_trainer(
         UsageError: An option is wrong, or means a device or a package that is not here.
     """
     bar = options.get("enable_progress_bar") is not False
-    logs = [*loggers(logger, run, first_step=first_step), RunCsvLogger(run)]
+    logs = [*loggers(logger, run, first_step=first_step), RunLog(run)]
     with usable(options):
         return Trainer(  # the task itself says in a line what a model summary would
             **{"enable_model_summary": False, **options, "default_root_dir": str(run.path), "logger": logs},
@@ -142,7 +143,7 @@ def train(
         require_memory(task.net, data.plan, memory_bytes())
     with in_sentences(trainer, data.plan):
         trainer.fit(task, data, ckpt_path=checkpoint)
-    if trainer.global_step == first_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning's connector
+    if trainer.global_step == first_step and not rehearses(trainer):
         rank_zero_info(
             f"no step was taken, the budget is spent after step {first_step}: to train on, raise "
             "--trainer.max_steps, --trainer.max_epochs or --trainer.max_time"
@@ -177,9 +178,8 @@ def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:
             )
         try:
             found.append(made[each]() if isinstance(each, str) else each)
-        except ModuleNotFoundError as error:
-            package = (error.name or str(error)).split(".")[0].split()[0]
-            raise UsageError(f"trainer.logger {each} needs the package {package}", f"pip install {package}") from None
+        except ModuleNotFoundError:
+            raise UsageError(f"trainer.logger {each} needs the package {each}", f"pip install {each}") from None
     return found
 
 
@@ -210,6 +210,7 @@ _UNHELPFUL = (
     "Grad strides do not match bucket view strides.*",  # of 1x1x1 kernels
     ".*LeafSpec.*",  # Lightning 2.6 on torch 2.13
     ".*`isinstance\\(treespec.*",  # the same
+    ".*in eval mode at the start of training.*",  # what model.freeze holds
     ".*does not have many workers.*",  # volumes are cached in memory
     ".*smaller than the logging interval.*",  # short demo epochs
 )

@@ -8,47 +8,99 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers.logger import rank_zero_experiment
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loggers import Logger
 
 from medseg.checkpoints.run import Run
 from medseg.errors import MachineError
 from medseg.machine.files import whole
+from medseg.training.lightning import count_steps_right
 
 Row = Mapping[str, Any]
 _REMEDY = "Free space and go on with --ckpt_path last"
 
+_HELD = 100
+"""Rows that wait for the next write, which a checkpoint brings about too."""
 
-class RunCsvLogger(CSVLogger):
-    """Lightning's CSV logger, writing ``metrics.csv`` into the run folder itself."""
+
+class RunLog(Logger):
+    """The run's own record, in the first process; other loggers are beside it.
+
+    A table that Lightning's logger of such files would begin anew goes on below its rows.
+    """
 
     def __init__(self, run: Run) -> None:
-        super().__init__(save_dir=run.path.parent, name=run.path.name, version="")
+        super().__init__()
+        self.run = run
+        self._keys: list[str] | None = None  # the columns, once the file is known
+        self._rows: list[Row] = []
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        """The writer of this process."""
-        if not isinstance(self._experiment, ExperimentWriter):
-            self._experiment = _CarefulWriter(log_dir=self.log_dir)
-        return self._experiment
+    def name(self) -> str:
+        """That of the folder."""
+        return self.run.path.name
+
+    @property
+    def version(self) -> str:
+        """None: a run is its folder."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of the run."""
+        return str(self.run.path)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Take a row."""
+        self._rows.append({**metrics, "step": step or 0})
+        if len(self._rows) >= _HELD:
+            self.save()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the config of the run has them."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Append the new rows; where they bring a new column, write the file anew beside itself.
+
+        Raises:
+            MachineError: The disk is full; what the file held is whole.
+        """
+        if not self._rows:
+            return
+        path = self.run.metrics
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self._keys is None:
+                self._keys = _read(path)[0] if path.exists() else []
+            keys = sorted({*self._keys, *(key for row in self._rows for key in row)})
+            if keys != self._keys or not path.exists():
+                _write(path, keys, [*(_read(path)[1] if path.exists() else []), *self._rows])
+            else:
+                _append(path, keys, self._rows)
+        except OSError as error:
+            problem = f"cannot be written ({error.strerror}); what it held before is whole"
+            raise MachineError(path, problem, _REMEDY) from None
+        self._keys, self._rows = keys, []
+
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        self.save()
 
 
 class RateLog(LearningRateMonitor):
-    """Lightning's log of the learning rate, on the step that it belongs to.
-
-    Loggers have a count of steps of their own, which Lightning 2.6 restores one too low from the end of a run.
-    """
+    """Lightning's log of the learning rate, on the step that it belongs to."""
 
     def __init__(self) -> None:
         super().__init__("step")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Put the count right, for all loggers; log."""
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        count_steps_right(trainer)
         super().on_train_batch_start(trainer, pl_module, *batch)
 
 
@@ -62,35 +114,6 @@ def forget_steps(path: Path, *, since: int) -> None:
     if path.is_file():
         keys, rows = _read(path)
         _write(path, keys, (row for row in rows if int(row["step"]) < since))
-
-
-class _CarefulWriter(ExperimentWriter):
-    """Goes on below the rows of an interrupted run, which Lightning's own writer would delete."""
-
-    def save(self) -> None:
-        """Append the new rows; where they bring a new column, write the file anew beside itself.
-
-        Raises:
-            MachineError: The disk is full; what the file held is whole.
-        """
-        if not self.metrics:
-            return
-        path = Path(self.metrics_file_path)
-        try:
-            if self._record_new_keys() or not path.exists():
-                rows = _read(path)[1] if path.exists() else []
-                _write(path, self.metrics_keys, [*rows, *self.metrics])
-            else:
-                _append(path, self.metrics_keys, self.metrics)
-        except OSError as error:
-            problem = f"cannot be written ({error.strerror}); what it held before is whole"
-            raise MachineError(path, problem, _REMEDY) from None
-        self.metrics = []
-
-    def _check_log_dir_exists(self) -> None:
-        path = Path(self.metrics_file_path)
-        if path.is_file():
-            self.metrics_keys = _read(path)[0]
 
 
 def _read(path: Path) -> tuple[list[str], list[Row]]:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, Timer
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from medseg.errors import UsageError, meant
 from medseg.machine.dotted import named
+from medseg.training.lightning import epochs_done, has_clock, time_spent
 
 Schedule = Callable[[float], float]
 
@@ -58,7 +58,8 @@ def build_optimizer(
 ) -> Optimizer:
     """Build an optimizer by name; see `find_optimizer`.
 
-    Biases and normalisation scales, the parameters with one axis, are not decayed.
+    Biases and normalisation scales, the parameters with one axis, are not decayed. What ``options`` say of ``lr`` and
+    ``weight_decay`` counts for more than the arguments of those names.
 
     Raises:
         UsageError: The name is unknown or an option is refused.
@@ -66,7 +67,7 @@ def build_optimizer(
     factory, defaults = find_optimizer(name)
     trainable = [p for p in parameters if p.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": options.get("weight_decay", weight_decay)},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
     try:
@@ -99,44 +100,60 @@ def schedule_factor(name: str, *, warmup: float = 0.0) -> Schedule:
     return factor
 
 
-def options_of(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What each group of an optimizer was built with, its parameters left out."""
-    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-
-
-def take_up(scheduler: LambdaLR, asked: list[dict[str, Any]]) -> None:
-    """Give an optimizer that was restored from a checkpoint the options and the rate that its run asks for now.
-
-    A checkpoint brings its own: the rate at the end of its budget, which is not the one there in a longer budget, and
-    the decay or momentum of the config it was written under. Where nothing has changed, nothing changes.
+class FollowBudget(LambdaLR):
+    """The learning rate as a function of the budget that is spent, the same in every process to the last bit.
 
     Args:
-        scheduler: Of the optimizer.
-        asked: `options_of` the optimizer when it was built.
+        optimizer: Whose rate it is.
+        factor: Of the rate at its peak, by the share that is spent.
+        trainer: Whose budget it is.
     """
-    scheduler.base_lrs = [options["lr"] for options in asked]
-    for group, options, factor in zip(scheduler.optimizer.param_groups, asked, scheduler.lr_lambdas, strict=True):
-        rate = options["lr"] * factor(scheduler.last_epoch)
-        group.update({**options, "initial_lr": options["lr"], "lr": rate})
+
+    def __init__(self, optimizer: Optimizer, factor: Schedule, trainer: pl.Trainer) -> None:
+        self._asked = [
+            {name: value for name, value in group.items() if name != "params"} for group in _groups(optimizer)
+        ]
+        super().__init__(optimizer, lambda _: factor(agreed_budget(trainer)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: not what this run asks for."""
+        return {name: value for name, value in super().state_dict().items() if name != "_asked"}
+
+    def take_up(self, lr: float) -> None:
+        """Give an optimizer that was restored from a checkpoint the options and the rate that its run asks for now.
+
+        A checkpoint brings its own: the rate at the end of its budget, which is not the one there in a longer budget,
+        and the decay or momentum of the config it was written under. Where nothing has changed, nothing changes.
+
+        Args:
+            lr: The rate at its peak.
+        """
+        self.base_lrs = [lr for _ in self._asked]
+        for group, options, factor in zip(_groups(self.optimizer), self._asked, self.lr_lambdas, strict=True):
+            group.update({**options, "initial_lr": lr, "lr": lr * factor(self.last_epoch)})
 
 
 def budget_spent(trainer: pl.Trainer) -> float:
-    """The share of the training budget that is spent, in [0, 1]: of steps, epochs or time, whichever is furthest."""
-    spent = [0.0]
-    steps = trainer.estimated_stepping_batches
-    if math.isfinite(steps):
-        spent.append(trainer.global_step / max(1, steps))
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
-    timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
-    duration: float | None = timer._duration if timer else None  # its public methods read the clock once each
-    if timer and duration:
-        spent.append(timer.time_elapsed() / duration)
+    """The share of the training budget that is spent, in [0, 1]: of steps, epochs or time, whichever is furthest.
+
+    A budget of epochs is spent in epochs: how many steps an epoch has, and of how many batches a step consists, may
+    change on the way.
+    """
+    spent = [time_spent(trainer)]
+    if trainer.max_steps > 0:
+        spent.append(trainer.global_step / trainer.max_steps)
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        spent.append(epochs_done(trainer) / trainer.max_epochs)
     return min(1.0, max(spent))
 
 
-def seconds_left(trainer: pl.Trainer, step_s: float) -> float:
-    """The seconds that training may still take, steps of so many each: until its steps or its time are up."""
-    left = [(trainer.estimated_stepping_batches - trainer.global_step) * step_s]
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
-    left += [c.time_remaining() or math.inf for c in callbacks if isinstance(c, Timer)]
-    return max(0.0, min(left))
+def agreed_budget(trainer: pl.Trainer) -> float:
+    """`budget_spent` by one clock, that of the first process; all processes must ask at the same moment."""
+    spent = budget_spent(trainer)
+    if trainer.world_size == 1 or not has_clock(trainer):
+        return spent
+    return trainer.strategy.broadcast(spent)
+
+
+def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return optimizer.param_groups

@@ -87,3 +87,10 @@ class WatchPeers(Callback):
     def _end(self, dead: int) -> None:
         if not self._over.is_set():
             leave(f"process {dead} of this training has died or does not answer any more; {TOGETHER}", self._launcher)
+
+
+def any_process(trainer: Trainer, decision: bool) -> bool:
+    """Whether any process decides so; all of them must ask at the same moment."""
+    if trainer.world_size == 1:
+        return decision
+    return bool(trainer.strategy.reduce_boolean_decision(decision, all=False))

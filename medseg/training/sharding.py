@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from medseg.errors import UsageError
-from medseg.training.pace import lay_out
+from medseg.segmenter import lay_out
 
 _WORTH_PARTING = 100_000
 """Weights of a part of a network that is gathered and let go on its own; smaller ones come with what holds them."""

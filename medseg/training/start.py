@@ -7,15 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from medseg.checkpoints.reading import read_to_go_on
 from medseg.checkpoints.run import Run
-from medseg.errors import CheckpointError, UsageError
+from medseg.errors import UsageError
 from medseg.machine.files import locked, require_writable, write_text
-from medseg.plan.plan import Plan
 from medseg.training.metrics_log import forget_steps
 
 
@@ -55,10 +53,9 @@ def find_start(run: Run, resume_from: str | None) -> Start:
         return Start()
     # a kill between the very first best.ckpt and last.ckpt leaves only the one, which holds as much
     path = found[0] if resume_from == "last" else run.checkpoint(resume_from)
-    checkpoint = read_to_go_on(path)
-    _require_plan(path, checkpoint["hyper_parameters"].get("plan"))
-    rank_zero_info(f"training goes on after step {checkpoint['global_step']}, from {path}")
-    return Start(path, checkpoint["global_step"])
+    step = read_to_go_on(path).steps
+    rank_zero_info(f"training goes on after step {step}, from {path}")
+    return Start(path, step)
 
 
 @contextmanager
@@ -87,11 +84,3 @@ def taken(run: Run, start: Start, config: str) -> Iterator[None]:
 def _require_fresh(run: Run) -> None:
     if run.last.is_file() or run.best.is_file():
         raise UsageError(f"{run.path} already holds a training", "Go on with --ckpt_path last, or choose another --run")
-
-
-def _require_plan(path: Path, plan: Any) -> None:
-    try:
-        Plan.from_dict(plan)
-    except (TypeError, ValueError, AttributeError, LookupError) as error:
-        problem = f"holds no plan that this version of medseg understands ({' '.join(str(error).split())})"
-        raise CheckpointError(path, problem, "Start from its weights with --model.init_from") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from fnmatch import fnmatch
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +14,63 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor, nn
 
 import medseg
-from medseg.checkpoints.reading import matching_weights, read_checkpoint, require_same_training
-from medseg.errors import CheckpointError, MedsegError, UsageError, listed
-from medseg.losses import NonFiniteLogitsError, build_loss
+from medseg.checkpoints.checkpoint import WEIGHTS, checked, signature
+from medseg.checkpoints.reading import read_checkpoint
+from medseg.errors import CheckpointError, MedsegError, listed
+from medseg.losses import build_loss
+from medseg.machine.dotted import Trust
 from medseg.machine.hardware import peak_memory_bytes
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.patches.datamodule import Batch
 from medseg.patches.interpolate import IGNORED
-from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
+from medseg.segmenter import Segmenter, class_values, lay_out, net_spec
+from medseg.training.beginning import frozen_norms, take_over
 from medseg.training.callbacks import of_task
-from medseg.training.optimise import (
-    budget_spent,
-    build_optimizer,
-    find_optimizer,
-    options_of,
-    schedule_factor,
-    seconds_left,
-    take_up,
-)
-from medseg.training.pace import Auto, Pace, Trial, follow, lay_out, missing_compiler, set_pace
+from medseg.training.levels import judge
+from medseg.training.lightning import trainer_of
+from medseg.training.optimise import FollowBudget, build_optimizer, find_optimizer, schedule_factor
+from medseg.training.own import Own, OwnLoss, name_of
+from medseg.training.pace import start_compiler
 from medseg.training.sharding import gather, part, require_shardable, shard
 from medseg.training.study import study_criteria
-from medseg.types import Image, Labels, Levels, Logits
+from medseg.types import Image, Levels, Logits
 
 
 class SegmentationTask(pl.LightningModule):
     """Trains, validates and tests one segmentation network.
 
-    Every argument is plain data, so that a checkpoint holds all of them and loads with ``weights_only=True``.
+    Every argument is plain data, so that a checkpoint holds all of them and loads with ``weights_only=True``; of a
+    network or a loss that is given as an object it holds the dotted path, and wants the object again when it is loaded.
 
     Args:
         plan: The plan as plain data; on the command line it comes from the store.
-        net: A name of `medseg.nets.list_nets` or the dotted path of an ``nn.Module``.
+        net: A name of `medseg.nets.list_nets`, the dotted path of an ``nn.Module``, or a module.
         net_options: Knobs of that network.
-        loss: A weighted sum of names of `medseg.losses.list_losses`, such as ``dice + 0.5 * focal(gamma=2)``.
+        loss: A weighted sum of names of `medseg.losses.list_losses`, such as ``dice + 0.5 * focal(gamma=2)``, or a
+            function of logits and labels, see `medseg.training.own.Own`.
         optimizer: A name of `medseg.training.optimise.OPTIMIZERS` or the dotted path of an ``Optimizer``.
-        optimizer_options: Keyword arguments of that optimizer.
+        optimizer_options: Keyword arguments of that optimizer, which count for more than ``lr`` and ``weight_decay``.
         lr: Learning rate at its peak.
         weight_decay: Decay of the convolution weights.
         schedule: ``poly``, ``cosine``, ``linear`` or ``constant``, over the budget: steps, epochs or time, whichever
             is spent first.
         warmup: Share of the budget over which the learning rate rises from zero.
-        ema: Decay per step of the averaged weights that are validated and kept; 0 trains without averaging.
+        ema: Decay per step of the averaged weights that are validated and kept, after t steps at most
+            (1 + t) / (10 + t); 0 trains without averaging.
         deep_supervision: Also judge the coarser outputs of the decoder, each level with half the weight of the finer.
         patience: Validations without a better ``val/dice`` after which training stops; None never stops early.
-        init_from: A checkpoint whose network to start from; weights of another shape, such as those of the last layer
-            for other labels, keep their initial values.
-        freeze: Patterns of weights that stay as they are, such as ``net.*downsamples*``.
+        init_from: A checkpoint whose network to start from, once, at the first step of all; weights of another shape
+            keep their initial values, and so do those of the last layer where the organs have other names.
+        freeze: Patterns of weights that stay as they are, such as ``net.*downsamples*``; running statistics among them.
         bad_steps: Steps in a row with a gradient that is NaN or infinite which are skipped before training stops.
         overlap: Share by which neighbouring windows overlap when a whole volume is predicted.
-        channels_last: Lay out activations with the channels innermost, which matrix units prefer; ``auto`` times both.
-        compile: Compile the network for training; ``auto`` does where the time left repays it, and keeps it if faster.
+        channels_last: Lay out activations with the channels innermost, which matrix units prefer.
+        compile: Compile the network for training, which takes a minute or so and gains a few per cent of a step.
         study: Losses whose value and gradient norms are recorded beside the training's own, ``[all]`` for every one;
             `medseg.training.study` says at what cost.
         study_every: Steps from one such record to the next.
@@ -85,9 +85,9 @@ class SegmentationTask(pl.LightningModule):
     def __init__(
         self,
         plan: dict[str, Any],
-        net: str = "unet",
+        net: str | nn.Module = "unet",
         net_options: dict[str, Any] | None = None,
-        loss: str = "dice + cross_entropy",
+        loss: str | Own = "dice + cross_entropy",
         optimizer: str = "sgd",
         optimizer_options: dict[str, Any] | None = None,
         lr: float = 0.01,
@@ -101,18 +101,19 @@ class SegmentationTask(pl.LightningModule):
         freeze: list[str] | None = None,
         bad_steps: int = 10,
         overlap: float = 0.5,
-        channels_last: Auto = True,
-        compile: Auto = False,  # noqa: A002  what everyone calls it
+        channels_last: bool = True,
+        compile: bool = False,  # noqa: A002  what everyone calls it
         study: list[str] | None = None,
         study_every: int = 1,
         class_weights: dict[str, list[float]] | None = None,
     ) -> None:
         super().__init__()
+        given_net, given_loss = net, loss
+        net, loss = name_of(net), name_of(loss)
         self.save_hyperparameters(logger=False)  # config.yaml of the run already has them
         self.plan = Plan.from_dict(plan)
-        knobs = {**(net_options or {}), **({"deep_supervision": True} if deep_supervision else {})}
-        self.net = build_net(net, net_spec(self.plan), knobs)
-        self.loss = build_loss(loss, mode=self.plan.mode, ignore_index=IGNORED, counts=[1] * self.plan.num_classes)
+        self.net = self.build_net(net_spec(self.plan)) if isinstance(given_net, str) else given_net
+        self.loss = build_task_loss(given_loss, self.plan)
         if class_weights:
             self.loss.set_class_weights(class_weights)
         self.schedule_factor = schedule_factor(schedule, warmup=warmup)
@@ -122,63 +123,76 @@ class SegmentationTask(pl.LightningModule):
         self.membership: Tensor
         self.register_buffer("membership", torch.from_numpy(self.plan.membership).bool(), persistent=False)
         self._scores: dict[str, float] = {}  # of a validation before a resumed run's first
-        self.pace = Pace(channels_last=channels_last is not False, compiled=False)
-        lay_out(self.net, channels_last=self.pace.channels_last)
+        self._begun = False  # with other weights than those that the network is built with
+        self._start: str | CheckpointError = ""  # what came of `init_from`
+        self._frozen: list[nn.Module] = []  # whose running statistics stay
+        self._compiled = False
+        lay_out(self.net, channels_last=channels_last is not False)  # an old checkpoint may say "auto"
+
+    def build_net(self, spec: NetSpec) -> nn.Module:
+        """A network as this task's, of its options, with its initial weights."""
+        deep = {"deep_supervision": True} if self.hparams["deep_supervision"] else {}
+        return build_net(self.hparams["net"], spec, {**(self.hparams["net_options"] or {}), **deep})
 
     def forward(self, image: Image) -> Logits | Levels:
         """Map normalised intensities ``(b, m, i, j, k)`` to logits ``(b, c, i, j, k)``.
 
         With deep supervision and in training, to a tuple of logits, the finest first.
         """
-        if self.pace.channels_last:
+        if self.hparams["channels_last"] is not False:
             image = image.contiguous(memory_format=torch.channels_last_3d)
-        plain = self.pace.compiled and not self.training  # windows of volumes come in many shapes
+        plain = self._compiled and not self.training  # windows of volumes come in many shapes
         logits: Logits | Levels = self.net.forward(image) if plain else self.net(image)
         return logits
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One optimization step on a batch of patches."""
-        loss = self._judge(self(batch.image), batch)
+        membership = None if self.plan.exclusive else self.membership
+        loss = judge(self.loss, self(batch.image), batch, membership)
         terms = {"train/loss": loss.detach()}
         if len(self.loss.terms) > 1:
             terms |= {f"train/{name}": value for name, value in self.loss.terms.items()}
         self.log_dict(terms, prog_bar=True, batch_size=len(batch.id))
-        return loss
+        return loss * short_window(self.trainer, batch_index)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Count one whole validation case; a process without one takes part with an empty batch."""
-        if not batch.id:
-            return
-        decided = self.segment(batch.image)[0]
-        self.val_dice.update(decided, batch.labels[0], batch.id[0], annotated=self._annotated(batch))
+        if batch.id:
+            decided = self.segment(batch.image)[0]
+            self.val_dice.update(decided, batch.labels[0], batch.id[0], annotated=self._annotated(batch))
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        """Nothing: `medseg.inference.writer` predicts each case from its files, the very way `medseg predict` does."""
+        """As in a validation, on the prepared grid; `medseg test` scores on the grid of the images."""
+        self.validation_step(batch, batch_index)
+
+    def predict_step(self, batch: Batch, batch_index: int) -> Tensor | None:
+        """The class of each voxel of a prepared volume ``(1, i, j, k)``; for overlapping regions a mask per organ."""
+        return self.segment(batch.image) if batch.id else None
 
     def on_fit_start(self) -> None:
-        """Say in a line what is trained."""
+        """Say in a line what is trained, and from what; compile it where that is asked for."""
+        if self._begin():
+            rank_zero_info(self._begin())
         weights = sum(parameter.numel() for parameter in self.net.parameters())
         patch = " x ".join(map(str, self.plan.patch_size))
         rank_zero_info(
             f"{self.hparams['net']} with {weights / 1e6:.1f} M weights learns {listed(self.plan.organs)} "
             f"from {self.plan.batch_size} patches of {patch} voxels a step by {self.hparams['loss']}"
         )
-        self.pace = pace_together(self, self.pace)
+        if self.hparams["compile"] is True:
+            start_compiler(self.net, self.device.type)
+            self._compiled = True
 
     def on_train_start(self) -> None:
         """Tell the loss the epoch, which may go on in its middle, and the optimizer what the config says now."""
         self.loss.set_epoch(self.current_epoch)
         for config in self.trainer.lr_scheduler_configs:
-            take_up(config.scheduler, self._asked)  # type: ignore[arg-type]  # of all schedulers, `LambdaLR` is ours
+            if isinstance(config.scheduler, FollowBudget):
+                config.scheduler.take_up((self.hparams["optimizer_options"] or {}).get("lr", self.hparams["lr"]))
 
     def on_train_epoch_start(self) -> None:
         """Tell the loss the epoch, for weights that change over time."""
         self.loss.set_epoch(self.current_epoch)
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
-        """Stop as for a spent time budget when the steps are spent: with a last validation and its checkpoint."""
-        if 0 < self.trainer.max_steps <= self.trainer.global_step:
-            self.trainer.should_stop = True
 
     def on_validation_start(self) -> None:
         """Have the whole network in each process, which has cases of its own."""
@@ -187,62 +201,69 @@ class SegmentationTask(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the mean over cases, per organ by name."""
         part(self.net)
+        self._log_dice("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the mean over cases, per organ by name."""
+        self._log_dice("test")
+
+    def _log_dice(self, stage: str) -> None:
         scores = self.val_dice.compute()
         self.val_dice.reset()
-        mean = scores.pop("mean")
-        self.log("val/dice", mean, prog_bar=True, sync_dist=True)
-        self.log_dict({f"val/dice/{organ}": score for organ, score in scores.items()}, prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/dice", scores.pop("mean"), prog_bar=True, sync_dist=True)
+        named = {f"{stage}/dice/{organ}": score for organ, score in scores.items()}
+        self.log_dict(named, prog_bar=True, sync_dist=True)
 
     def segment(self, image: Image) -> Integer[Tensor, "1 i j k"] | Bool[Tensor, "1 c i j k"]:
-        """Decide every voxel of one whole prepared volume ``(1, m, i, j, k)``, by overlapping windows.
-
-        Logits are held for one window's depth of the volume only, so memory does not grow with classes times voxels.
-        """
-        shape, patch = tuple(image.shape[2:]), self.plan.patch_size
-        axis = sweep_axis(shape, patch)
-        whole = torch.empty(0)
-        for where, slab in stitched_slabs(image, patch, self, overlap=self.hparams["overlap"], axis=axis):
-            decided = decide(slab[None], self.plan)
-            if not whole.numel():
-                kind = torch.int16 if self.plan.exclusive else torch.bool
-                whole = decided.new_empty((*decided.shape[:-3], *shape), dtype=kind)
-            whole.narrow(axis - 3, where.start, where.stop - where.start).copy_(decided)
-        return whole
-
-    def target_of(self, labels: Integer[Tensor, "b *space"]) -> Integer[Tensor, "b *target"]:
-        """Class indices as they are, or for overlapping regions a 0/1 map ``(b, c, i, j, k)``; ignored ones stay −1."""
-        if self.plan.exclusive:
-            return labels
-        masks = self.membership[:, labels.clamp(min=0).long()].transpose(0, 1).to(torch.int8)
-        return masks.masked_fill((labels == IGNORED).unsqueeze(1), IGNORED)
+        """Decide every voxel of one whole prepared volume ``(1, m, i, j, k)``, by overlapping windows."""
+        return Segmenter(self, self.plan, self.hparams["overlap"], channels_last=False).segment(image)
 
     def setup(self, stage: str) -> None:
         """Before training: take over weights, freeze some."""
         if stage != "fit":
             return
-        if self.hparams["init_from"] is not None:
-            fitting, fresh = matching_weights(Path(self.hparams["init_from"]), self.state_dict())
-            self.load_state_dict(fitting, strict=False)
-            rank_zero_info(f"{len(fitting)} weights come from {self.hparams['init_from']}, {len(fresh)} start afresh")
-        for pattern in self.hparams["freeze"] or ():
-            named = [parameter for name, parameter in self.named_parameters() if fnmatch(name, pattern)]
-            if not named:
-                raise UsageError(f"model.freeze: no weight is called {pattern!r}", "Use a pattern such as net.*")
-            for parameter in named:
-                parameter.requires_grad_(False)
-        if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise UsageError("model.freeze leaves no weight to train", "Freeze fewer, or score it with medseg test")
+        if self.hparams["init_from"] is not None and not self._begun:
+            try:
+                self._start = take_over(self, Path(self.hparams["init_from"]), net_spec(self.plan))
+            except CheckpointError as error:  # which nobody misses where a checkpoint is about to be loaded
+                self._start = error
+        self._frozen = frozen_norms(self, self.hparams["freeze"] or ())
+        self.train(self.training)
+
+    def _begin(self) -> str:
+        """What the weights begin with, in a line.
+
+        Raises:
+            CheckpointError: They were to come from one that cannot be had.
+        """
+        if isinstance(self._start, CheckpointError):
+            raise self._start
+        return self._start
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """Take weights over, which no other start replaces from then on."""
+        self._begun = True
+        return super().load_state_dict(*args, **options)
+
+    def train(self, mode: bool = True) -> SegmentationTask:
+        """As PyTorch's; what is frozen does not follow the batches."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def configure_model(self) -> None:
         """Under the strategy ``fsdp``, for training: part the weights over the processes."""
-        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or self.trainer.state.fn != "fit":
+        trainer = trainer_of(self)
+        if trainer is None or not isinstance(trainer.strategy, ModelParallelStrategy) or trainer.state.fn != "fit":
             return
         averages, compiles = bool(self.hparams["ema"]), self.hparams["compile"] is True
         require_shardable(averages=averages, learns=bool([*self.loss.parameters()]), compiles=compiles)
-        shard(self.net, self.trainer.strategy.root_device.type)
+        shard(self.net, trainer.strategy.root_device.type)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer by name, its learning rate a function of the budget that is spent."""
+        self._begin()
         options = self.hparams
         optimizer = build_optimizer(
             options["optimizer"],
@@ -251,8 +272,7 @@ class SegmentationTask(pl.LightningModule):
             weight_decay=options["weight_decay"],
             options=options["optimizer_options"] or {},
         )
-        self._asked = options_of(optimizer)
-        scheduler = LambdaLR(optimizer, lambda _: self.schedule_factor(budget_spent(self.trainer)))
+        scheduler = FollowBudget(optimizer, self.schedule_factor, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:
@@ -265,34 +285,21 @@ class SegmentationTask(pl.LightningModule):
         Raises:
             CheckpointError: It was trained on others, or is not one of ours.
         """
-        require_same_training(checkpoint, self.plan.to_dict(), self.hparams["optimizer"])
-        self._scores = dict(checkpoint["medseg"].get("scores", {}))
-        if "pace" in checkpoint["medseg"]:  # what was measured then holds on: it decides how sums are rounded
-            self.pace = Pace(**checkpoint["medseg"]["pace"], reasons="as before")
+        kept = checked(Path("--ckpt_path"), checkpoint)
+        kept.require_same_training(self.plan, self.hparams["optimizer"])
+        self._scores = kept.scores
+        self._start = ""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint, so that a foreign one is told apart, and note how it scored."""
         scores = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name[:8] == "val/dice"}
-        torch_version = torch.__version__.split("+")[0]
-        signed = {"version": medseg.__version__, "torch": torch_version, "scores": scores or self._scores}
-        peak_gib = peak_memory_bytes(self.device) / 2**30
-        checkpoint["medseg"] = {**signed, "pace": self.pace.to_dict(), "peak_gib": peak_gib}
-
-    def _judge(self, outputs: Logits | Levels, batch: Batch) -> Tensor:
-        """The loss, over all levels of deep supervision; the terms that are logged are those of the finest."""
-        levels = outputs if isinstance(outputs, tuple) else (outputs,)
-        weights = [0.5**depth for depth in range(len(levels))]
-        total = torch.zeros((), device=batch.image.device)
-        for logits, weight in reversed(list(zip(levels, weights, strict=True))):  # finest last: its terms remain
-            labels = nearest_labels(batch.labels, logits.shape[2:])
-            fine, coarse = torch.tensor([batch.labels.shape[1:], logits.shape[2:]], device=total.device)
-            spacing_mm, mask = batch.spacing_mm * (fine / coarse), batch.class_mask
-            try:
-                value = self.loss(logits, self.target_of(labels), spacing_mm, class_mask=mask)
-            except NonFiniteLogitsError:  # a gradient that is not finite either lets every process skip the step
-                value = logits.sum() * math.nan
-            total = total + weight / sum(weights) * value
-        return total
+        checkpoint["medseg"] = signature(
+            version=medseg.__version__,
+            torch=torch.__version__.split("+")[0],
+            scores=scores or self._scores,
+            peak_gib=peak_memory_bytes(self.device) / 2**30,
+            flips=getattr(getattr(self.trainer, "datamodule", None), "flips", None),
+        )
 
     def _annotated(self, batch: Batch) -> tuple[str, ...] | None:
         """The organs that were annotated in the one case of a batch, or None for all."""
@@ -302,85 +309,54 @@ class SegmentationTask(pl.LightningModule):
         return tuple(organ for organ, known in zip(self.plan.organs, covered, strict=True) if known)
 
 
-def net_spec(plan: Plan) -> NetSpec:
-    """The plan's numbers that shape a network."""
-    return NetSpec(
-        in_channels=len(plan.modalities),
-        out_channels=plan.num_classes,
-        patch_size=plan.patch_size,
-        strides=plan.strides,
-        kernels=plan.kernels,
-        features=plan.features,
-    )
-
-
-def nearest_labels(labels: Labels, shape: torch.Size) -> Integer[Tensor, "b *coarse"]:
-    """Labels at a coarser grid: of each of its voxels, the one in the middle of the finer voxels that it covers."""
-    for axis, (fine, coarse) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
-        if fine != coarse:
-            centres = (torch.arange(coarse, device=labels.device) + 0.5) * (fine / coarse)
-            labels = labels.index_select(axis, centres.long())
-    return labels
-
-
-def class_values(plan: Plan) -> dict[str, int | tuple[int, ...]]:
-    """Organ name -> its value, or values of a region, in the vocabulary of the store."""
-    if plan.exclusive:
-        return {organ: index for index, organ in enumerate(plan.organs, start=1)}
-    return {
-        organ: tuple(plan.atom_of_value[value] for value in values)
-        for organ, values in zip(plan.organs, plan.values, strict=True)
-    }
-
-
-def decide(logits: Logits, plan: Plan) -> Integer[Tensor, "b *space"] | Bool[Tensor, "b c *space"]:
-    """The class of each voxel, or for overlapping regions a mask per organ."""
-    return logits.argmax(dim=1) if plan.exclusive else logits > 0
-
-
-def pace_together(task: SegmentationTask, kept: Pace) -> Pace:
-    """Set how fast the network of a task runs, as the first process measures it; see `medseg.training.pace`.
-
-    What ``auto`` stands for in a resumed run is what it was before, ``kept``.
-    """
-    trainer, plan, options = task.trainer, task.plan, task.hparams
-    asked: dict[str, Auto] = {"compiling": options["compile"], "channels_last": options["channels_last"]}
-    if isinstance(trainer.strategy, ModelParallelStrategy):  # a step there takes all processes
-        if "auto" in asked.values():
-            rank_zero_info("not compiled, and with channels last: under the strategy fsdp neither is timed")
-        return Pace(kept.channels_last, compiled=False)
-    if kept.reasons:
-        possible = not missing_compiler(task.device.type)
-        before = {"compiling": kept.compiled and possible, "channels_last": kept.channels_last}
-        asked = {name: before[name] if value == "auto" else value for name, value in asked.items()}
-    pace: Pace | None = None
-    if trainer.global_rank == 0:
-        shape = (plan.batch_size, len(plan.modalities), *plan.patch_size)
-        image = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(task.device)
-        context = trainer.precision_plugin.forward_context
-        pace = set_pace(Trial(task.net, image, context, lambda step: seconds_left(trainer, step)), **asked)
-    agreed = trainer.strategy.broadcast(pace) or kept  # never the latter: the first process has one
-    if trainer.global_rank != 0:
-        follow(task.net, agreed)
-    if agreed.reasons:
-        rank_zero_info(agreed.reasons)
-    return agreed
-
-
-def load_task(path: Path) -> SegmentationTask:
-    """The task of a checkpoint, weights loaded, in evaluation mode; nothing but the checkpoint is needed.
+def build_task_loss(loss: str | Own, plan: Plan) -> Any:
+    """The loss of a task: a `medseg.losses.Criterion`, or a function that is called as one.
 
     Raises:
-        CheckpointError: The file is missing, unreadable, holds code, or was not written by medseg.
+        ValueError: The expression is malformed.
+    """
+    if not isinstance(loss, str):
+        return OwnLoss(loss)
+    return build_loss(loss, mode=plan.mode, ignore_index=IGNORED, counts=[1] * plan.num_classes)
+
+
+def short_window(trainer: pl.Trainer, batch_index: int) -> float:
+    """What the loss of a batch is multiplied by, where an epoch ends before so many batches as a step accumulates.
+
+    Lightning divides by the whole number whatever remains; a step is to be a mean over the batches that it has.
+    """
+    accumulated, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
+    rest = batches % accumulated if math.isfinite(batches) else 0
+    return accumulated / rest if rest and batch_index >= batches - rest else 1.0
+
+
+def load_task(path: Path, trust: Trust | None = None) -> SegmentationTask:
+    """The task of a checkpoint as it was trained, weights loaded, in evaluation mode; to predict, see `Segmenter`.
+
+    Args:
+        path: The checkpoint.
+        trust: The dotted paths that it may name.
+
+    Raises:
+        CheckpointError: It is missing, unreadable or not ours, names what is not trusted, or does not fit.
     """
     checkpoint = read_checkpoint(path)
+    for name in ("net", "loss", "optimizer", "study"):
+        for dotted in re.findall(r"[^\W\d]\w*(?:\.\w+)+", str(checkpoint.options.get(name))):
+            (trust or Trust()).require(dotted, path)
     try:
-        task = SegmentationTask(**checkpoint["hyper_parameters"])
-        task.load_state_dict(checkpoint["state_dict"])
+        task = SegmentationTask(**checkpoint.options)
+        task.load_state_dict(checkpoint.content[WEIGHTS])
     except (TypeError, ValueError, RuntimeError, KeyError, MedsegError) as error:
         raise CheckpointError(
             path,
             f"does not fit this version of medseg ({error})",
-            f"Train again, or use the version that wrote it ({checkpoint['medseg']['version']})",
+            f"Train again, or use the version that wrote it ({checkpoint.signature['version']})",
         ) from None
     return task.eval()
+
+
+def judge_of(segmenter: Segmenter) -> SegmentationTask:
+    """A task that validates a network, whatever it was trained with."""
+    plan, net = segmenter.plan.to_dict(), segmenter.net
+    return SegmentationTask(plan, net, overlap=segmenter.overlap, channels_last=segmenter.channels_last).eval()

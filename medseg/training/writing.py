@@ -10,7 +10,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.types import _PATH
 
-from medseg.checkpoints.reading import read_checkpoint
+from medseg.checkpoints.reading import read_content
 from medseg.machine.files import whole
 
 
@@ -40,6 +40,6 @@ class CheckpointFiles(TorchCheckpointIO):
         """Read as plain data and tensors whatever ``weights_only`` says: there is no other way to open one here.
 
         Raises:
-            CheckpointError: As `medseg.checkpoints.read_checkpoint`.
+            CheckpointError: As `medseg.checkpoints.reading.read_content`.
         """
-        return read_checkpoint(Path(path))
+        return read_content(Path(path))

@@ -19,12 +19,14 @@ from monai.transforms import Compose
 from support.nets import TINY
 from support.toys import oblique_affine, toy_case, write_nifti
 
+from medseg.checkpoints.reading import read_checkpoint
 from medseg.cli import main
 from medseg.datasets.case import read_image
 from medseg.errors import CheckpointError, UsageError
-from medseg.export import FORMATS, export, graph
+from medseg.export import FORMATS, graph
+from medseg.export import export as export_checkpoint
 from medseg.export.definition import define, needs_medseg
-from medseg.export.model import read_model
+from medseg.export.model import model_of
 from medseg.export.transforms import left_out, postprocessing, preprocessing
 from medseg.inference.clean import Rule, clean, rules_to_plain
 from medseg.nets import list_nets
@@ -59,6 +61,14 @@ def _without_shape_checks():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def export(path: Path, output: Path, **options):
+    return export_checkpoint(read_checkpoint(path), output, **options)
+
+
+def model_at(path: Path):
+    return model_of(read_checkpoint(path))
 
 
 def save(task: SegmentationTask, path: Path, rules=()) -> Path:
@@ -109,7 +119,7 @@ def run_file(path: Path):
 def agrees(path: Path, checkpoint: Path) -> None:
     """One image and three, and where the file says so, other sizes; against the network in training's own code."""
     told, run = run_file(path)
-    net = read_model(checkpoint).net
+    net = model_at(checkpoint).net
     window, steps, free = (told["input"][key] for key in ("window", "multiple_of", "resizable"))
     other = [size + 2 * step if one else size for size, step, one in zip(window, steps, free, strict=True)]
     for shape in ((1, 1, *window), (3, 1, *window), (2, 1, *other)):
@@ -175,7 +185,7 @@ def test_monai_builds_its_own_networks_without_medseg(tmp_path, name):
 
 def test_a_network_whose_first_layer_is_ours_is_built_by_medseg(tmp_path):
     plan = replace(PLAN, modalities=("a", "b", "c"), normalisation=(Normalisation(),) * 3)  # 3 does not divide 16
-    definition, _ = define(read_model(untrained(tmp_path / "some.ckpt", "vnet", plan)))
+    definition, _ = define(model_at(untrained(tmp_path / "some.ckpt", "vnet", plan)))
     assert needs_medseg(definition)
 
 
@@ -301,7 +311,7 @@ def test_monais_transforms_give_the_input_of_our_network(tmp_path, schemes, orie
     names = tuple(f"m{index}" for index in range(len(schemes)))
     plan = replace(PLAN, modalities=names, normalisation=schemes, spacing_mm=spacing, orientation=orientation)
     files = [write_nifti(tmp_path / f"case_{i:04}.nii.gz", one, image.affine) for i, one in enumerate(array)]
-    model = read_model(untrained(tmp_path / "some.ckpt", plan=plan))
+    model = model_at(untrained(tmp_path / "some.ckpt", plan=plan))
     found = transforms_of(preprocessing(model))({"image": [str(path) for path in files]})["image"]
     expected, change = to_plan_grid(image, plan)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
@@ -315,7 +325,7 @@ def test_cleaning_rules_travel(tmp_path):
     labels[9:12, 3:8, 3:8] = 5
     labels[10, 5, 5] = 0
     checkpoint = untrained(tmp_path / "some.ckpt")
-    model = replace(read_model(checkpoint), record={"cleaning": rules_to_plain(RULES)})
+    model = replace(model_at(checkpoint), cleaning=rules_to_plain(RULES))
     steps = [step for step in postprocessing(model) if re.search("Connected|Holes", step["_target_"])]
     found = transforms_of(steps)({"pred": torch.from_numpy(labels.copy())[None]})["pred"][0].numpy()
     np.testing.assert_array_equal(found, clean(labels, (1.0, 1.0, 1.0), RULES))

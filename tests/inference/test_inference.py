@@ -29,7 +29,7 @@ def test_slabs_give_the_labels_of_the_plain_path(shape, affine, seed, regions, t
     image = Volume(smooth(shape, seed), affine)
     made = predictor(plan)
     prepared, change = to_plan_grid(image, plan)
-    scores = sliding_window(torch.from_numpy(prepared)[None], plan.patch_size, made.tasks[0])[0].numpy()
+    scores = sliding_window(torch.from_numpy(prepared)[None], plan.patch_size, made.segmenters[0])[0].numpy()
     found = made.segment(Prepared(prepared, change))
     if regions:
         first, second = probabilities_from_plan_grid(scores, change)
@@ -78,7 +78,8 @@ def test_a_prediction_lies_voxel_by_voxel_on_its_image(shape, affine, seed):
 
 
 def test_an_ensemble_averages_probabilities_not_logits():
-    tasks = [predictor(slopes=[0.0, 0.0, 0.0], offsets=offsets).tasks[0] for offsets in ([0.0, 9.0, 0], [1.5, 0.0, 0])]
+    offsets = ([0.0, 9.0, 0], [1.5, 0.0, 0])
+    tasks = [predictor(slopes=[0.0, 0.0, 0.0], offsets=each).segmenters[0] for each in offsets]
     image = Volume(np.ones((1, 9, 9, 9), np.float32), np.diag([1.5, 1.5, 3.0, 1.0]))
     maps = np.zeros((3, 9, 9, 9), np.float16)
     made = Predictor([*tasks, tasks[1]], device="cpu")
@@ -95,7 +96,7 @@ def test_probabilities_are_those_of_the_head(plan):
     made = predictor(plan)
     maps = np.zeros((plan.num_classes, *image.shape), np.float16)
     labels = made.segment(made.prepare(image), probabilities=maps)
-    logits = made.tasks[0].net(torch.from_numpy(image.array)[None])[0]
+    logits = made.segmenters[0].net(torch.from_numpy(image.array)[None])[0]
     expected = logits.softmax(0) if plan.exclusive else logits.sigmoid()
     np.testing.assert_allclose(maps, expected.numpy(), atol=2e-3)
     assert labels.shape == image.shape
@@ -121,7 +122,7 @@ def test_mirroring_never_crosses_left_and_right():
     image = Volume(np.ones((1, 8, 8, 4), np.float32), np.diag([1.5, 1.5, 3.0, 1.0]))
     for axes, flipped in (((1, 2), False), ((0, 1, 2), True)):
         made = predictor(replace(PLAN, mirror_axes=axes), mirror=True)
-        made.tasks[0].net = Ramp()
+        made.segmenters[0] = replace(made.segmenters[0], net=Ramp())
         labels = made.predict(image)
         assert (labels[0] == labels[-1]).all() == flipped
 
@@ -138,11 +139,11 @@ def test_mirroring_across_left_and_right_exchanges_the_pairs_of_the_plan():
     plan = replace(PLAN, labels={"kidney left": 1, "kidney right": 5}, mirror_axes=(0, 1, 2))
     plain, exchanged = (replace(plan, swap_labels=swaps) for swaps in ((), (("kidney left", "kidney right"),)))
     made = predictor(exchanged, mirror=True)
-    made.tasks[0].net = Sides()
+    made.segmenters[0] = replace(made.segmenters[0], net=Sides())
     assert made.predict(image)[:, 0, 0].tolist() == [5, 5, 5, 5, 1, 1, 1, 1]
     maps = np.zeros((3, 8, 8, 4), np.float16)
     made = predictor(plain, mirror=True)
-    made.tasks[0].net = Sides()
+    made.segmenters[0] = replace(made.segmenters[0], net=Sides())
     made.segment(made.prepare(image), probabilities=maps)
     np.testing.assert_allclose(maps[1], maps[1, ::-1], atol=1e-3)  # without them every flip denies the others
 

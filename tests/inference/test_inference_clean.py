@@ -5,19 +5,18 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from support.prediction import PLAN
+from support.prediction import write_checkpoint
 from support.toys import write_nifti
 
+from medseg.checkpoints.reading import read_checkpoint
 from medseg.cli import main
 from medseg.errors import CheckpointError, DataError
 from medseg.inference.choose import choose_cleaning
 from medseg.inference.clean import Rule, choose_rules, clean, rules_from_plain, rules_to_plain
-from medseg.inference.predict import Predictor, cleaning_rules
-from medseg.training.task import SegmentationTask
+from medseg.inference.predict import Predictor
 
 MM = (1.0, 1.0, 2.0)
 
@@ -136,14 +135,7 @@ def test_refuses_another_shape():
 @pytest.fixture
 def checkpoint(tmp_path):
     """What medseg fit would write, without the fit."""
-    task = SegmentationTask(PLAN.to_dict(), net_options={"features": [2, 4]})
-    content = {
-        "medseg": {"version": "0", "torch": "0", "scores": {}},
-        "hyper_parameters": dict(task.hparams),
-        "state_dict": task.state_dict(),
-    }
-    torch.save(content, tmp_path / "a.ckpt")
-    return tmp_path / "a.ckpt"
+    return write_checkpoint(tmp_path / "a.ckpt")
 
 
 @pytest.fixture
@@ -164,7 +156,7 @@ def test_rules_travel_in_the_checkpoint(checkpoint, folders, capsys):
     said = capsys.readouterr().out
     assert "keep the largest part" in said
     assert "spleen  left alone" in said
-    assert cleaning_rules(checkpoint) == {1: Rule(largest_component=True)}
+    assert read_checkpoint(checkpoint).cleaning == rules_to_plain({1: Rule(largest_component=True)})
     assert Predictor.load([checkpoint, second], device="cpu").rules == {1: Rule(largest_component=True)}
     assert Predictor.load([checkpoint], device="cpu", cleaning=False).rules == {}
     assert not list(checkpoint.parent.glob(".*"))
@@ -183,7 +175,7 @@ def test_a_missing_reference_is_named(checkpoint, folders):
     (folders[1] / "b.nii.gz").unlink()
     with pytest.raises(DataError, match=r"no reference for b\.nii\.gz"):
         choose_cleaning([checkpoint], *folders)
-    assert cleaning_rules(checkpoint) == {}
+    assert read_checkpoint(checkpoint).cleaning == []
     with pytest.raises(DataError, match="holds no prediction"):
         choose_cleaning([checkpoint], checkpoint.parent / "nowhere", folders[1])
 

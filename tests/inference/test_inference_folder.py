@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from support.prediction import PLAN, SHARED, Brightness, predictor, random_affine, smooth
+import torch
+from support.prediction import PLAN, SHARED, Brightness, predictor, random_affine, smooth, write_checkpoint
 from support.toys import oblique_affine, toy_case, write_nifti
 
+from medseg.checkpoints.reading import read_checkpoint
 from medseg.cli import main
 from medseg.errors import DataError, UsageError
 from medseg.inference import folder
@@ -18,6 +22,7 @@ from medseg.inference.folder import predict_cases
 from medseg.inference.images import list_cases, read_case_image
 from medseg.inference.predict import Predictor
 from medseg.inference.resume import MANIFEST, Record
+from medseg.machine.dotted import Trust
 
 
 def named(**options):
@@ -84,6 +89,13 @@ def test_a_damaged_manifest_means_starting_over(tmp_path):
     (tmp_path / MANIFEST).write_text('{"cases": [')
     assert Record(tmp_path, {}).cases == {}
     assert not Record(tmp_path, {}).done("a", [], [])
+
+
+def test_copies_of_a_checkpoint_share_their_digest(tmp_path):
+    torch.manual_seed(0)
+    kept, other = (read_checkpoint(write_checkpoint(tmp_path / name)) for name in ("a.ckpt", "other.ckpt"))
+    copy = read_checkpoint(Path(shutil.copy(kept.path, tmp_path / "copy.ckpt")))
+    assert copy.digest == kept.digest != other.digest
 
 
 def truncated(path):
@@ -216,7 +228,7 @@ def test_real_volumes_are_thresholded_where_they_lie(tmp_path, name):
     turned = nib.as_closest_canonical(source).header.get_zooms()[:3]
     plan = replace(PLAN, spacing_mm=tuple(float(edge) for edge in turned), patch_size=(64, 64, 32))
     made = predictor(plan)
-    made.tasks[0].net = Brightness([0.0, 1.0, 2.0], [0.0, -100.5, -401.0])
+    made.segmenters[0] = replace(made.segmenters[0], net=Brightness([0.0, 1.0, 2.0], [0.0, -100.5, -401.0]))
     predict_cases(made, path, tmp_path)
     values = source.get_fdata()
     expected = np.select([values > 300.5, values > 100.5], [5, 1], 0)
@@ -235,7 +247,7 @@ def test_the_cli_writes_what_was_asked(tmp_path, images, monkeypatch, capsys):
     monkeypatch.setattr(Predictor, "load", load)
     words = ["predict", "--ckpt", "x", "--input", str(images), "--output", str(tmp_path / "out"), "--no-cleaning"]
     assert main(words) == 0
-    assert seen == {"mirror": False, "device": "auto", "cleaning": False}
+    assert seen == {"mirror": False, "device": "auto", "cleaning": False, "trust": Trust()}
     assert main(words) == 0
     assert "3 predictions" in (said := capsys.readouterr().out)
     assert "(3 of them from before)" in said

@@ -9,23 +9,12 @@ import numpy as np
 import pytest
 import torch
 from support import foreign
-from support.prediction import NET, PLAN, smooth
+from support.prediction import PLAN, smooth, write_checkpoint
 from support.toys import oblique_affine, write_nifti
 
-import medseg
 from medseg.cli import main
-from medseg.training.task import SegmentationTask
 
 sitk = pytest.importorskip("SimpleITK")
-
-
-def write_checkpoint(path, plan=PLAN):
-    """A network that was never trained, as a run would keep it."""
-    task = SegmentationTask(plan.to_dict(), **NET)
-    signature = {"version": medseg.__version__, "torch": "2", "scores": {}}
-    content = {"hyper_parameters": dict(task.hparams), "state_dict": task.state_dict(), "medseg": signature}
-    torch.save(content | {"epoch": 0, "global_step": 0}, path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+import medseg
 from medseg.inference.predict import Predictor
+from medseg.nets import build_net
 from medseg.plan.plan import Normalisation, Plan
-from medseg.training.task import SegmentationTask
+from medseg.segmenter import Segmenter, net_spec
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -35,6 +37,23 @@ REGIONS = replace(PLAN, labels={"abdomen": (1, 5), "spleen": (5,)}, paint_order=
 NET = {"net_options": {"features": [2, 4]}}
 
 
+def write_checkpoint(path, plan=PLAN, *, signature=(), net="unet", net_options=NET["net_options"], **options):
+    """A network that was never trained, as a run would keep it."""
+    weights = build_net(net, net_spec(plan), net_options).state_dict()
+    content = {
+        "medseg": {"version": medseg.__version__, "torch": "2", "scores": {}, **dict(signature)},
+        "hyper_parameters": {
+            **{"plan": plan.to_dict(), "net": net, "net_options": net_options, "deep_supervision": False},
+            **{"overlap": 0.5, "channels_last": True, "loss": "dice", "optimizer": "sgd", "lr": 0.01},
+            **{"schedule": "poly", **options},
+        },
+        "state_dict": {f"net.{name}": weight for name, weight in weights.items()},
+        **{"epoch": 0, "global_step": 0},
+    }
+    torch.save(content, path)
+    return path
+
+
 class Brightness(torch.nn.Module):
     """A network that knows nothing but the voxel itself: class scores are straight lines over the intensity."""
 
@@ -49,14 +68,9 @@ class Brightness(torch.nn.Module):
 
 def predictor(plan=PLAN, *, networks=1, mirror=False, slopes=None, offsets=None):
     """Bright voxels are class 1, very bright ones class 2; of regions, bright voxels the first, very bright both."""
-    tasks = []
-    for _ in range(networks):
-        task = SegmentationTask(plan.to_dict(), **NET)
-        first = ([0.0, 1.0, 2.0], [0.0, -1.0, -3.0]) if plan.exclusive else ([1.0, 1.0], [-1.0, -2.0])
-        task.net = Brightness(*((slopes, offsets) if slopes else first))
-        task.hparams["channels_last"] = False
-        tasks.append(task)
-    made = Predictor(tasks, mirror=mirror, device="cpu")
+    first = ([0.0, 1.0, 2.0], [0.0, -1.0, -3.0]) if plan.exclusive else ([1.0, 1.0], [-1.0, -2.0])
+    nets = [Brightness(*((slopes, offsets) if slopes else first)) for _ in range(networks)]
+    made = Predictor([Segmenter(net, plan, channels_last=False) for net in nets], mirror=mirror, device="cpu")
     made.half = None
     return made
 

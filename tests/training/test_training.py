@@ -17,8 +17,9 @@ from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.store.prepare import prepare
 from medseg.training.fit import Trainer
+from medseg.training.levels import judge, nearest_labels
 from medseg.training.steps import NonFiniteError, SkipBadSteps
-from medseg.training.task import SegmentationTask, nearest_labels
+from medseg.training.task import SegmentationTask
 
 PATCHES = {"mednext": (32, 16, 16), "swin_unetr": (64, 32, 32), "vnet": (32, 16, 16)}  # others leave one voxel
 TINY = {"attention_unet": {"features": [4, 8, 8]}, "unet": {"features": [4, 8, 8]}, "vnet": {}, **NARROW}
@@ -86,7 +87,7 @@ def test_fine_tuning_takes_what_fits_and_resuming_refuses_other_labels(store, tm
         other.on_load_checkpoint(torch.load(tmp_path / "two_organs.ckpt", weights_only=True))
     stranger = SegmentationTask(plan.to_dict(), net="vnet", init_from=str(tmp_path / "two_organs.ckpt"))
     with pytest.raises(CheckpointError, match="another network"):
-        stranger.setup("fit")
+        trainer_of().fit(stranger, data_of(store))
 
 
 class Poisoned(nn.Module):
@@ -123,8 +124,8 @@ def test_deep_supervision_halves_the_weight_of_every_level(store):
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     fine = torch.randn(2, 3, *batch.labels.shape[1:])
     coarse = torch.randn(2, 3, *(size // 2 for size in batch.labels.shape[1:]))
-    both = task._judge((fine, coarse), batch)
-    one, two = task._judge(fine, batch), task._judge(coarse, batch)
+    both = judge(task.loss, (fine, coarse), batch, None)
+    one, two = (judge(task.loss, level, batch, None) for level in (fine, coarse))
     torch.testing.assert_close(both, (2 * one + two) / 3)
 
 

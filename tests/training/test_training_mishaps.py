@@ -13,6 +13,7 @@ import torch
 from support.runs import fit, load, rows
 
 from medseg.checkpoints.origin import commit, differences, flat, origin
+from medseg.checkpoints.run import Run
 from medseg.cli import main
 from medseg.errors import CheckpointError, DataError
 from medseg.machine.hardware import memory_bytes
@@ -20,7 +21,7 @@ from medseg.plan.plan import Plan, read_plan
 from medseg.store.store import Store
 from medseg.training import metrics_log
 from medseg.training.failures import MemoryShortError, explained, require_memory
-from medseg.training.metrics_log import RunCsvLogger, forget_steps
+from medseg.training.metrics_log import RunLog, forget_steps
 from medseg.training.task import SegmentationTask
 from medseg.training.writing import CheckpointFiles
 
@@ -80,7 +81,7 @@ def test_a_full_disk_leaves_the_log_of_before(tmp_path, monkeypatch):
         self.writer.writerow(["0.1"])
         raise FULL
 
-    logger = RunCsvLogger(tmp_path)
+    logger = RunLog(Run(tmp_path))
     logger.log_metrics({"loss": 1.0}, step=0)
     logger.save()
     before = (tmp_path / "metrics.csv").read_text()
@@ -285,7 +286,7 @@ def cut_short(path):
         (spoilt("medseg", "yes"), "was not written by medseg", None),
         (spoilt("optimizer_states", None), "lacks optimizer_states, which a training needs to go on", 0),
         (spoilt("global_step", None), "lacks global_step", 0),
-        (spoilt("hyper_parameters", {"plan": {"labels": 3}}), "holds no plan that this version", 0),
+        (spoilt("hyper_parameters", {"plan": {"labels": 3}}), "lacks hyper_parameters.net", 0),
     ],
 )
 def test_a_checkpoint_that_is_none_or_not_whole_is_a_sentence(store, run, tmp_path, capsys, spoil, expected, tuned):

@@ -9,11 +9,14 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Timer
+from torch import nn
 
 from medseg.machine.hardware import cpu_multiplies_bf16
 from medseg.plan.plan import Normalisation, Plan
-from medseg.training.optimise import SCHEDULES, budget_spent, build_optimizer, schedule_factor
-from medseg.training.task import IGNORED, SegmentationTask, decide
+from medseg.segmenter import Segmenter
+from medseg.training.levels import target_of
+from medseg.training.optimise import SCHEDULES, FollowBudget, budget_spent, build_optimizer, schedule_factor
+from medseg.training.task import IGNORED, SegmentationTask
 
 PLAN = Plan(
     "toy", ("CT",), {"liver": 1, "spleen": 3}, "RAS", (1.0, 1.0, 1.0), (16, 16, 16), 2, (Normalisation(),),
@@ -27,16 +30,16 @@ def task_of(plan, **options):
 
 
 def test_regions_become_masks_and_ignored_voxels_stay_ignored():
-    target = task_of(REGIONS).target_of(torch.tensor([[[[0, 1, 2, IGNORED]]]]))
+    target = target_of(torch.tensor([[[[0, 1, 2, IGNORED]]]]), task_of(REGIONS).membership)
     assert target[0, :, 0, 0].tolist() == [[0, 1, 1, IGNORED], [0, 0, 1, IGNORED]]
     labels = torch.tensor([[[[0, 1, 2, IGNORED]]]])
-    assert task_of(PLAN).target_of(labels) is labels
+    assert target_of(labels, None) is labels
 
 
 def test_decisions_are_the_best_class_or_every_region_above_one_half():
     logits = torch.tensor([0.2, -1.0, 3.0]).reshape(1, 3, 1, 1, 1)
-    assert decide(logits, PLAN).tolist() == [[[[2]]]]
-    assert decide(logits[:, :2], REGIONS).tolist() == [[[[[True]]], [[[False]]]]]
+    assert Segmenter(nn.Identity(), PLAN).decide(logits).tolist() == [[[[2]]]]
+    assert Segmenter(nn.Identity(), REGIONS).decide(logits[:, :2]).tolist() == [[[[[True]]], [[[False]]]]]
 
 
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES))
@@ -50,10 +53,10 @@ def test_schedules_fall_from_one_and_warm_up_from_almost_nothing(schedule):
 
 
 class FakeTrainer(pl.Trainer):
-    global_step, estimated_stepping_batches = 0, float("inf")
+    global_step, max_steps, max_epochs, world_size = 0, -1, -1, 1
 
-    def __init__(self, *, steps=0, total=float("inf"), timer=None):
-        self.global_step, self.estimated_stepping_batches = steps, total
+    def __init__(self, *, steps=0, total=-1, timer=None):
+        self.global_step, self.max_steps = steps, total
         self.callbacks = [timer] if timer else []
 
 
@@ -86,8 +89,7 @@ class Clock(pl.LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=1.0)
-        factor = schedule_factor("linear")
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: factor(budget_spent(self.trainer)))
+        scheduler = FollowBudget(optimizer, schedule_factor("linear"), self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -109,6 +111,14 @@ def test_biases_and_norms_do_not_decay():
     decays = {p.ndim: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays == {5: 1e-2, 1: 0}
     assert optimizer.param_groups[0]["momentum"] == 0.99
+
+
+def test_optimizer_options_count_for_more_than_the_arguments_of_their_names():
+    net = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.InstanceNorm3d(2, affine=True))
+    options = {"weight_decay": 0.25, "lr": 0.5, "momentum": 0.1}
+    optimizer = build_optimizer("sgd", net.parameters(), lr=0.1, weight_decay=1e-2, options=options)
+    found = [(group["weight_decay"], group["lr"], group["momentum"]) for group in optimizer.param_groups]
+    assert found == [(0.25, 0.5, 0.1), (0.0, 0.5, 0.1)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,309 @@
+"""A checkpoint as a type: the only file that knows what is in one, under which names, and what it may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import CheckpointError
+from medseg.plan.plan import Plan
+
+WEIGHTS = "state_dict"
+_NET = "net."
+_ANOTHER = "Use a checkpoint that medseg wrote"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A training as it was kept, its content checked.
+
+    Attributes:
+        path: Its file.
+        content: All that is in it: plain data, and tensors (or where they were not read, what stands for them).
+        digest: The content's name: copies share it, a retrained one has another; empty where it was not read.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+    digest: str = ""
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What the network was trained for.
+
+        Raises:
+            CheckpointError: It is none that this version understands.
+        """
+        try:
+            return Plan.from_dict(self.options["plan"])
+        except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+            problem = f"holds no plan that this version of medseg understands ({error})"
+            raise CheckpointError(self.path, problem, "Start from its weights with --model.init_from") from None
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What the task was built with, by argument."""
+        return _mapping(self.content["hyper_parameters"])
+
+    @property
+    def net(self) -> str:
+        """The name of the network, or the dotted path of its class."""
+        return str(self.options["net"])
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """What the network was built with."""
+        supervised = {"deep_supervision": True} if self.options["deep_supervision"] else {}
+        return {**(self.options["net_options"] or {}), **supervised}
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The network's, by their names within it; averages where they were averaged."""
+        named = _mapping(self.content[WEIGHTS])
+        return {name.removeprefix(_NET): weight for name, weight in named.items() if name.startswith(_NET)}
+
+    @property
+    def signature(self) -> Mapping[str, Any]:
+        """What medseg says of it: ``version``, ``torch``, ``scores``, and where known ``peak_gib``."""
+        return _mapping(self.content["medseg"])
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The last validation's, by name."""
+        return dict(self.signature.get("scores", {}))
+
+    @property
+    def cleaning(self) -> list[dict[str, Any]]:
+        """The rules of `medseg choose-cleaning`, as plain data."""
+        return [*self.signature.get("cleaning", ())]
+
+    @property
+    def flips(self) -> tuple[int, ...] | None:
+        """The axes along which training flipped patches; None where it does not say."""
+        told = self.signature.get("flips")
+        return None if told is None else tuple(told)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config of the training by dotted key; empty where it does not say."""
+        return dict(self.origin.get("config", {}).get("values", {}))
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """Where it comes from, as `medseg.checkpoints.origin.origin` tells; empty where it does not say."""
+        return _mapping(self.content.get("origin", {}))
+
+    @property
+    def trained_on(self) -> set[str]:
+        """Traces of the cases that it was trained on, as `medseg.store.identity.traces` tells; empty if unknown."""
+        return set(self.origin.get("data", {}).get("trained_on", ()))
+
+    @property
+    def steps(self) -> int:
+        """Optimization steps behind it; 0 where it does not say."""
+        return int(self.content.get("global_step", 0))
+
+    @property
+    def epochs(self) -> int:
+        """Epochs begun."""
+        return int(self.content.get("epoch", -1)) + 1
+
+    def with_cleaning(self, rules: list[dict[str, Any]]) -> dict[str, Any]:
+        """The content with other cleaning rules."""
+        return {**self.content, "medseg": {**self.signature, "cleaning": rules}}
+
+    def require_resumable(self) -> None:
+        """Refuse one that a training cannot go on from.
+
+        Raises:
+            CheckpointError: It lacks something.
+        """
+        lacking = [name for name, kind in _TO_GO_ON.items() if not isinstance(self.content.get(name), kind)]
+        if lacking:
+            remedy = "Go on from another one, or start from its weights with --model.init_from"
+            raise CheckpointError(self.path, f"lacks {', '.join(lacking)}, which a training needs to go on", remedy)
+
+    def require_same_training(self, plan: Plan, optimizer: str) -> None:
+        """Refuse to go on with other labels or channels, or another optimizer.
+
+        Raises:
+            CheckpointError: It is of another.
+        """
+        for key in ("labels", "modalities"):
+            theirs, ours = getattr(self.plan, key), getattr(plan, key)
+            if theirs != ours:
+                raise CheckpointError(
+                    self.path,
+                    f"was trained on the {key} {', '.join(theirs)}, the store has {', '.join(ours)}",
+                    "To fine-tune on others, give it as --model.init_from instead",
+                )
+        theirs = self.options.get("optimizer", optimizer)
+        if theirs != optimizer:
+            raise CheckpointError(
+                self.path,
+                f"holds the state of the optimizer {theirs}, the config asks for {optimizer}",
+                "Keep the optimizer, or start from its weights with --model.init_from",
+            )
+
+
+def require_ours(path: Path, content: Any) -> dict[str, Any]:
+    """What was read from a file, if it is a checkpoint of medseg at all: its weights may be taken.
+
+    Raises:
+        CheckpointError: It is not.
+    """
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), dict) for key in ("medseg", WEIGHTS)):
+        raise CheckpointError(path, "was not written by medseg", "Use a checkpoint of a medseg run")
+    if not all(isinstance(name, str) and hasattr(weight, "shape") for name, weight in content[WEIGHTS].items()):
+        raise CheckpointError(path, f"has a {WEIGHTS} that is not made of named tensors", _ANOTHER)
+    return content
+
+
+def organs_of(content: Mapping[str, Any]) -> list[str] | None:
+    """The organs in the order of their classes, of a content that may be broken; None where it does not say."""
+    found: Any = content
+    for key in ("hyper_parameters", "plan", "labels"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return [str(organ) for organ in found] if isinstance(found, dict) else None
+
+
+def checked(path: Path, content: Any, digest: str = "") -> Checkpoint:
+    """The checkpoint that was read from a file, every entry of the kind that it must be.
+
+    Raises:
+        CheckpointError: An entry is missing or something else.
+    """
+    require_ours(path, content)
+    for entry, (what, fits, needed) in _LAYOUT.items():
+        value: Any = content
+        for key in entry.split("."):
+            value = value.get(key, _MISSING) if isinstance(value, dict) else _MISSING
+        if value is _MISSING and needed and (not entry.startswith("origin.") or "origin" in content):
+            raise CheckpointError(path, f"lacks {entry}", _ANOTHER)
+        if value is not _MISSING and not fits(value):
+            raise CheckpointError(path, f"has under {entry} no {what} but a {type(value).__name__}", _ANOTHER)
+    made = Checkpoint(path, content, digest)
+    _ = made.plan  # whether it is one
+    return made
+
+
+def signature(
+    *, version: str, torch: str, scores: Mapping[str, float], peak_gib: float, flips: Iterable[int] | None
+) -> dict[str, Any]:
+    """What medseg writes under ``medseg`` into a checkpoint.
+
+    Args:
+        version: Of medseg.
+        torch: Version of torch.
+        scores: Of the last validation.
+        peak_gib: Most memory of the training.
+        flips: The axes that training flips; None if nobody knows.
+    """
+    told = {} if flips is None else {"flips": [*flips]}
+    return {"version": version, "torch": torch, "scores": dict(scores), "peak_gib": peak_gib, **told}
+
+
+_MISSING = object()
+_TO_GO_ON = {
+    **{"hyper_parameters": dict, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list},
+    **{"global_step": int, "epoch": int},
+}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value  # type: ignore[no-any-return]  # `checked` has seen to it
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _share(value: Any) -> bool:
+    return _number(value) and 0 <= value < 1
+
+
+def _axes(value: Any) -> bool:
+    return _list(value, _whole) and set(value) <= {0, 1, 2} and len(set(value)) == len(value)
+
+
+def _dict(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(_text(key) and fits(item) for key, item in value.items())
+
+
+def _list(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(fits, value))
+
+
+def _plain(value: Any, depth: int = 16) -> bool:
+    """Numbers, texts and what is made of them; a pickle may hold a list that holds itself."""
+
+    def inner(item: Any) -> bool:
+        return depth > 0 and _plain(item, depth - 1)
+
+    if isinstance(value, (dict, list, tuple)):
+        return _dict(value, inner) or _list(value, inner)
+    return value is None or type(value) in (str, bool, int, float)
+
+
+def _rule(value: Any) -> bool:
+    kinds = {"value": _whole, "largest_component": _flag, "minimum_mm3": _number, "fill_holes": _flag}
+    known = isinstance(value, dict) and value.keys() == kinds.keys()
+    return known and all(fits(value[key]) for key, fits in kinds.items()) and 0 <= value["minimum_mm3"] < math.inf
+
+
+def _plain_dict(value: Any) -> bool:
+    return _dict(value, _plain)
+
+
+def _texts(value: Any) -> bool:
+    return _dict(value, _text)
+
+
+_LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
+    "hyper_parameters.plan": ("mapping of plain data", _plain_dict, True),
+    "hyper_parameters.net": ("name", _text, True),
+    "hyper_parameters.net_options": ("mapping of plain data", lambda value: value is None or _plain_dict(value), True),
+    "hyper_parameters.deep_supervision": ("true or false", _flag, True),
+    "hyper_parameters.overlap": ("share below 1", _share, True),
+    "hyper_parameters.channels_last": ("true, false or auto", lambda v: v == "auto" or _flag(v), True),
+    "hyper_parameters.loss": ("text", _text, False),
+    "hyper_parameters.optimizer": ("name", _text, False),
+    "hyper_parameters.schedule": ("name", _text, False),
+    "hyper_parameters.lr": ("number", _number, False),
+    "medseg.version": ("text", _text, True),
+    "medseg.torch": ("text", _text, False),
+    "medseg.scores": ("mapping of numbers", lambda value: _dict(value, _number), False),
+    "medseg.peak_gib": ("number", _number, False),
+    "medseg.flips": ("list of axes", _axes, False),
+    "medseg.cleaning": ("list of rules", lambda value: _list(value, _rule), False),
+    "global_step": ("whole number", _whole, False),
+    "epoch": ("whole number", _whole, False),
+    "origin": ("mapping", lambda value: isinstance(value, dict), False),
+    "origin.plan": ("mapping of texts", _texts, True),
+    "origin.config": ("mapping of plain data", _plain_dict, True),
+    "origin.config.digest": ("text", _text, True),
+    "origin.config.values": ("mapping of plain data", _plain_dict, True),
+    "origin.data": ("mapping of plain data", _plain_dict, True),
+    "origin.data.digest": ("text", _text, True),
+    "origin.data.cases": ("list of texts", lambda value: _list(value, _text), True),
+    "origin.data.trained_on": ("list of texts", lambda value: _list(value, _text), False),
+    "origin.packages": ("mapping of texts", _texts, True),
+    "origin.commits": ("mapping of texts", _texts, True),
+}
+"""Entry -> what it is, how to tell, and whether it must be there; an origin is whole or not there."""

@@ -1,0 +1,129 @@
+"""A trained network and its plan, deciding whole volumes: what validation, prediction and export share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Integer
+from torch import Tensor, nn
+
+from medseg.checkpoints.checkpoint import Checkpoint
+from medseg.checkpoints.reading import require_numbers
+from medseg.errors import CheckpointError, UsageError
+from medseg.machine.dotted import Trust
+from medseg.nets import NetSpec, build_net, list_nets
+from medseg.patches.stitch import stitched_slabs, sweep_axis
+from medseg.plan.plan import Plan
+from medseg.types import Image, Logits
+
+
+@dataclass(frozen=True, eq=False)
+class Segmenter:
+    """A network, and what it takes to decide volumes with it; no loss, no optimizer, no trainer.
+
+    Attributes:
+        net: Maps normalised intensities ``(b, m, i, j, k)`` to logits ``(b, c, i, j, k)``.
+        plan: What it was trained for.
+        overlap: Share by which neighbouring windows overlap.
+        channels_last: Lay out activations with the channels innermost, which matrix units prefer.
+    """
+
+    net: nn.Module
+    plan: Plan
+    overlap: float = 0.5
+    channels_last: bool = True
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, trust: Trust | None = None) -> Segmenter:
+        """The network of a checkpoint in evaluation mode, with its weights; nothing else is needed.
+
+        Args:
+            checkpoint: As `medseg.checkpoints.reading.read_checkpoint` found it.
+            trust: The classes beyond medseg's own networks that it may name.
+
+        Raises:
+            CheckpointError: It names a class that is not trusted, or its weights do not fit its network.
+        """
+        name, path = checkpoint.net, checkpoint.path
+        if name not in list_nets() and "." in name:
+            (trust or Trust()).require(name, path)
+        require_numbers(path, checkpoint.weights)
+        try:
+            net = build_net(name, net_spec(checkpoint.plan), checkpoint.knobs)
+            net.load_state_dict(checkpoint.weights)
+        except (TypeError, ValueError, RuntimeError, LookupError, MemoryError, UsageError) as error:
+            version = checkpoint.signature["version"]
+            raise CheckpointError(
+                path,
+                f"does not fit this version of medseg ({str(error).rstrip('.')})",
+                f"Train again, or use the version that wrote it ({version})",
+            ) from None
+        channels_last = checkpoint.options["channels_last"] is not False
+        lay_out(net, channels_last=channels_last)
+        return cls(net.eval(), checkpoint.plan, float(checkpoint.options["overlap"]), channels_last)
+
+    def on(self, device: torch.device) -> Segmenter:
+        """The same on a device, in evaluation mode."""
+        return replace(self, net=self.net.to(device).eval())
+
+    def __call__(self, image: Image) -> Logits:
+        """The logits of windows.
+
+        Raises:
+            UsageError: The network is a user's own and returns something else.
+        """
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last_3d)
+        logits = self.net(image)
+        if not isinstance(logits, Tensor):
+            problem = f"the network returns a {type(logits).__name__} where it is not trained"
+            raise UsageError(problem, "Return the logits alone while self.training is false")
+        return logits
+
+    def decide(self, logits: Logits) -> Integer[Tensor, "b *space"] | Bool[Tensor, "b c *space"]:
+        """The class of each voxel, or for overlapping regions a mask per organ."""
+        return logits.argmax(dim=1) if self.plan.exclusive else logits > 0
+
+    def segment(self, image: Image) -> Integer[Tensor, "1 i j k"] | Bool[Tensor, "1 c i j k"]:
+        """Decide every voxel of one whole prepared volume ``(1, m, i, j, k)``, by overlapping windows.
+
+        Logits are held for one window's depth of the volume only, so memory does not grow with classes times voxels.
+        """
+        shape, patch = tuple(image.shape[2:]), self.plan.patch_size
+        axis = sweep_axis(shape, patch)
+        whole = torch.empty(0)
+        for where, slab in stitched_slabs(image, patch, self, overlap=self.overlap, axis=axis):
+            decided = self.decide(slab[None])
+            if not whole.numel():
+                kind = torch.int16 if self.plan.exclusive else torch.bool
+                whole = decided.new_empty((*decided.shape[:-3], *shape), dtype=kind)
+            whole.narrow(axis - 3, where.start, where.stop - where.start).copy_(decided)
+        return whole
+
+
+def net_spec(plan: Plan) -> NetSpec:
+    """The plan's numbers that shape a network."""
+    return NetSpec(
+        in_channels=len(plan.modalities),
+        out_channels=plan.num_classes,
+        patch_size=plan.patch_size,
+        strides=plan.strides,
+        kernels=plan.kernels,
+        features=plan.features,
+    )
+
+
+def class_values(plan: Plan) -> dict[str, int | tuple[int, ...]]:
+    """Organ name -> its value, or values of a region, in the vocabulary of the store."""
+    if plan.exclusive:
+        return {organ: index for index, organ in enumerate(plan.organs, start=1)}
+    return {
+        organ: tuple(plan.atom_of_value[value] for value in values)
+        for organ, values in zip(plan.organs, plan.values, strict=True)
+    }
+
+
+def lay_out(net: nn.Module, *, channels_last: bool) -> None:
+    """Put the weights of convolutions into the layout of the activations."""
+    net.to(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)  # type: ignore[call-overload]  # absent from stubs

@@ -1,0 +1,48 @@
+"""How a training ends: with a validation of its last weights, whatever the interval between validations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
+
+from medseg.training.lightning import epoch_ends, may_stop
+
+
+class ValidateTheEnd(Callback):
+    """Stops when the steps, the epochs or the time are spent, for every budget alike: with a last validation."""
+
+    def __init__(self) -> None:
+        self._interval: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know the interval."""
+        self._interval = trainer.check_val_every_n_epoch
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop where the budget is spent; where somebody stops, have the epoch validated whose turn it is not."""
+        if steps_spent(trainer) or (epoch_ends(trainer) and _last_epoch(trainer)):
+            trainer.should_stop = True
+        if trainer.should_stop and may_stop(trainer):
+            trainer.check_val_every_n_epoch = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The interval is the user's again."""
+        trainer.check_val_every_n_epoch = self._interval
+
+
+def steps_spent(trainer: Trainer) -> bool:
+    """Whether the last of ``max_steps`` is done."""
+    return 0 < trainer.max_steps <= trainer.global_step
+
+
+def training_ends(trainer: Trainer) -> bool:
+    """Whether there will be no other step: a checkpoint of this moment would never see its validation."""
+    return trainer.should_stop or steps_spent(trainer)
+
+
+def _last_epoch(trainer: Trainer) -> bool:
+    return trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1

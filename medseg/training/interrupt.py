@@ -1,0 +1,107 @@
+"""Why a training stops before its budget is spent: somebody asks, and what it has done is kept first."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+from medseg.errors import InterruptionError
+from medseg.training.ending import training_ends
+from medseg.training.keep import KeepCheckpoints
+from medseg.training.lightning import between_steps, forget_validation
+from medseg.training.peers import any_process
+from medseg.training.signals import REQUEUE, StopSignals, requeue
+
+
+class StopOnRequest(Checkpoint):
+    """On SIGTERM, Ctrl-C, SIGUSR1 or SIGUSR2 has ``last.ckpt`` written and stops.
+
+    At the end of the step; within a validation of one process at once, and the resumed run repeats that validation. A
+    last validation, when the budget is spent, is finished first. After SIGUSR1 or SIGUSR2 a SLURM job is requeued.
+
+    Lightning's ``Checkpoint`` is it only to come after all that a checkpoint holds has been brought up to date.
+
+    Args:
+        keep: Writes the checkpoint.
+
+    Raises:
+        InterruptionError: While training, when it was asked to stop.
+    """
+
+    def __init__(self, keep: KeepCheckpoints) -> None:
+        self.keep = keep
+        self.signals = StopSignals()
+        self._validating = False
+        self._breaking_off = False  # of a validation, in order, as opposed to whatever else may end it
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Catch the signals, after Lightning has: its handlers would write from the middle of a step."""
+        self.signals.install()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As before the sanity check, which may be left out."""
+        self.signals.install()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop, unless a validation follows."""
+        if training_ends(trainer) or not between_steps(trainer):
+            return
+        if any_process(trainer, self.signals.received is not None):
+            self._leave(trainer)
+            raise self._interrupted(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on, a checkpoint would be one of a validation that is not finished."""
+        self._validating = not trainer.sanity_checking
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop within a validation, where every process can: processes have cases of their own, and one can."""
+        asked = self.signals.received is not None and trainer.world_size == 1
+        if asked and not (self._validating and training_ends(trainer)):
+            self._breaking_off = self._validating
+            raise self._interrupted(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """It is finished, before anybody writes."""
+        self._validating = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write what a validation was begun with, when it was asked to stop."""
+        if isinstance(exception, InterruptionError) and self._breaking_off:
+            self._breaking_off = False
+            self._leave(trainer)
+        self.signals.restore()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let an unfinished validation begin anew in the resumed run."""
+        if self._validating:
+            forget_validation(checkpoint)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the signals."""
+        self.signals.restore()
+
+    def _leave(self, trainer: Trainer) -> None:
+        self.keep.write(trainer)
+        if self.signals.received in REQUEUE and trainer.is_global_zero:
+            requeue()
+
+    def _interrupted(self, trainer: Trainer) -> InterruptionError:
+        signum = self.signals.received or signal.SIGTERM  # another process was asked, and it told
+        if trainer.sanity_checking:
+            return InterruptionError(signum, "before the first step", "Start again with the same command")
+        told = f"after step {trainer.global_step}, which {self.keep.last} holds"
+        return InterruptionError(signum, told, "Go on with --ckpt_path last")

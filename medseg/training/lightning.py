@@ -1,0 +1,97 @@
+"""Every name of Lightning and torch that they do not promise: each in one place, tried by a test on every version."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, Timer
+from pytorch_lightning.strategies import ParallelStrategy, Strategy
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher as ScriptLauncher
+
+__all__ = ["ScriptLauncher"]
+
+_OBSERVER = "child-process-observer"  # Lightning's thread, which looks at the processes every five seconds
+_VALIDATION = "epoch_loop.val_loop.batch_progress"
+
+
+def trainer_of(module: pl.LightningModule) -> pl.Trainer | None:
+    """The trainer of a module, where it has one: the public property raises an error where it has none."""
+    return module._trainer
+
+
+def callbacks_of(trainer: pl.Trainer) -> list[Callback]:
+    """The callbacks of a trainer, in their order; the list itself."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+    return callbacks
+
+
+def rehearses(trainer: pl.Trainer) -> bool:
+    """Whether ``fast_dev_run`` is on, which leaves nothing behind."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning's connector
+
+
+def epochs_done(trainer: pl.Trainer) -> float:
+    """Epochs that are behind, with the share of the one that is going on."""
+    progress = trainer.fit_loop.epoch_progress.current
+    done: int = progress.processed  # type: ignore[attr-defined]  # of its subclass
+    if progress.ready <= done:
+        return float(done)
+    batches = trainer.num_training_batches
+    now: int = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+    return (done * batches + now) / batches
+
+
+def epoch_ends(trainer: pl.Trainer) -> bool:
+    """Whether the batch at hand is the last one of its epoch."""
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+def may_stop(trainer: pl.Trainer) -> bool:
+    """Whether a wish to stop is heard: neither ``min_steps`` nor ``min_epochs`` forbid it."""
+    return trainer.fit_loop._can_stop_early
+
+
+def between_steps(trainer: pl.Trainer) -> bool:
+    """Whether the weights have just been updated, and the next thing is neither a validation nor the end."""
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    return not loop._should_accumulate() and fetcher is not None and not loop._should_check_val_fx(fetcher)
+
+
+def forget_validation(checkpoint: dict[str, Any]) -> None:
+    """Let a validation that a checkpoint was written in begin anew in the run that goes on from it."""
+    begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # as Lightning knows a broken one
+    none = dict.fromkeys(begun, 0)
+    checkpoint["loops"]["fit_loop"][_VALIDATION] = {"total": begun, "current": none, "is_last_batch": False}
+
+
+def count_steps_right(trainer: pl.Trainer) -> None:
+    """Put right the loggers' own count of steps, which Lightning 2.6 restores one too low from the end of a run."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def time_spent(trainer: pl.Trainer) -> float:
+    """The share of ``max_time`` that is spent by the clock of this process; 0 without such a budget."""
+    timer = next((callback for callback in callbacks_of(trainer) if isinstance(callback, Timer)), None)
+    duration: float | None = timer._duration if timer else None  # its public methods read the clock once each
+    return timer.time_elapsed() / duration if timer and duration else 0.0
+
+
+def has_clock(trainer: pl.Trainer) -> bool:
+    """Whether there is a budget of time."""
+    return any(isinstance(callback, Timer) for callback in callbacks_of(trainer))
+
+
+def change_launcher(strategy: Strategy, make: Callable[[ScriptLauncher], ScriptLauncher]) -> None:
+    """Give a strategy that starts processes by Lightning's launcher another one in its place."""
+    if isinstance(strategy, ParallelStrategy) and type(strategy.launcher) is ScriptLauncher:
+        strategy._launcher = make(strategy.launcher)
+
+
+def on_death(action: Callable[[], object]) -> None:
+    """Have something else done when a process has died: Lightning ends all of them, this one too, without a word."""
+    for thread in threading.enumerate():
+        if thread.name == _OBSERVER:
+            thread._terminate_all = action  # type: ignore[attr-defined]
