@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from medseg.checkpoints.reading import read_checkpoint
 from medseg.checkpoints.run import Run
 from medseg.cli.command import report_failures, say
 from medseg.cli.config import FOR_ONE_COMMAND, parse
-from medseg.errors import DataError, InterruptionError, UsageError, listed
+from medseg.errors import DataError, UsageError, listed
 from medseg.machine.dotted import Trust
 from medseg.machine.hardware import keep_freed_memory
 from medseg.patches.datamodule import VolumesDataModule
@@ -26,9 +25,8 @@ from medseg.segmenter import Segmenter
 from medseg.store.identity import traces
 from medseg.store.store import Store
 from medseg.training.failures import in_sentences
-from medseg.training.fit import Trainer, build_trainer, loggers, quieten, train, usable
-from medseg.training.signing import UnequalDataError
-from medseg.training.start import Start, find_start, taken
+from medseg.training.fit import Trainer, build_trainer, loggers, quieten, usable
+from medseg.training.session import carry_out
 from medseg.training.task import SegmentationTask, judge_of
 
 
@@ -65,14 +63,13 @@ class Fit:
     task: SegmentationTask
     options: Namespace
 
-    def trainer(self, start: Start | None = None) -> Trainer:
-        """Build the trainer, which takes the devices that it asks for.
+    def trainer(self) -> Trainer:
+        """Build the trainer of a training from its first step, which takes the devices that it asks for.
 
         Raises:
             UsageError: An option is wrong, or means a device or a package that is not here.
         """
-        step, minutes = (start or Start()).step, self.options.checkpoint_minutes
-        return build_trainer(self.run, self.config, first_step=step, minutes=minutes, **vars(self.options.trainer))
+        return build_trainer(self.run, self.config, **vars(self.options.trainer))
 
 
 def build_fit(words: Sequence[str]) -> Fit:
@@ -93,18 +90,16 @@ def build_fit(words: Sequence[str]) -> Fit:
 def fit(words: Sequence[str]) -> int:
     """``medseg fit``; returns the exit status."""
     built = build_fit(words)
-    start = find_start(built.run, built.options.ckpt_path)
-    trainer = built.trainer(start)
-    written = yaml.safe_dump(built.config, sort_keys=False, allow_unicode=True)
-    first = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]  # Lightning's connector
-    with taken(built.run, start, written) if first else nullcontext():
-        try:
-            train(trainer, built.task, built.data, checkpoint=start.checkpoint, first_step=start.step)
-        except (InterruptionError, UnequalDataError) as error:  # of what every process knows, one tells
-            if trainer.is_global_zero:
-                raise
-            return 0 if isinstance(error, InterruptionError) else error.exit_status
-    return 0
+    told = built.options
+    return carry_out(
+        built.run,
+        built.config,
+        built.data,
+        built.task,
+        ckpt_path=told.ckpt_path,
+        minutes=told.checkpoint_minutes,
+        **vars(told.trainer),
+    )
 
 
 def validate(words: Sequence[str]) -> int:
@@ -125,7 +120,7 @@ def test(words: Sequence[str]) -> int:
     written = WritePredictions(scored.run.test.predictions, store, scored.segmenter)
     trainer.callbacks.append(written)  # type: ignore[attr-defined]  # set by Lightning's connector
     with in_sentences(trainer, scored.data.plan):
-        trainer.test(judge_of(scored.segmenter), scored.data)
+        trainer.test(judge_of(scored.segmenter), scored.data, verbose=False)  # the table is ours
     status = report_failures(written.failures)
     trainer.strategy.barrier()  # the first process scores what all of them have written
     if trainer.is_global_zero:

@@ -66,10 +66,10 @@ class Evaluation:
 
 
 def evaluate(
-    predictions: Path,
-    references: Path | References,
+    predictions: str | Path,
+    references: str | Path | References,
     *,
-    output: Path,
+    output: str | Path,
     organs: Organs | None = None,
     ignore: int | None = None,
     cases: Sequence[str] | None = None,
@@ -103,7 +103,8 @@ def evaluate(
         UsageError: A tolerance is no length.
     """
     _require_lengths(tolerance_mm)
-    pool = references if isinstance(references, References) else read_references(references)
+    predictions, output = Path(predictions), Path(output)
+    pool = references if isinstance(references, References) else read_references(Path(references))
     ignore = pool.ignore if ignore is None else ignore
     matched = match(predictions, pool.labels, cases=cases, all_expected=pool.all_expected)
     require_writable(output)
