@@ -16,7 +16,7 @@ from .space.nifti import read_volume as read_volume
 from .space.volume import Volume as Volume
 from .store.prepare import prepare as prepare
 from .store.store import Store as Store
-from .training.session import fit as fit
+from .training.fit import fit as fit
 from .training.task import SegmentationTask as SegmentationTask
 
 __version__: str

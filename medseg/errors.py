@@ -96,14 +96,17 @@ def meant(word: object, legal: Iterable[str]) -> str:
 
 
 def nearest(word: str, legal: list[str]) -> str:
-    """Name the legal word a misspelt one was most likely meant to be, or an empty string.
+    """Name the legal word that a misspelt or abbreviated one was most likely meant to be, or an empty string.
 
     Example:
-        >>> nearest("dcie", ["dice", "focal"])
-        'dice'
+        >>> nearest("dcie", ["dice", "focal"]), nearest("ce", ["bce", "cross_entropy"])
+        ('dice', 'cross_entropy')
     """
     import difflib
 
+    abbreviated = [name for name in legal if "".join(part[:1] for part in name.split("_")) == word]
+    if len(word) > 1 and abbreviated:
+        return abbreviated[0]
     found = difflib.get_close_matches(word, legal, n=1, cutoff=0.5)
     return found[0] if found else ""
 

@@ -13,6 +13,7 @@ from medseg.checkpoints.reading import require_numbers
 from medseg.errors import CheckpointError, UsageError
 from medseg.machine.dotted import Trust
 from medseg.nets import NetSpec, build_net, list_nets
+from medseg.patches.settings import PRESETS
 from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
 from medseg.types import Image, Logits
@@ -27,12 +28,14 @@ class Segmenter:
         plan: What it was trained for.
         overlap: Share by which neighbouring windows overlap.
         channels_last: Lay out activations with the channels innermost, which matrix units prefer.
+        flips: The axes along which patches were flipped in training; None where nobody knows.
     """
 
     net: nn.Module
     plan: Plan
     overlap: float = 0.5
     channels_last: bool = True
+    flips: tuple[int, ...] | None = None
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, trust: Trust | None = None) -> Segmenter:
@@ -61,7 +64,8 @@ class Segmenter:
             ) from None
         channels_last = checkpoint.options["channels_last"] is not False
         lay_out(net, channels_last=channels_last)
-        return cls(net.eval(), checkpoint.plan, float(checkpoint.options["overlap"]), channels_last)
+        overlap = float(checkpoint.options["overlap"])
+        return cls(net.eval(), checkpoint.plan, overlap, channels_last, _flips(checkpoint))
 
     def on(self, device: torch.device) -> Segmenter:
         """The same on a device, in evaluation mode."""
@@ -100,6 +104,19 @@ class Segmenter:
                 whole = decided.new_empty((*decided.shape[:-3], *shape), dtype=kind)
             whole.narrow(axis - 3, where.start, where.stop - where.start).copy_(decided)
         return whole
+
+
+def _flips(checkpoint: Checkpoint) -> tuple[int, ...] | None:
+    """What a checkpoint says of the flips in its training, or its config where it is of 0.1.0."""
+    allowed, told = checkpoint.plan.mirror_axes, checkpoint.flips
+    if told is not None:
+        return tuple(axis for axis in allowed if axis in told)
+    group = "data.augmentation"
+    settings = {key.removeprefix(group): value for key, value in checkpoint.config.items() if key.startswith(group)}
+    preset = str(settings.get("", settings.get(".preset", "full")))
+    if not settings or preset not in PRESETS:
+        return None
+    return allowed if settings.get(".mirror_probability", PRESETS[preset].mirror_probability) else ()
 
 
 def net_spec(plan: Plan) -> NetSpec:

@@ -162,7 +162,14 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--input", type=Path, required=True, help="an image, or a folder of images")
     parser.add_argument("--output", type=Path, required=True, help="folder for the label files")
-    parser.add_argument("--tta", action="store_true", help="average over the flips that the plan allows")
+    parser.add_argument(
+        "--tta",
+        type=int,
+        choices=(0, 1, 2),
+        nargs="*",
+        metavar="AXIS",
+        help="average over the flips of the training, or over those along some of its axes (0, 1, 2)",
+    )
     parser.add_argument("--save-probabilities", action="store_true", help="also write CASE.npz, in float16")
     parser.add_argument("--no-cleaning", action="store_true", help="leave out the rules of medseg choose-cleaning")
     parser.add_argument("--overwrite", action="store_true", help="predict anew what is there and still up to date")
@@ -178,7 +185,7 @@ def _predict(options: Options) -> int:
 
     predictor = Predictor.load(
         checkpoints_in(options.ckpt),
-        mirror=options.tta,
+        mirror=options.tta is not None and (options.tta or True),
         device=options.device,
         cleaning=not options.no_cleaning,
         trust=Trust.of(options.trust),

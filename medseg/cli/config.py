@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -41,7 +42,7 @@ def parse(command: str, words: Sequence[str]) -> tuple[ArgumentParser, Namespace
     configs, rest = _configs_in(words)
     config: dict[str, Any] = {}
     for path in configs:
-        config = merged(config, read_config(path, command))
+        config = merged(config, read_config(path))
     if command != "fit":
         config, rest = _of_a_finished_run(command, config, rest, given=bool(configs))
     parser = build_parser(command)
@@ -55,6 +56,7 @@ def parse(command: str, words: Sequence[str]) -> tuple[ArgumentParser, Namespace
     return parser, options
 
 
+@cache
 def build_parser(command: str) -> ArgumentParser:
     """The parser of ``fit``, ``validate`` or ``test``; the network of the latter two is their checkpoint's."""
     parser = ArgumentParser(prog=f"medseg {command}", exit_on_error=False, allow_abbrev=False)
@@ -90,8 +92,8 @@ _LoggerOption = LoggerName | Logger | bool | list[LoggerName | Logger] | None
 _LOGGERS = "tensorboard (the default), csv, wandb, mlflow, a class, a list of them, or false; metrics.csv comes always"
 
 
-def read_config(path: Path, command: str) -> dict[str, Any]:
-    """What a config says to a command.
+def read_config(path: Path) -> dict[str, Any]:
+    """What a config says.
 
     The config of a run says what was trained, not where to and from which checkpoint: that was for its own command.
 
@@ -105,8 +107,8 @@ def read_config(path: Path, command: str) -> dict[str, Any]:
     found = {} if found is None else found
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise UsageError(f"{path} is no table of options", "Write it as model: {lr: 0.01}, or compare with configs/")
-    if found.keys() & set(COMMANDS) and not found.keys() - set(COMMANDS):  # as Lightning's own command line writes it
-        found = found.get(command) or {}
+    if nested := found.keys() & set(COMMANDS):  # as Lightning's own command line writes it
+        raise UsageError(f"{path} has its options below {min(nested)}:", "Write model: and data: at the margin")
     of_a_run = path.name == Run(path.parent).config.name and Run(path.parent).checkpoints.is_dir()
     return {key: value for key, value in found.items() if not (of_a_run and key in FOR_ONE_COMMAND)}
 
@@ -152,7 +154,7 @@ def _of_a_finished_run(
         of = Run(Path(run)) if run else Run.holding(checkpoint or ".")
         if not of.config.is_file():
             raise UsageError(f"{command} needs the run it is about", "Name its folder with --run, or give a --config")
-        config = read_config(of.config, command)
+        config = read_config(of.config)
         words = [*words, *([] if run else ["--run", str(of.path)])]
     trainer, data = config.get("trainer") or {}, dict(config.get("data") or {})
     for name in ("store", "split"):
@@ -197,9 +199,10 @@ def _unknown(found: re.Match[str], command: str, legal: Sequence[str]) -> UsageE
     if command != "fit" and key.startswith("model."):
         return UsageError(f"{key} is no option of medseg {command}", "Leave it out: the network is the checkpoint's")
     name = key.rpartition(".")[2]
-    meant = [word for word in legal if word.startswith(key) or word.rpartition(".")[2] == name]
-    meant = meant or [word for word in [nearest(key, list(legal)) or _nearest_part(key, legal)] if word]
-    hint = f", did you mean {' or '.join(map(repr, sorted(meant, key=lambda word: word.count('.'))))}" if meant else ""
+    likely = [word for word in legal if word.startswith(key) or word.rpartition(".")[2] in (name, f"max_{name}")]
+    likely = likely or [word for word in [nearest(key, list(legal)) or _nearest_part(key, legal)] if word]
+    likely.sort(key=lambda word: word.count("."))
+    hint = f", did you mean {' or '.join(map(repr, likely))}" if likely else ""
     return UsageError(f"there is no option {key!r}{hint}", f"See medseg {command} --help for all of them")
 
 
@@ -227,7 +230,7 @@ def _wrong(found: re.Match[str], command: str, legal: Sequence[str]) -> UsageErr
         return UsageError(f"{key}: {problem[1]}: {problem[2].rstrip('.')}", "Correct that value")
     if not value or not kinds:
         return UsageError(f"{key}: {reason.rstrip('.')}", "Correct that value")
-    close = nearest(value, kinds)
+    close = next((kind for kind in kinds if kind.startswith(value)), nearest(value, kinds))
     told = f"{key} is {value!r}, expected {' or '.join(kinds) if len(kinds) < 3 else 'one of ' + ', '.join(kinds)}"
     return UsageError(told, f"Did you mean {close}" if close else "Correct that value")
 
@@ -253,7 +256,7 @@ def _in_words(kind: Any) -> list[str]:
     if kind in _KINDS:
         return [_KINDS[kind]]
     if origin is Literal:
-        return [str(value) for value in of]
+        return list(dict.fromkeys(map(str, of)))
     if origin in (Union, UnionType):
         return list(dict.fromkeys(phrase for part in of for phrase in _in_words(part)))
     if origin is dict:

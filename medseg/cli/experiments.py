@@ -51,8 +51,8 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: Options) -> int:
-    from medseg.experiments.comparison import comparison_jobs
     from medseg.experiments.comparison_files import write_comparison
+    from medseg.experiments.comparison_jobs import comparison_jobs
     from medseg.experiments.comparison_page import JobComparison
     from medseg.experiments.data import data_of, require_unchanged
     from medseg.experiments.results import read_result
@@ -249,6 +249,10 @@ def check_fit(words: Sequence[str], *, here: bool = False) -> Any:
         trainer = checked.options.trainer
         if 0 in (trainer.max_steps, trainer.max_epochs):
             raise UsageError("the budget is 0 steps", "Raise --trainer.max_steps or --trainer.max_epochs")
+        if trainer.fast_dev_run:
+            raise UsageError("trainer.fast_dev_run leaves no checkpoint to test", "Try it with one medseg fit")
+        if not (trainer.limit_val_batches is None or trainer.limit_val_batches > 0):
+            raise UsageError("trainer.limit_val_batches 0 leaves no best.ckpt to test", "Let every case be validated")
         if here:
             checked.trainer()
     return checked

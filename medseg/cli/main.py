@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import NoReturn
 import medseg
 from medseg.cli.commands import COMMANDS
 from medseg.errors import MedsegError, meant
+from medseg.machine.dotted import see_working_directory
 
 LIGHTNING_COMMANDS = {
     "fit": "train a network",
@@ -50,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 the data or the result is at fault, 2 wrong usage.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if _reads_the_script_again():
+        return 0
+    see_working_directory()
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # names no file; what matters of it we say ourselves
     try:
         return _run(words)
@@ -68,6 +73,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("medseg: stopped by the user\n")
         return 130
+
+
+def _reads_the_script_again() -> bool:
+    """Whether a script that calls `main` is only being read, by a process that its first reading has started.
+
+    Loader workers are spawned, and begin by importing the script; where it does not ask for its ``__name__``, they
+    arrive here. What it defines is needed; what it does must not be done again.
+    """
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__mp_main__":
+            atexit.register(_tell_of_the_guard)
+            return True
+    return False
+
+
+def _tell_of_the_guard() -> None:
+    """Say why a worker ended: where a script goes on to end its process, it ends the worker's too."""
+    if "__mp_main__" not in sys.modules:  # it has never been read to its end
+        sys.stderr.write(
+            "medseg: this script ends the loader workers, which read it too. "
+            'Put the call of medseg, and what comes after it, under if __name__ == "__main__":.\n'
+        )
 
 
 def _run(words: list[str]) -> int:

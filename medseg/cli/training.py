@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import seed_everything
 
 from medseg.checkpoints.checkpoint import Checkpoint
@@ -16,7 +17,7 @@ from medseg.checkpoints.reading import read_checkpoint
 from medseg.checkpoints.run import Run
 from medseg.cli.command import report_failures, say
 from medseg.cli.config import FOR_ONE_COMMAND, parse
-from medseg.errors import DataError, UsageError, listed
+from medseg.errors import DataError, InterruptionError, UsageError, listed
 from medseg.machine.dotted import Trust
 from medseg.machine.hardware import keep_freed_memory
 from medseg.patches.datamodule import VolumesDataModule
@@ -25,8 +26,8 @@ from medseg.segmenter import Segmenter
 from medseg.store.identity import traces
 from medseg.store.store import Store
 from medseg.training.failures import in_sentences
-from medseg.training.fit import Trainer, build_trainer, loggers, quieten, usable
-from medseg.training.session import carry_out
+from medseg.training.fit import Trainer, build_trainer, loggers, quieten, run_fit, usable
+from medseg.training.signing import UnequalDataError
 from medseg.training.task import SegmentationTask, judge_of
 
 
@@ -64,7 +65,7 @@ class Fit:
     options: Namespace
 
     def trainer(self) -> Trainer:
-        """Build the trainer of a training from its first step, which takes the devices that it asks for.
+        """Build a trainer of its options, which takes the devices that it asks for.
 
         Raises:
             UsageError: An option is wrong, or means a device or a package that is not here.
@@ -90,16 +91,15 @@ def build_fit(words: Sequence[str]) -> Fit:
 def fit(words: Sequence[str]) -> int:
     """``medseg fit``; returns the exit status."""
     built = build_fit(words)
-    told = built.options
-    return carry_out(
-        built.run,
-        built.config,
-        built.data,
-        built.task,
-        ckpt_path=told.ckpt_path,
-        minutes=told.checkpoint_minutes,
-        **vars(told.trainer),
-    )
+    options = vars(built.options.trainer)
+    minutes, resume = built.options.checkpoint_minutes, built.options.ckpt_path
+    try:
+        run_fit(built.run, built.config, built.task, built.data, resume=resume, minutes=minutes, **options)
+    except (InterruptionError, UnequalDataError) as error:  # of what every process knows, one tells
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            raise
+        return 0 if isinstance(error, InterruptionError) else error.exit_status
+    return 0
 
 
 def validate(words: Sequence[str]) -> int:
@@ -113,14 +113,16 @@ def validate(words: Sequence[str]) -> int:
 def test(words: Sequence[str]) -> int:
     """``medseg test``: predict the held-back cases from their files, score and report them; returns the exit status."""
     from medseg.inference.writer import WritePredictions
-    from medseg.report.run import report_test
+    from medseg.report.run_report import report_test
 
     scored = _finished(words, "test")
     store, trainer = Store(scored.data.store), scored.trainer
     written = WritePredictions(scored.run.test.predictions, store, scored.segmenter)
+    judge = judge_of(scored.segmenter)
+    judge.judges_tests = False  # what is scored is what was written, on the grid of the images
     trainer.callbacks.append(written)  # type: ignore[attr-defined]  # set by Lightning's connector
     with in_sentences(trainer, scored.data.plan):
-        trainer.test(judge_of(scored.segmenter), scored.data, verbose=False)  # the table is ours
+        trainer.test(judge, scored.data, verbose=False)
     status = report_failures(written.failures)
     trainer.strategy.barrier()  # the first process scores what all of them have written
     if trainer.is_global_zero:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from medseg.experiments.results import Result
 from medseg.experiments.sweep import JobEnd
-from medseg.pictures.charts import Interval, curve_plot, interval_plot
+from medseg.pictures.charts import curve_plot, interval_plot
 from medseg.pictures.markup import Markup, element, together
 from medseg.pictures.page import Tile, bad, bullets, definitions, listing, page, scrolled, soft, table
 from medseg.report.ranking import MEAN, Entry, Ranking
@@ -53,7 +53,7 @@ class JobComparison:
     @property
     def dice(self) -> dict[str, float]:
         """Title of a job -> its mean Dice over organs."""
-        return {entry.title: entry.mean["dice"] for entry in self.rankings[0].entries} if self.rankings else {}
+        return {entry.title: entry.measures["dice"].mean for entry in self.rankings[0].entries} if self.rankings else {}
 
 
 def render_comparison(comparison: JobComparison) -> str:
@@ -129,15 +129,12 @@ def ranking_rows(ranking: Ranking, marked: Callable[[int], str] = str) -> list[l
 
 
 def _cells(entry: Entry, reference: str, marked: Callable[[int], str]) -> list[str]:
-    low, high = entry.ci95["dice"]
+    dice, low, high = entry.measures["dice"].text(), *entry.measures["dice"].ci95
     tested = [""] * 2
     if entry.p_holm is not None:
         tested = [f"{entry.higher} / {entry.lower}", f"{entry.p_holm:.2g}{' *' * entry.differs}"]
     change = "reference" * (entry.title == reference) if entry.median_change is None else f"{entry.median_change:+.4f}"
-    means = (
-        f"{entry.mean[name]:.{d}f} ± {entry.std[name]:.{d}f}" for name, d in (("dice", 3), ("hd95_mm", 2), ("nsd", 3))
-    )
-    dice, hd95, nsd = means
+    hd95, nsd = entry.measures["hd95_mm"].text(".2f"), entry.measures["nsd"].text()
     named = [entry.title, str(entry.rank), dice, f"{low:.3f} to {high:.3f}", hd95, nsd]
     return [*named, marked(entry.missed), marked(entry.false), change, *tested]
 
@@ -156,9 +153,10 @@ def cost_rows(comparison: JobComparison) -> list[list[str]]:
 
 def dice_plot(ranking: Ranking) -> Markup:
     """The mean Dice and its interval of every job."""
-    best = ranking.entries[0]
-    says = f"Mean Dice and 95 % interval of {ranking.organ} by job: best {best.title} with {best.mean['dice']:.3f}"
-    bars = {entry.title: Interval(entry.mean["dice"], *entry.ci95["dice"]) for entry in ranking.entries}
+    dice = {entry.title: entry.measures["dice"] for entry in ranking.entries}
+    best = ranking.entries[0].title
+    says = f"Mean Dice and 95 % interval of {ranking.organ} by job: best {best} with {dice[best].mean:.3f}"
+    bars = {title: (one.mean, *one.ci95) for title, one in dice.items()}
     return interval_plot(bars, says=says)
 
 
@@ -167,7 +165,7 @@ def _tiles(comparison: JobComparison) -> list[Tile]:
     tiles = [("jobs", str(len(comparison.ends)), ""), *([("failed", str(failed), "bad")] if failed else [])]
     if comparison.rankings:
         first, *others = comparison.rankings[0].entries
-        tiles.insert(0, (f"best mean Dice: {first.title}", f"{first.mean['dice']:.3f}", ""))
+        tiles.insert(0, (f"best mean Dice: {first.title}", f"{first.measures['dice'].mean:.3f}", ""))
         if comparison.baseline is None:
             tiles.append(("not told apart from the best", str(sum(not entry.differs for entry in others)), ""))
         tiles.append(("held-out cases", str(first.cases), ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,6 @@ class JobData:
     train: Mapping[str, str]
     held_out: Mapping[str, str]
     plan: Mapping[str, Any]
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> JobData:
-        """Rebuild from plain data."""
-        return cls(dict(data["train"]), dict(data["held_out"]), dict(data["plan"]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
 
     def differs(self, now: JobData) -> str:
         """What is no longer as it was, for a sentence, with the names of the cases; empty if all is.

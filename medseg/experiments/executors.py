@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from medseg.errors import UsageError
 from medseg.experiments.job import Job
@@ -15,31 +16,21 @@ from medseg.experiments.trial import Trial
 from medseg.machine.hardware import usable_cores
 
 
-@runtime_checkable
-class Handle(Protocol):
-    """A job that was handed to an executor."""
+@dataclass(frozen=True)
+class Handle:
+    """A job that was handed to an executor.
 
-    @property
-    def running(self) -> bool:
-        """Whether it has begun and not ended."""
+    Attributes:
+        running: Whether it has begun and not ended.
+        done: Whether it has ended, well or badly.
+        failure: Why it failed, once it has ended.
+        stop: Ends it, or takes it back if it has not begun.
+    """
 
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, well or badly."""
-
-    def failure(self) -> str | None:
-        """Why it failed, once it has ended."""
-
-    def stop(self) -> None:
-        """End it, or take it back if it has not begun."""
-
-
-@runtime_checkable
-class Executor(Protocol):
-    """Takes jobs and does them in its own time."""
-
-    def submit(self, job: Job) -> Handle:
-        """Hand over a job."""
+    running: Callable[[], bool]
+    done: Callable[[], bool]
+    failure: Callable[[], str | None]
+    stop: Callable[[], None]
 
 
 class LocalExecutor:
@@ -74,7 +65,13 @@ class LocalExecutor:
             finally:
                 self._slots.put(slot)
 
-        return _LocalHandle(trial, self._threads.submit(in_a_slot))
+        future = self._threads.submit(in_a_slot)
+
+        def stop() -> None:
+            if not future.cancel():
+                trial.stop()
+
+        return Handle(future.running, future.done, future.result, stop)
 
 
 def environments(jobs: int, devices: Sequence[str]) -> list[dict[str, str]]:
@@ -90,26 +87,6 @@ def environments(jobs: int, devices: Sequence[str]) -> list[dict[str, str]]:
         {**threads, **({"CUDA_VISIBLE_DEVICES": devices[index % len(devices)]} if devices else {})}
         for index in range(jobs)
     ]
-
-
-class _LocalHandle:
-    def __init__(self, trial: Trial, future: Future[str | None]) -> None:
-        self._trial, self._future = trial, future
-
-    @property
-    def running(self) -> bool:
-        return self._future.running()
-
-    @property
-    def done(self) -> bool:
-        return self._future.done()
-
-    def failure(self) -> str | None:
-        return self._future.result()
-
-    def stop(self) -> None:
-        if not self._future.cancel():
-            self._trial.stop()
 
 
 class ClusterExecutor:
@@ -143,27 +120,20 @@ class ClusterExecutor:
 
     def submit(self, job: Job) -> Handle:
         """Submit a job."""
-        return _ClusterHandle(job, self._executor.submit(Trial(job)))
+        submitted = self._executor.submit(Trial(job))
+
+        def failure() -> str | None:
+            fault = submitted.exception()
+            if fault is not None:  # its trial never came back: the node, the time limit, the scheduler
+                return f"ended as {submitted.state} ({' '.join(str(fault).split())[:200]})"
+            answer: str | None = submitted.result()
+            return answer
+
+        def running() -> bool:
+            return submitted.state.upper().startswith("RUNNING") and not submitted.done()
+
+        return Handle(running, submitted.done, failure, submitted.cancel)
 
 
-class _ClusterHandle:
-    def __init__(self, job: Job, submitted: Any) -> None:
-        self._job, self._submitted = job, submitted
-
-    @property
-    def running(self) -> bool:
-        return self._submitted.state.upper().startswith("RUNNING") and not self.done
-
-    @property
-    def done(self) -> bool:
-        return bool(self._submitted.done())
-
-    def failure(self) -> str | None:
-        fault = self._submitted.exception()
-        if fault is not None:  # its trial never came back: the node, the time limit, the scheduler
-            return f"ended as {self._submitted.state} ({' '.join(str(fault).split())[:200]})"
-        answer: str | None = self._submitted.result()
-        return answer
-
-    def stop(self) -> None:
-        self._submitted.cancel()
+Executor = LocalExecutor | ClusterExecutor
+"""Takes jobs and does them in its own time."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from medseg.checkpoints.run import Run
 from medseg.errors import DataError, UsageError
 from medseg.experiments.data import JobData
-from medseg.machine.files import write_json
+from medseg.machine.files import digest_of, locked, write_json
 
 RECORD, LOG, LOCK = "job.json", "log.txt", "sweep.lock"
 
@@ -77,16 +76,21 @@ class Job:
             )
         if not known and self.run.exists() and any(self.run.iterdir()):
             raise UsageError(f"{self.run} holds something that is no part of a sweep", "Choose another --output")
-        if self.read_state() is State.NEW:
-            self._write(trained=False)
-            return True
-        return self._require_same_data(known.get("data"))
+        if self.read_state() is not State.NEW:
+            return self._require_same_data(known.get("data"))
+        now = None if self.data is None else asdict(self.data)
+        if not known:
+            self._write(now)
+        elif known.get("data") != now:
+            with locked(self.run / LOCK):  # whoever works there trains on what is noted
+                self._write(now)
+        return True
 
     def _require_same_data(self, noted: Mapping[str, Any] | None) -> bool:
         if noted is None or self.data is None:
             return False
         try:
-            change = JobData.from_dict(noted).differs(self.data)
+            change = JobData(**noted).differs(self.data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(self.run / RECORD, f"cannot be read ({error})", "Remove that folder") from None
         if change:
@@ -105,37 +109,26 @@ class Job:
 
     def mark_trained(self) -> None:
         """Note that only the test is left to do."""
-        self._write(trained=True)
+        self._write(_read(self.run).get("data"), trained=True)
 
-    def _write(self, *, trained: bool) -> None:
-        record = {"title": self.title, **self.facts, "request": self._request(), "trained": trained}
-        noted = _read(self.run).get("data") if trained or self.data is None else self.data.to_dict()
-        record |= {} if noted is None else {"data": noted}
+    def _write(self, data: Mapping[str, Any] | None, *, trained: bool = False) -> None:
+        record = {"title": self.title, **self.facts, "request": self._request(), "data": data, "trained": trained}
         write_json(self.run / RECORD, record, remedy="Choose another --output")
 
     def _request(self) -> list[str]:
-        """The words, each config by its content: an edited file is another request."""
-        return [
-            digest_of_config(word) if given else word
-            for word, given in zip(self.words, _configs(self.words), strict=True)
-        ]
+        """The words, each config by its content: an edited file is another request.
 
-
-def digest_of_config(path: str) -> str:
-    """Name a config by its content.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    try:
-        return f"config {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
-    except OSError as error:
-        raise DataError(path, f"cannot be read ({error.strerror})", "Check the path of the config") from None
-
-
-def _configs(words: Sequence[str]) -> list[bool]:
-    """Which words are the path of a config."""
-    return [before == "--config" for before in ("", *words)][: len(words)]
+        Raises:
+            DataError: A config cannot be read.
+        """
+        try:
+            return [
+                f"config {digest_of(Path(word), 'sha256')[:12]}" if before == "--config" else word
+                for before, word in zip(("", *self.words), self.words, strict=False)
+            ]
+        except OSError as error:
+            remedy = "Check the path of the config"
+            raise DataError(error.filename, f"cannot be read ({error.strerror})", remedy) from None
 
 
 def _read(run: Path) -> dict[str, Any]:

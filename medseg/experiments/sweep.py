@@ -7,22 +7,20 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 
 from medseg.checkpoints.run import Run
 from medseg.errors import listed
 from medseg.experiments.executors import Executor, Handle
 from medseg.experiments.job import Job, State
+from medseg.report.tables import console_table
 
 _GLANCE_S = 1.0
 
@@ -63,9 +61,7 @@ def run_sweep(jobs: Sequence[Job], executor: Executor, *, console: Console | Non
     console = console or Console(stderr=True)
     unknown = [job.title for job in jobs if not job.claim() and job.data is not None]
     if unknown:
-        text = (
-            f"Whether the data are as they were cannot be told: {listed(unknown)} come from a medseg that noted none."
-        )
+        text = f"Whether the data are as they were cannot be told of {listed(unknown)}: they do not note them."
         console.print(escape(text), highlight=False, soft_wrap=True)
     kept = {job.run for job in jobs if job.read_state() is State.DONE}
     handles: dict[Path, Handle] = {}
@@ -85,9 +81,9 @@ def run_sweep(jobs: Sequence[Job], executor: Executor, *, console: Console | Non
 def _stop(handles: Mapping[Path, Handle]) -> None:
     """End what still runs, all at the same time, each being given a while."""
     for handle in handles.values():
-        if not (handle.running or handle.done):  # first, so that none of them takes the place of one that ends
+        if not (handle.running() or handle.done()):  # first, so that none of them takes the place of one that ends
             handle.stop()
-    threads = [threading.Thread(target=handle.stop) for handle in handles.values() if not handle.done]
+    threads = [threading.Thread(target=handle.stop) for handle in handles.values() if not handle.done()]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -112,11 +108,22 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _watch(jobs: Sequence[Job], handles: Mapping[Path, Handle], console: Console) -> None:
-    view = _TerminalView(jobs, console) if console.is_terminal else _LogView(console)
-    with view:
+    """Tell how all jobs stand until they have ended: in a terminal by a table that stays, else by a line per change."""
+    said: dict[Path, str] = {}
+    live = Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else None
+    with live or nullcontext():
         while True:
-            finished = all(handle.done for handle in handles.values())
-            view.show([(job, _word(job, handles.get(job.run))) for job in jobs])
+            finished = all(handle.done() for handle in handles.values())
+            words = [(job, _word(job, handles.get(job.run))) for job in jobs]
+            if live:
+                rows = ((job.title, word, *progress_of(job.run)) for job, word in words)
+                live.update(console_table(("job", "state", "step", "val/dice"), rows), refresh=True)
+            for job, word in words:
+                if live is None and said.get(job.run) != word:
+                    said[job.run] = word
+                    step, dice = progress_of(job.run)
+                    detail = f", val/dice {dice} at step {step}" if dice else ""
+                    console.print(escape(f"{job.title}: {word}{detail}"), highlight=False, soft_wrap=True)
             if finished:
                 return
             time.sleep(_GLANCE_S)
@@ -125,56 +132,11 @@ def _watch(jobs: Sequence[Job], handles: Mapping[Path, Handle], console: Console
 def _word(job: Job, handle: Handle | None) -> str:
     if handle is None:
         return "done before"
-    if handle.done:
+    if handle.done():
         return "failed" if handle.failure() else "done"
-    if not handle.running:
+    if not handle.running():
         return job.read_state().value
     return "training" if job.read_state() in (State.NEW, State.INTERRUPTED) else "testing"
-
-
-class _TerminalView:
-    """A table that is drawn anew where it stands."""
-
-    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
-        self._live = Live(console=console, auto_refresh=False, transient=False)
-
-    def __enter__(self) -> None:
-        self._live.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._live.__exit__(*error)
-
-    def show(self, states: Sequence[tuple[Job, str]]) -> None:
-        table = Table(box=SIMPLE_HEAD)
-        table.add_column("job", overflow="fold")
-        for heading in ("state", "step", "val/dice"):
-            table.add_column(heading, justify="right")
-        for job, word in states:
-            table.add_row(escape(job.title), word, *progress_of(job.run))
-        self._live.update(table, refresh=True)
-
-
-class _LogView:
-    """A line per change, for logs."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._said: dict[Path, str] = {}
-
-    def __enter__(self) -> None:
-        """Nothing to set up."""
-
-    def __exit__(self, *error: Any) -> None:
-        """Nothing to put away."""
-
-    def show(self, states: Sequence[tuple[Job, str]]) -> None:
-        for job, word in states:
-            if self._said.get(job.run) == word:
-                continue
-            self._said[job.run] = word
-            step, dice = progress_of(job.run)
-            detail = f", val/dice {dice} at step {step}" if dice else ""
-            self._console.print(f"{escape(job.title)}: {word}{detail}", highlight=False, soft_wrap=True)
 
 
 def progress_of(run: Path) -> tuple[str, str]:

@@ -40,6 +40,7 @@ class Model:
         overlap: Share by which neighbouring tiles overlap.
         scores: Of its last validation.
         cleaning: Rules of `medseg choose-cleaning`, as plain data.
+        flips: The axes along which training flipped patches; None where nobody knows.
         fixed: Whether it takes the window's size only.
     """
 
@@ -52,6 +53,7 @@ class Model:
     overlap: float
     scores: dict[str, float]
     cleaning: list[dict[str, Any]]
+    flips: tuple[int, ...] | None = None
     fixed: bool = False
 
     @property
@@ -85,6 +87,7 @@ def model_of(checkpoint: Checkpoint, trust: Trust | None = None) -> Model:
         overlap=segmenter.overlap,
         scores=checkpoint.scores,
         cleaning=checkpoint.cleaning,
+        flips=segmenter.flips,
         fixed=checkpoint.net in FIXED_SIZE,
     )
 
@@ -113,6 +116,7 @@ def facts(model: Model) -> dict[str, Any]:
             "activation": "softmax" if plan.exclusive else "sigmoid",
         },
         "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"},
+        "flips_in_training": None if model.flips is None else list(model.flips),
         "plan": plan.to_dict(),
         "cleaning": model.cleaning,
         "scores": model.scores,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ class Predictor:
 
     Args:
         segmenters: Trained on one plan.
-        mirror: Average over every combination of flips that the plan allows (test-time augmentation).
+        mirror: Average over every combination of flips along these axes (test-time augmentation).
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         rules: How finished labels are cleaned; not at all where empty.
         digests: Names of the checkpoints' contents, for `settings`.
@@ -66,7 +66,7 @@ class Predictor:
         self,
         segmenters: Sequence[Segmenter],
         *,
-        mirror: bool = False,
+        mirror: Sequence[int] = (),
         device: str = "auto",
         rules: Rules | None = None,
         digests: Sequence[str] = (),
@@ -75,7 +75,7 @@ class Predictor:
             raise ValueError("expected at least one trained network, got none")
         self.device = _device(device)
         self.segmenters = [segmenter.on(self.device) for segmenter in segmenters]
-        self.mirror = mirror
+        self.mirror = tuple(mirror)
         self.rules: dict[int, Rule] = dict(rules or {})
         self.digests = tuple(digests)
         self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(best_precision(self.device.type))
@@ -85,15 +85,23 @@ class Predictor:
         cls,
         checkpoints: Sequence[Path],
         *,
-        mirror: bool = False,
+        mirror: bool | Sequence[int] = False,
         device: str = "auto",
         cleaning: bool = True,
         trust: Trust | None = None,
     ) -> Predictor:
-        """Load checkpoints; those of an ensemble must share their plan and their cleaning rules.
+        """Load checkpoints; those of an ensemble must share their plan, their cleaning rules and their flips.
+
+        Args:
+            checkpoints: Their files.
+            mirror: Average over flips along the axes that training flipped, or along some of these.
+            device: See `Predictor`.
+            cleaning: Whether to follow their cleaning rules.
+            trust: The classes beyond medseg's own networks that they may name.
 
         Raises:
             CheckpointError: One is missing, not ours, of another plan than the first, or its training diverged.
+            UsageError: Flips are asked for that training did not make.
         """
         kept = [read_checkpoint(path) for path in checkpoints]
         segmenters = [Segmenter.from_checkpoint(one, trust) for one in kept]
@@ -109,7 +117,8 @@ class Predictor:
                     "Choose the rules for all of them with medseg choose-cleaning, or predict with --no-cleaning",
                 )
         rules = rules_from_plain(kept[0].cleaning) if cleaning else {}
-        return cls(segmenters, mirror=mirror, device=device, rules=rules, digests=[one.digest for one in kept])
+        flips = _flips_of(dict(zip(checkpoints, segmenters, strict=True)), mirror)
+        return cls(segmenters, mirror=flips, device=device, rules=rules, digests=[one.digest for one in kept])
 
     @property
     def plan(self) -> Plan:
@@ -119,7 +128,7 @@ class Predictor:
     @property
     def averages(self) -> bool:
         """Whether scores are probabilities: logits of different networks or flips have no common scale."""
-        return self.mirror or len(self.segmenters) > 1
+        return bool(self.mirror) or len(self.segmenters) > 1
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -199,7 +208,7 @@ class Predictor:
 
         if not self.mirror:
             return averaged
-        return mirrored(averaged, self.plan.mirror_axes, pairs=geometry_of(self.plan).swap_labels)
+        return mirrored(averaged, self.mirror, pairs=geometry_of(self.plan).swap_labels)
 
     def _in_precision(self, network: Segmenter) -> Predict:
         def predict(tiles: Tensor) -> Tensor:
@@ -210,6 +219,38 @@ class Predictor:
 
     def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, dtype=self.half or torch.bfloat16, enabled=self.half is not None)
+
+
+def _flips_of(networks: Mapping[Path, Segmenter], asked: bool | Sequence[int]) -> tuple[int, ...]:
+    """The axes to flip: those that all trainings flipped, of which some may be asked for by number.
+
+    Raises:
+        UsageError: A training did not flip them, or nobody knows what it flipped.
+    """
+    if asked is False:
+        return ()
+    known = {path: network.flips for path, network in networks.items()}
+    for path, flips in known.items():
+        allowed = networks[path].plan.mirror_axes if flips is None else flips
+        if flips is None and asked is True:
+            remedy = f"Leave --tta out, or name them: --tta {' '.join(map(str, allowed)) or 'AXIS'}"
+            raise UsageError(f"{path} does not say along which axes its training flipped", remedy)
+        if not allowed:
+            problem = f"{path} was trained without flips, and flipped images would be strange to it"
+            raise UsageError(problem, "Leave --tta out, or train with data.augmentation.mirror_probability above 0")
+        never = [] if asked is True else [axis for axis in asked if axis not in allowed]
+        if never:
+            problem = f"the training of {path} never flipped axis {never[0]}"
+            raise UsageError(problem, f"Take --tta, or --tta {' '.join(map(str, allowed))}")
+    if asked is not True:
+        return tuple(dict.fromkeys(asked))
+    (first, flips), *others = known.items()
+    for path, theirs in others:
+        if theirs != flips:
+            told = [", ".join(map(str, axes or ())) for axes in (flips, theirs)]
+            problem = f"{first} was trained with flips along the axes {told[0]}, {path} along {told[1]}"
+            raise UsageError(problem, "Name axes that all of them know after --tta")
+    return flips or ()
 
 
 def _require_finite(slab: tuple[slice, Tensor]) -> tuple[slice, Tensor]:

@@ -89,7 +89,7 @@ class Criterion(nn.Module):
             spacing_mm: Voxel size per axis, or (b, axes); only distance-based terms read it.
             voxel_weight: How many voxels each voxel counts as, (b, *s) or (b, 1, *s).
             class_mask: Which classes were annotated, (b, c); the others cost nothing.
-            instances: Numbered objects for blob and unet_weighted_cross_entropy.
+            instances: Numbered objects for blob, cc_dice_ce and unet_weighted_cross_entropy.
             skeleton: Skeleton of the target for skeleton_recall.
             distance_map: Distance map of the target for boundary and Hausdorff losses.
 

@@ -54,17 +54,18 @@ def region_mutual_information(x: Comparison, *, radius: int = 3, pool: int = 3) 
     weight = x.probs.new_ones(1, 1, *x.shape[2:]) if weight is None else weight
     side = max(1, min(pool, min(x.shape[2:]) // radius))
     average = F.avg_pool2d if len(x.shape) == 4 else F.avg_pool3d
-    blocks = [values if side == 1 else average(values, side) for values in (x.onehot, x.probs)]
+    blocks = [values if side == 1 else average(values, side) for values in (x.probs, x.onehot)]
     v = _smallest(weight, side)
     if min(v.shape[2:]) < radius:
         return x.probs.flatten(2).sum(2) * 0
-    y, p = (_neighbourhoods(values, radius).double() for values in blocks)
+    points = torch.cat([_neighbourhoods(values, radius) for values in blocks], 2).double()
     v = _neighbourhoods(v, radius).amin(2, keepdim=True).double()
-    y, p = (values - (values * v).sum(3, keepdim=True) / v.sum(3, keepdim=True).clamp_min(1e-30) for values in (y, p))
-    ridge = RIDGE * torch.eye(y.shape[2], dtype=y.dtype, device=y.device)
-    yy, yp, pp = ((a * v) @ b.mT for a, b in ((y, y), (y, p), (p, p)))
-    rest = yy - yp @ torch.linalg.solve(pp + ridge, yp.mT)
-    values = torch.linalg.cholesky(rest + ridge).diagonal(dim1=-2, dim2=-1).log().mean(2)
+    points = points - (points * v).sum(3, keepdim=True) / v.sum(3, keepdim=True).clamp_min(1e-30)
+    joint = (points * v) @ points.mT + RIDGE * torch.eye(points.shape[2], dtype=v.dtype, device=v.device)
+    # The Cholesky factor's second half is that of the target's covariance less what the prediction explains of it.
+    factor, failed = torch.linalg.cholesky_ex(joint)
+    values = factor.diagonal(dim1=-2, dim2=-1).tensor_split(2, -1)[1].log().mean(2)
+    values = torch.where(failed > 0, torch.nan, values)  # as it is where a logit is not finite
     return torch.where(v.sum((2, 3)) > 0, values, 0 * values).to(x.dtype)
 
 

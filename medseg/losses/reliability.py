@@ -72,6 +72,6 @@ def _bin(p: Tensor, bins: int) -> list[tuple[Tensor, Tensor]]:
 def _shares(p: Tensor, bins: int) -> list[tuple[Tensor, Tensor]]:
     """The bins whose centres lie below and above each probability, and its share in either."""
     place = (p * bins - 0.5).clamp(0, bins - 1)
-    below = place.detach().floor().long()
+    below = place.detach().nan_to_num().floor().long()
     upper = place - below
     return [(below, 1 - upper), ((below + 1).clamp_max(bins - 1), upper)]

@@ -30,15 +30,6 @@ class Box:
     high: float
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean and the interval that holds it."""
-
-    mean: float
-    low: float
-    high: float
-
-
 def box_of(values: Sequence[float]) -> Box:
     """Draw Tukey's five numbers from the cases.
 
@@ -92,14 +83,13 @@ def _box_row(name: str, measure: str, values: Sequence[float], frame: Frame) -> 
     )
 
 
-def interval_bar(interval: Interval) -> Markup:
+def interval_bar(mean: float, low: float, high: float) -> Markup:
     """Draw a mean and its interval on a scale from 0 to 1."""
-    mean, low, high = (Frame(0.0, 0.0, 100.0, 14.0).at(value, 0.0)[0] for value in astuple(interval))
     return drawing(
-        *(100.0, 14.0, f"{interval.mean:.3f}, 95 % interval {interval.low:.3f} to {interval.high:.3f}"),
+        *(100.0, 14.0, f"{mean:.3f}, 95 % interval {low:.3f} to {high:.3f}"),
         element("line", css="ground", x1=0, x2=100, y1=7, y2=7),
-        element("rect", css="box", x=low, y=3, width=high - low, height=8),
-        element("line", css="median", x1=mean, x2=mean, y1=1, y2=13),
+        element("rect", css="box", x=100 * low, y=3, width=100 * (high - low), height=8),
+        element("line", css="median", x1=100 * mean, x2=100 * mean, y1=1, y2=13),
         preserveAspectRatio="none",
     )
 
@@ -147,28 +137,28 @@ def legend(lines: Mapping[str, Mapping[str, object]]) -> Markup:
     )
 
 
-def interval_plot(intervals: Mapping[str, Interval], *, says: str) -> Markup:
+def interval_plot(intervals: Mapping[str, tuple[float, float, float]], *, says: str) -> Markup:
     """Draw a line per job: its mean and the 95 % interval.
 
     Args:
-        intervals: Title -> what is drawn, from above.
+        intervals: Title -> mean, low and high, from above.
         says: What is drawn, in words.
     """
-    texts = ticks((end for one in intervals.values() for end in (one.low, one.high)), most=5)
+    texts = ticks((end for _, *ends in intervals.values() for end in ends), most=5)
     bottom = len(intervals) * _ROW
     frame = Frame(_NAME_WIDTH + 8, 0.0, _PLOT_WIDTH - 16, bottom, (min(texts), max(texts)), (bottom, 0.0))
     parts = []
     for value, text in texts.items():
         x, y = frame.at(value, bottom)
         parts += [frame.line((value, 0.0), (value, bottom), css="ground"), label(text, x, bottom + 16, "middle")]
-    for index, (title, one) in enumerate(intervals.items()):
+    for index, (title, (mean, low, high)) in enumerate(intervals.items()):
         level = (index + 0.5) * _ROW
-        x, y = frame.at(one.mean, level)
+        x, y = frame.at(mean, level)
         parts += [
             label(title, _NAME_WIDTH - 10, y + 4, "end", css="", room=_NAME_WIDTH),
-            frame.line((one.low, level), (one.high, level), css="own", stroke_width=2),
+            frame.line((low, level), (high, level), css="own", stroke_width=2),
             element("circle", css="dot", cx=x, cy=y, r=4),
-            label(f"{one.mean:.3f} ({one.low:.3f}-{one.high:.3f})", _NAME_WIDTH + _PLOT_WIDTH + 8, y + 4),
+            label(f"{mean:.3f} ({low:.3f}-{high:.3f})", _NAME_WIDTH + _PLOT_WIDTH + 8, y + 4),
         ]
     return _plot(_NAME_WIDTH + _PLOT_WIDTH + _VALUE_WIDTH, bottom + 24, says, parts)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from markupsafe import Markup, escape
+from markupsafe import Markup as Markup  # handed on to whoever writes pages
 
 _EMPTY = frozenset(("circle", "image", "line", "meta", "path", "polyline", "rect"))
 
@@ -41,6 +41,3 @@ def drawing(width: float, height: float, says: str, /, *content: str, **attribut
     """An SVG picture of its own coordinates, with a text that says what it shows; without one it is decoration."""
     read = {"role": "img", "aria_label": says} if says else {"aria_hidden": "true"}
     return element("svg", *content, viewBox=f"0 0 {width:.6g} {height:.6g}", **read, **attributes)
-
-
-__all__ = ["Markup", "drawing", "element", "escape", "together"]

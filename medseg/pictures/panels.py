@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from numpy.typing import NDArray
 
-from medseg.pictures.slices import LEFT_AND_RIGHT, PLANES, size_mm, slices, upright
-from medseg.space.volume import Spacing
+from medseg.pictures.slices import LEFT_AND_RIGHT, PLANES, size_mm, slices, upright, windowed
+from medseg.space.volume import Volume
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Colour = tuple[int, int, int]
@@ -24,10 +24,10 @@ _INK, _DARK = (30, 30, 30), (90, 90, 90)
 
 
 def picture(
-    greys: Sequence[UInt8[np.ndarray, "i j k"]],
+    image: Volume,
     labels: Integer[np.ndarray, "i j k"] | None,
     *,
-    spacing_mm: Spacing,
+    windows: Sequence[tuple[float, float] | None],
     title: str,
     names: Mapping[int, str],
     rows: Sequence[str] = ("",),
@@ -38,24 +38,31 @@ def picture(
     those that the volume holds. The patient's right is on the left, as on a radiologist's screen.
 
     Args:
-        greys: A grey volume per modality, in RAS orientation.
-        labels: In RAS orientation; 0 is background, `IGNORED` ignored; None draws the image alone.
-        spacing_mm: Edge lengths of a voxel.
-        title: Written above.
+        image: A channel per modality.
+        labels: On the image's grid; 0 is background, `IGNORED` ignored; None draws the image alone.
+        windows: What is black and what is white in each modality; see `windowed`.
+        title: Written above, before the size of volume and voxel.
         names: Label value to what the legend calls it.
         rows: What is written into the row of each modality; may be short.
     """
-    shape = greys[0].shape
+    if labels is not None:  # turned by the image's axes: near 45 degrees those of a file of their own may differ
+        labels = Volume(labels[None], image.affine).reoriented("RAS").array[0]
+    image = image.reoriented("RAS")
+    shape, spacing_mm, axes = image.shape, image.spacing_mm, PLANES.values()
     centre = slices(shape, labels)
     scale = LONGEST_PX / max(n * edge for n, edge in zip(shape, spacing_mm, strict=True))
-    sizes = [tuple(max(1, round(mm * scale)) for mm in size_mm(shape, spacing_mm, axis)) for axis in PLANES.values()]
-    views = [[upright(grey, axis, centre[axis]) for axis in PLANES.values()] for grey in greys]
-    known = [] if labels is None else [upright(labels, axis, centre[axis]) for axis in PLANES.values()]
-    entries = [] if labels is None else _entries(labels, names)
-    sheet = _Sheet(
-        sizes, [*views, *([[*map(overlay, views[0], known)]] if known else [])], [name for name, _ in entries]
-    )
-    sheet.write(title, (3, 2))
+    sizes = [tuple(max(1, round(mm * scale)) for mm in size_mm(shape, spacing_mm, axis)) for axis in axes]
+    greys = [windowed(channel, window) for channel, window in zip(image.array, windows, strict=True)]
+    strips: list[list[NDArray[np.uint8]]] = [[upright(grey, axis, centre[axis]) for axis in axes] for grey in greys]
+    entries = []
+    if labels is not None:
+        strips.append(
+            [overlay(grey, upright(labels, axis, centre[axis])) for grey, axis in zip(strips[0], axes, strict=True)]
+        )
+        entries = _entries(labels, names)
+    sheet = _Sheet(sizes, strips, [name for name, _ in entries])
+    edges = " x ".join(f"{edge:.3g}" for edge in spacing_mm)
+    sheet.write(f"{title}, {' x '.join(map(str, shape))} voxels of {edges} mm", (3, 2))
     for number, name in enumerate(rows[: len(greys)]):
         sheet.write(name, (3, _LINE + 3 + number * sheet.row), light=True)
     left = 0

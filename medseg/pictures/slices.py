@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Integer, Num, UInt8
 from numpy.typing import NDArray
 
 from medseg.machine.files import whole
@@ -34,7 +34,7 @@ def size_mm(shape: tuple[int, ...], spacing_mm: Spacing, axis: int) -> tuple[flo
 
 
 def windowed(
-    channel: Float[np.ndarray, "*space"], window: tuple[float, float] | None = None
+    channel: Num[np.ndarray, "*space"], window: tuple[float, float] | None = None
 ) -> UInt8[np.ndarray, "*space"]:
     """Turn intensities into grey values; without a window, the darkest and the brightest hundredth are clipped.
 

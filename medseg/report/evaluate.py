@@ -18,8 +18,9 @@ from medseg.checkpoints.run import Scores
 from medseg.errors import DataError, UsageError
 from medseg.machine.files import require_writable, write_json
 from medseg.machine.hardware import usable_cores
-from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element
+from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs
+from medseg.metrics.table import Element
 from medseg.report.matching import Failure, Pair, References, match, read_references
 from medseg.report.rows import CaseRow, write_rows
 from medseg.report.scoring import ScoredCase, Scoring, score_pair, values_seen

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from medseg.checkpoints.run import Run, Scores
 from medseg.machine.files import write_text
 from medseg.metrics.empty import Outcome
-from medseg.pictures.charts import Interval, box_plot, interval_bar, line_chart
+from medseg.pictures.charts import box_plot, interval_bar, line_chart
 from medseg.pictures.markup import Markup, element, together
 from medseg.pictures.page import Chapter, Tile, bad, bullets, definitions, folded, listing, page, soft, table
 from medseg.pictures.style import SERIES
 from medseg.report.cases_html import all_cases, picked_cases
 from medseg.report.evaluate import Evaluation
-from medseg.report.record import Curve, RunRecord, read_record
+from medseg.report.record import Curve, environment, read_curves
 from medseg.report.rows import MEASURES
 from medseg.report.summary import OrganSummary, Summary
 
@@ -29,9 +30,24 @@ _ELEMENTS = {
 }
 
 
-def write_report(
+def write_report(evaluation: Evaluation, path: Path | None = None, **parts: Any) -> Path:
+    """Write the report of an evaluation as one self-contained HTML file.
+
+    Args:
+        evaluation: What `medseg.report.evaluate.evaluate` returned.
+        path: Target; None takes ``report.html`` beside summary.json.
+        parts: As `render` takes them.
+
+    Returns:
+        Where it was written.
+    """
+    path = path or Scores(evaluation.output).report
+    write_text(path, render(evaluation, **parts))
+    return path
+
+
+def render(
     evaluation: Evaluation,
-    path: Path | None = None,
     *,
     run: Run | None = None,
     plan: str = "",
@@ -39,30 +55,20 @@ def write_report(
     commands: Sequence[str] = (),
     title: str = "Segmentation report",
     first: Sequence[Chapter] = (),
-) -> Path:
-    """Write the report of an evaluation as one self-contained HTML file.
+) -> str:
+    """Assemble the page; chapters without content are left out, from the contents too.
 
     Args:
-        evaluation: What `medseg.report.evaluate.evaluate` returned.
-        path: Target; None takes ``report.html`` beside summary.json.
+        evaluation: What is told.
         run: For training curves and config.
         plan: Text of the plan.
         config: Text of the config, where it is not in the run folder.
         commands: What to type to have this report again.
         title: Heading.
         first: Chapters to put before the others.
-
-    Returns:
-        Where it was written.
     """
-    path = path or Scores(evaluation.output).report
-    record = read_record(run, plan=plan, config=config, commands=commands)
-    write_text(path, render(evaluation, record, title=title, first=first))
-    return path
-
-
-def render(evaluation: Evaluation, record: RunRecord, *, title: str, first: Sequence[Chapter] = ()) -> str:
-    """Assemble the page; chapters without content are left out, from the contents too."""
+    if run and run.config.is_file():
+        config = config or run.config.read_text(encoding="utf-8")
     failures = ((element("b", one.case), f": {one.reason}.") for one in evaluation.failures)
     chapters = (
         *first,
@@ -71,11 +77,11 @@ def render(evaluation: Evaluation, record: RunRecord, *, title: str, first: Sequ
         ("spread", "Spread over cases", _box_plots(evaluation)),
         ("cases", "Worst and best cases", picked_cases(evaluation)),
         ("all", "All cases", all_cases(evaluation.rows)),
-        ("training", "Training", _curves(record)),
-        ("plan", "Plan", listing(record.plan)),
-        ("config", "Config", listing(record.config)),
-        ("environment", "Environment", definitions(record.environment.items())),
-        ("repeat", "To have this again", listing("\n".join(record.commands))),
+        ("training", "Training", _curves(read_curves(run.metrics) if run else {})),
+        ("plan", "Plan", listing(plan)),
+        ("config", "Config", listing(config)),
+        ("environment", "Environment", definitions(environment().items())),
+        ("repeat", "To have this again", listing("\n".join(commands))),
         ("reading", "How to read the numbers", _explanations(evaluation)),
     )
     return page(title, _tiles(evaluation), chapters)
@@ -103,9 +109,9 @@ def _tiles(evaluation: Evaluation) -> list[Tile]:
 def _organ_table(summary: Summary) -> Markup:
     if summary.mean_dice is None or summary.mean_dice_ci95 is None:
         return element("p", "No case could be scored.")
-    bounds = Interval(summary.mean_dice, *summary.mean_dice_ci95)
-    interval = f"{bounds.low:.3f}–{bounds.high:.3f}" if summary.cases > 1 else ""
-    total = ("mean", f"{summary.mean_dice:.3f}", interval_bar(bounds), interval, *[""] * 8)
+    low, high = summary.mean_dice_ci95
+    interval = f"{low:.3f}–{high:.3f}" if summary.cases > 1 else ""
+    total = ("mean", f"{summary.mean_dice:.3f}", interval_bar(summary.mean_dice, low, high), interval, *[""] * 8)
     rows = [*((name, *_organ_cells(organ)) for name, organ in summary.organs.items()), total]
     text = f"Mean ± standard deviation over {summary.counted}; bootstrap interval of the mean."
     return soft(text) + table(_HEADS, rows, bars=(2,), total=True) + _more_measures(summary)
@@ -127,21 +133,17 @@ def _number(value: float | None) -> str:
 
 
 def _organ_cells(organ: OrganSummary) -> tuple[str, ...]:
-    dice, hd95, nsd, error = (organ.measures[name] for name in ("dice", "hd95_mm", "nsd", "volume_error_ml"))
+    dice, spread = organ.measures["dice"], organ.spread
     low, high = dice.ci95
-
-    def spread(text: str) -> str:
-        return text if organ.spread else ""
-
     return (
-        f"{dice.mean:.3f}{spread(f' ± {dice.std:.3f}')}",
-        interval_bar(Interval(dice.mean, low, high)),
-        spread(f"{low:.3f}–{high:.3f}"),
+        dice.text(spread=spread),
+        interval_bar(dice.mean, low, high),
+        f"{low:.3f}–{high:.3f}" if spread else "",
         f"{dice.median:.3f}",
-        f"{hd95.mean:.2f}{spread(f' ± {hd95.std:.2f}')}",
-        f"{nsd.mean:.3f}{spread(f' ± {nsd.std:.3f}')}",
-        f"{organ.measures['lesion_f1'].mean:.3f}",
-        f"{error.mean:+.2f}{spread(f' ± {error.std:.2f}')}",
+        organ.measures["hd95_mm"].text(".2f", spread=spread),
+        organ.measures["nsd"].text(spread=spread),
+        organ.measures["lesion_f1"].text(spread=False),
+        organ.measures["volume_error_ml"].text("+.2f", spread=spread),
         bad(organ.missed),
         bad(organ.false),
         str(organ.absent),
@@ -165,10 +167,10 @@ def _box_plots(evaluation: Evaluation) -> Markup:
     ) + element("div", *plots, css="plots")
 
 
-def _curves(record: RunRecord) -> Markup:
+def _curves(curves: Mapping[str, Mapping[str, Curve]]) -> Markup:
     charts = together(
         line_chart(title, _legible(series), x_name="step", ends_at=(1.0,) if "dice" in title else ())
-        for title, series in record.curves.items()
+        for title, series in curves.items()
     )
     return element("div", charts, css="charts") if charts else charts
 

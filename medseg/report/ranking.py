@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from scipy.stats import rankdata, wilcoxon
 
 from medseg.metrics.empty import Outcome
 from medseg.report.rows import LEADING, CaseRow, by_case, organs_of
-from medseg.report.summary import interval_of_mean
+from medseg.report.summary import Statistic, statistics
 
 MEAN = "mean of organs"
 """What stands for an organ where a case's organs are averaged."""
@@ -29,9 +30,7 @@ class Entry:
         title: The run's.
         rank: 1 for the highest mean of the first measure; equal ones share the better rank.
         cases: Number of scored cases.
-        mean: Measure -> mean over cases.
-        std: Measure -> sample standard deviation.
-        ci95: Measure -> percentile bootstrap interval of the mean.
+        measures: Measure -> mean, spread and interval over cases.
         missed: Organs that were there and not found.
         false: Organs that were found and not there.
         median_change: Median over cases of the first measure minus the reference run's; None for that run itself.
@@ -44,9 +43,7 @@ class Entry:
     title: str
     rank: int
     cases: int
-    mean: Mapping[str, float]
-    std: Mapping[str, float]
-    ci95: Mapping[str, tuple[float, float]]
+    measures: Mapping[str, Statistic]
     missed: int
     false: int
     median_change: float | None = None
@@ -138,8 +135,8 @@ def holm(p: Sequence[float]) -> list[float]:
 def _rank(organ: str, runs: Mapping[str, Sequence[CaseRow]], baseline: str | None, measures: Sequence[str]) -> Ranking:
     scores = {title: _by_case(rows, measures) for title, rows in runs.items() if rows}
     untested = [_entry(title, runs[title], some, measures) for title, some in scores.items()]
-    untested.sort(key=lambda entry: -entry.mean[measures[0]])
-    ranks = rankdata([-entry.mean[measures[0]] for entry in untested], method="min")
+    untested.sort(key=lambda entry: -entry.measures[measures[0]].mean)
+    ranks = rankdata([-entry.measures[measures[0]].mean for entry in untested], method="min")
     reference = baseline or untested[0].title
     entries = (
         replace(_tested(entry, scores[entry.title], scores.get(reference, {}), reference), rank=int(rank))
@@ -157,22 +154,9 @@ def _by_case(rows: Sequence[CaseRow], measures: Sequence[str]) -> _Scores:
 
 
 def _entry(title: str, rows: Sequence[CaseRow], scores: _Scores, measures: Sequence[str]) -> Entry:
-    values, outcomes = np.array(list(scores.values())), [row.scores.outcome for row in rows]
-    spread = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(len(measures))
-    named = [
-        dict(zip(measures, map(float, numbers), strict=True))
-        for numbers in (values.mean(axis=0), spread, *interval_of_mean(values))
-    ]
-    return Entry(
-        title=title,
-        rank=0,
-        cases=len(values),
-        mean=named[0],
-        std=named[1],
-        ci95={measure: (named[2][measure], named[3][measure]) for measure in measures},
-        missed=outcomes.count(Outcome.MISSED),
-        false=outcomes.count(Outcome.FALSE),
-    )
+    values, outcomes = np.array(list(scores.values())), Counter(row.scores.outcome for row in rows)
+    means = statistics(values, measures, np.ones(len(values), dtype=bool))
+    return Entry(title, 0, len(values), means, outcomes[Outcome.MISSED], outcomes[Outcome.FALSE])
 
 
 def _tested(entry: Entry, ours: _Scores, theirs: _Scores, reference: str) -> Entry:

@@ -1,4 +1,4 @@
-"""What a report keeps beside the scores, so that they can be had again: curves, plan, config, machine, commands."""
+"""What a report tells beside the scores: the curves of the training, the versions and the machine."""
 
 from __future__ import annotations
 
@@ -6,54 +6,12 @@ import csv
 import math
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from medseg import __version__
-from medseg.checkpoints.run import Run
-
-_PACKAGES = ("torch", "monai", "pytorch-lightning", "torchmetrics", "numpy", "scipy", "nibabel")
+from medseg.checkpoints.origin import versions
 
 Curve = tuple[tuple[float, float], ...]
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """The circumstances of an evaluation.
-
-    Attributes:
-        curves: Chart title -> line name -> points (step, value).
-        plan: The plan as text, empty if unknown.
-        config: The config as text, empty if unknown.
-        environment: Versions and machine by name.
-        commands: What to type to have this report again.
-    """
-
-    curves: dict[str, dict[str, Curve]]
-    plan: str
-    config: str
-    environment: dict[str, str]
-    commands: tuple[str, ...]
-
-
-def read_record(run: Run | None, *, plan: str = "", config: str = "", commands: Sequence[str] = ()) -> RunRecord:
-    """Collect what a run folder holds; a file that it lacks leaves its chapter out.
-
-    Args:
-        run: Its curves and its config are taken.
-        plan: Text of the plan.
-        config: Text of the config, where it lies elsewhere.
-        commands: What to type to have the report again.
-    """
-    return RunRecord(
-        curves=read_curves(run.metrics) if run else {},
-        plan=plan,
-        config=config or (_text(run.config) if run else ""),
-        environment=environment(),
-        commands=tuple(commands),
-    )
 
 
 def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
@@ -91,13 +49,8 @@ def _chart_of(column: str) -> str:
 
 def environment() -> dict[str, str]:
     """Name the versions and the machine that made the scores."""
-    known = {"medseg": __version__, "Python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            known[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return {**known, "System": platform.platform(terse=True), "Processors": str(os.cpu_count() or "?")}
+    machine = {"System": platform.platform(terse=True), "Processors": str(os.cpu_count() or "?")}
+    return {"medseg": __version__, **versions(), **machine}
 
 
 def _number(cell: str | None) -> float:
@@ -106,7 +59,3 @@ def _number(cell: str | None) -> float:
         return float(cell or "nan")
     except ValueError:
         return math.nan
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from medseg.metrics.empty import Outcome
 from medseg.report.rows import MEASURES, CaseRow, by_case, organs_of
@@ -36,6 +36,10 @@ class Statistic:
     median: float
     ci95: tuple[float, float]
     mean_where_present: float | None
+
+    def text(self, form: str = ".3f", *, spread: bool = True) -> str:
+        """The mean, with the deviation where there is one to show."""
+        return f"{self.mean:{form}}" + (f" ± {self.std:{form.lstrip('+')}}" if spread else "")
 
 
 @dataclass(frozen=True)
@@ -82,19 +86,9 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """Give plain data for `json.dumps`, free of NaN."""
-        organs = {
-            name: {
-                **{measure: asdict(statistic) for measure, statistic in organ.measures.items()},
-                **{key: getattr(organ, key) for key in ("found", "missed", "false", "absent")},
-            }
-            for name, organ in self.organs.items()
-        }
-        return {
-            "organs": organs,
-            "mean_dice": self.mean_dice,
-            "mean_dice_ci95": self.mean_dice_ci95,
-            "cases": self.cases,
-        }
+        plain = asdict(self)
+        organs = {name: {**organ.pop("measures"), **organ} for name, organ in plain["organs"].items()}
+        return {**plain, "organs": organs}
 
 
 def summarise(rows: Sequence[CaseRow]) -> Summary:
@@ -107,18 +101,14 @@ def summarise(rows: Sequence[CaseRow]) -> Summary:
     if not cases:
         return Summary({}, 0, None, None)
     values = np.full((len(cases), len(organs), len(MEASURES)), np.nan)
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in organs}
+    outcomes: dict[str, list[Outcome | None]] = {name: [None] * len(cases) for name in organs}
     at_case, at_organ = ({name: index for index, name in enumerate(names)} for names in (cases, organs))
     for row in rows:
         values[at_case[row.case], at_organ[row.organ]] = [row.value(measure) for measure in MEASURES]
-        outcomes[row.organ].append(row.scores.outcome)
-    summaries, mean_dices = {}, []
-    for index, name in enumerate(organs):  # one by one, since the resampled means of 100 organs would fill gigabytes
-        means = bootstrap_means(values[:, index])
-        mean_dices.append(means[:, MEASURES.index("dice")])
-        intervals = np.nanpercentile(means, _INTERVAL, axis=0)
-        summaries[name] = _summarise_organ(values[:, index], outcomes[name], intervals)
-    low, high = np.nanpercentile(np.nanmean(mean_dices, axis=0), _INTERVAL)
+        outcomes[row.organ][at_case[row.case]] = row.scores.outcome
+    summaries = {name: _summarise_organ(values[:, index], outcomes[name]) for index, name in enumerate(organs)}
+    dices = bootstrap_means(values[:, :, MEASURES.index("dice")])
+    low, high = np.percentile(np.nanmean(dices, axis=1), _INTERVAL)
     mean_dice = sum(organ.measures["dice"].mean for organ in summaries.values()) / len(summaries)
     return Summary(summaries, len(cases), mean_dice, (float(low), float(high)))
 
@@ -144,34 +134,38 @@ def bootstrap_means(
     return means
 
 
-def interval_of_mean(values: Float64[np.ndarray, "cases columns"]) -> Float64[np.ndarray, "2 columns"]:
-    """The 95 % percentile bootstrap interval of each column's mean."""
-    bounds: np.ndarray = np.percentile(bootstrap_means(values), _INTERVAL, axis=0)
-    return bounds
-
-
 @lru_cache(maxsize=1)
 def _draws(cases: int, resamples: int, seed: int) -> Float64[np.ndarray, "resamples cases"]:
     """How often each case is drawn; drawn once for all organs."""
     return np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(np.float64)
 
 
-def _summarise_organ(
-    values: Float64[np.ndarray, "cases measures"],
-    outcomes: Sequence[Outcome],
-    intervals: Float64[np.ndarray, "2 measures"],
-) -> OrganSummary:
-    covered = values[~np.isnan(values[:, 0])]
-    present = np.array([outcome in (Outcome.FOUND, Outcome.MISSED) for outcome in outcomes])
-    measures = {
+def statistics(
+    values: Float64[np.ndarray, "cases measures"], measures: Sequence[str], present: Bool[np.ndarray, " cases"]
+) -> dict[str, Statistic]:
+    """Each measure in few numbers.
+
+    Args:
+        values: A row per case, whole or NaN; NaN rows are left out.
+        measures: Names of the columns.
+        present: Which of the cases have the organ.
+    """
+    covered = ~np.isnan(values[:, 0])
+    intervals = np.nanpercentile(bootstrap_means(values), _INTERVAL, axis=0)
+    there = values[covered & present]
+    return {
         measure: Statistic(
             mean=float(column.mean()),
             std=float(column.std(ddof=1)) if len(column) > 1 else 0.0,
             median=float(np.median(column)),
             ci95=(float(low), float(high)),
-            mean_where_present=float(column[present].mean()) if present.any() else None,
+            mean_where_present=float(there[:, index].mean()) if len(there) else None,
         )
-        for measure, column, low, high in zip(MEASURES, covered.T, *intervals, strict=True)
+        for index, (measure, column, low, high) in enumerate(zip(measures, values[covered].T, *intervals, strict=True))
     }
+
+
+def _summarise_organ(values: Float64[np.ndarray, "cases measures"], outcomes: Sequence[Outcome | None]) -> OrganSummary:
+    present = np.array([outcome in (Outcome.FOUND, Outcome.MISSED) for outcome in outcomes])
     counts = Counter(outcomes)
-    return OrganSummary(measures, *(counts[outcome] for outcome in Outcome))
+    return OrganSummary(statistics(values, MEASURES, present), *(counts[outcome] for outcome in Outcome))

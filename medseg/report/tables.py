@@ -1,6 +1,8 @@
-"""The result as a table in the terminal."""
+"""Results as tables in the terminal."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,20 +13,31 @@ from medseg.report.evaluate import Evaluation
 from medseg.report.summary import OrganSummary, Summary
 
 
+def console_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", names: int = 1) -> Table:
+    """A table whose first columns are names, which may fold, and the others numbers, which stand to the right.
+
+    Args:
+        heads: Column headings.
+        rows: Cells as plain text.
+        title: Written above.
+        names: How many columns are names.
+    """
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column, head in enumerate(heads):
+        if column < names:
+            table.add_column(head, overflow="fold", min_width=0 if column else 12)
+        else:
+            table.add_column(head, justify="right", no_wrap=True)
+    for cells in rows:
+        table.add_row(*map(escape, cells))
+    return table
+
+
 def summary_table(summary: Summary) -> Table:
     """Lay out a row per organ: Dice with spread and interval, HD95, NSD, and how often it was missed or invented."""
-    table = Table(
-        title=summary.counted,
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("organ", overflow="fold", min_width=14)
-    for heading in ("Dice", "95 % interval", "HD95 mm", "NSD", "missed", "false"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, organ in summary.organs.items():
-        table.add_row(escape(name), *_cells(organ))
+    rows = ((name, *_cells(organ)) for name, organ in summary.organs.items())
+    heads = ("organ", "Dice", "95 % interval", "HD95 mm", "NSD", "missed", "false")
+    table = console_table(heads, rows, title=summary.counted)
     if summary.mean_dice is not None and summary.mean_dice_ci95 is not None:
         table.add_section()
         low, high = summary.mean_dice_ci95
@@ -37,22 +50,22 @@ def print_summary(evaluation: Evaluation, console: Console | None = None) -> Non
     console = console or Console()
     if evaluation.summary.cases:
         console.print(summary_table(evaluation.summary))
+    lines = []
     if evaluation.not_predicted:
-        console.print(f"{evaluation.not_predicted} further cases of the dataset were not predicted.")
+        lines.append(f"{evaluation.not_predicted} further cases of the dataset were not predicted.")
     if evaluation.failures:
-        plural = "s" * (len(evaluation.failures) != 1)
-        console.print(f"[bold]{len(evaluation.failures)} case{plural} could not be scored:[/bold]")
-        for failure in evaluation.failures:
-            console.print(f"  {escape(failure.case)}: {escape(failure.reason)}.", soft_wrap=True, highlight=False)
-    console.print(f"Written to {escape(str(evaluation.output))}", soft_wrap=True, highlight=False)
+        lines.append(f"{len(evaluation.failures)} case{'s' * (len(evaluation.failures) != 1)} could not be scored:")
+        lines += [f"  {failure.case}: {failure.reason}." for failure in evaluation.failures]
+    for line in (*lines, f"Written to {evaluation.output}"):
+        console.print(escape(line), soft_wrap=True, highlight=False)
 
 
 def _cells(organ: OrganSummary) -> list[str]:
-    dice, hd95, nsd = (organ.measures[measure] for measure in ("dice", "hd95_mm", "nsd"))
+    dice = organ.measures["dice"]
     return [
-        f"{dice.mean:.3f} ± {dice.std:.3f}" if organ.spread else f"{dice.mean:.3f}",
+        dice.text(spread=organ.spread),
         f"{dice.ci95[0]:.3f}-{dice.ci95[1]:.3f}" if organ.spread else "-",
-        f"{hd95.mean:.2f}",
-        f"{nsd.mean:.3f}",
+        organ.measures["hd95_mm"].text(".2f", spread=False),
+        organ.measures["nsd"].text(spread=False),
         *(str(count) if count else "-" for count in (organ.missed, organ.false)),
     ]

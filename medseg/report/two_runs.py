@@ -6,21 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from medseg.errors import DataError, UsageError, listed, meant
 from medseg.report.ranking import Ranking, rank_runs
 from medseg.report.rows import MEASURES, CaseRow
 from medseg.report.scores import doubts, read_scores, require_same_references
+from medseg.report.tables import console_table
 
 FIRST, SECOND = "first", "second"
 
 
 @dataclass(frozen=True)
-class Change:
+class CaseChange:
     """One organ of one case in both runs."""
 
     case: str
@@ -43,7 +42,7 @@ class RunComparison:
 
     measure: str
     organs: tuple[Ranking, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[CaseChange, ...]
     only: Mapping[str, Sequence[str]]
     doubts: Sequence[str]
 
@@ -71,7 +70,7 @@ def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
     require_same_references(scores)
     rows = {FIRST: [first[key] for key in common], SECOND: [second[key] for key in common]}
     _, *organs = rank_runs(rows, baseline=FIRST, measures=(measure,))
-    changes = (Change(*key, first[key].value(measure), second[key].value(measure)) for key in common)
+    changes = (CaseChange(*key, first[key].value(measure), second[key].value(measure)) for key in common)
     largest = sorted(changes, key=lambda change: (-abs(change.b - change.a), change.case, change.organ))
     return RunComparison(measure, tuple(organs), tuple(largest), _only(first, second), doubts(scores))
 
@@ -85,47 +84,32 @@ def _only(first: Mapping[tuple[str, str], CaseRow], second: Mapping[tuple[str, s
 
 
 def print_comparison(comparison: RunComparison, console: Console | None = None, *, most_changed: int = 10) -> None:
-    """Print the organs, then the cases that changed most, then what only one run has and what cannot be known."""
+    """Print the organs, then the cases that changed most, then what only one run has and what cannot be known.
+
+    An asterisk marks a corrected p below 0.05.
+    """
     console = console or Console()
-    console.print(comparison_table(comparison))
-    changed = [change for change in comparison.changes[:most_changed] if change.a != change.b]
-    console.print(changes_table(changed) if changed else "No case changed.")
+    heads = ("organ", "cases", FIRST, SECOND, "median change", "higher", "lower", "p (Holm)")
+    rows = (_cells(ranking, comparison.measure) for ranking in comparison.organs)
+    console.print(console_table(heads, rows, title=f"{comparison.measure}, second run against first"))
+    changed = [
+        (change.case, change.organ, f"{change.a:.3f}", f"{change.b:.3f}", f"{change.b - change.a:+.3f}")
+        for change in comparison.changes[:most_changed]
+        if change.a != change.b
+    ]
+    if changed:
+        named = ("case", "organ", FIRST, SECOND, "change")
+        console.print(console_table(named, changed, title="Changed most", names=2))
     told = [f"Only in the {whose}: {listed(names, most=20)}" for whose, names in comparison.only.items() if names]
-    for line in (*told, *comparison.doubts):
+    for line in (*([] if changed else ["No case changed."]), *told, *comparison.doubts):
         console.print(escape(line), soft_wrap=True, highlight=False)
 
 
-def comparison_table(comparison: RunComparison) -> Table:
-    """Lay out a row per organ; an asterisk marks a corrected p below 0.05."""
-    heads = ("cases", FIRST, SECOND, "median change", "higher", "lower", "p (Holm)")
-    table = _table(f"{comparison.measure}, second run against first", "organ", heads)
-    for ranking in comparison.organs:
-        first, second = (ranking.entry(title) for title in (FIRST, SECOND))
-        table.add_row(
-            escape(ranking.organ),
-            str(second.cases),
-            *(f"{entry.mean[comparison.measure]:.3f}" for entry in (first, second)),
-            f"{second.median_change:+.4f}",
-            str(second.higher),
-            str(second.lower),
-            f"{second.p_holm:.2g}{' *' * second.differs}",
-        )
-    return table
-
-
-def changes_table(changes: Sequence[Change]) -> Table:
-    """Lay out cases and organs whose value changed."""
-    table = _table("Changed most", "case", (FIRST, SECOND, "change"), folded="organ")
-    for one in changes:
-        table.add_row(escape(one.case), escape(one.organ), f"{one.a:.3f}", f"{one.b:.3f}", f"{one.b - one.a:+.3f}")
-    return table
-
-
-def _table(title: str, name: str, heads: Sequence[str], *, folded: str = "") -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column(name, overflow="fold", min_width=10)
-    if folded:
-        table.add_column(folded, overflow="fold")
-    for heading in heads:
-        table.add_column(heading, justify="right")
-    return table
+def _cells(ranking: Ranking, measure: str) -> list[str]:
+    first, second = (ranking.entry(title) for title in (FIRST, SECOND))
+    means = (f"{entry.measures[measure].mean:.3f}" for entry in (first, second))
+    tested = f"{second.p_holm:.2g}{' *' * second.differs}"
+    return [
+        *(ranking.organ, str(second.cases), *means, f"{second.median_change:+.4f}"),
+        *(str(second.higher), str(second.lower), tested),
+    ]

@@ -194,14 +194,24 @@ def read_index(path: Path) -> dict[str, Any]:
     try:
         index = json.loads((path / "index.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        begun = (path / "plan.yaml").is_file()
-        problem = "is a store whose preparation has not finished" if begun else "is not a store: it has no index.json"
-        raise DataError(path, problem, f"Run medseg prepare DATASET --out {path}; finished cases are kept") from None
+        problem, remedy = _no_store(path)
+        raise DataError(path, problem, remedy) from None
     except (OSError, ValueError) as error:
         raise DataError(path / "index.json", f"cannot be read ({error})", "Run medseg prepare again") from None
     if not isinstance(index, dict) or index.get("schema") != SCHEMA:
         raise DataError(path / "index.json", f"is not of schema {SCHEMA}", "Prepare a new store with this medseg")
     return index
+
+
+def _no_store(path: Path) -> tuple[str, str]:
+    """What a folder without an index is, and what to do."""
+    if (path / "plan.yaml").is_file():
+        remedy = f"Run medseg prepare DATASET --out {path}; finished cases are kept"
+        return "is a store whose preparation has not finished", remedy
+    if (path / "dataset.json").is_file():
+        return "is not a store but a dataset", f"Run medseg prepare {path} --out STORE, and give --data.store STORE"
+    problem = "is not a store: it has no index.json" if path.exists() else "is not a store: it does not exist"
+    return problem, "Give with --data.store the folder that medseg prepare wrote"
 
 
 def read_info(folder: Path) -> CaseInfo:

@@ -6,12 +6,14 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning.callbacks import Callback
@@ -26,8 +28,10 @@ from medseg.patches.datamodule import VolumesDataModule
 from medseg.training.callbacks import of_run
 from medseg.training.children import explain_deaths
 from medseg.training.failures import in_sentences, require_memory, unusable_device
-from medseg.training.lightning import rehearses
+from medseg.training.lightning import callbacks_of, rehearses
 from medseg.training.metrics_log import RunLog
+from medseg.training.own import name_of
+from medseg.training.start import find_start, taken
 from medseg.training.task import SegmentationTask
 from medseg.training.writing import CheckpointFiles
 
@@ -47,7 +51,7 @@ class Trainer(pl.Trainer):
         accelerator: str = "auto",
         strategy: str | Strategy = "auto",
         max_epochs: int | None = None,
-        max_steps: int = -1,
+        max_steps: int | float = -1,
         max_time: str | timedelta | dict[str, int] | None = None,
         **options: Any,
     ) -> None:
@@ -59,12 +63,14 @@ class Trainer(pl.Trainer):
             accelerator: As Lightning's.
             strategy: As Lightning's, but for those that spawn; ``fsdp`` is PyTorch's second.
             max_epochs: As Lightning's; 1000 where no budget is given.
-            max_steps: As Lightning's.
+            max_steps: As Lightning's; 1e3 is a number too.
             max_time: As Lightning's.
             options: As Lightning's.
         """
         quieten()
         chosen = best_precision(accelerator) if precision == "auto" else precision
+        if max_steps % 1:
+            raise UsageError(f"trainer.max_steps is {max_steps}, expected a whole number", "Correct that value")
         if (max_epochs, max_time, max_steps) == (None, None, -1):
             max_epochs = _DEFAULT_EPOCHS
         if not str(strategy).startswith("deepspeed"):  # which writes folders of its own
@@ -79,7 +85,7 @@ class Trainer(pl.Trainer):
             accelerator=accelerator,
             strategy=strategy,
             max_epochs=max_epochs,
-            max_steps=max_steps,
+            max_steps=int(max_steps),
             max_time=max_time,
             **options,
         )
@@ -110,6 +116,10 @@ def build_trainer(
     Raises:
         UsageError: An option is wrong, or means a device or a package that is not here.
     """
+    if options.get("enable_checkpointing") is False:
+        raise UsageError("trainer.enable_checkpointing false would keep nothing of the training", "Leave it out")
+    if options.get("limit_val_batches") == 0:
+        rank_zero_info("nothing is validated, so there will be no best.ckpt; score this with --ckpt_path last")
     bar = options.get("enable_progress_bar") is not False
     logs = [*loggers(logger, run, first_step=first_step), RunLog(run)]
     with usable(options):
@@ -117,6 +127,82 @@ def build_trainer(
             **{"enable_model_summary": False, **options, "default_root_dir": str(run.path), "logger": logs},
             callbacks=of_run(run, config, _listed(callbacks), minutes=minutes, bar=bar),
         )
+
+
+def fit(
+    store: Path | str,
+    run: Path | str = "data/runs/latest",
+    *,
+    resume: str | None = None,
+    checkpoint_minutes: float = 5.0,
+    seed_everything: int = 0,
+    **options: Any,
+) -> Run:
+    """Train as ``medseg fit`` does, into a run folder that ``medseg test`` and ``medseg report`` understand.
+
+    Args:
+        store: The folder that ``medseg prepare`` wrote.
+        run: The folder of the run.
+        resume: ``last`` or ``best`` of that folder, or a checkpoint, to go on from.
+        checkpoint_minutes: Minutes between two writes of ``last.ckpt``, those after a validation aside.
+        seed_everything: Of weights and whatever else draws numbers.
+        options: Those of ``data``, ``model`` and ``trainer`` on the command line, without these words before them:
+            ``net="unet", loss="dice", fold=1, max_steps=1000``. Networks, losses, callbacks and loggers may be objects.
+
+    Returns:
+        The run; its ``best`` and ``last`` are checkpoints.
+
+    Raises:
+        UsageError: There is no such option, or one is wrong.
+        MedsegError: The data or a checkpoint is at fault, or training failed.
+
+    Example:
+        >>> fit("store", max_step=10)
+        Traceback (most recent call last):
+        medseg.errors.UsageError: there is no option 'max_step', did you mean 'max_steps'. medseg fit --help lists them.
+    """
+    given: dict[str, dict[str, Any]] = {"data": {"store": Path(store)}, "model": {}, "trainer": {}}
+    known = {"data": (VolumesDataModule,), "model": (SegmentationTask,), "trainer": (Trainer, pl.Trainer)}
+    legal = {name: part for part, kinds in known.items() for kind in kinds for name in signature(kind).parameters}
+    for name, value in options.items():
+        if name not in legal:
+            raise UsageError(f"there is no option {name!r}{meant(name, legal)}", "medseg fit --help lists them")
+        given[legal[name]][name] = value
+    pl.seed_everything(seed_everything, verbose=False)
+    data = VolumesDataModule(**given["data"])
+    task = SegmentationTask(data.plan.to_dict(), **given["model"])
+    config = {"seed_everything": seed_everything, **{part: _plain(given[part], *known[part]) for part in given}}
+    run_fit(Run(Path(run)), config, task, data, resume=resume, minutes=checkpoint_minutes, **given["trainer"])
+    return Run(Path(run))
+
+
+def run_fit(
+    run: Run,
+    config: Mapping[str, Any],
+    task: SegmentationTask,
+    data: VolumesDataModule,
+    *,
+    resume: str | None = None,
+    **options: Any,
+) -> None:
+    """Train into a run folder, which no other training has at the same time; nothing is written before it may begin.
+
+    Args:
+        run: The folder.
+        config: The whole config as plain data.
+        task: What learns.
+        data: What it learns from.
+        resume: What to go on from, as `medseg.training.start.find_start` takes it.
+        options: As `build_trainer` takes them.
+
+    Raises:
+        MedsegError: The training cannot begin, or failed.
+    """
+    start = find_start(run, resume)
+    trainer = build_trainer(run, config, first_step=start.step, **options)
+    written = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    with taken(run, start, written) if trainer.is_global_zero and not rehearses(trainer) else nullcontext():
+        train(trainer, task, data, checkpoint=start.checkpoint, first_step=start.step)
 
 
 def train(
@@ -141,6 +227,7 @@ def train(
     """
     if trainer.strategy.root_device.type == "cpu" and task.hparams["net"] in list_nets():
         require_memory(task.net, data.plan, memory_bytes())
+    require_logged(trainer, task)
     with in_sentences(trainer, data.plan):
         trainer.fit(task, data, ckpt_path=checkpoint)
     if trainer.global_step == first_step and not rehearses(trainer):
@@ -148,6 +235,26 @@ def train(
             f"no step was taken, the budget is spent after step {first_step}: to train on, raise "
             "--trainer.max_steps, --trainer.max_epochs or --trainer.max_time"
         )
+
+
+def require_logged(trainer: pl.Trainer, task: SegmentationTask) -> None:
+    """Refuse to watch a number that will not be logged; of a task or a callback of one's own nobody knows.
+
+    Raises:
+        UsageError: A callback's ``monitor`` is none of the names.
+    """
+    callbacks = callbacks_of(trainer)
+    known = ("medseg", "pytorch_lightning")
+    if type(task) is not SegmentationTask or any(type(c).__module__.split(".")[0] not in known for c in callbacks):
+        return
+    names = ["train/loss", "train/gradient_norm", "val/dice", *(f"val/dice/{organ}" for organ in task.plan.organs)]
+    names += [f"time/{name}" for name in ("elapsed_s", "data_s", "compute_s", "compute_median_s")] + ["memory/peak_gib"]
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        ours = str(monitor).removesuffix("_step").removesuffix("_epoch")
+        if monitor is not None and ours not in names and not ours.startswith("train/"):
+            told = f"{type(callback).__name__} watches {monitor!r}"
+            raise UsageError(f"nothing logs what {told}{meant(monitor, names)}", f"Choose of {', '.join(names)}")
 
 
 def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:
@@ -222,3 +329,24 @@ def _no_tip(record: logging.LogRecord) -> bool:
 
 def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _plain(given: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
+    """The options of some classes with their defaults, as a config holds them; an object is its dotted path."""
+    defaults = {
+        name: parameter.default
+        for kind in kinds
+        for name, parameter in signature(kind).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    return {name: _as_text(value) for name, value in {**defaults, **given}.items()}
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _as_text(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_text(each) for each in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value if isinstance(value, str | int | float | None) else name_of(value)

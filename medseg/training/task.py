@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 import medseg
-from medseg.checkpoints.checkpoint import WEIGHTS, checked, signature
+from medseg.checkpoints.checkpoint import WEIGHTS, Checkpoint, checked, signature
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, MedsegError, listed
 from medseg.losses import build_loss
@@ -127,6 +128,7 @@ class SegmentationTask(pl.LightningModule):
         self._start: str | CheckpointError = ""  # what came of `init_from`
         self._frozen: list[nn.Module] = []  # whose running statistics stay
         self._compiled = False
+        self.judges_tests = True
         lay_out(self.net, channels_last=channels_last is not False)  # an old checkpoint may say "auto"
 
     def build_net(self, spec: NetSpec) -> nn.Module:
@@ -162,8 +164,9 @@ class SegmentationTask(pl.LightningModule):
             self.val_dice.update(decided, batch.labels[0], batch.id[0], annotated=self._annotated(batch))
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        """As in a validation, on the prepared grid; `medseg test` scores on the grid of the images."""
-        self.validation_step(batch, batch_index)
+        """As in a validation, on the prepared grid; `medseg test` does without and scores on the grid of the images."""
+        if self.judges_tests:
+            self.validation_step(batch, batch_index)
 
     def predict_step(self, batch: Batch, batch_index: int) -> Tensor | None:
         """The class of each voxel of a prepared volume ``(1, i, j, k)``; for overlapping regions a mask per organ."""
@@ -205,7 +208,8 @@ class SegmentationTask(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the mean over cases, per organ by name."""
-        self._log_dice("test")
+        if self.judges_tests:
+            self._log_dice("test")
 
     def _log_dice(self, stage: str) -> None:
         scores = self.val_dice.compute()
@@ -252,6 +256,22 @@ class SegmentationTask(pl.LightningModule):
             module.eval()
         return self
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: Iterable[str] = (), **options: Any) -> Any:
+        """As Lightning's, without running what a checkpoint names; see `medseg.machine.dotted.Trust`.
+
+        Args:
+            checkpoint_path: The file.
+            args: As Lightning's.
+            trust: The dotted paths that it may name.
+            options: As Lightning's; a network or a loss that is given here takes the place of the one that is named.
+
+        Raises:
+            CheckpointError: It cannot be read, or names what is not trusted.
+        """
+        require_trusted(read_checkpoint(Path(checkpoint_path)), Trust.of(trust), options)
+        return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **options})
+
     def configure_model(self) -> None:
         """Under the strategy ``fsdp``, for training: part the weights over the processes."""
         trainer = trainer_of(self)
@@ -285,7 +305,10 @@ class SegmentationTask(pl.LightningModule):
         Raises:
             CheckpointError: It was trained on others, or is not one of ours.
         """
-        kept = checked(Path("--ckpt_path"), checkpoint)
+        options = {
+            name: name_of(value) if callable(value) else value for name, value in checkpoint["hyper_parameters"].items()
+        }
+        kept = checked(Path("--ckpt_path"), {**checkpoint, "hyper_parameters": options})
         kept.require_same_training(self.plan, self.hparams["optimizer"])
         self._scores = kept.scores
         self._start = ""
@@ -341,9 +364,7 @@ def load_task(path: Path, trust: Trust | None = None) -> SegmentationTask:
         CheckpointError: It is missing, unreadable or not ours, names what is not trusted, or does not fit.
     """
     checkpoint = read_checkpoint(path)
-    for name in ("net", "loss", "optimizer", "study"):
-        for dotted in re.findall(r"[^\W\d]\w*(?:\.\w+)+", str(checkpoint.options.get(name))):
-            (trust or Trust()).require(dotted, path)
+    require_trusted(checkpoint, trust)
     try:
         task = SegmentationTask(**checkpoint.options)
         task.load_state_dict(checkpoint.content[WEIGHTS])
@@ -360,3 +381,14 @@ def judge_of(segmenter: Segmenter) -> SegmentationTask:
     """A task that validates a network, whatever it was trained with."""
     plan, net = segmenter.plan.to_dict(), segmenter.net
     return SegmentationTask(plan, net, overlap=segmenter.overlap, channels_last=segmenter.channels_last).eval()
+
+
+def require_trusted(checkpoint: Checkpoint, trust: Trust | None, replaced: Collection[str] = ()) -> None:
+    """Refuse a checkpoint whose options name something that nobody trusts, but for those that are replaced.
+
+    Raises:
+        CheckpointError: It does.
+    """
+    for name in {"net", "loss", "optimizer", "study"} - {*replaced}:
+        for dotted in re.findall(r"[^\W\d]\w*(?:\.\w+)+", str(checkpoint.options.get(name))):
+            (trust or Trust()).require(dotted, checkpoint.path)

@@ -1,11 +1,14 @@
 """Sweeps: what is kept, what goes on, what is named. A quick stand-in does what `medseg fit` and `medseg test` do."""
 
 import csv
+import io
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +17,12 @@ import pytest
 from rich.console import Console
 from scipy.stats import wilcoxon
 
-from medseg.errors import UsageError
+from medseg.errors import DataError, UsageError
 from medseg.experiments import trial
-from medseg.experiments.comparison import comparison_jobs
 from medseg.experiments.comparison_files import write_comparison, write_comparison_csv
+from medseg.experiments.comparison_jobs import comparison_jobs
 from medseg.experiments.comparison_page import JobComparison, dice_plot
+from medseg.experiments.data import JobData
 from medseg.experiments.executors import ClusterExecutor, LocalExecutor, environments
 from medseg.experiments.job import LOCK, Job, State
 from medseg.experiments.results import Result, read_result
@@ -151,6 +155,55 @@ def test_a_folder_of_other_settings_is_refused_before_anything_starts(stand_in, 
     assert len(calls(stand_in)) == 4
 
 
+BEFORE = JobData({"a": "1", "b": "2"}, {"c": "3"}, {"patch_size": [8, 8, 8]})
+CHANGES = {
+    "a was changed": JobData({"a": "9", "b": "2"}, {"c": "3"}, BEFORE.plan),
+    "d is new": JobData({"a": "1", "b": "2", "d": "4"}, {"c": "3"}, BEFORE.plan),
+    "c is gone": JobData({"a": "1", "b": "2"}, {}, BEFORE.plan),
+    "b, c are in another part of the split": JobData({"a": "1", "c": "3"}, {"b": "2"}, BEFORE.plan),
+    "patch_size of the plan was changed": JobData(BEFORE.train, BEFORE.held_out, {"patch_size": [8, 8, 4]}),
+}
+
+
+def on(jobs, data):
+    return [replace(job, data=data) for job in jobs]
+
+
+@pytest.mark.parametrize("said", CHANGES)
+def test_a_job_that_was_done_on_other_data_is_not_taken(stand_in, said):
+    jobs = jobs_of(stand_in, "dice", "slow")
+    sweep(on(jobs[:1], BEFORE))
+    assert [end.kept for end in sweep(on(jobs[:1], BEFORE))] == [True]
+    with pytest.raises(DataError, match=f"{said} since. Remove that folder to train it again") as refused:
+        sweep(on(jobs, CHANGES[said]))
+    assert str(refused.value).startswith(str(jobs[0].run))
+    assert len(calls(stand_in)) == 2
+    shutil.rmtree(jobs[0].run)
+    sweep(on(jobs[:1], CHANGES[said]))
+    assert len(calls(stand_in)) == 4
+
+
+def test_a_job_that_only_waited_takes_the_data_of_now_and_one_that_trained_does_not(stand_in):
+    waiting, begun = jobs_of(stand_in, "dice", "focal")
+    for job in on((waiting, begun), BEFORE):
+        job.claim()
+    (begun.run / "checkpoints").mkdir()
+    (begun.run / "checkpoints" / "last.ckpt").write_text("")
+    with pytest.raises(DataError, match="a was changed"):
+        sweep(on([begun], CHANGES["a was changed"]))
+    assert sweep(on([waiting], CHANGES["a was changed"]))[0].failure is None
+    assert sweep(on([waiting], CHANGES["a was changed"]))[0].kept
+
+
+def test_of_an_older_sweep_it_is_told_that_nobody_knows_its_data(stand_in):
+    jobs = jobs_of(stand_in, "dice", "focal")
+    sweep(jobs)  # which notes no data
+    console = Console(file=io.StringIO(), width=200)
+    assert all(end.kept for end in run_sweep(on(jobs, BEFORE), LocalExecutor(), console=console))
+    assert "cannot be told of dice, focal" in console.file.getvalue()
+    assert all(end.kept for end in run_sweep(on(jobs, BEFORE), LocalExecutor(), console=console))
+
+
 def test_two_sweeps_do_not_work_in_one_folder(stand_in):
     (job, _) = jobs_of(stand_in, "dice", "focal")
     job.claim()
@@ -204,9 +257,8 @@ def test_networks_and_losses_are_crossed_in_folders_of_their_own(tmp_path):
 
 
 def row(case, organ, dice, outcome=Outcome.FOUND):
-    numbers = dict.fromkeys(OrganScores.__dataclass_fields__, 0.0) | {"dice": float(dice), "hd95_mm": 10 * (1 - dice)}
-    counts = dict.fromkeys(("lesions_found", "lesions_missed", "lesions_false"), 0)
-    return CaseRow(case, organ, OrganScores(**{**numbers, **counts, "outcome": outcome}))
+    numbers = dict.fromkeys(MEASURES, 0.0) | {"dice": float(dice), "hd95_mm": 10 * (1 - dice)}
+    return CaseRow(case, organ, OrganScores(outcome, numbers))
 
 
 def result(title, scores, tmp_path=Path("nowhere")):
@@ -240,8 +292,8 @@ def test_ranks_and_p_values_are_those_of_scipy_and_holm():
         assert [entry.rank for entry in ranking.entries] == [1, 2, 3]
         assert ranking.reference == best
         for entry in ranking.entries:
-            assert entry.mean["dice"] == pytest.approx(means[entry.title])
-            low, high = entry.ci95["dice"]
+            assert entry.measures["dice"].mean == pytest.approx(means[entry.title])
+            low, high = entry.measures["dice"].ci95
             assert low < means[entry.title] < high
             if entry.title != best:
                 changes = SCORES[entry.title][ranking.organ] - SCORES[best][ranking.organ]
@@ -267,7 +319,7 @@ def test_equal_jobs_share_a_rank_and_a_missed_organ_is_counted():
     rows = (row("c1", "liver", 0.0, Outcome.MISSED), row("c1", "spleen", 0.9), row("c2", "liver", 0.8))
     mean, liver, spleen = rank_runs({"one": rows, "two": rows})
     assert [entry.rank for entry in mean.entries] == [1, 1]
-    assert mean.entries[0].mean["dice"] == pytest.approx((0.45 + 0.8) / 2)
+    assert mean.entries[0].measures["dice"].mean == pytest.approx((0.45 + 0.8) / 2)
     assert (liver.entries[0].missed, liver.entries[0].cases, spleen.entries[0].cases) == (1, 2, 1)
     assert mean.entries[1].p_holm == 1.0
 

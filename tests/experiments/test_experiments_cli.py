@@ -4,8 +4,9 @@ import csv
 import json
 import sys
 
+import numpy as np
 import pytest
-from support.toys import write_toy_dataset
+from support.toys import oblique_affine, toy_case, write_nifti, write_toy_dataset
 
 from medseg.checkpoints.run import checkpoints_in
 from medseg.cli import main
@@ -52,6 +53,17 @@ def test_cross_validation_pools_every_case_once_and_predicts_with_all_folds(toy,
     assert main(words(toy, "cross-validate", output)) == 0
     assert capsys.readouterr().err.count("done before") == 2
 
+    label = toy / "toy" / "labelsTr" / "toy_1.nii.gz"
+    before = label.read_bytes()
+    voxels, affine = toy_case(1)[1], oblique_affine(1)
+    write_nifti(label, np.where(voxels == 5, 0, voxels), affine)
+    prepare(toy / "toy", toy / "store", workers=1)
+    assert main(words(toy, "cross-validate", output)) == 1
+    assert "was trained on other data: toy_1 was changed since. Remove that folder" in capsys.readouterr().err
+    label.write_bytes(before)
+    prepare(toy / "toy", toy / "store", workers=1)
+    assert main(words(toy, "cross-validate", output)) == 0
+
     (output / "fold1" / "test" / "summary.json").unlink()
     assert main(words(toy, "cross-validate", output)) == 1
     said = capsys.readouterr()
@@ -90,6 +102,8 @@ MISTAKES = [
     ("compare", ["--losses", "", "dice"], "without a name"),
     ("compare", ["--losses", "dice", "focal", "--trainer.max_steps", "0"], "the budget is 0 steps"),
     ("compare", ["--losses", "dice", "focal", "--trainer.max_steps", "-3"], "max_steps"),
+    ("compare", ["--losses", "dice", "focal", "--trainer.fast_dev_run", "true"], "leaves no checkpoint to test"),
+    ("cross-validate", ["--trainer.limit_val_batches", "0"], "leaves no best.ckpt"),
     ("compare", ["--losses", "dice", "focal", "--devices", "99"], "'99' is no CUDA device of this machine"),
     ("compare", ["--losses", "dice", "focal", "--trainer.accelerator", "tpu"], "tpu"),
     ("cross-validate", ["--data.fold", "1"], "--data.fold is not for all jobs alike"),

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from medseg.losses import build_loss
+from medseg.losses.voronoi import nearest_number
 
 TABLE = json.loads(Path(__file__).with_name("values_new.json").read_text(encoding="utf-8"))
 
@@ -168,6 +169,25 @@ def test_a_lesion_missed_costs_its_share_of_components():
     assert loss((200.0 * found - 100).unsqueeze(1), target).item() == pytest.approx(1 / 3)
 
 
+def test_touching_lesions_are_told_apart_by_their_numbers():
+    target = torch.zeros(1, 12, 12, dtype=torch.long)
+    target[0, 2:4, 2:8] = 1
+    instances = target.clone()
+    instances[0, 2:4, 5:] *= 2
+    logits = torch.full((1, 1, 12, 12), -100.0)
+    logits[0, 0, 2:4, 2:5] = 100
+    loss = build_loss("cc_dice_ce(lambda_ce=0)", mode="binary")
+    assert loss(logits, target).item() == pytest.approx(1 / 3)
+    assert loss(logits, target, instances=instances).item() == pytest.approx(1 / 2)
+
+
+def test_what_is_nearest_is_measured_in_millimetres():
+    numbered = np.zeros((3, 2), dtype=int)
+    numbered[0, 0], numbered[2, 1] = 1, 2
+    assert nearest_number(numbered, (1.0, 1.0))[0, 1] == 1
+    assert nearest_number(numbered, (0.1, 1.0))[0, 1] == 2
+
+
 def test_sizes_within_their_bounds_cost_nothing():
     logits, maps = (torch.tensor(values) for values in inputs(TABLE["cases"]["plane"]))
     size = logits.softmax(1).sum((2, 3))
@@ -178,22 +198,58 @@ def test_sizes_within_their_bounds_cost_nothing():
     assert build_loss(f"size_barrier(low={low}, high=[1e12, 1e12, 1e12])")(logits, maps).isfinite()
 
 
+def test_sizes_may_be_those_of_ignored_voxels():
+    logits, maps = (torch.tensor(values) for values in inputs(TABLE["cases"]["plane"]))
+    labels = maps.argmax(1)
+    drawn = torch.where(torch.arange(labels.numel()).reshape(labels.shape) % 17 == 0, labels, 255)
+    bounds = "low=[0, 300, 300], high=[500, 400, 350]"
+    value = build_loss(f"size_penalty({bounds}, include_ignored=True)", ignore_index=255)(logits, drawn)
+    torch.testing.assert_close(value, build_loss(f"size_penalty({bounds})")(logits, labels))
+
+
+def test_a_disc_is_learnt_from_three_voxels_and_its_size():
+    """As in the paper: without the bounds, what is drawn of the disc alone makes everything disc."""
+    i, j = torch.meshgrid(torch.arange(24), torch.arange(24), indexing="ij")
+    disc = (((i - 11) ** 2 + (j - 12) ** 2) < 36).long()
+    image = (disc + 0.15 * torch.randn(24, 24, generator=torch.Generator().manual_seed(1)))[None, None]
+    drawn = torch.full((1, 24, 24), 255)
+    drawn[0, 10:13, 12] = 1
+
+    def learnt(expression):
+        torch.manual_seed(2)
+        first, last = (torch.nn.Conv2d(a, b, 3, padding=1) for a, b in ((1, 8), (8, 2)))
+        net = torch.nn.Sequential(first, torch.nn.InstanceNorm2d(8), torch.nn.LeakyReLU(), last)
+        loss = build_loss(expression, ignore_index=255)
+        optimiser = torch.optim.Adam(net.parameters(), lr=0.03)
+        for _ in range(80):
+            optimiser.zero_grad()
+            loss(net(image), drawn).backward()
+            optimiser.step()
+        found = net(image).argmax(1)[0]
+        return 2 * (found * disc).sum() / (found.sum() + disc.sum())
+
+    bounds = f"low=[0, {0.9 * disc.sum()}], high=[1e9, {1.1 * disc.sum()}], include_ignored=True"
+    assert learnt("cross_entropy") < 0.5
+    assert learnt(f"cross_entropy + 0.01 * size_penalty({bounds})") > 0.9
+
+
 @pytest.mark.parametrize(
     ("expression", "message"),
     [
-        ("generalized_cross_entropy(q=0)", "q must be in"),
-        ("generalized_cross_entropy(truncation=1)", "truncation in"),
-        ("noise_robust_dice(gamma=3)", "gamma must be in"),
-        ("boundary_dou(limit=-1)", "limit must be"),
-        ("ohem_cross_entropy(threshold=0)", "threshold must be in"),
-        ("l1_ace(bins=0)", "bins must be"),
-        ("region_mutual_information(radius=0)", "radius and pool"),
+        ("generalized_cross_entropy(q=0)", "q"),
+        ("generalized_cross_entropy(truncation=1)", "truncation"),
+        ("noise_robust_dice(gamma=3)", "gamma"),
+        ("boundary_dou(limit=-1)", "limit"),
+        ("ohem_cross_entropy(threshold=0)", "threshold"),
+        ("l1_ace(bins=0)", "bins"),
+        ("region_mutual_information(radius=0)", "radius"),
         ("size_penalty(low=[1, 2])", "must hold 3 numbers"),
         ("size_penalty(low=[9, 9, 9], high=[1, 1, 1])", "low must be at most high"),
-        ("size_penalty(margin=-1)", "margin must be"),
-        ("size_barrier(t=0)", "t must be above 0"),
-        ("cbdice(iterations=-1)", "iterations must be"),
-        ("cc_dice_ce(connectivity=7)", "connectivity must be"),
+        ("size_penalty(include_ignored=True)", "needs low or high"),
+        ("size_penalty(margin=-1)", "margin"),
+        ("size_barrier(t=0)", "t"),
+        ("cbdice(iterations=-1)", "iterations"),
+        ("cc_dice_ce(connectivity=7)", "connectivity"),
     ],
 )
 def test_knobs_that_mean_nothing_are_refused(expression, message):

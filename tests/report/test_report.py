@@ -20,7 +20,6 @@ from medseg.report.evaluate import evaluate
 from medseg.report.html import render
 from medseg.report.matching import References
 from medseg.report.ranking import holm, signed_rank_p
-from medseg.report.record import read_record
 from medseg.report.rows import COLUMNS, read_rows
 from medseg.report.summary import bootstrap_means, summarise
 from medseg.report.tables import print_summary
@@ -300,7 +299,7 @@ def test_a_single_case_has_no_spread(folders, tmp_path):
     assert (dice.std, dice.ci95) == (0.0, (0.8, 0.8))
     assert summarise(()).mean_dice is None
     assert "0.800 ±" not in printed(evaluation)
-    assert "±" not in render(evaluation, read_record(None), title="One").partition("<tbody>")[2]
+    assert "±" not in render(evaluation, title="One").partition("<tbody>")[2]
 
 
 def write_cases(path, dice):
@@ -336,6 +335,25 @@ def test_two_runs_are_compared_organ_by_organ(tmp_path):
     assert "Only in the second run: extra" in text
     assert "Only in the second run, organs: Spleen" in text
     assert "+0.000" not in text[text.index("Changed most") :]
+
+
+def test_scores_against_other_labels_are_not_compared(folders, tmp_path):
+    """Of two references in one place, the file as it is packed does not matter; what it says does."""
+    results = [evaluate(*folders, output=tmp_path / name, organs=ORGANS).output for name in ("one", "two", "three")]
+    path = folders[1] / "a.nii.gz"
+    voxels = np.asarray(nib.load(path).dataobj)
+    save(path, voxels.astype(np.int16), nib.load(path).affine)
+    evaluate(*folders, output=results[1], organs=ORGANS)
+    assert compare_runs(*results[:2]).doubts == []
+    voxels[0, 0, 0] = 1 - voxels[0, 0, 0]
+    save(path, voxels, nib.load(path).affine)
+    evaluate(*folders, output=results[2], organs=ORGANS, tolerance_mm=3.0)
+    with pytest.raises(DataError, match=r"three/cases.csv was scored against other labels than .*one/cases.csv \(a\)"):
+        compare_runs(results[0], results[2])
+    evaluate(*folders, output=results[0], organs=ORGANS)
+    assert "Surfaces were measured differently" in compare_runs(results[0], results[2]).doubts[0]
+    (results[0] / "summary.json").unlink()
+    assert "Whether the labels were the same cannot be told" in compare_runs(results[0], results[2]).doubts[0]
 
 
 def test_equal_runs_do_not_differ():

@@ -70,7 +70,8 @@ def predictor(plan=PLAN, *, networks=1, mirror=False, slopes=None, offsets=None)
     """Bright voxels are class 1, very bright ones class 2; of regions, bright voxels the first, very bright both."""
     first = ([0.0, 1.0, 2.0], [0.0, -1.0, -3.0]) if plan.exclusive else ([1.0, 1.0], [-1.0, -2.0])
     nets = [Brightness(*((slopes, offsets) if slopes else first)) for _ in range(networks)]
-    made = Predictor([Segmenter(net, plan, channels_last=False) for net in nets], mirror=mirror, device="cpu")
+    flips = plan.mirror_axes if mirror else ()
+    made = Predictor([Segmenter(net, plan, channels_last=False) for net in nets], mirror=flips, device="cpu")
     made.half = None
     return made
 

@@ -1,5 +1,6 @@
 """The task in a Lightning trainer of one's own: what every tutorial does works, and means what it says."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,15 +8,17 @@ import sys
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import GradientAccumulationScheduler, LearningRateFinder
+from pytorch_lightning.callbacks import EarlyStopping, GradientAccumulationScheduler, LearningRateFinder
 from pytorch_lightning.tuner import Tuner
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 from medseg.checkpoints.run import Run
-from medseg.errors import UsageError
+from medseg.cli import main
+from medseg.errors import CheckpointError, UsageError
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.training.fit import build_trainer, loggers, train
+from medseg.training.fit import fit as training_fit
 from medseg.training.task import SegmentationTask, load_task
 
 SMALL = {"net_options": {"features": [4, 8, 8]}, "optimizer": "adamw", "lr": 1e-3}
@@ -56,7 +59,7 @@ def same_weights(one, other):
 
 def test_load_predict_and_test_as_in_every_tutorial(store, trained):
     task, scores, path = trained
-    again = SegmentationTask.load_from_checkpoint(path, weights_only=True)
+    again = SegmentationTask.load_from_checkpoint(path)
     assert same_weights(task, again)
     trainer = pl.Trainer(**QUIET)
     (found,) = trainer.test(again, data_of(store), verbose=False)
@@ -83,10 +86,10 @@ def test_a_network_and_a_loss_are_taken_as_they_are(store, tmp_path):
     fit(task, store).save_checkpoint(tmp_path / "own.ckpt")
     kept = torch.load(tmp_path / "own.ckpt", weights_only=True)["hyper_parameters"]
     assert (kept["net"], kept["loss"]) == (f"{__name__}.Net", f"{__name__}.own_loss")
-    again = SegmentationTask.load_from_checkpoint(
-        tmp_path / "own.ckpt", net=Net(1, 3), loss=own_loss, weights_only=True
-    )
+    again = SegmentationTask.load_from_checkpoint(tmp_path / "own.ckpt", net=Net(1, 3), loss=own_loss)
     assert same_weights(task, again)
+    with pytest.raises(CheckpointError, match=r"names .*Net, which is no part of medseg"):
+        SegmentationTask.load_from_checkpoint(tmp_path / "own.ckpt", loss=own_loss)
     with pytest.raises(UsageError, match=r"the loss returned shape \(3, 24"):
         fit(SegmentationTask(plan_of(store), net=Net(1, 3), loss=lambda logits, _: logits[0]), store)
 
@@ -154,7 +157,7 @@ def test_init_from_is_where_training_begins_and_nowhere_else(store, tmp_path, tr
     assert onward.global_step == 4
 
 
-def test_the_last_layer_follows_the_organs_by_name(store, trained, caplog):
+def test_the_last_layer_follows_the_organs_by_name(store, trained):
     task, _, path = trained
     plan = plan_of(store)
     turned = SegmentationTask(plan | {"labels": dict(reversed(plan["labels"].items()))}, **SMALL, init_from=str(path))
@@ -167,7 +170,7 @@ def test_the_last_layer_follows_the_organs_by_name(store, trained, caplog):
     others.setup("fit")
     heads = [name for name, tensor in others.state_dict().items() if torch.equal(tensor, before[name])]
     assert any(before[name].shape[:1] == (3,) for name in heads)
-    assert "start afresh, for other organs (liver, spleen)" in caplog.text
+    assert "start afresh, for other organs (liver, spleen)" in others._begin()
 
 
 class Notes(pl.Callback):
@@ -237,6 +240,26 @@ def test_averages_of_a_short_training_are_of_its_weights_and_not_of_its_beginnin
     assert (averaged - trained[-1]).norm() < 0.5 * (averaged - before).norm()
 
 
+def test_fit_in_python_is_the_command(store, tmp_path):
+    small = {"data": {"folds": 2, "batch_size": 2, "steps_per_epoch": 2, "workers": 0}, "model": SMALL}
+    bare = {"accelerator": "cpu", "precision": "32", "num_sanity_val_steps": 0, "enable_progress_bar": False}
+    given = {name: value for part in (*small.values(), bare) for name, value in part.items()}
+    run = training_fit(store, tmp_path / "python", **given, max_steps=2)
+    words = [
+        f"--{part}.{name}={json.dumps(value) if isinstance(value, dict) else value}"
+        for part, options in {**small, "trainer": {**bare, "max_steps": 2}}.items()
+        for name, value in options.items()
+    ]
+    assert main(["fit", "--data.store", str(store), "--run", str(tmp_path / "typed"), *words]) == 0
+    ours, theirs = (torch.load(each.last, weights_only=True) for each in (run, Run(tmp_path / "typed")))
+    assert all(torch.equal(weight, theirs["state_dict"][name]) for name, weight in ours["state_dict"].items())
+    with pytest.raises(UsageError, match="already holds a training"):
+        training_fit(store, run.path, **given)
+    training_fit(store, run.path, **given, max_steps=3, resume="last")
+    assert torch.load(run.last, weights_only=True)["global_step"] == 3
+    assert main(["test", "--run", str(run.path)]) == 0
+
+
 def test_the_record_of_a_run_is_there_whatever_other_loggers_are(store, tmp_path):
     run = Run(tmp_path / "run")
     options = {name: value for name, value in QUIET.items() if name not in ("logger", "enable_checkpointing")}
@@ -251,6 +274,16 @@ def test_the_record_of_a_run_is_there_whatever_other_loggers_are(store, tmp_path
         *("SignOrigin", "WatchPeers", "RateLog", "SeedSteps", "ValidateTheEnd", "SkipBadSteps", "StepClock"),
         *("WeighClasses", "KeepCheckpoints", "StopOnRequest"),
     ]
+
+
+def test_a_monitor_that_nobody_logs_is_refused_before_training(store, tmp_path):
+    options = {name: value for name, value in QUIET.items() if name not in ("logger", "enable_checkpointing")}
+    task = SegmentationTask(plan_of(store), **SMALL)
+    watched = EarlyStopping("val/dice/live", mode="max")
+    trainer = build_trainer(Run(tmp_path / "run"), {}, logger=False, max_epochs=1, callbacks=[watched], **options)
+    with pytest.raises(UsageError, match=r"EarlyStopping.*'val/dice/live', did you mean 'val/dice/liver'"):
+        train(trainer, task, data_of(store))
+    assert trainer.global_step == 0
 
 
 def test_loggers_are_named_and_a_missing_package_is_a_sentence(tmp_path):

@@ -11,7 +11,7 @@ from medseg.datasets.case import Case, Dataset, read_case, read_dataset
 from medseg.datasets.manifest import LabelValue
 from medseg.errors import DataError
 from medseg.pictures.panels import IGNORED, Picture, picture
-from medseg.pictures.slices import SOFT_TISSUE_HU, windowed, write_png
+from medseg.pictures.slices import SOFT_TISSUE_HU, write_png
 from medseg.space.volume import Volume
 
 
@@ -60,21 +60,14 @@ def draw(image: Volume, labels: Volume | None, dataset: Dataset, *, title: str) 
         dataset: Names of modalities and labels; CT is shown in the window of soft tissue.
         title: Written above.
     """
-    marked = None
-    if labels is not None:  # turned by the axes of the image, on whose grid they lie: near 45 degrees theirs may differ
-        marked = Volume(labels.array, image.affine).reoriented("RAS").array[0]
-        if dataset.ignore is not None:
-            marked = np.where(marked == dataset.ignore, IGNORED, marked)
-    image = image.reoriented("RAS")
-    spacing = " x ".join(f"{edge:.3g}" for edge in image.spacing_mm)
+    marked = None if labels is None else labels.array[0]
+    if marked is not None and dataset.ignore is not None:
+        marked = np.where(marked == dataset.ignore, IGNORED, marked)
     return picture(
-        [
-            windowed(channel, SOFT_TISSUE_HU if name.upper() == "CT" else None)
-            for channel, name in zip(image.array, dataset.modalities, strict=True)
-        ],
+        image,
         marked,
-        spacing_mm=image.spacing_mm,
-        title=f"{title}, {' x '.join(map(str, image.shape))} voxels of {spacing} mm",
+        windows=[SOFT_TISSUE_HU if name.upper() == "CT" else None for name in dataset.modalities],
+        title=title,
         names=names_of_values(dataset.labels),
         rows=dataset.modalities,
     )

@@ -6,21 +6,22 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.pictures.panels import IGNORED, picture
-from medseg.pictures.slices import SOFT_TISSUE_HU, windowed, write_png
+from medseg.pictures.slices import SOFT_TISSUE_HU, write_png
 from medseg.plan.plan import Normalisation, Plan
 from medseg.space.volume import Volume
-from medseg.verify.figures import names_of_values
+from medseg.verify.case_pictures import names_of_values
 
 
 def write_patch_figures(data: VolumesDataModule, out: Path, n: int) -> tuple[Path, ...]:
     """Write the first patches of training, augmented: three views of each, without and with labels.
 
-    Labels have the colours that `medseg.verify.figures` gives them; ignored voxels are darker.
+    Labels have the colours that `medseg.verify.case_pictures` gives them; ignored voxels are darker.
 
     Args:
         data: Where the patches come from.
@@ -52,14 +53,11 @@ def draw_patch(
         title: Written above.
     """
     values = np.array([0, *plan.atoms, -1])[labels]  # as in the files, so that colours agree; the last is -1's
-    whole = np.concatenate([image, values[None]])
-    turned = Volume(whole, _affine(plan)).reoriented("RAS")
-    spacing = " x ".join(f"{edge:.3g}" for edge in turned.spacing_mm)
     return picture(
-        [windowed(channel, _window(how)) for channel, how in zip(turned.array, plan.normalisation, strict=False)],
-        turned.array[-1].astype(np.int32),
-        spacing_mm=turned.spacing_mm,
-        title=f"{title}, {' x '.join(map(str, turned.shape))} voxels of {spacing} mm",
+        Volume(image, _affine(plan)),
+        values,
+        windows=[_window(how) for how in plan.normalisation],
+        title=title,
         names=names_of_values(plan.labels) | {IGNORED: "ignored or outside"},
         rows=plan.modalities,
     )
@@ -75,11 +73,10 @@ def _window(how: Normalisation) -> tuple[float, float] | None:
 
 def _affine(plan: Plan) -> np.ndarray:
     """An affine with the plan's spacing whose axes point where the plan says."""
-    affine = np.eye(4)
-    affine[:3, :3] = 0
-    for axis, (code, edge) in enumerate(zip(plan.orientation, plan.spacing_mm, strict=True)):
-        pair = next(index for index, codes in enumerate(("LR", "PA", "IS")) if code in codes)
-        affine[pair, axis] = edge if code in "RAS" else -edge
+    affine = np.diag([0.0, 0.0, 0.0, 1.0])
+    directions = nib.orientations.axcodes2ornt(tuple(plan.orientation))
+    for axis, ((world, sign), edge) in enumerate(zip(directions, plan.spacing_mm, strict=True)):
+        affine[int(world), axis] = sign * edge
     return affine
 
 

@@ -14,7 +14,7 @@ from medseg.errors import DataError
 from medseg.pictures.panels import IGNORED, colour, overlay, picture
 from medseg.pictures.slices import slices
 from medseg.space.volume import Volume
-from medseg.verify.figures import draw, names_of_values, spread_out, write_figures
+from medseg.verify.case_pictures import draw, names_of_values, spread_out, write_figures
 
 
 def dominant(rgb: np.ndarray, value: int) -> np.ndarray:
@@ -60,6 +60,11 @@ def test_every_modality_has_a_row_and_ignored_voxels_are_named(toy_dataset):
 VOXELS = np.zeros((8, 10, 6), dtype=np.uint8)
 
 
+def drawn(voxels: np.ndarray, spacing_mm=(1.0, 1.0, 1.0), title: str = "") -> np.ndarray:
+    volume = Volume(voxels[None], np.diag([*spacing_mm, 1.0]))
+    return picture(volume, None, windows=[(0.0, 255.0)], title=title, names={})
+
+
 @pytest.mark.parametrize(
     ("axis", "far", "where"),
     [  # a plate at the far end of an RAS axis, and where it must be seen: (panel, side)
@@ -75,7 +80,7 @@ def test_right_and_front_are_left_and_the_head_is_up(axis, far, where):
     volume = VOXELS.copy()
     np.moveaxis(volume, axis, 0)[far] = 255
     panel, side = where
-    rgb = picture([volume], None, spacing_mm=(1.0, 1.0, 1.0), title="", names={})
+    rgb = drawn(volume)
     widths = [8 * 40, 8 * 40, 10 * 40]  # axial (i, j), coronal (i, k), sagittal (j, k) at 40 pixels per mm
     heights = [10 * 40, 6 * 40, 6 * 40]
     left = sum(widths[:panel]) + 6 * panel
@@ -86,8 +91,8 @@ def test_right_and_front_are_left_and_the_head_is_up(axis, far, where):
 
 
 def test_proportions_are_true_and_all_views_share_one_scale():
-    rgb = picture([VOXELS + 255], None, spacing_mm=(1.0, 1.0, 5.0), title="", names={})
-    dark = picture([VOXELS], None, spacing_mm=(1.0, 1.0, 5.0), title="", names={})[24:].max(-1) == 0
+    rgb = drawn(VOXELS + 255, (1.0, 1.0, 5.0))
+    dark = drawn(VOXELS, (1.0, 1.0, 5.0))[24:].max(-1) == 0
     scale = 400 / 30  # pixels per mm: six slices of 5 mm are the longest edge
     assert rgb.shape[0] == 24 + 400 + 6
     assert dark[0].sum() == pytest.approx((8 + 8 + 10) * scale, abs=2)
@@ -131,7 +136,7 @@ def test_few_cases_are_all_drawn(toy_dataset):
 
 @pytest.mark.parametrize(("text", "twin"), [("Nüsse", "Nusse"), ("☃", "?")])
 def test_letters_without_a_shape_of_their_own(text, twin):
-    titled = [picture([VOXELS], None, spacing_mm=(1.0, 1.0, 1.0), title=title, names={}) for title in (text, twin)]
+    titled = [drawn(VOXELS, title=title) for title in (text, twin)]
     np.testing.assert_array_equal(*titled)
     assert titled[0][:24].min() < 60  # and something is written
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from medseg.errors import UsageError
@@ -68,8 +69,4 @@ def _meaning(name: str) -> object:
 def _slug(title: str, taken: Sequence[str]) -> str:
     """A folder's name from a title."""
     name = re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-.")[:80] or "job"
-    number = 2
-    slug = name
-    while slug in taken:
-        slug, number = f"{name}-{number}", number + 1
-    return slug
+    return next(slug for slug in chain((name,), (f"{name}-{n}" for n in count(2))) if slug not in taken)
