@@ -43,7 +43,7 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
     for one in kept:
         if one.plan != plan:
             raise CheckpointError(one.path, f"was trained on another plan than {kept[0].path}", "Choose for one plan")
-    values = painted_values(plan)
+    values = plan.painted
     pairs = _pairs(predictions, references)
     choices = choose_rules(_read(pairs, plan), tuple(values.values()), ignore=plan.ignore)
     rules = {value: choice.rule for value, choice in choices.items()}
@@ -51,13 +51,6 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
         with whole(one.path, remedy="Free space or check its rights") as partial, partial.open("wb") as file:
             torch.save(one.with_cleaning(rules_to_plain(rules)), file)
     return {organ: choices[value] for organ, value in values.items()}
-
-
-def painted_values(plan: Plan) -> dict[str, int]:
-    """Organ name -> the value that predictions have where it is."""
-    if plan.exclusive:
-        return dict(zip(plan.organs, plan.atoms, strict=True))
-    return dict(zip(plan.organs, plan.paint_order or tuple(range(1, len(plan.organs) + 1)), strict=True))
 
 
 def _pairs(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
