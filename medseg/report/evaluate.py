@@ -92,8 +92,7 @@ def evaluate(
         organs: Organ name -> value or values; None takes the dataset's, else every value seen as ``label 1`` and so on.
         ignore: Reference value of voxels that count for nothing; None takes the dataset's.
         cases: The cases that count, such as one fold; None for all.
-        tolerance_mm: As in `medseg.report.scoring.Scoring`.
-        element: As there.
+        tolerance_mm, element: As in `medseg.report.scoring.Scoring`.
         workers: Threads; None takes one per processor, at most 8.
         images: Case name -> image, for the pictures of the report.
         console: Where to show progress; None shows none.
