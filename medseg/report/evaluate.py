@@ -92,7 +92,8 @@ def evaluate(
         organs: Organ name -> value or values; None takes the dataset's, else every value seen as ``label 1`` and so on.
         ignore: Reference value of voxels that count for nothing; None takes the dataset's.
         cases: The cases that count, such as one fold; None for all.
-        tolerance_mm, element: As in `medseg.report.scoring.Scoring`.
+        tolerance_mm: As in `medseg.report.scoring.Scoring`.
+        element: As there.
         workers: Threads; None takes one per processor, at most 8.
         images: Case name -> image, for the pictures of the report.
         console: Where to show progress; None shows none.
@@ -103,11 +104,10 @@ def evaluate(
         UsageError: A tolerance is no length.
     """
     _require_lengths(tolerance_mm)
-    predictions, output = Path(predictions), Path(output)
     pool = references if isinstance(references, References) else read_references(Path(references))
     ignore = pool.ignore if ignore is None else ignore
-    matched = match(predictions, pool.labels, cases=cases, all_expected=pool.all_expected)
-    require_writable(output)
+    matched = match(Path(predictions), pool.labels, cases=cases, all_expected=pool.all_expected)
+    require_writable(output := Path(output))
     workers = workers or min(8, usable_cores())
     named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
     scoring = Scoring(dict(named), ignore, tolerance_mm, element)
