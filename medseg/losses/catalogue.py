@@ -9,7 +9,6 @@ from typing import Any
 
 from medseg.errors import nearest
 from medseg.losses import table
-from medseg.losses.errata import ERRATA
 from medseg.losses.knobs import knob_type, words
 from medseg.losses.table import Row
 from medseg.machine.files import write_text
@@ -163,8 +162,6 @@ def page() -> str:
     for family, title in FAMILIES.items():
         parts += [f"## {title}\n"]
         parts += [_entry(row) for row in table.rows().values() if row.family == family]
-    parts += ["## Errata\n", ERRATA_INTRODUCTION, "| where | what is wrong | here |\n|---|---|---|"]
-    parts += [f"| {where} | {wrong} | {here} |" for where, wrong, here in ERRATA]
     return "\n".join(parts) + "\n"
 
 
@@ -221,11 +218,10 @@ rank's own, as usual.
 loss's own `dice + increase(0.01) * boundary` and `(1 - increase(0.01)) * dice + increase(0.01) * boundary`
 ("rebalance"). Call `loss.set_epoch(epoch)` at the start of each epoch.
 
+**Sources.** [Errata](errata.md) tells where papers and public code are wrong or disagree, and what is done here.
+
 **Precision.** Everything is computed in single precision (double for double logits), whatever autocast says.
 """
-
-ERRATA_INTRODUCTION = "Where sources, papers and public code are wrong or disagree, and what is done here.\n"
-
 
 if __name__ == "__main__":
     import sys

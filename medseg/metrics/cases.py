@@ -14,7 +14,7 @@ from scipy import ndimage
 from medseg.errors import listed
 from medseg.metrics.empty import Outcome, image_diagonal_mm
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
-from medseg.metrics.overlap import Organs, as_labels, values_of
+from medseg.metrics.overlap import Organs, as_labels, checked_values
 from medseg.metrics.table import ELEMENTS, OrganPair, rows
 from medseg.space.distance import Box, bounding_box
 
@@ -90,7 +90,7 @@ def score_case(
 
     def score(index: int, name: str, box: Box | None) -> OrganScores:
         box = (slice(0, 0),) * len(space) if box is None else box
-        found, there = (_cut(part, index, values_of(organs[name]), box) for part in (mine, true))
+        found, there = (_cut(part, index, checked_values(organs[name]), box) for part in (mine, true))
         pair = OrganPair(found, there, spacing_mm, diagonal_mm, element)
         values = {row.name: row.value(pair, {"tolerance_mm": tolerances[name]}) for row in rows().values()}
         return OrganScores(pair.counts.outcome, values)
@@ -108,7 +108,7 @@ def _without(
     if reference.dtype == bool:
         raise ValueError(f"the reference is masks, in which no voxel has the value {ignore}; leave ignore out")
     ignored = reference == ignore
-    declared = (value for values in organs.values() for value in values_of(values))
+    declared = (value for values in organs.values() for value in checked_values(values))
     nowhere = 1 + max(*declared, int(prediction.max()), int(reference.max()))
     other = np.min_scalar_type(nowhere).type(nowhere)
     kept = prediction & ~ignored if prediction.dtype == bool else np.where(ignored, other, prediction)
@@ -157,8 +157,8 @@ def _boxes(labels: np.ndarray, organs: Organs) -> Iterator[Box | None]:
         return
     found = ndimage.find_objects(labels)
     for values in organs.values():
-        box: Box | None = bounding_box(labels == 0) if 0 in values_of(values) else None
-        for value in values_of(values):
+        box: Box | None = bounding_box(labels == 0) if 0 in checked_values(values) else None
+        for value in checked_values(values):
             box = _union(box, found[value - 1] if 0 < value <= len(found) else None)
         yield box
 

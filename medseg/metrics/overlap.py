@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medseg.errors import listed
 from medseg.metrics.empty import Outcome, outcome, overlap_score
+from medseg.space.labels import LabelValue, values_of
 
 Organs = Mapping[str, int | tuple[int, ...]]
 """Organ name -> its label value, or the values whose union it is (overlapping regions)."""
@@ -96,13 +97,13 @@ def recall(counts: Counts) -> float:
     return overlap_score(counts.tp, counts.reference, counts.outcome)
 
 
-def values_of(organ: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Give the label values of an organ, one or several, as a tuple.
+def checked_values(organ: LabelValue) -> tuple[int, ...]:
+    """The label values of an organ, one or several.
 
     Raises:
         ValueError: One is no whole number of 0 or more.
     """
-    values = tuple(organ) if isinstance(organ, tuple | list) else (organ,)
+    values = values_of(organ)
     if not all(isinstance(value, int | np.integer) and value >= 0 for value in values):
         raise ValueError(f"the values of an organ are whole numbers of 0 or more, got {organ!r}")
     return values
@@ -156,7 +157,7 @@ def count_labels(
         if labels.is_floating_point() and not bool((labels % 1 == 0).all()):
             raise ValueError(_NO_LABELS.format(role=role, dtype=labels.dtype, remedy=_DECIDE))
     joint = _joint_histogram(prediction, reference, ignore)
-    return {name: _counts_of(joint, values_of(values)) for name, values in organs.items()}
+    return {name: _counts_of(joint, checked_values(values)) for name, values in organs.items()}
 
 
 def count_masks(
@@ -186,7 +187,7 @@ def count_masks(
     _require_same_shape(tuple(prediction.shape[1:]), tuple(reference.shape))
     counts = {}
     for mask, (name, values) in zip(prediction, organs.items(), strict=True):
-        truth = torch.isin(reference, torch.tensor(values_of(values), device=reference.device))
+        truth = torch.isin(reference, torch.tensor(checked_values(values), device=reference.device))
         if ignore is not None:
             mask = mask & (reference != ignore)
         tp = int((mask & truth).sum())

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Real
 from torch import Tensor
 from torchmetrics import Metric
 
-from medseg.metrics.overlap import Counts, Organs, count_labels, count_masks, dice, values_of
+from medseg.metrics.overlap import Counts, Organs, checked_values, count_labels, count_masks, dice
 
 _NOT_ANNOTATED = -1
 
@@ -44,7 +44,7 @@ class PerOrganDice(Metric):  # type: ignore[misc]  # mypy skips torchmetrics, se
         super().__init__(**torchmetrics_options)
         if not organs:
             raise ValueError("expected at least one organ, got none; name the organs of the dataset")
-        self.organs, self.ignore = {name: values_of(values) for name, values in organs.items()}, ignore
+        self.organs, self.ignore = {name: checked_values(values) for name, values in organs.items()}, ignore
         self._nothing = (torch.empty(0, dtype=torch.int64), torch.empty(0, 3 * len(organs), dtype=torch.int64))
         self.add_state("keys", default=[], dist_reduce_fx="cat")
         self.add_state("rows", default=[], dist_reduce_fx="cat")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from medseg.patches.draw import Applied, Draw
 from medseg.patches.geometry import Geometry
-from medseg.patches.interpolate import IGNORED
 from medseg.patches.spatial import deform
+from medseg.space.labels import IGNORED
 
 
 def augment(

@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
 from medseg.patches.datamodule import VolumesDataModule
-from medseg.pictures.panels import IGNORED, picture
+from medseg.pictures.panels import picture
 from medseg.pictures.slices import SOFT_TISSUE_HU, write_png
 from medseg.plan.plan import Normalisation, Plan
+from medseg.space.labels import IGNORED
 from medseg.space.volume import Volume
 from medseg.verify.case_pictures import names_of_values
 

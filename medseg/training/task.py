@@ -27,9 +27,9 @@ from medseg.machine.hardware import peak_memory_bytes
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.patches.datamodule import Batch
-from medseg.patches.interpolate import IGNORED
 from medseg.plan.plan import Plan
 from medseg.segmenter import Segmenter, class_values, lay_out, net_spec
+from medseg.space.labels import IGNORED
 from medseg.training.beginning import frozen_norms, take_over
 from medseg.training.callbacks import of_task
 from medseg.training.levels import judge

@@ -102,7 +102,7 @@ def test_a_dead_job_is_named_and_the_others_go_on(stand_in):
     assert [outcome.failure for outcome in outcomes] == [
         None,
         "the gradient was not finite. Lower model.lr",
-        "was killed by SIGKILL, perhaps because memory ran out",
+        "was ended by SIGKILL, as the system does when memory is short",
         None,
     ]
     assert calls(stand_in) == ["dice fit", "dice test", "dead fit", "killed fit", "focal fit", "focal test"]
