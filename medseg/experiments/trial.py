@@ -73,8 +73,7 @@ class Trial:
     def _test(self) -> str | None:
         if self.job.read_state() is State.DONE:
             return None
-        trusted = [word for path in trusted_in(self.job.run).paths for word in ("--trust", path)]
-        failure = self._medseg(["test", "--run", str(self.job.run), "--ckpt_path", "best", *trusted])
+        failure = self._medseg(["test", "--run", str(self.job.run), "--ckpt_path", "best"])
         return None if self.job.read_state() is State.DONE else failure  # cases at fault are told by its summary.json
 
     def _medseg(self, words: Sequence[str]) -> str | None:

@@ -213,13 +213,13 @@ class Plan:
         return cls(**known | {"reasons": dict(reasons or {})})
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: str | Path) -> Plan:
     """Read a plan, its comments included.
 
     Raises:
         DataError: The file is missing, not YAML, or a number in it cannot be; the sentence says which.
     """
-    remedy = "Compare with a plan written by medseg plan"
+    path, remedy = Path(path), "Compare with a plan written by medseg plan"
     text = read_text(path, remedy=remedy)
     try:
         return Plan.from_dict(parse_document(path, text, remedy=remedy), reasons=_comments(text))

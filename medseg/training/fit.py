@@ -31,6 +31,7 @@ from medseg.training.failures import in_sentences, require_memory, unusable_devi
 from medseg.training.lightning import callbacks_of, rehearses
 from medseg.training.metrics_log import RunLog
 from medseg.training.own import name_of
+from medseg.training.ranges import require_in_range
 from medseg.training.start import find_start, taken
 from medseg.training.task import SegmentationTask
 from medseg.training.writing import CheckpointFiles
@@ -168,6 +169,7 @@ def fit(
         if name not in legal:
             raise UsageError(f"there is no option {name!r}{meant(name, legal)}", "medseg fit --help lists them")
         given[legal[name]][name] = value
+    require_in_range({"checkpoint_minutes": checkpoint_minutes, "seed_everything": seed_everything, **given})
     pl.seed_everything(seed_everything, verbose=False)
     data = VolumesDataModule(**given["data"])
     task = SegmentationTask(data.plan.to_dict(), **given["model"])
