@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 from scipy.stats import wilcoxon
 
+from medseg.checkpoints.run import Run
 from medseg.errors import DataError, UsageError
 from medseg.experiments import trial
 from medseg.experiments.comparison_files import write_comparison, write_comparison_csv
@@ -208,6 +209,9 @@ def test_two_sweeps_do_not_work_in_one_folder(stand_in):
     (job, _) = jobs_of(stand_in, "dice", "focal")
     job.claim()
     with locked(job.run / LOCK):
+        (outcome,) = sweep([job])
+    assert "worked in by another process" in outcome.failure
+    with locked(Run(job.run).lock):  # a training whose sweep was killed
         (outcome,) = sweep([job])
     assert "worked in by another process" in outcome.failure
     assert sweep([job])[0].failure is None
