@@ -29,7 +29,7 @@ from medseg.nets import NetSpec, build_net
 from medseg.patches.datamodule import Batch
 from medseg.patches.interpolate import IGNORED
 from medseg.plan.plan import Plan
-from medseg.segmenter import Segmenter, class_values, lay_out, net_spec
+from medseg.segmenter import Segmenter, class_values, lay_out, net_spec, require_same_kinds
 from medseg.training.beginning import frozen_norms, take_over
 from medseg.training.callbacks import of_task
 from medseg.training.levels import judge
@@ -364,6 +364,7 @@ def load_task(path: Path, trust: Trust | None = None) -> SegmentationTask:
     require_trusted(checkpoint, trust)
     try:
         task = SegmentationTask(**checkpoint.options)
+        require_same_kinds(task.state_dict(), checkpoint.content[WEIGHTS])
         task.load_state_dict(checkpoint.content[WEIGHTS])
     except (TypeError, ValueError, RuntimeError, KeyError, MedsegError) as error:
         raise CheckpointError(
