@@ -25,10 +25,10 @@ def test_a_checkpoint_of_version_0_1_0_is_read_whole():
 
 
 def test_averages_are_no_second_network():
+    """Nor are weights that the network has under two names."""
     described = describe_path(OLD)["parameters"]
-    assert described == sum(
-        weight.numel() for weight in Segmenter.from_checkpoint(read_checkpoint(OLD)).net.parameters()
-    )
+    net = Segmenter.from_checkpoint(read_checkpoint(OLD)).net
+    assert described == sum(weight.numel() for weight in net.parameters())
 
 
 PREDICTS = """
