@@ -10,6 +10,7 @@ from support.prediction import smooth, write_checkpoint
 from support.toys import oblique_affine, write_nifti
 
 from medseg.checkpoints.checkpoint import checked
+from medseg.checkpoints.facts import Weights
 from medseg.checkpoints.reading import matching_weights
 from medseg.checkpoints.run import Run
 from medseg.cli import info, main
@@ -189,6 +190,7 @@ def places_in(content, prefix=()):
 def whole(place):
     """A checkpoint with everything that one may hold."""
     content = torch.load(Run(place / "run").best, weights_only=True)
+    content["state_dict"] = {name: Weights(tuple(w.shape), (name,)) for name, w in content["state_dict"].items()}
     rule = {"value": 1, "largest_component": True, "minimum_mm3": 1.0, "fill_holes": False}
     content["medseg"] |= {"flips": [0], "peak_gib": 1.0, "scores": {"val/dice": 0.5}, "cleaning": [rule]}
     content["origin"] = {
