@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from medseg.patches.augmentations import Row, key_of, rows
+import medseg.metrics.measures  # noqa: F401  # it files the metrics
+from medseg.metrics import table as measures
+from medseg.patches.augmentations import AugmentationRow, key_of, rows
 from medseg.patches.settings import PRESETS, WHOLE
 
 AUGMENTATIONS = """# Augmentations
@@ -49,7 +51,7 @@ def augmentations() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _strength(row: Row, preset: str) -> str:
+def _strength(row: AugmentationRow, preset: str) -> str:
     """Probability in a preset, and what differs there."""
     values = next(one.values for one in PRESETS[preset].strengths if one.row.name == row.name)
     if not values["probability"]:
@@ -58,7 +60,7 @@ def _strength(row: Row, preset: str) -> str:
     return ", ".join([f"{values['probability']:g}", *other])
 
 
-def _settings(row: Row) -> list[str]:
+def _settings(row: AugmentationRow) -> list[str]:
     meanings = {"probability": "Patches that are changed.", "channel_probability": "Modalities of such a patch."}
     meanings |= _arguments(row.function)
     return [
@@ -83,7 +85,22 @@ def _arguments(function: Any) -> dict[str, str]:
     return {name: " ".join(meaning.split()).replace("``", "`") for name, meaning in entries}
 
 
-PAGES = {"augmentations.md": augmentations}
+MADE = "<!-- made by docs/tables.py -->\n"
+
+
+def metrics() -> str:
+    """docs/metrics.md with its table made anew, between two marks."""
+    before, _, after = (Path(__file__).parent / "metrics.md").read_text(encoding="utf-8").split(MADE)
+    lines = ["| column | meaning | best | one side empty | both |", "|---|---|--:|--:|--:|"]
+    empty = {"overlap": ("0", "1"), "distance": ("diagonal", "0"), "computed": ("as computed", "as computed")}
+    for row in measures.rows().values():
+        cells = (f"`{row.name}`", row.meaning, "" if row.best is None else f"{row.best:g}", *empty[row.empty])
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("| `outcome` | `found`, `missed`, `false` (invented) or `absent` (rightly left out) | | | |")
+    return before + MADE + "\n" + "\n".join(lines) + "\n\n" + MADE + after
+
+
+PAGES = {"augmentations.md": augmentations, "metrics.md": metrics}
 """File in docs/ -> what is in it."""
 
 

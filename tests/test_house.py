@@ -125,3 +125,127 @@ def test_readme_names_only_what_exists():
     commands = set(re.findall(r"^\s*medseg (\w[\w-]*)", text, flags=re.MULTILINE))
     assert commands <= {*COMMANDS, *LIGHTNING_COMMANDS}
     assert commands, "the README shows no command"
+
+
+ONE_PLACE = {
+    "os.replace": "machine/files.py",
+    "os.rename": "machine/files.py",
+    "fcntl": "machine/files.py",
+    "filelock": "machine/files.py",
+    "tempfile.mkstemp": "machine/files.py",
+    "tempfile.TemporaryDirectory": "machine/files.py",
+    "importlib.import_module": "machine/dotted.py",
+    "difflib": "errors.py",
+    "<svg": "pictures/charts.py",
+    'checkpoint["': ("checkpoints/", "training/"),  # what Lightning's hooks write
+    "torch.load": "checkpoints/reading.py",
+}
+"""What one file alone does, since every rule about it is there: a second place would keep other rules."""
+
+OTHERS = ("lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning", "torch")
+
+
+def dotted(node: ast.AST) -> str:
+    """``os.replace`` of the tree of ``os.replace``; empty for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    head = dotted(node.value) if isinstance(node, ast.Attribute) else ""
+    return f"{head}.{node.attr}" if head else ""
+
+
+def marks(tree: ast.Module) -> set[str]:
+    """What a file says that a rule may be about: dotted names, imports, keys of a checkpoint, text but docstrings."""
+    said: set[str] = set()
+    documents = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            said.add(dotted(node))
+        elif isinstance(node, ast.Import):
+            said |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            said |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant | ast.JoinedStr):
+            said.add(f'{dotted(node.value).rpartition(".")[2]}["')
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in documents:
+            said |= {mark for mark in ONE_PLACE if mark in node.value and mark.startswith("<")}
+    return said
+
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@pytest.mark.parametrize("mark", ONE_PLACE)
+def test_one_file_alone_does_it(mark):
+    elsewhere = [path for path in FILES if not path.relative_to(PACKAGE).as_posix().startswith(ONE_PLACE[mark])]
+    assert not [relative(path) for path in elsewhere if mark in marks(TREES[path])]
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("import os\ndef f():\n    os.replace('a', 'b')", "os.replace"),
+        ("from os import replace", "os.replace"),
+        ("import tempfile as t\ntempfile.mkstemp()", "tempfile.mkstemp"),
+        ("def f(checkpoint):\n    return checkpoint['epoch']", 'checkpoint["'),
+        ("x = f'<svg {1}>'", "<svg"),
+        ("import torch\ntorch.load('x')", "torch.load"),
+    ],
+)
+def test_the_one_place_check_can_fail(text, mark):
+    assert mark in marks(ast.parse(text))
+    assert mark not in marks(ast.parse(f'"""Of {mark}."""\nckpt = replace("a", "b")'))
+
+
+def classes(trees: dict[Path, ast.Module]) -> dict[str, list[str]]:
+    """Class name -> the files that define it."""
+    found: dict[str, list[str]] = {}
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(path.name)
+    return found
+
+
+ALIKE = {"Row"}  # a row of the table of losses, and one of the table of augmentations
+
+
+def test_a_class_name_has_one_meaning():
+    assert {name: files for name, files in classes(TREES).items() if len(files) > 1 and name not in ALIKE} == {}
+    twice = {Path("a.py"): ast.parse("class Plan: ..."), Path("b.py"): ast.parse("def f():\n    class Plan: ...")}
+    assert classes(twice) == {"Plan": ["a.py", "b.py"]}
+
+
+def private_names(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """Names beginning with one underscore: those that a file defines, and those that it asks of something else."""
+    own: set[str] = set()
+    asked: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            of_others = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OTHERS
+            names = [alias.name for alias in node.names] + ([node.module or ""] if of_others else [])
+            asked |= {part for name in names if of_others or name.split(".")[0] in OTHERS for part in name.split(".")}
+        elif isinstance(node, ast.Attribute):
+            mine = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            (own if mine and isinstance(node.ctx, ast.Store) else asked).add(node.attr)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            own.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            own.add(node.target.id)
+        elif isinstance(node, ast.Assign):
+            own |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return tuple({name for name in names if re.match(r"_[a-z]", name)} for names in (own, asked))  # type: ignore[return-value]
+
+
+PASSED = {"_replace", "_asdict", "_fields", "_exit", "_getframe", "_actions", "_is_synced"}
+"""Private by name only: of named tuples, ``os`` and ``sys``; argparse's options; what torchmetrics' subclasses see."""
+
+
+def test_private_names_of_lightning_and_torch_stand_in_one_file():
+    own = set().union(*(private_names(tree)[0] for path, tree in TREES.items() if path.name != "lightning.py"))
+    strangers = {relative(path): private_names(tree)[1] - own - PASSED for path, tree in TREES.items()}
+    assert {path: names for path, names in strangers.items() if names and not path.endswith("lightning.py")} == {}
+
+
+def test_the_check_of_private_names_can_fail():
+    text = "from torch._dynamo import reset\nclass A:\n    def f(self, loop):\n        self._own = loop._restarting"
+    assert private_names(ast.parse(text)) == ({"_own"}, {"_dynamo", "_restarting"})

@@ -23,13 +23,14 @@ def read_content(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, unreadable, holds code, or is no checkpoint of medseg.
     """
+    return require_ours(path, explained(path, lambda: read_plain(path)))
 
-    def read() -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on a foreign pickle's protocol; `explained` says more
-            return torch.load(path, map_location="cpu", weights_only=True)
 
-    return require_ours(path, explained(path, read))
+def read_plain(path: Path) -> Any:
+    """What ``torch.save`` wrote, as plain data and tensors on the CPU; no code in it runs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # on a foreign pickle's protocol; `explained` says more
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -65,6 +65,11 @@ class Run:
         return self.path / "config.yaml"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains here, while it does."""
+        return self.path / ".training.lock"
+
+    @property
     def metrics(self) -> Path:
         """What was logged, a row per step or validation."""
         return self.path / "metrics.csv"

@@ -10,13 +10,15 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_loader
+from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning.loggers import Logger
 
+from medseg.checkpoints.origin import flat
 from medseg.checkpoints.run import Run
 from medseg.cli.command import TRUST
 from medseg.errors import DataError, UsageError, nearest
-from medseg.machine.documents import read_document
+from medseg.machine.documents import parse_document, read_document
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.training.fit import LoggerName, Trainer
@@ -29,7 +31,8 @@ GROUPS = {"trainer": Trainer, "data": VolumesDataModule, "model": SegmentationTa
 FOR_ONE_COMMAND = ("config", "run", "ckpt_path", "weights_only")
 """What one command is told for itself; it stands in no run's config, where another command would read it."""
 
-_KNOBS_OF = {"net_options": "net", "optimizer_options": "optimizer", "init_args": "class_path"}
+_KNOBS_OF = {"net_options": "net", "optimizer_options": "optimizer"}
+_PARTS = ("data", "model", "trainer")
 _OF_THE_MACHINE = ("accelerator", "devices", "num_nodes", "precision", "strategy")
 
 
@@ -50,6 +53,10 @@ def parse(command: str, words: Sequence[str]) -> tuple[ArgumentParser, Namespace
         options = parser.parse_args(["--config", yaml.safe_dump(config), *rest])
     except ArgumentError as error:
         raise explain(str(error), command, sorted(action.dest for action in parser._actions)) from None
+    for knobs, of in _KNOBS_OF.items():
+        before, now = config.get("model", {}), options.get("model", {})
+        if before.get(knobs) and now[of] == before.get(of, now[of]) and set(before[knobs]) - set(now[knobs] or ()):
+            rank_zero_info(f"model.{knobs} is {now[knobs]}: the command line replaces the config's {before[knobs]}")
     require_in_range(options.as_dict())
     if options.trainer.default_root_dir is not None:
         raise UsageError("trainer.default_root_dir is the folder of the run here", "Name it with --run")
@@ -59,6 +66,7 @@ def parse(command: str, words: Sequence[str]) -> tuple[ArgumentParser, Namespace
 @cache
 def build_parser(command: str) -> ArgumentParser:
     """The parser of ``fit``, ``validate`` or ``test``; the network of the latter two is their checkpoint's."""
+    set_loader("yaml", _value, (yaml.YAMLError,))
     parser = ArgumentParser(prog=f"medseg {command}", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config in YAML; may be repeated")
     parser.add_argument("--run", type=str, default="data/runs/latest", help="folder of this run")
@@ -88,6 +96,14 @@ def build_parser(command: str) -> ArgumentParser:
     return parser
 
 
+def _value(text: str) -> Any:
+    """A value as it is typed, by the rule of a config."""
+    try:
+        return parse_document(Path("value"), text)
+    except DataError as error:
+        raise yaml.YAMLError(error.problem) from None
+
+
 _LoggerOption = LoggerName | Logger | bool | list[LoggerName | Logger] | None
 _LOGGERS = "tensorboard (the default), csv, wandb, mlflow, a class, a list of them, or false; metrics.csv comes always"
 
@@ -110,7 +126,23 @@ def read_config(path: Path) -> dict[str, Any]:
     if nested := found.keys() & set(COMMANDS):  # as Lightning's own command line writes it
         raise UsageError(f"{path} has its options below {min(nested)}:", "Write model: and data: at the margin")
     of_a_run = path.name == Run(path.parent).config.name and Run(path.parent).checkpoints.is_dir()
-    return {key: value for key, value in found.items() if not (of_a_run and key in FOR_ONE_COMMAND)}
+    return _nested(path, {key: value for key, value in found.items() if not (of_a_run and key in FOR_ONE_COMMAND)})
+
+
+def _nested(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config whose dotted keys are tables, as the others are."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        group, *names = key.split(".")
+        for name in reversed(names):
+            value = {name: value}
+        if group in GROUPS and not isinstance(value, dict | None):
+            raise UsageError(f"{path}: {group} is {value!r}, expected a table", f"Write it as {group}: {{name: value}}")
+        said = {group: value or {}} if group in GROUPS else {group: value}
+        if twice := flat(found).keys() & flat(said).keys():
+            raise UsageError(f"{path} says {min(twice)} twice", "Keep one of the two")
+        found = merged(found, said)
+    return found
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +154,11 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         >>> merged({"net": "unet", "net_options": {"features": [8]}}, {"net": "vnet"})
         {'net': 'vnet'}
     """
-    renamed = {knobs for knobs, of in _KNOBS_OF.items() if of in old and new.get(of, old[of]) != old[of]}
+    renamed = {
+        knobs
+        for knobs, of in [*_KNOBS_OF.items(), ("init_args", "class_path")]
+        if of in old and new.get(of, old[of]) != old[of]
+    }
     found = {key: value for key, value in old.items() if key not in renamed}
     for key, value in new.items():
         before = found.get(key)
@@ -156,7 +192,9 @@ def _of_a_finished_run(
             raise UsageError(f"{command} needs the run it is about", "Name its folder with --run, or give a --config")
         config = read_config(of.config)
         words = [*words, *([] if run else ["--run", str(of.path)])]
-    trainer, data = config.get("trainer") or {}, dict(config.get("data") or {})
+    data, model, trainer = ({**part} if isinstance(part := config.get(name), dict) else {} for name in _PARTS)
+    net = str(model.get("net", ""))
+    words = [*words, "--trust", net] if "." in net else words  # who names a config has named it
     for name in ("store", "split"):
         if data.get(name) and run:
             data[name] = str(_near(Path(str(data[name])), Path(run)))

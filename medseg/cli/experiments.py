@@ -51,8 +51,8 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: Options) -> int:
-    from medseg.experiments.comparison import comparison_jobs
     from medseg.experiments.comparison_files import write_comparison
+    from medseg.experiments.comparison_jobs import comparison_jobs
     from medseg.experiments.comparison_page import JobComparison
     from medseg.experiments.data import data_of, require_unchanged
     from medseg.experiments.results import read_result

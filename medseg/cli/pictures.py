@@ -8,12 +8,12 @@ from pathlib import Path
 from medseg.datasets.case import Case, Dataset, read_dataset
 from medseg.machine.files import scratch, write_json
 from medseg.patches.datamodule import VolumesDataModule
-from medseg.patches.figures import write_patch_figures
+from medseg.patches.patch_pictures import write_patch_figures
 from medseg.plan.fingerprint import fingerprint
 from medseg.plan.plan import Plan
 from medseg.plan.planning import make_plan
 from medseg.store.prepare import prepare
-from medseg.verify.figures import spread_out, write_figures
+from medseg.verify.case_pictures import spread_out, write_figures
 
 CASES, PATCHES = 4, 6
 

@@ -113,7 +113,7 @@ def validate(words: Sequence[str]) -> int:
 def test(words: Sequence[str]) -> int:
     """``medseg test``: predict the held-back cases from their files, score and report them; returns the exit status."""
     from medseg.inference.writer import WritePredictions
-    from medseg.report.run import report_test
+    from medseg.report.run_report import report_test
 
     scored = _finished(words, "test")
     store, trainer = Store(scored.data.store), scored.trainer

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.datasets.layout import Files, list_files
-from medseg.datasets.manifest import LabelValue, Manifest, read_manifest
+from medseg.datasets.manifest import Manifest, read_manifest
 from medseg.errors import DataError, meant
+from medseg.space.labels import LabelValue, values_of
 from medseg.space.nifti import NIFTI_ENDINGS, read_labels, read_volume, require_finite
 from medseg.space.volume import Volume, same_place
 
@@ -70,7 +71,7 @@ class Dataset:
     @property
     def values(self) -> tuple[int, ...]:
         """Every value that a label file may hold, in ascending order: background, organs, ignored."""
-        organs = {v for value in self.labels.values() for v in (value if isinstance(value, tuple) else (value,))}
+        organs = {v for value in self.labels.values() for v in values_of(value)}
         return tuple(sorted(organs | {0} | ({self.ignore} if self.ignore is not None else set())))
 
 
@@ -91,26 +92,56 @@ def read_dataset(root: Path, *, missing_ok: bool = False) -> Dataset:
     Raises:
         DataError: With what is wrong in the description, or which listed file is missing.
     """
+    listing = read_listing(root)
+    if not missing_ok:
+        for files in (*listing.training, *listing.test):
+            _require_files(listing.manifest.file, files, listing.manifest)
+    return listing.dataset
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A dataset's description and the files that it means, of which some may be missing.
+
+    Attributes:
+        manifest: The description.
+        training: Files of each labelled case, sorted by id.
+        test: Those of the others.
+    """
+
+    manifest: Manifest
+    training: list[Files]
+    test: list[Files]
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset that they make."""
+        manifest = self.manifest
+        return Dataset(
+            name=manifest.name,
+            modalities=manifest.modalities,
+            labels=manifest.labels,
+            ignore=manifest.ignore,
+            cases=tuple(_case(manifest.file, files, manifest) for files in self.training),
+            test=tuple(_case(manifest.file, files, manifest) for files in self.test),
+            paint_order=manifest.paint_order,
+        )
+
+
+def read_listing(root: Path) -> Listing:
+    """Read a dataset's description and list its files, wherever they are.
+
+    Raises:
+        DataError: As `read_dataset`, but for files that are missing.
+    """
     file = dataset_json(root)
     manifest = read_manifest(file)
     training, test = list_files(file.parent, manifest)
     if not training and not test:
         remedy = 'Add entries to "training", or NIfTI files to its image and label folders'
         raise DataError(file, f"lists no cases{_instead(file.parent)}", remedy)
-    if not missing_ok:
-        for files in (*training, *test):
-            _require_files(file, files, manifest)
-    ids = [files.id for files in (*training, *test)]
-    _require_known(file, manifest, ids)
-    return Dataset(
-        name=manifest.name,
-        modalities=manifest.modalities,
-        labels=manifest.labels,
-        ignore=manifest.ignore,
-        cases=tuple(_case(file, files, manifest) for files in training),
-        test=tuple(_case(file, files, manifest) for files in test),
-        paint_order=manifest.paint_order,
-    )
+    _require_known(file, manifest, [files.id for files in (*training, *test)])
+    return Listing(manifest, training, test)
 
 
 def read_case(case: Case, dataset: Dataset) -> tuple[Volume, Volume | None]:

@@ -10,8 +10,7 @@ from typing import Any
 
 from medseg.errors import DataError, listed, meant
 from medseg.machine.documents import parse_document, read_text
-
-LabelValue = int | tuple[int, ...]
+from medseg.space.labels import LabelValue, values_of
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _split_roles(file: Path, table: dict[str, LabelValue]) -> tuple[dict[str, La
         raise DataError(file, "declares no label besides background", 'Add one to "labels", such as "liver": 1')
     seen: dict[LabelValue, str] = {}
     for name, value in organs.items():
-        values = value if isinstance(value, tuple) else (value,)
+        values = values_of(value)
         if min(values) < 0 or 0 in values or ignore in values:
             raise DataError(
                 file,
@@ -145,7 +144,7 @@ def _paint_order(file: Path, content: dict[str, Any], labels: dict[str, LabelVal
     order = content.get("regions_class_order")
     if order is None:
         return None
-    legal = {v for value in labels.values() for v in (value if isinstance(value, tuple) else (value,))}
+    legal = {v for value in labels.values() for v in values_of(value)}
     if not isinstance(order, list) or len(order) != len(labels) or not all(_is_whole(v) for v in order):
         raise DataError(
             file,

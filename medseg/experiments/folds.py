@@ -14,7 +14,7 @@ from medseg.experiments.job import Job
 from medseg.experiments.results import Result
 from medseg.experiments.sweep import JobEnd
 from medseg.machine.files import write_json
-from medseg.metrics.cases import DEFAULT_TOLERANCE_MM
+from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.pictures.markup import Markup, element
 from medseg.pictures.page import table
 from medseg.report.evaluate import Evaluation, write_evaluation

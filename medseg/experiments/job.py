@@ -102,10 +102,16 @@ class Job:
         return True
 
     def clear(self) -> None:
-        """Remove what a training left that did not come as far as a checkpoint."""
-        for path in self.run.iterdir():
-            if path.name not in (RECORD, LOG, LOCK):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Remove what a training left that did not come as far as a checkpoint.
+
+        Raises:
+            DataError: It goes on: the process of a sweep that was killed lives on.
+        """
+        lock = Run(self.run).lock
+        with locked(lock):
+            for path in self.run.iterdir():
+                if path.name not in (RECORD, LOG, LOCK, lock.name):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def mark_trained(self) -> None:
         """Note that only the test is left to do."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from medseg.checkpoints.run import Run
 from medseg.errors import DataError
 from medseg.experiments.job import LOCK, Job, State
+from medseg.machine.crew import how_it_ended
 from medseg.machine.documents import read_document
 from medseg.machine.dotted import Trust
 from medseg.machine.files import locked
@@ -72,8 +73,7 @@ class Trial:
     def _test(self) -> str | None:
         if self.job.read_state() is State.DONE:
             return None
-        trusted = [word for path in trusted_in(self.job.run).paths for word in ("--trust", path)]
-        failure = self._medseg(["test", "--run", str(self.job.run), "--ckpt_path", "best", *trusted])
+        failure = self._medseg(["test", "--run", str(self.job.run), "--ckpt_path", "best"])
         return None if self.job.read_state() is State.DONE else failure  # cases at fault are told by its summary.json
 
     def _medseg(self, words: Sequence[str]) -> str | None:
@@ -117,13 +117,12 @@ def explain_exit(status: int, log: Path, begin: int = 0) -> str | None:
     if status == 0:
         return None
     if status < 0:
-        hint = ", perhaps because memory ran out" if -status == signal.SIGKILL else ""
-        return f"was killed by {signal.Signals(-status).name}{hint}"
+        return how_it_ended(status)
     with log.open("rb") as file:
         file.seek(begin)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     ours = [line.removeprefix("medseg: ") for line in lines if line.startswith("medseg: ")]
-    return (ours or lines[1:] or [f"ended with status {status} and without a word"])[-1].rstrip(".")
+    return (ours or lines[1:] or [f"{how_it_ended(status)} and without a word"])[-1].rstrip(".")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor
 
 import medseg
+from medseg.checkpoints.reading import read_plain
 from medseg.export.definition import Definition, define, needs_medseg
 from medseg.export.model import Model
 from medseg.export.transforms import left_out, postprocessing, preprocessing
@@ -45,7 +46,7 @@ def write_bundle(model: Model, facts: dict[str, Any], folder: Path) -> Callable[
     _write_json(folder / "configs" / "metadata.json", metadata(model, definition))
     (folder / "docs" / "README.md").write_text(_readme(model, facts, definition), encoding="utf-8")
     network: torch.nn.Module = ConfigParser({"network_def": definition}).get_parsed_content("network_def")
-    network.load_state_dict(torch.load(folder / "models" / "model.pt", weights_only=True))
+    network.load_state_dict(read_plain(folder / "models" / "model.pt"))
     return network.eval()
 
 

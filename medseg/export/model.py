@@ -95,7 +95,6 @@ def model_of(checkpoint: Checkpoint, trust: Trust | None = None) -> Model:
 def facts(model: Model) -> dict[str, Any]:
     """All that a program without medseg must know to use the network, as plain data for JSON."""
     plan = model.plan
-    painted = plan.atoms if plan.exclusive else plan.paint_order or tuple(range(1, len(plan.organs) + 1))
     return {
         "medseg": medseg.__version__,
         "network": model.name,
@@ -112,7 +111,7 @@ def facts(model: Model) -> dict[str, Any]:
             "name": "logits",
             "axes": ["batch", "class", "i", "j", "k"],
             "classes": [*(["background"] if plan.exclusive else []), *plan.organs],
-            "values": [*([0] if plan.exclusive else []), *painted],
+            "values": list(plan.painted_classes),
             "activation": "softmax" if plan.exclusive else "sigmoid",
         },
         "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"},

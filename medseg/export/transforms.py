@@ -29,7 +29,7 @@ def preprocessing(model: Model) -> list[Step]:
 def postprocessing(model: Model) -> list[Step]:
     """Go back to the grid of the file with the logits, decide, clean, name the values as the dataset does, and save."""
     plan = model.plan
-    values = (0, *plan.atoms) if plan.exclusive else plan.paint_order or tuple(range(1, len(plan.organs) + 1))
+    values = plan.painted_classes
     dtype = "uint8" if max(values) < 2**8 else "uint16" if max(values) < 2**16 else "int32"
     return [
         _step("Invertd", "pred", transform="@preprocessing", orig_keys="image", nearest_interp=False, to_tensor=True),

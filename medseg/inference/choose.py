@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.datasets.case import require_same_grid
-from medseg.errors import CheckpointError, DataError
+from medseg.errors import CheckpointError, DataError, listed
 from medseg.inference.clean import Choice, choose_rules, rules_to_plain
-from medseg.machine.files import whole
+from medseg.machine.files import digest_of, whole
 from medseg.plan.plan import Plan
 from medseg.space.nifti import NIFTI_ENDINGS, case_name, read_labels
+from medseg.store.identity import trace
 
 
 def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: Path) -> dict[str, Choice]:
@@ -36,15 +38,17 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
 
     Raises:
         CheckpointError: One is not ours, or they are of different plans.
-        DataError: A folder is empty, a reference is missing, or the two lie on different grids.
+        DataError: A folder is empty, a reference is missing, the two lie on different grids, or all of the checkpoints
+            say that they were trained on a case.
     """
     kept = [read_checkpoint(path) for path in checkpoints]
     plan = kept[0].plan
     for one in kept:
         if one.plan != plan:
             raise CheckpointError(one.path, f"was trained on another plan than {kept[0].path}", "Choose for one plan")
-    values = painted_values(plan)
+    values = plan.painted
     pairs = _pairs(predictions, references)
+    _require_held_out(kept, [reference for _, reference in pairs])
     choices = choose_rules(_read(pairs, plan), tuple(values.values()), ignore=plan.ignore)
     rules = {value: choice.rule for value, choice in choices.items()}
     for one in kept:
@@ -53,11 +57,14 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
     return {organ: choices[value] for organ, value in values.items()}
 
 
-def painted_values(plan: Plan) -> dict[str, int]:
-    """Organ name -> the value that predictions have where it is."""
-    if plan.exclusive:
-        return dict(zip(plan.organs, plan.atoms, strict=True))
-    return dict(zip(plan.organs, plan.paint_order or tuple(range(1, len(plan.organs) + 1)), strict=True))
+def _require_held_out(kept: Sequence[Checkpoint], references: Sequence[Path]) -> None:
+    """A case that only some of the checkpoints were trained on may have been predicted by the others."""
+    seen = set.intersection(*(one.trained_on for one in kept))
+    known = [path for path in references if seen and trace(case_name(path), digest_of(path, "sha256")) in seen]
+    if known:
+        cases = listed(map(case_name, known))
+        problem = f"holds cases that {listed(one.path for one in kept)} was trained on: {cases}"
+        raise DataError(known[0].parent, problem, "Give predictions of held-out cases, which medseg test writes")
 
 
 def _pairs(predictions: Path, references: Path) -> list[tuple[Path, Path]]:

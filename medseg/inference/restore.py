@@ -43,7 +43,7 @@ def restore(
     Returns:
         Integers of the smallest type that holds the values, on the grid of the file.
     """
-    values = (0, *plan.atoms) if plan.exclusive else plan.paint_order or tuple(range(1, len(plan.organs) + 1))
+    values = plan.painted_classes
     labels = np.zeros(change.source_shape, dtype=np.min_scalar_type(max(values)))
     target = np.moveaxis(kept_box(labels, change), axis, 0)
     channels = [] if probabilities is None else [np.moveaxis(kept_box(p, change), axis, 0) for p in probabilities]

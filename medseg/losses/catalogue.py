@@ -9,7 +9,6 @@ from typing import Any
 
 from medseg.errors import nearest
 from medseg.losses import table
-from medseg.losses.errata import ERRATA
 from medseg.losses.knobs import knob_type, words
 from medseg.losses.table import Row
 from medseg.machine.files import write_text
@@ -163,8 +162,6 @@ def page() -> str:
     for family, title in FAMILIES.items():
         parts += [f"## {title}\n"]
         parts += [_entry(row) for row in table.rows().values() if row.family == family]
-    parts += ["## Errata\n", ERRATA_INTRODUCTION, "| where | what is wrong | here |\n|---|---|---|"]
-    parts += [f"| {where} | {wrong} | {here} |" for where, wrong, here in ERRATA]
     return "\n".join(parts) + "\n"
 
 
@@ -205,27 +202,40 @@ The same text goes into a config (`loss: dice + cross_entropy`) and on the comma
 fractions where an entry below says so. `ignore_index` may be any number, a class included.
 
 **Who counts.** Class weights always hold one number per channel, background included. `voxel_weight` says how many
-voxels a voxel counts as, in every numerator and denominator: 0 is the same as ignored. `class_mask` (b, c) leaves
-classes out that were not annotated in a sample. Precomputed `instances`, `skeleton` and `distance_map` spare the
+voxels a voxel counts as, in every numerator and denominator: 0 is the same as ignored. It is a constant: a weight that
+wants a gradient is refused; soft targets get one. Precomputed `instances`, `skeleton` and `distance_map` spare the
 losses that need them the work.
+
+**Undrawn classes.** `class_mask` (b, c) says which classes were annotated in a sample. In multiclass mode its
+background then means "background or one of the others", so their probabilities are added to the background's before
+any loss sees them, and their own terms are left out (the marginal loss of Shi et al. 2021, arXiv 2007.03868). In
+the sigmoid modes their channels are left out.
 
 **Absent classes.** A region loss keeps a class without a target voxel at a cost near 1, as MONAI and nnU-Net do;
 `absent="ignore"` leaves it out. With `batch=True` absence is decided over the batch of all ranks.
 
 **Many GPUs.** With `batch=True` the sums are added over the ranks, with gradient: two ranks with half the batch each
 have the loss and, after DistributedDataParallel's average, the gradients of one rank with all of it. So are the
-volumes that `balanced_cross_entropy` and `exp_log` take their prices from. Means over voxels and samples are each
-rank's own, as usual.
+volumes that `balanced_cross_entropy` and `exp_log` take their prices from. Means over voxels and classes are divided by
+what counts on all ranks. Losses that are not linear in such means are each rank's own, and their average over ranks is
+not the loss of the whole batch: `topk_cross_entropy`, `dice_topk`, the Lovász losses, `log_hausdorff_dt`,
+`log_cosh_dice` and `penalty_generalized_dice`; and, where ranks hold unequally many samples, `generalized_dice`, its
+compounds and `generalized_wasserstein_dice`. Without gradients every rank evaluates alone.
 
 **Schedules.** A weight may change with the epoch: `dice + linear(0.01, 1, epochs=100) * boundary`, or the boundary
 loss's own `dice + increase(0.01) * boundary` and `(1 - increase(0.01)) * dice + increase(0.01) * boundary`
 ("rebalance"). Call `loss.set_epoch(epoch)` at the start of each epoch.
 
-**Precision.** Everything is computed in single precision (double for double logits), whatever autocast says.
+**Sources.** [Errata](errata.md) tells where papers and public code are wrong or disagree, and what is done here.
+
+**Precision.** Everything is computed in single precision (double for double logits), whatever autocast says, forward
+and backward; sums over voxels are kept in double precision until the last ratio.
+
+**Derivatives.** Second derivatives are exact. `torch.func.grad` works unless a loss measures shapes on the CPU; what
+cannot be had (`torch.vmap`, forward mode of streamed sums) is refused in a sentence. Losses pickle.
+
+**Your own.** A function from a `Comparison` is named by its dotted path: `dice + 0.5 * my_losses.mine(k=2)`.
 """
-
-ERRATA_INTRODUCTION = "Where sources, papers and public code are wrong or disagree, and what is done here.\n"
-
 
 if __name__ == "__main__":
     import sys

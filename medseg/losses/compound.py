@@ -10,7 +10,7 @@ from medseg.losses.comparison import Comparison
 from medseg.losses.distribution import cross_entropy, topk_cross_entropy, yes_and_no
 from medseg.losses.focal import focal
 from medseg.losses.generalized import generalized_dice
-from medseg.losses.knobs import Weights
+from medseg.losses.knobs import Share, Weights
 from medseg.losses.reduction import (
     class_factor,
     class_vector,
@@ -148,8 +148,8 @@ def dice_topk(x: Comparison, *, lambda_dice: float = 1.0, lambda_topk: float = 1
 def combo(
     x: Comparison,
     *,
-    alpha: float = 0.5,
-    beta: float = 0.5,
+    alpha: Share = 0.5,
+    beta: Share = 0.5,
     smooth: float = 1.0,
     class_reduction: Literal["mean", "sum"] = "mean",
     include_background: bool = True,

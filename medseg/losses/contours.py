@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from medseg.losses.comparison import Comparison
+from medseg.losses.knobs import Real
 from medseg.losses.masks import all_channels, counted, first_channel, predicted_masks, target_masks
 from medseg.losses.reduction import ratio
 from medseg.losses.table import loss
@@ -34,7 +35,7 @@ PAIRS = {"cpu": 1 << 20, "cuda": 1 << 26}
 def weighted_hausdorff(
     x: Comparison,
     *,
-    p_exponent: float = -1.0,
+    p_exponent: Real = -1.0,
     eps: float = 1e-6,
     points: Literal["all", "boundary"] = "all",
     max_points: int | None = None,

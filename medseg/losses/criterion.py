@@ -16,6 +16,11 @@ from medseg.losses.inputs import MODES, compare
 from medseg.losses.ranks import mean_over_ranks
 from medseg.losses.reduction import reduced
 
+NO_TRANSFORM = (
+    "this loss looks at values while it runs and cannot run under torch.vmap, or measures shapes on the CPU and cannot "
+    "run under torch.func: give it one batch, and take gradients with backward() or torch.autograd.grad"
+)
+
 
 class NonFiniteLogitsError(ValueError):
     """A network's logits are not finite: no loss can be told, but a training can leave the step out."""
@@ -100,22 +105,27 @@ class Criterion(nn.Module):
             ValueError: If shapes, types or values are wrong.
             NonFiniteLogitsError: If the logits are not finite; every process has then taken part in what they share.
         """
-        with torch.autocast(logits.device.type, enabled=False):
-            comparison = compare(
-                logits,
-                target,
-                mode=self.mode,
-                ignore_index=self.ignore_index,
-                voxel_weight=voxel_weight,
-                class_mask=class_mask,
-                spacing_mm=spacing_mm,
-                soft_allowed=self.soft_allowed,
-                instances=instances,
-                skeleton=skeleton,
-                distance_map=distance_map,
-                reduction=self.reduction,
-            )
-            total = self.judge(comparison)
+        try:
+            with torch.autocast(logits.device.type, enabled=False):
+                comparison = compare(
+                    logits,
+                    target,
+                    mode=self.mode,
+                    ignore_index=self.ignore_index,
+                    voxel_weight=voxel_weight,
+                    class_mask=class_mask,
+                    spacing_mm=spacing_mm,
+                    soft_allowed=self.soft_allowed,
+                    instances=instances,
+                    skeleton=skeleton,
+                    distance_map=distance_map,
+                    reduction=self.reduction,
+                )
+                total = self.judge(comparison)
+        except RuntimeError as error:
+            if "have storage" not in str(error) and "saved tensor hooks" not in str(error):
+                raise
+            raise NotImplementedError(NO_TRANSFORM) from error
         _refuse_nan(total, logits)
         return total
 

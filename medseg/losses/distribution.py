@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812  torch's own alias
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
-from medseg.losses.knobs import Weights
+from medseg.losses.knobs import Extended, Share, Weights
 from medseg.losses.ranks import sum_over_ranks
 from medseg.losses.reduction import class_factor, class_vector, element_weight, mean_over_voxels, ratio
 from medseg.losses.table import Reduced, loss
@@ -78,7 +78,7 @@ def cross_entropy(
     x: Comparison,
     *,
     weight: Weights = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: Share = 0.0,
     normalize: Literal["voxels", "weights"] = "voxels",
 ) -> Reduced:
     """Minus the log-probability of the true class: the default of classification.
@@ -152,7 +152,7 @@ def weighted_cross_entropy(
 
 
 @loss(family="distribution", paper=f"{JADON}, Eq. 3; Xie and Tu 2015, arXiv 1504.06375", handles=("imbalance",))
-def balanced_cross_entropy(x: Comparison, *, beta: float | None = None) -> PerVoxel:
+def balanced_cross_entropy(x: Comparison, *, beta: Share | None = None) -> PerVoxel:
     """Cross-entropy whose prices follow from the batch at hand: every class present weighs the same in total.
 
     Equation:
@@ -230,7 +230,7 @@ def _top_mean(values: Tensor, counts: Tensor, factor: Tensor, k: float) -> Tenso
     paper="Liu et al. 2022, The devil is in the margin: margin-based label smoothing, arXiv 2111.15430",
     modes=("multiclass",),
 )
-def logit_margin(x: Comparison, *, margin: float = 10.0, alpha: float = 0.1) -> PerVoxel:
+def logit_margin(x: Comparison, *, margin: Extended = 10.0, alpha: float = 0.1) -> PerVoxel:
     """Cross-entropy with a leash on the logits, for calibrated probabilities.
 
     Equation:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from medseg.errors import nearest
-from medseg.losses.knobs import checked_knobs, fits, real, words
+from medseg.losses.knobs import Real, checked_knobs, fits, real, words
 from medseg.losses.schedule import OPERATORS, SCHEDULES, Arithmetic, Constant, Weight, first_fault
 from medseg.losses.table import Row, row_named, rows
 
@@ -104,8 +104,9 @@ def _schedule(node: ast.Call) -> Weight:
         ) from error
     types = get_type_hints(inspect.unwrap(schedule))
     for name, value in given.arguments.items():
-        if not fits(value, types[name]):
-            raise ValueError(f"{ast.unparse(node)!r}: expected {words(types[name])} for {name}")
+        if not fits(value, Real if types[name] is float else types[name]):
+            expected = "a finite number" if types[name] is float else words(types[name])
+            raise ValueError(f"{ast.unparse(node)!r}: expected {expected} for {name}")
     return schedule(**{name: real(value, types[name]) for name, value in given.arguments.items()})
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812  torch's own alias
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
+from medseg.losses.knobs import Real, Share
 from medseg.losses.reduction import class_factor, class_vector, power
 from medseg.losses.table import loss
 from medseg.losses.tversky import YEUNG
@@ -66,6 +67,8 @@ def _alpha_at_target(x: Comparison, alpha: float | Sequence[float]) -> Tensor:
 
 
 def _positive_price(x: Comparison, alpha: float | Sequence[float]) -> Tensor:
+    if x.mode != "multiclass" and max([alpha] if isinstance(alpha, int | float) else alpha) > 1:
+        raise ValueError(f"alpha must be at most 1 in the sigmoid modes, where 1 - alpha is paid too, got {alpha}")
     return class_vector([alpha] * x.shape[1] if isinstance(alpha, int | float) else alpha, x)
 
 
@@ -92,7 +95,7 @@ def _soft_focal(x: Comparison, gamma: float, alpha: Alpha) -> Tensor:
 
 
 @loss(family="distribution", paper=LENG)
-def poly1_cross_entropy(x: Comparison, *, epsilon: float = 1.0) -> PerVoxel:
+def poly1_cross_entropy(x: Comparison, *, epsilon: Real = 1.0) -> PerVoxel:
     """Cross-entropy with its first polynomial coefficient set free.
 
     Equation:
@@ -112,7 +115,7 @@ def poly1_cross_entropy(x: Comparison, *, epsilon: float = 1.0) -> PerVoxel:
 
 
 @loss(family="distribution", paper=LENG, handles=("imbalance", "small"))
-def poly1_focal(x: Comparison, *, epsilon: float = 1.0, gamma: float = 2.0, alpha: Alpha = None) -> PerVoxel:
+def poly1_focal(x: Comparison, *, epsilon: Real = 1.0, gamma: float = 2.0, alpha: Alpha = None) -> PerVoxel:
     """Focal loss with its first polynomial coefficient set free.
 
     Equation:
@@ -134,7 +137,7 @@ def poly1_focal(x: Comparison, *, epsilon: float = 1.0, gamma: float = 2.0, alph
 
 
 @loss(family="distribution", paper=f"{YEUNG}, Eq. 16", handles=("imbalance", "small"))
-def symmetric_focal(x: Comparison, *, delta: float = 0.6, gamma: float = 0.5) -> PerVoxel:
+def symmetric_focal(x: Comparison, *, delta: Share = 0.6, gamma: float = 0.5) -> PerVoxel:
     """Yeung's focal loss: all classes are suppressed alike, structures are dearer than background.
 
     Equation:
@@ -156,7 +159,7 @@ def symmetric_focal(x: Comparison, *, delta: float = 0.6, gamma: float = 0.5) ->
 
 
 @loss(family="distribution", paper=f"{YEUNG}, Eq. 20", handles=("imbalance", "small"))
-def asymmetric_focal(x: Comparison, *, delta: float = 0.6, gamma: float = 0.5) -> PerVoxel:
+def asymmetric_focal(x: Comparison, *, delta: Share = 0.6, gamma: float = 0.5) -> PerVoxel:
     """Yeung's focal loss in which only easy background is suppressed, never a structure.
 
     Equation:

@@ -137,6 +137,8 @@ def generalized_wasserstein_dice(
         smooth: Added to the numerator and the denominator.
     """
     distances = _distances(dist_matrix, x)
+    if not 0 <= background < len(distances):
+        raise ValueError(f"background must be a class from 0 to {len(distances) - 1}, got {background}")
     volumes, errors = _wasserstein(distances, x, equidistant=dist_matrix is None)
     if weighting == "GDL":
         alpha = 1 / (volumes + 1)

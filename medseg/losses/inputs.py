@@ -58,7 +58,8 @@ def compare(
     if soft and not soft_allowed:
         raise ValueError(
             "the target holds fractions, which a term of this loss has no meaning for. Give hard labels, or use "
-            "losses that take soft targets: bce, cross_entropy, focal, dice_squared, dice(soft_target=True)."
+            "losses that take soft targets: bce, cross_entropy, focal, dice_squared, dice(soft_target=True), "
+            "jaccard_metric, compatible_tversky, noise_robust_dice."
         )
     dtype = working_dtype(logits)
     mask = _class_mask(class_mask, logits, dtype)

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import inspect
+import math
+import sys
 import types
 from collections.abc import Sequence
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
 from medseg.errors import nearest
 from medseg.losses.table import Row
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Which numbers a knob takes, ends included; those that do not say are finite and at least 0."""
+
+    low: float = 0.0
+    high: float = sys.float_info.max
+
+
+Share = Annotated[float, Interval(0.0, 1.0)]
+"""A part of something."""
+
+Real = Annotated[float, Interval(-sys.float_info.max)]
+"""Any finite number."""
+
+Extended = Annotated[float, Interval(0.0, math.inf)]
+"""At least 0, or ``inf``."""
 
 Weights = Sequence[float] | Tensor | None
 """A number per class, background included, or None for equal weights."""
@@ -49,8 +70,12 @@ def real(value: Any, expected: Any) -> Any:
         inner = [get_args(form)[0] for form in (expected, *get_args(expected)) if _is_sequence(form)]
         return [real(item, inner[0]) for item in value] if inner else value
     whole = isinstance(value, int) and not isinstance(value, bool)
-    wanted = (expected, *get_args(expected))
+    wanted = [_plain(form) for form in (expected, *get_args(expected))]
     return float(value) if whole and float in wanted and int not in wanted else value
+
+
+def _plain(form: Any) -> Any:
+    return get_args(form)[0] if get_origin(form) is Annotated else form
 
 
 def _is_sequence(form: Any) -> bool:
@@ -60,7 +85,7 @@ def _is_sequence(form: Any) -> bool:
 
 def knob_type(row: Row, name: str) -> Any:
     """The annotation of a knob."""
-    hints = get_type_hints(inspect.unwrap(row.function))
+    hints = get_type_hints(inspect.unwrap(row.function), include_extras=True)
     if name in hints:
         return hints[name]
     owners = [part for part in row.parts if name in part.knobs]
@@ -71,18 +96,21 @@ def fits(value: Any, expected: Any) -> bool:
     """Whether a literal is of a type.
 
     Example:
-        >>> fits(1, float), fits(True, float), fits([1, 2], Sequence[float] | None)
-        (True, False, True)
+        >>> fits(1, float), fits(True, float), fits([1, -2], Sequence[float] | None), fits(2, Share)
+        (True, False, False, False)
     """
     origin, arguments = get_origin(expected), get_args(expected)
+    if expected is float:
+        return fits(value, Annotated[float, Interval()])
+    if origin is Annotated:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and arguments[1].low <= value <= arguments[1].high
     if origin in (Union, types.UnionType):
         return any(fits(value, option) for option in arguments)
     if origin is Literal:
         return value in arguments
     if _is_sequence(expected):
         return isinstance(value, list | tuple) and all(fits(item, arguments[0]) for item in value)
-    if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
     if expected is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, expected)
@@ -92,15 +120,24 @@ def words(expected: Any) -> str:
     """Say a type in words.
 
     Example:
-        >>> words(Sequence[float] | None), words(Literal["a", "b"])
-        ('a list (each a number) or None', "one of 'a', 'b'")
+        >>> words(Sequence[float] | None), words(Literal["a", "b"]), words(Share)
+        ('a list (each a number of at least 0) or None', "one of 'a', 'b'", 'a number in [0, 1]')
     """
     origin, arguments = get_origin(expected), get_args(expected)
+    if origin is Annotated:
+        return {Share: "a number in [0, 1]", Real: "a number"}.get(expected, "a number of at least 0, or inf")
     if origin in (Union, types.UnionType):
         return " or ".join(words(option) for option in arguments if option is not Tensor)
     if origin is Literal:
         return "one of " + ", ".join(repr(option) for option in arguments)
     if _is_sequence(expected):
         return f"a list (each {words(arguments[0])})"
-    names = {float: "a number", int: "a whole number", bool: "True or False", str: "a string", type(None): "None"}
+    if expected is float:
+        return "a number of at least 0"
+    names = {
+        int: "a whole number",
+        bool: "True or False",
+        str: "a string",
+        type(None): "None",
+    }
     return names.get(expected, str(expected))

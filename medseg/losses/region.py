@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
+from medseg.losses.knobs import Share
 from medseg.losses.reduction import reduced
 from medseg.losses.table import Reduced, loss
 from medseg.types import PerClass
@@ -180,7 +181,7 @@ def log_cosh(values: Tensor) -> Tensor:
     handles=("imbalance", "small", "missing"),
     range="[0, 1]",
 )
-def sensitivity_specificity(x: Comparison, *, r: float = 0.05, smooth: float = 1e-5) -> PerClass:
+def sensitivity_specificity(x: Comparison, *, r: Share = 0.05, smooth: float = 1e-5) -> PerClass:
     """Squared errors on the structure and beside it, each averaged over its own voxels, then weighed.
 
     Equation:

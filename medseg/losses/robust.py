@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
+from medseg.losses.knobs import Real
 from medseg.losses.table import loss
 from medseg.types import PerClass
 
@@ -22,9 +23,9 @@ def t_loss(
     x: Comparison,
     *,
     nu: Tensor | None = None,
-    nu_init: float = 0.0,
+    nu_init: Real = 0.0,
     epsilon: float = 1e-8,
-    log_precision: float = 0.0,
+    log_precision: Real = 0.0,
     per_voxel: bool = False,
     include_background: bool = True,
 ) -> PerClass:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
-from medseg.losses.knobs import Weights
 from medseg.losses.reduction import class_vector
 from medseg.losses.table import loss
 from medseg.types import PerClass
 
+Bounds = Sequence[float] | None
 ABOUT: dict[str, Any] = {"family": "region", "batch": False, "alone": False, "handles": ("missing",)}
 
 
@@ -25,8 +26,8 @@ ABOUT: dict[str, Any] = {"family": "region", "batch": False, "alone": False, "ha
 def size_penalty(
     x: Comparison,
     *,
-    low: Weights = None,
-    high: Weights = None,
+    low: Bounds = None,
+    high: Bounds = None,
     margin: float = 0.1,
     include_ignored: bool = False,
 ) -> PerClass:
@@ -66,8 +67,8 @@ def size_penalty(
 def size_barrier(
     x: Comparison,
     *,
-    low: Weights = None,
-    high: Weights = None,
+    low: Bounds = None,
+    high: Bounds = None,
     margin: float = 0.1,
     include_ignored: bool = False,
     t: float = 5.0,
@@ -105,7 +106,7 @@ def _barrier(z: Tensor, t: float) -> Tensor:
     return torch.where(z > edge, t * z + 2 * math.log(t) / t + 1 / t, inside)
 
 
-def _measured(x: Comparison, low: Weights, high: Weights, *, include_ignored: bool) -> Comparison:
+def _measured(x: Comparison, low: Bounds, high: Bounds, *, include_ignored: bool) -> Comparison:
     """Give the comparison whose predicted sizes are meant."""
     if not include_ignored:
         return x
@@ -114,14 +115,18 @@ def _measured(x: Comparison, low: Weights, high: Weights, *, include_ignored: bo
     return replace(x, weight=None, cache={})
 
 
-def _excesses(x: Comparison, low: Weights, high: Weights, margin: float) -> list[PerClass]:
+def _excesses(x: Comparison, low: Bounds, high: Bounds, margin: float) -> list[PerClass]:
     """By how many voxels each size is below its lower and above its upper bound; negative within."""
     if margin < 0:
         raise ValueError(f"margin must be at least 0, got {margin}")
     if low is None and high is None:
         return [(1 - margin) * x.sum_g - x.sum_p, x.sum_p - (1 + margin) * x.sum_g]
-    bounds = [None if bound is None else class_vector(bound, x) for bound in (low, high)]
-    if None not in (low, high) and bool((bounds[0] > bounds[1]).any()):  # type: ignore[operator]
+    for name, bound in (("low", low), ("high", high)):
+        if bound is not None and len(bound) != x.shape[1]:
+            raise ValueError(
+                f"{name} must hold {x.shape[1]} numbers, one per channel, background included, got {bound}"
+            )
+    if low is not None and high is not None and any(a > b for a, b in zip(low, high, strict=True)):
         raise ValueError(f"low must be at most high for every class, got {low} and {high}")
-    pairs = zip(bounds, (-1, 1), strict=True)
-    return [sign * (x.sum_p - bound) for bound, sign in pairs if bound is not None]
+    pairs = ((bound, sign) for bound, sign in ((low, -1), (high, 1)) if bound is not None)
+    return [sign * (x.sum_p - class_vector(bound, x)) for bound, sign in pairs]

@@ -178,7 +178,7 @@ class _Walk(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
         """Nor is a batch of batches."""
-        raise NotImplementedError("a loss cannot run under torch.vmap: give it one batch, or call it in a loop")
+        raise NotImplementedError("a loss cannot run under torch.vmap: give it one batch")
 
 
 def _slopes(

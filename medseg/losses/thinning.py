@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own alias
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
@@ -88,7 +87,6 @@ class _LargestOfThree(torch.autograd.Function):
         return largest
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Each voxel's gradient goes to the one neighbour it took its value from, or stays."""
         from_right, from_left = ctx.saved_tensors

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medseg.losses.comparison import Comparison
 from medseg.losses.distribution import cross_entropy
+from medseg.losses.knobs import Share
 from medseg.losses.masks import all_channels, existing, first_channel, sum_over_space, target_masks
 from medseg.losses.reduction import reduced
 from medseg.losses.region import dice
@@ -76,7 +77,7 @@ def _centre_line_dice(x: Comparison, first: int, *, iterations: int, smooth: flo
 def dice_cldice(
     x: Comparison,
     *,
-    alpha: float = 0.5,
+    alpha: Share = 0.5,
     iterations: int = 3,
     smooth: float = 1.0,
     include_background: bool = False,

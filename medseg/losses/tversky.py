@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
+from medseg.losses.knobs import Share
 from medseg.losses.reduction import power, reduced
 from medseg.losses.table import Reduced, loss
 from medseg.types import PerClass
@@ -113,6 +114,8 @@ def focal_tversky(
         class_reduction: mean, or sum as the paper has it.
         **knobs: Those of tversky.
     """
+    if gamma <= 0:
+        raise ValueError(f"focal_tversky's gamma must be above 0 (the exponent is 1 / gamma), got {gamma}")
     return reduced(tversky, x, knobs, bend=lambda values: power(values, 1 / gamma), class_reduction=class_reduction)
 
 
@@ -123,7 +126,7 @@ YEUNG = (
 
 
 @loss(family="region", paper=YEUNG, batch=False, handles=("imbalance", "small", "missing"), range="[0, 1]")
-def symmetric_focal_tversky(x: Comparison, *, delta: float = 0.6, gamma: float = 0.5, smooth: float = 1e-7) -> PerClass:
+def symmetric_focal_tversky(x: Comparison, *, delta: Share = 0.6, gamma: float = 0.5, smooth: float = 1e-7) -> PerClass:
     """Yeung's focal Tversky with background and structures treated alike.
 
     Equation:
@@ -147,7 +150,7 @@ def symmetric_focal_tversky(x: Comparison, *, delta: float = 0.6, gamma: float =
 
 @loss(family="region", paper=YEUNG, batch=False, handles=("imbalance", "small", "missing"), range="[0, 1]")
 def asymmetric_focal_tversky(
-    x: Comparison, *, delta: float = 0.6, gamma: float = 0.5, smooth: float = 1e-7
+    x: Comparison, *, delta: Share = 0.6, gamma: float = 0.5, smooth: float = 1e-7
 ) -> PerClass:
     """Yeung's focal Tversky where only the structures, not the background, take the power.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from medseg.losses.comparison import Comparison
 from medseg.losses.focal import Alpha, asymmetric_focal, focal, symmetric_focal
+from medseg.losses.knobs import Share
 from medseg.losses.reduction import reduced
 from medseg.losses.table import Reduced, loss
 from medseg.losses.tversky import YEUNG, asymmetric_focal_tversky, focal_tversky, symmetric_focal_tversky
@@ -20,7 +21,7 @@ from medseg.losses.tversky import YEUNG, asymmetric_focal_tversky, focal_tversky
 def hybrid_focal(
     x: Comparison,
     *,
-    lam: float = 0.5,
+    lam: Share = 0.5,
     focal_gamma: float = 2.0,
     focal_alpha: Alpha = None,
     **knobs: Any,
@@ -53,7 +54,7 @@ def hybrid_focal(
     parts=(symmetric_focal, symmetric_focal_tversky),
     handles=("imbalance", "small", "missing"),
 )
-def symmetric_unified_focal(x: Comparison, *, lam: float = 0.5, **knobs: Any) -> Reduced:
+def symmetric_unified_focal(x: Comparison, *, lam: Share = 0.5, **knobs: Any) -> Reduced:
     """Yeung's focal and focal Tversky under three common knobs.
 
     Equation:
@@ -80,7 +81,7 @@ def symmetric_unified_focal(x: Comparison, *, lam: float = 0.5, **knobs: Any) ->
     parts=(asymmetric_focal, asymmetric_focal_tversky),
     handles=("imbalance", "small", "missing"),
 )
-def asymmetric_unified_focal(x: Comparison, *, lam: float = 0.5, **knobs: Any) -> Reduced:
+def asymmetric_unified_focal(x: Comparison, *, lam: Share = 0.5, **knobs: Any) -> Reduced:
     """The unified focal loss that suppresses easy background only, never a structure.
 
     Equation:

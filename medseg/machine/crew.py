@@ -250,14 +250,30 @@ def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
 
 
 def _obituary(name: str, exitcode: int | None) -> Done[Any]:
-    if exitcode is None or exitcode >= 0:
-        problem = f"ended the process that worked on it (exit status {exitcode})"
-        return Done(name, None, DataError(name, problem, "Run again with 1 worker to see why"))
-    cause, remedy = f"signal {signal.Signals(-exitcode).name}", "Run again with 1 worker to see why"
-    if -exitcode == signal.SIGKILL:
-        cause, remedy = cause + ", most likely for want of memory", "Use fewer workers, or more memory"
-    problem = f"twice ended the process that worked on it ({cause})"  # told only after it was tried again
-    return Done(name, None, DataError(name, problem, remedy), killed=True)
+    killed = exitcode is not None and exitcode < 0
+    often = "twice the process that worked on it" if killed else "the process that worked on it"  # it was tried again
+    short = exitcode == -signal.SIGKILL
+    remedy = "Use fewer workers, or more memory" if short else "Run again with 1 worker to see why"
+    return Done(name, None, DataError(name, f"has no result: {often} {how_it_ended(exitcode)}", remedy), killed=killed)
+
+
+def how_it_ended(status: int | None) -> str:
+    """What the exit status of a process means, as the end of a sentence.
+
+    Args:
+        status: As `subprocess.Popen` and `multiprocessing.Process` have it: negative for a signal.
+
+    Example:
+        >>> how_it_ended(3), how_it_ended(-9)
+        ('ended with exit status 3', 'was ended by SIGKILL, as the system does when memory is short')
+    """
+    if status is None or status >= 0:
+        return f"ended with exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:  # a real-time signal
+        name = f"signal {-status}"
+    return f"was ended by {name}" + (", as the system does when memory is short" if name == "SIGKILL" else "")
 
 
 @contextmanager

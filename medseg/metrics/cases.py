@@ -1,104 +1,65 @@
-"""Every measure of every organ of one case, cropped to the organ and threaded over organs."""
+"""Every metric of every organ of one case, cropped to the organ and threaded over organs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Integer
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from medseg.errors import listed
-from medseg.metrics.detection import lesion_f1, match_lesions, volume_ml
-from medseg.metrics.elements import element_distances
-from medseg.metrics.empty import Outcome, distance_without_surfaces_mm, image_diagonal_mm, overlap_score
-from medseg.metrics.overlap import Counts, Organs, dice, iou, precision, recall, values_of
-from medseg.metrics.surface import Surfaces, average_distance_mm, hausdorff_mm, surface_dice, surface_distances
+from medseg.metrics.empty import Outcome, image_diagonal_mm
+from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
+from medseg.metrics.overlap import Organs, as_labels, checked_values
+from medseg.metrics.table import ELEMENTS, OrganPair, rows
 from medseg.space.distance import Box, bounding_box
-
-Element = Literal["voxels", "areas"]
-"""What a surface is made of: boundary voxels that count alike (MONAI), or faces that count by area (deepmind)."""
-
-DEFAULT_TOLERANCE_MM = 2.0
-"""Tolerance of the surface Dice where none is given for an organ."""
 
 
 @dataclass(frozen=True)
 class OrganScores:
-    """The measures of one organ in one case; higher is better unless the name ends in ``_mm`` or ``_ml``.
+    """The metrics of one organ in one case; each can be read by its name, as in ``scores.hd95_mm``.
 
     Attributes:
         outcome: Whether the organ was found, missed, invented or rightly absent.
-        dice: Dice coefficient.
-        hd95_mm: 95th percentile Hausdorff distance.
-        nsd: Surface Dice at the organ's tolerance.
-        iou: Intersection over union.
-        precision: Share of the prediction that is right.
-        recall: Share of the reference that is found.
-        hd_mm: Hausdorff distance.
-        assd_mm: Average symmetric surface distance.
-        volume_ml: Volume of the prediction.
-        reference_volume_ml: Volume of the reference.
-        volume_error_ml: Prediction minus reference.
-        lesion_f1: F1 over connected components.
-        lesions_found: Components of the reference that the prediction touches.
-        lesions_missed: Components of the reference that it does not touch.
-        lesions_false: Components of the prediction that touch no reference.
+        values: Name of a metric -> its number.
     """
 
     outcome: Outcome
-    dice: float
-    hd95_mm: float
-    nsd: float
-    iou: float
-    precision: float
-    recall: float
-    hd_mm: float
-    assd_mm: float
-    volume_ml: float
-    reference_volume_ml: float
-    volume_error_ml: float
-    lesion_f1: float
-    lesions_found: int
-    lesions_missed: int
-    lesions_false: int
+    values: Mapping[str, float]
 
-
-_DISTANCES: dict[str, Callable[..., Surfaces]] = {"voxels": surface_distances, "areas": element_distances}
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """Prediction and reference of one organ, cut to the box that holds both."""
-
-    prediction: Bool[np.ndarray, "*space"] = field(repr=False)
-    reference: Bool[np.ndarray, "*space"] = field(repr=False)
+    def __getattr__(self, name: str) -> float:
+        """The number of a metric."""
+        values: Mapping[str, float] = self.__dict__.get("values", {})
+        if name in values:
+            return values[name]
+        raise AttributeError(name)
 
 
 def score_case(
-    prediction: Integer[np.ndarray, "*space"] | Bool[np.ndarray, "c *space"],
-    reference: Integer[np.ndarray, "*reference_space"] | Bool[np.ndarray, "c *reference_space"],
+    prediction: ArrayLike,
+    reference: ArrayLike,
     organs: Organs,
     *,
     spacing_mm: Sequence[float],
     tolerance_mm: float | Mapping[str, float] = DEFAULT_TOLERANCE_MM,
-    element: Element = "voxels",
+    element: str = "voxels",
     ignore: int | None = None,
     workers: int = 1,
 ) -> dict[str, OrganScores]:
-    """Score every organ of one case.
+    """Score every organ of one case by every metric of the table.
 
     No one-hot volume is made: each organ is cut out of the label maps by its own box, so beside the two volumes the
     memory is that of the organs in work.
 
     Args:
-        prediction: Label values, or one mask per organ in the order of ``organs``.
+        prediction: Label values (whole numbers of any type), or one mask (bool) per organ in the order of ``organs``;
+            an array or a tensor.
         reference: Label values in the same vocabulary, or one mask per organ.
-        organs: Organ name -> value or values.
+        organs: Organ name -> value or values; 0, the background, may be one.
         spacing_mm: Distance between voxel centres along each axis.
         tolerance_mm: Tolerance of the surface Dice, one for all or by name (others have the default, 2 mm).
         element: ``voxels`` measures surfaces as MONAI does, ``areas`` as deepmind's surface-distance does.
@@ -106,7 +67,7 @@ def score_case(
         workers: Threads, shared out over the organs.
 
     Raises:
-        ValueError: Shapes, number of masks or spacing do not fit, or a tolerance names no organ.
+        ValueError: Shapes, types, values, number of masks or spacing do not fit, or a tolerance names no organ.
 
     Example:
         >>> labels = np.zeros((4, 4, 4), dtype=np.uint8)
@@ -115,21 +76,43 @@ def score_case(
         >>> scores.dice, scores.hd95_mm, scores.volume_ml
         (1.0, 0.0, 4.0)
     """
-    space = _space_of(prediction, reference, organs, spacing_mm)
+    mine, true = as_labels(prediction, "prediction"), as_labels(reference, "reference")
+    space = _space_of(mine, true, organs, spacing_mm)
+    if element not in ELEMENTS:
+        raise ValueError(f"element is one of {', '.join(ELEMENTS)}, got {element!r}")
     tolerances = _tolerances_of(tolerance_mm, organs)
     if ignore is not None:
-        prediction = np.where(reference == ignore, False if prediction.dtype == bool else 0, prediction)
-        reference = np.where(reference == ignore, 0, reference)
-    boxes = zip(_boxes(prediction, organs), _boxes(reference, organs), strict=True)
-    worst_mm = image_diagonal_mm(space, spacing_mm)
-    measure = partial(_DISTANCES[element], spacing_mm=spacing_mm)
-    score = partial(_score_organ, prediction, reference, spacing_mm=spacing_mm, worst_mm=worst_mm, measure=measure)
+        mine, true = _without(mine, true, organs, ignore)
+    if min(mine.min(), true.min()) < 0:
+        raise ValueError("expected label values of 0 or more, got a negative one; name it with ignore= or remap it")
+    boxes = zip(_boxes(mine, organs), _boxes(true, organs), strict=True)
+    diagonal_mm = image_diagonal_mm(space, spacing_mm)
+
+    def score(index: int, name: str, box: Box | None) -> OrganScores:
+        box = (slice(0, 0),) * len(space) if box is None else box
+        found, there = (_cut(part, index, checked_values(organs[name]), box) for part in (mine, true))
+        pair = OrganPair(found, there, spacing_mm, diagonal_mm, element)
+        values = {row.name: row.value(pair, {"tolerance_mm": tolerances[name]}) for row in rows().values()}
+        return OrganScores(pair.counts.outcome, values)
+
     with ThreadPoolExecutor(max_workers=max(1, workers)) as threads:
-        jobs = [
-            threads.submit(score, index, values_of(values), _union(mine, true), tolerance_mm=tolerances[name])
-            for index, ((name, values), (mine, true)) in enumerate(zip(organs.items(), boxes, strict=True))
-        ]
+        numbered = enumerate(zip(organs, boxes, strict=True))
+        jobs = [threads.submit(score, index, name, _union(*both)) for index, (name, both) in numbered]
         return {name: job.result() for name, job in zip(organs, jobs, strict=True)}
+
+
+def _without(
+    prediction: np.ndarray, reference: np.ndarray, organs: Organs, ignore: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take ignored voxels out of every organ, the background too: they get a value that none has."""
+    if reference.dtype == bool:
+        raise ValueError(f"the reference is masks, in which no voxel has the value {ignore}; leave ignore out")
+    ignored = reference == ignore
+    declared = (value for values in organs.values() for value in checked_values(values))
+    nowhere = 1 + max(*declared, int(prediction.max()), int(reference.max()))
+    other = np.min_scalar_type(nowhere).type(nowhere)
+    kept = prediction & ~ignored if prediction.dtype == bool else np.where(ignored, other, prediction)
+    return kept, np.where(ignored, other, reference)
 
 
 def _space_of(
@@ -147,12 +130,19 @@ def _space_of(
             f"expected a prediction of shape {spaces[1]} like the reference and a spacing per axis, got {spaces[0]} "
             f"and {len(spacing_mm)} spacings; resample the prediction to the reference"
         )
+    if 0 in spaces[1]:
+        raise ValueError(f"expected a volume with voxels, got one of shape {spaces[1]}")
+    if not all(0 < step < math.inf for step in spacing_mm):
+        raise ValueError(f"expected a spacing of lengths in mm, got {', '.join(f'{step:g}' for step in spacing_mm)}")
     return tuple(spaces[1])
 
 
 def _tolerances_of(tolerance_mm: float | Mapping[str, float], organs: Organs) -> dict[str, float]:
     if not isinstance(tolerance_mm, Mapping):
-        return dict.fromkeys(organs, float(tolerance_mm))
+        tolerance_mm = dict.fromkeys(organs, tolerance_mm)
+    for length in tolerance_mm.values():
+        if not 0 <= length < math.inf:
+            raise ValueError(f"a tolerance of {length:g} mm is no length; give 0 or more")
     unknown = [name for name in tolerance_mm if name not in organs]
     if unknown:
         raise ValueError(f"expected tolerances for {listed(organs)}, got one for {listed(unknown)}; correct the name")
@@ -167,8 +157,8 @@ def _boxes(labels: np.ndarray, organs: Organs) -> Iterator[Box | None]:
         return
     found = ndimage.find_objects(labels)
     for values in organs.values():
-        box: Box | None = None
-        for value in values_of(values):
+        box: Box | None = bounding_box(labels == 0) if 0 in checked_values(values) else None
+        for value in checked_values(values):
             box = _union(box, found[value - 1] if 0 < value <= len(found) else None)
         yield box
 
@@ -186,56 +176,3 @@ def _cut(labels: np.ndarray, index: int, values: tuple[int, ...], box: Box) -> n
     inside = labels[box]
     organ: np.ndarray = inside == values[0] if len(values) == 1 else np.isin(inside, values)
     return organ
-
-
-def _score_organ(
-    prediction: np.ndarray,
-    reference: np.ndarray,
-    index: int,
-    values: tuple[int, ...],
-    box: Box | None,
-    *,
-    spacing_mm: Sequence[float],
-    worst_mm: float,
-    measure: Callable[..., Surfaces],
-    tolerance_mm: float,
-) -> OrganScores:
-    if box is None:
-        box = (slice(0, 0),) * len(spacing_mm)
-    pair = _Pair(_cut(prediction, index, values, box), _cut(reference, index, values, box))
-    tp, predicted, true = (
-        int(np.count_nonzero(mask)) for mask in (pair.prediction & pair.reference, pair.prediction, pair.reference)
-    )
-    counts = Counts(tp, predicted - tp, true - tp)
-    lesions = match_lesions(pair.prediction, pair.reference)
-    return OrganScores(
-        outcome=counts.outcome,
-        dice=dice(counts),
-        iou=iou(counts),
-        precision=precision(counts),
-        recall=recall(counts),
-        **_surface_scores(pair, counts, worst_mm, measure, tolerance_mm),
-        volume_ml=volume_ml(counts.predicted, spacing_mm),
-        reference_volume_ml=volume_ml(counts.reference, spacing_mm),
-        volume_error_ml=volume_ml(counts.predicted - counts.reference, spacing_mm),
-        lesion_f1=lesion_f1(lesions),
-        lesions_found=lesions.found,
-        lesions_missed=lesions.missed,
-        lesions_false=lesions.false,
-    )
-
-
-def _surface_scores(
-    pair: _Pair, counts: Counts, worst_mm: float, measure: Callable[..., Surfaces], tolerance_mm: float
-) -> dict[str, float]:
-    if counts.outcome is not Outcome.FOUND:
-        distance_mm = distance_without_surfaces_mm(counts.outcome, worst_mm)
-        nsd = overlap_score(0, 0, counts.outcome)
-        return {"hd_mm": distance_mm, "hd95_mm": distance_mm, "assd_mm": distance_mm, "nsd": nsd}
-    surfaces = measure(pair.prediction, pair.reference)
-    return {
-        "hd_mm": hausdorff_mm(surfaces),
-        "hd95_mm": hausdorff_mm(surfaces, percentile=95.0),
-        "assd_mm": average_distance_mm(surfaces),
-        "nsd": surface_dice(surfaces, tolerance_mm=tolerance_mm),
-    }

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Int64, Integer
+from jaxtyping import Bool, Int64, Integer, Real
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medseg.errors import listed
 from medseg.metrics.empty import Outcome, outcome, overlap_score
+from medseg.space.labels import LabelValue, values_of
 
 Organs = Mapping[str, int | tuple[int, ...]]
 """Organ name -> its label value, or the values whose union it is (overlapping regions)."""
@@ -93,14 +97,39 @@ def recall(counts: Counts) -> float:
     return overlap_score(counts.tp, counts.reference, counts.outcome)
 
 
-def values_of(organ: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Give the label values of an organ, one or several, as a tuple."""
-    return (organ,) if isinstance(organ, int) else tuple(organ)
+def checked_values(organ: LabelValue) -> tuple[int, ...]:
+    """The label values of an organ, one or several.
+
+    Raises:
+        ValueError: One is no whole number of 0 or more.
+    """
+    values = values_of(organ)
+    if not all(isinstance(value, int | np.integer) and value >= 0 for value in values):
+        raise ValueError(f"the values of an organ are whole numbers of 0 or more, got {organ!r}")
+    return values
+
+
+_NO_LABELS = "expected the {role} as label values, which are whole numbers, or as masks of bool, got {dtype}; {remedy}"
+_DECIDE = "take the argmax of probabilities, or compare them with a threshold"
+
+
+def as_labels(labels: ArrayLike | Tensor, role: str) -> NDArray[Any]:
+    """Label values or masks as an array of integers or bool, where whole numbers of another type are such values.
+
+    Raises:
+        ValueError: They are fractions or no numbers; ``role`` says whose.
+    """
+    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if array.dtype.kind == "f" and (array % 1 == 0).all():
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "biu":
+        raise ValueError(_NO_LABELS.format(role=role, dtype=array.dtype, remedy=_DECIDE))
+    return array
 
 
 def count_labels(
-    prediction: Integer[Tensor, "*space"],
-    reference: Integer[Tensor, "*reference_space"],
+    prediction: Real[Tensor, "*space"],
+    reference: Real[Tensor, "*reference_space"],
     organs: Organs,
     *,
     ignore: int | None = None,
@@ -117,15 +146,18 @@ def count_labels(
         ignore: Reference value of voxels that count for nothing.
 
     Raises:
-        ValueError: The shapes differ or a value is negative.
+        ValueError: The shapes differ, or a value is negative or a fraction.
 
     Example:
         >>> count_labels(torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 2]), {"one": 1, "both": (1, 2)})
         {'one': Counts(tp=1, fp=0, fn=1), 'both': Counts(tp=3, fp=0, fn=0)}
     """
     _require_same_shape(tuple(prediction.shape), tuple(reference.shape))
+    for role, labels in (("prediction", prediction), ("reference", reference)):
+        if labels.is_floating_point() and not bool((labels % 1 == 0).all()):
+            raise ValueError(_NO_LABELS.format(role=role, dtype=labels.dtype, remedy=_DECIDE))
     joint = _joint_histogram(prediction, reference, ignore)
-    return {name: _counts_of(joint, values_of(values)) for name, values in organs.items()}
+    return {name: _counts_of(joint, checked_values(values)) for name, values in organs.items()}
 
 
 def count_masks(
@@ -155,7 +187,7 @@ def count_masks(
     _require_same_shape(tuple(prediction.shape[1:]), tuple(reference.shape))
     counts = {}
     for mask, (name, values) in zip(prediction, organs.items(), strict=True):
-        truth = torch.isin(reference, torch.tensor(values_of(values), device=reference.device))
+        truth = torch.isin(reference, torch.tensor(checked_values(values), device=reference.device))
         if ignore is not None:
             mask = mask & (reference != ignore)
         tp = int((mask & truth).sum())

@@ -1,64 +1,22 @@
-"""torchmetrics shells: they remember cases, and combine processes so that each case counts once."""
+"""A torchmetrics shell: it remembers cases, and combines processes so that each case counts once."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
-from dataclasses import fields
+from collections.abc import Collection
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool, Real
 from torch import Tensor
 from torchmetrics import Metric
 
-from medseg.metrics.cases import OrganScores
-from medseg.metrics.overlap import Counts, Organs, count_labels, count_masks, dice
+from medseg.metrics.overlap import Counts, Organs, checked_values, count_labels, count_masks, dice
 
 _NOT_ANNOTATED = -1
-_MEASURES = tuple(item.name for item in fields(OrganScores) if item.name != "outcome")
 
 
-class _CasewiseMetric(Metric):  # type: ignore[misc]  # mypy skips torchmetrics, see pyproject.toml
-    """Keeps a row of numbers per case under the case's key, gathered over processes, each case once."""
-
-    full_state_update = False
-    keys: list[Tensor]
-    rows: list[Tensor]
-
-    def __init__(self, organs: Organs, *, columns: int, dtype: torch.dtype, **torchmetrics_options: Any) -> None:
-        super().__init__(**torchmetrics_options)
-        if not organs:
-            raise ValueError("expected at least one organ, got none; name the organs of the dataset")
-        self.organs = dict(organs)
-        self._nothing = (torch.empty(0, dtype=torch.int64), torch.empty(0, columns, dtype=dtype))
-        self.add_state("keys", default=[], dist_reduce_fx="cat")
-        self.add_state("rows", default=[], dist_reduce_fx="cat")
-
-    def sync(self, *arguments: Any, **options: Any) -> None:
-        """Gather over processes; one that saw no case joins with none, in the right shape and dtype."""
-        if not self._is_synced and not self.keys:
-            keys, rows = self._nothing
-            self.keys, self.rows = [keys.to(self.device)], [rows.to(self.device)]
-        super().sync(*arguments, **options)
-
-    def _remember(self, case_id: str, row: Tensor) -> None:
-        digest = hashlib.blake2b(case_id.encode(), digest_size=8).digest()
-        self.keys.append(torch.tensor([int.from_bytes(digest, "big", signed=True)], device=self.device))
-        self.rows.append(row[None].to(self.device))
-
-    def _each_case_once(self) -> Tensor:
-        """Give the rows (case, column), the first of each case, in an order that no process count changes."""
-        keys = torch.cat(list(self.keys) or [self._nothing[0]]) if isinstance(self.keys, list) else self.keys
-        rows = torch.cat(list(self.rows) or [self._nothing[1]]) if isinstance(self.rows, list) else self.rows
-        order = torch.argsort(keys, stable=True)
-        keys, rows = keys[order].cpu(), rows[order].cpu()
-        first = torch.ones(len(keys), dtype=torch.bool)
-        first[1:] = keys[1:] != keys[:-1]
-        return rows[first]
-
-
-class PerOrganDice(_CasewiseMetric):
+class PerOrganDice(Metric):  # type: ignore[misc]  # mypy skips torchmetrics, see pyproject.toml
     r"""Dice per organ, averaged over whole cases: $\frac1N \sum_n 2 TP_n / (2 TP_n + FP_n + FN_n)$.
 
     Each case counts once however often it is seen, so the padding of a distributed sampler changes nothing. Missed and
@@ -78,15 +36,23 @@ class PerOrganDice(_CasewiseMetric):
 
     higher_is_better = True
     is_differentiable = False
+    full_state_update = False
+    keys: list[Tensor]
+    rows: list[Tensor]
 
     def __init__(self, organs: Organs, *, ignore: int | None = None, **torchmetrics_options: Any) -> None:
-        super().__init__(organs, columns=3 * len(organs), dtype=torch.int64, **torchmetrics_options)
-        self.ignore = ignore
+        super().__init__(**torchmetrics_options)
+        if not organs:
+            raise ValueError("expected at least one organ, got none; name the organs of the dataset")
+        self.organs, self.ignore = {name: checked_values(values) for name, values in organs.items()}, ignore
+        self._nothing = (torch.empty(0, dtype=torch.int64), torch.empty(0, 3 * len(organs), dtype=torch.int64))
+        self.add_state("keys", default=[], dist_reduce_fx="cat")
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def update(
         self,
-        prediction: Integer[Tensor, "*space"] | Bool[Tensor, "c *space"],
-        reference: Integer[Tensor, "*reference_space"],
+        prediction: Real[Tensor, "*space"] | Bool[Tensor, "c *space"],
+        reference: Real[Tensor, "*reference_space"],
         case_id: str,
         *,
         annotated: Collection[str] | None = None,
@@ -111,12 +77,33 @@ class PerOrganDice(_CasewiseMetric):
         self._remember(case_id, torch.tensor(row).reshape(-1))
 
     def compute(self) -> dict[str, float]:
-        """Give the mean over cases by organ, and their mean under ``mean``; an organ without a case gives 0."""
+        """Give the mean over cases by organ, without organs that no case covers, and their mean under ``mean``."""
         cases = self._each_case_once().reshape(-1, len(self.organs), 3).tolist()
-        totals = {name: _mean_dice([case[index] for case in cases]) for index, name in enumerate(self.organs)}
-        return {**totals, "mean": sum(totals.values()) / len(totals)}
+        scores = {
+            name: [dice(Counts(*case[index])) for case in cases if case[index][0] != _NOT_ANNOTATED]
+            for index, name in enumerate(self.organs)
+        }
+        means = {name: sum(several) / len(several) for name, several in scores.items() if several}
+        return {**means, "mean": sum(means.values()) / max(1, len(means))}
 
+    def sync(self, *arguments: Any, **options: Any) -> None:
+        """Gather over processes; one that saw no case joins with none, in the right shape and dtype."""
+        if not self._is_synced and not self.keys:
+            keys, rows = self._nothing
+            self.keys, self.rows = [keys.to(self.device)], [rows.to(self.device)]
+        super().sync(*arguments, **options)
 
-def _mean_dice(counts: Sequence[Sequence[int]]) -> float:
-    scores = [dice(Counts(*one)) for one in counts if one[0] != _NOT_ANNOTATED]
-    return sum(scores) / max(1, len(scores))
+    def _remember(self, case_id: str, row: Tensor) -> None:
+        digest = hashlib.blake2b(case_id.encode(), digest_size=8).digest()
+        self.keys.append(torch.tensor([int.from_bytes(digest, "big", signed=True)], device=self.device))
+        self.rows.append(row[None].to(self.device))
+
+    def _each_case_once(self) -> Tensor:
+        """Give the rows (case, column), the first of each case, in an order that no process count changes."""
+        keys = torch.cat(list(self.keys) or [self._nothing[0]]) if isinstance(self.keys, list) else self.keys
+        rows = torch.cat(list(self.rows) or [self._nothing[1]]) if isinstance(self.rows, list) else self.rows
+        order = torch.argsort(keys, stable=True)
+        keys, rows = keys[order].cpu(), rows[order].cpu()
+        first = torch.ones(len(keys), dtype=torch.bool)
+        first[1:] = keys[1:] != keys[:-1]
+        return rows[first]

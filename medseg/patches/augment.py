@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from medseg.patches.draw import Change, Draw
+from medseg.patches.draw import Applied, Draw
 from medseg.patches.geometry import Geometry
-from medseg.patches.interpolate import IGNORED
 from medseg.patches.spatial import deform
+from medseg.space.labels import IGNORED
 
 
 def augment(
@@ -54,8 +54,8 @@ def augment(
     return patches, targets
 
 
-def _degrade(sample: Float[Tensor, "m i j k"], changes: Sequence[Change]) -> None:
-    """Change the intensities of a patch, in place."""
+def _degrade(sample: Float[Tensor, "m i j k"], changes: Sequence[Applied]) -> None:
+    """Applied the intensities of a patch, in place."""
     generator = torch.Generator(sample.device)
     for change in changes:
         chance = {} if change.seed is None else {"generator": generator.manual_seed(change.seed)}

@@ -92,7 +92,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class AugmentationRow:
     """One augmentation of the table.
 
     Attributes:
@@ -121,7 +121,7 @@ class Row:
         return self.kind in ("matrix", "field")
 
 
-_ROWS: dict[str, Row] = {}
+_ROWS: dict[str, AugmentationRow] = {}
 
 
 def augmentation(
@@ -141,9 +141,9 @@ def augmentation(
     Args:
         probability: Of a patch.
         channel_probability: Of each modality in such a patch; None changes all.
-        presets: See `Row`; names alone where nothing differs.
-        reach: See `Row`.
-        excepts: See `Row`.
+        presets: See `AugmentationRow`; names alone where nothing differs.
+        reach: See `AugmentationRow`.
+        excepts: See `AugmentationRow`.
     """
 
     def file(function: F) -> F:
@@ -159,7 +159,7 @@ def augmentation(
         settings = {key: Setting(float(value), Bounds(0, 1)) for key, value in shares.items() if value is not None}
         own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "generator"}
         settings |= {key: value if isinstance(value, Setting) else Setting(value) for key, value in own.items()}
-        _ROWS[name] = Row(
+        _ROWS[name] = AugmentationRow(
             name=name, function=function, kind=kind, settings=settings, reach=reach, excepts=excepts or {},
             presets=presets if isinstance(presets, Mapping) else {preset: {} for preset in presets},
             seeded="generator" in hints,
@@ -169,7 +169,7 @@ def augmentation(
     return file
 
 
-def rows() -> dict[str, Row]:
+def rows() -> dict[str, AugmentationRow]:
     """All augmentations by name, in the order in which they are applied."""
     return dict(_ROWS)
 
@@ -182,7 +182,7 @@ class Strength:
         ValueError: One is out of its bounds; its key begins the sentence.
     """
 
-    row: Row
+    row: AugmentationRow
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -202,7 +202,7 @@ class Strength:
         return {key: value for key, value in self.values.items() if not key.endswith("probability")}
 
 
-def key_of(row: Row, setting: str) -> str:
+def key_of(row: AugmentationRow, setting: str) -> str:
     """What a setting is called where all augmentations stand side by side.
 
     Example:

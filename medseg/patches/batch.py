@@ -11,6 +11,7 @@ from torch import Tensor
 from medseg.patches.augment import augment
 from medseg.patches.draw import Draw
 from medseg.patches.geometry import Geometry
+from medseg.patches.stitch import exchanged
 
 
 class Batch(NamedTuple):
@@ -50,14 +51,7 @@ def augmented(crops: Crops, geometry: Geometry, *, nearest: bool) -> Batch:
         image, labels = augment(batch.image, batch.labels, crops.draw, geometry, nearest=nearest)
     mask = batch.class_mask
     if mask is not None and geometry.swap_labels:
-        order = _exchanged(mask.shape[1], geometry.swap_labels)
+        order = exchanged(mask.shape[1], geometry.swap_labels)
         flipped = torch.as_tensor(crops.draw.flips[:, :1], device=mask.device)
         mask = torch.where(flipped, mask[:, order], mask)
     return batch._replace(image=image, labels=labels, class_mask=mask)
-
-
-def _exchanged(classes: int, pairs: tuple[tuple[int, int], ...]) -> list[int]:
-    order = list(range(classes))
-    for left, right in pairs:
-        order[left], order[right] = right, left
-    return order

@@ -17,10 +17,10 @@ from medseg.errors import DataError, MedsegError
 from medseg.patches.batch import Batch, Crops
 from medseg.patches.draw import draw
 from medseg.patches.geometry import Geometry
-from medseg.patches.interpolate import IGNORED
 from medseg.patches.sample import APPEARANCE, WHERE, Schedule, place_patch
 from medseg.patches.settings import Augmentation
 from medseg.plan.plan import Plan
+from medseg.space.labels import IGNORED
 from medseg.space.patch import PatchLocation
 from medseg.space.volume import Shape
 from medseg.store.store import Store

@@ -70,7 +70,7 @@ class VolumesDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        store: Path,
+        store: str | Path,
         fold: int = 0,
         folds: int = 5,
         split: Path | None = None,

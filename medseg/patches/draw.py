@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.patches.augmentations import Field, Matrix, Row, Strength
+from medseg.patches.augmentations import AugmentationRow, Field, Matrix, Strength
 from medseg.patches.geometry import Geometry
 from medseg.patches.settings import Augmentation
 
@@ -25,7 +25,7 @@ _THROWN = set(SHARED) - {"bias"}
 """Of those, the ones whose coin is thrown although their probability is 0."""
 
 
-class Change(NamedTuple):
+class Applied(NamedTuple):
     """One function to apply to one sample.
 
     Attributes:
@@ -56,7 +56,7 @@ class Draw(NamedTuple):
     affine: NDArray[np.float32]
     fields: tuple[tuple[Field, ...], ...]
     flips: NDArray[np.bool_]
-    changes: tuple[tuple[Change, ...], ...]
+    changes: tuple[tuple[Applied, ...], ...]
 
 
 def draw(settings: Augmentation, geometry: Geometry, *, modalities: int, keys: Sequence[Sequence[int]]) -> Draw:
@@ -77,7 +77,7 @@ def draw(settings: Augmentation, geometry: Geometry, *, modalities: int, keys: S
 
 def _draw_sample(
     settings: Augmentation, geometry: Geometry, modalities: int, key: Sequence[int]
-) -> tuple[bool, NDArray[np.float32], tuple[Field, ...], NDArray[np.bool_], tuple[Change, ...]]:
+) -> tuple[bool, NDArray[np.float32], tuple[Field, ...], NDArray[np.bool_], tuple[Applied, ...]]:
     """One sample's share of each field of `Draw`."""
     shared = np.random.default_rng(key)
     in_order = sorted(settings.strengths, key=lambda one: (*SHARED, one.row.name).index(one.row.name))
@@ -107,7 +107,7 @@ def _affine(matrices: Sequence[Matrix], geometry: Geometry) -> NDArray[np.float3
     return np.asarray(reduce(np.matmul, matrices) * spacing_mm / spacing_mm[:, None], np.float32)
 
 
-def _changes(strength: Strength, geometry: Geometry, modalities: int, rng: np.random.Generator) -> list[Change]:
+def _changes(strength: Strength, geometry: Geometry, modalities: int, rng: np.random.Generator) -> list[Applied]:
     """What one augmentation does to the intensities of one sample."""
     row, settings = strength.row, strength.own
     whole = row.kind == "image"
@@ -119,7 +119,7 @@ def _changes(strength: Strength, geometry: Geometry, modalities: int, rng: np.ra
         columns = {name: _column(row, name, settings, rng, chosen, geometry) for name in settings}
     seed = int(rng.integers(2**62)) if row.seeded else None
     return [
-        Change(
+        Applied(
             row.function, None if whole else number, {name: column[number] for name, column in columns.items()}, seed
         )
         for number in np.flatnonzero(chosen).tolist()
@@ -127,7 +127,7 @@ def _changes(strength: Strength, geometry: Geometry, modalities: int, rng: np.ra
 
 
 def _column(
-    row: Row,
+    row: AugmentationRow,
     name: str,
     settings: Mapping[str, Any],
     rng: np.random.Generator,

@@ -10,10 +10,8 @@ import torch.nn.functional as F  # noqa: N812  # torch's own spelling
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from medseg.space.labels import IGNORED
 from medseg.space.volume import Shape
-
-IGNORED = -1
-"""Label of voxels outside the scan or not annotated: no loss is taken there."""
 
 Positions = Sequence[tuple[Tensor, Tensor]]
 """Where in the crop each voxel of a patch looks, in voxels: along each axis the sum of two tensors that broadcast to

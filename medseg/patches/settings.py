@@ -9,7 +9,7 @@ from typing import Any
 from medseg.machine.dotted import named
 from medseg.machine.typed import misspelt
 from medseg.patches import intensity, moves  # noqa: F401  # they file their functions in the table
-from medseg.patches.augmentations import Bounds, Row, Strength, check, key_of, rows
+from medseg.patches.augmentations import AugmentationRow, Bounds, Strength, check, key_of, rows
 
 WHOLE: dict[str, tuple[Any, str]] = {
     "mirror_probability": (0.5, "Chance of a flip along each axis that the plan allows."),
@@ -128,7 +128,7 @@ def augmentation(strength: str | Mapping[str, Any] | Augmentation) -> Augmentati
     return PRESETS[preset].but(**changes)
 
 
-def _meant(key: str, value: Any) -> list[tuple[Row, str, Any]]:
+def _meant(key: str, value: Any) -> list[tuple[AugmentationRow, str, Any]]:
     """The settings that a key of a config stands for, each with its value."""
     if isinstance(value, Mapping) or "." in key:
         row = _row(key)
@@ -144,7 +144,7 @@ def _meant(key: str, value: Any) -> list[tuple[Row, str, Any]]:
     return owners
 
 
-def _row(key: str) -> Row:
+def _row(key: str) -> AugmentationRow:
     """An augmentation by its name in the table or by its dotted path."""
     name = key.rpartition(".")[2]
     function = named(key, option="data.augmentation") if "." in key else None

@@ -292,18 +292,18 @@ def mirrored(predict: Predict, axes: tuple[int, ...], *, pairs: Sequence[tuple[i
             dims = [axis + 2 for axis in subset]
             predicted = predict(patches.flip(dims)).float().flip(dims)
             if 0 in subset and pairs:
-                predicted = predicted[:, _exchanged(predicted.shape[1], pairs)]
+                predicted = predicted[:, exchanged(predicted.shape[1], pairs)]
             total = predicted if total is None else total.add_(predicted)
         return torch.zeros(()) if total is None else total / len(subsets)
 
     return average
 
 
-def _exchanged(classes: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+def exchanged(classes: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
     """The order of the classes with the two of each pair exchanged.
 
     Example:
-        >>> _exchanged(4, [(1, 3)])
+        >>> exchanged(4, [(1, 3)])
         [0, 3, 2, 1]
     """
     order = list(range(classes))

@@ -16,6 +16,7 @@ from scipy import ndimage
 from medseg.errors import DataError
 from medseg.machine.files import whole, write_json
 from medseg.phantom.anatomy import ABDOMEN, PhantomRecipe, Real, Structure, Triple
+from medseg.space.labels import paint_order
 from medseg.space.volume import Affine, Shape, Volume
 
 Floats = NDArray[np.float32]
@@ -301,7 +302,10 @@ def _describe(recipe: PhantomRecipe) -> dict[str, Any]:
     }
     if recipe.regions:
         regions = {name: list(values) for name, values in recipe.regions.items()}
-        return described | {"labels": {"background": 0, **regions}, "regions_class_order": _paint_order(recipe)}
+        return described | {
+            "labels": {"background": 0, **regions},
+            "regions_class_order": list(paint_order(recipe.regions.values())),
+        }
     return described | {"labels": {"0": "background", **{str(v): name for name, v in recipe.labels.items()}}}
 
 
@@ -312,13 +316,6 @@ def _annotated(recipe: PhantomRecipe, cases: int) -> dict[str, Any]:
         if index < cases
     }
     return {"annotated": table} if table else {}
-
-
-def _paint_order(recipe: PhantomRecipe) -> list[int]:
-    """For each region the value that no later region has: painted in order, inner regions over outer ones."""
-    regions = list(recipe.regions.values())
-    later = [{value for inner in regions[position + 1 :] for value in inner} for position in range(len(regions))]
-    return [next(value for value in region if value not in rest) for region, rest in zip(regions, later, strict=True)]
 
 
 def _require_free(root: Path, recipe: PhantomRecipe) -> None:

@@ -12,12 +12,12 @@ from jaxtyping import Integer, UInt8
 from numpy.typing import NDArray
 
 from medseg.pictures.slices import LEFT_AND_RIGHT, PLANES, size_mm, slices, upright, windowed
+from medseg.space.labels import IGNORED
 from medseg.space.volume import Volume
 
 Picture = UInt8[np.ndarray, "height width 3"]
 Colour = tuple[int, int, int]
 
-IGNORED = -1  # drawn darker: these voxels count neither for nor against
 LONGEST_PX = 400  # of the longest edge of the volume; every view has the same scale
 _GAP, _LINE, _NARROWEST, _LETTERS, _BOX = 6, 24, 600, 16, 15
 _INK, _DARK = (30, 30, 30), (90, 90, 90)

@@ -17,6 +17,7 @@ from medseg.errors import DataError
 from medseg.machine.documents import parse_document, read_text
 from medseg.machine.files import write_text
 from medseg.machine.typed import fields_of, misspelt, to_plain
+from medseg.space.labels import IGNORED, LabelValue, overlap, values_of
 
 Triple = tuple[int, int, int]
 
@@ -109,7 +110,7 @@ class Plan:
 
     name: str
     modalities: tuple[str, ...]
-    labels: dict[str, int | tuple[int, ...]]
+    labels: dict[str, LabelValue]
     orientation: str
     spacing_mm: tuple[float, float, float]
     patch_size: Triple
@@ -139,13 +140,12 @@ class Plan:
     @property
     def values(self) -> tuple[tuple[int, ...], ...]:
         """The label values of each organ, in class order."""
-        return tuple(value if isinstance(value, tuple) else (value,) for value in self.labels.values())
+        return tuple(map(values_of, self.labels.values()))
 
     @property
     def exclusive(self) -> bool:
         """Whether no voxel can belong to two organs."""
-        flat = [value for values in self.values for value in values]
-        return len(flat) == len(set(flat))
+        return not overlap(self.labels.values())
 
     @property
     def atoms(self) -> tuple[int, ...]:
@@ -155,13 +155,24 @@ class Plan:
         return tuple(sorted({value for values in self.values for value in values}))
 
     @property
+    def painted(self) -> dict[str, int]:
+        """Organ → the value that it has in predicted label files; of overlapping ones, later over earlier."""
+        values = self.atoms if self.exclusive else self.paint_order or tuple(range(1, len(self.organs) + 1))
+        return dict(zip(self.organs, values, strict=True))
+
+    @property
+    def painted_classes(self) -> tuple[int, ...]:
+        """The same by class of the network: background first where organs exclude each other."""
+        return (0,) * self.exclusive + tuple(self.painted.values())
+
+    @property
     def atom_of_value(self) -> dict[int, int]:
         """Label value in a file → index in the store: 0 background, k the k-th atom, −1 ignored."""
         if self.exclusive:
             table = {value: index for index, values in enumerate(self.values, start=1) for value in values}
         else:
             table = {value: index for index, value in enumerate(self.atoms, start=1)}
-        return {0: 0} | table | ({} if self.ignore is None else {self.ignore: -1})
+        return {0: 0} | table | ({} if self.ignore is None else {self.ignore: IGNORED})
 
     @property
     def mode(self) -> str:
@@ -202,13 +213,13 @@ class Plan:
         return cls(**known | {"reasons": dict(reasons or {})})
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: str | Path) -> Plan:
     """Read a plan, its comments included.
 
     Raises:
         DataError: The file is missing, not YAML, or a number in it cannot be; the sentence says which.
     """
-    remedy = "Compare with a plan written by medseg plan"
+    path, remedy = Path(path), "Compare with a plan written by medseg plan"
     text = read_text(path, remedy=remedy)
     try:
         return Plan.from_dict(parse_document(path, text, remedy=remedy), reasons=_comments(text))

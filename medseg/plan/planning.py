@@ -14,6 +14,7 @@ from medseg.plan.fingerprint import ORIENTATION, Fingerprint
 from medseg.plan.plan import Normalisation, Plan
 from medseg.plan.sides import side_pairs
 from medseg.plan.topology import Topology, topology_for
+from medseg.space.labels import LabelValue, overlap, paint_order, values_of
 from medseg.space.resample import ANISOTROPY, resampled_shape
 
 REFERENCE_ACTIVATIONS = 560_000_000  # of one patch, twice of which nnU-Net found to train within the reference memory
@@ -56,7 +57,8 @@ def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: b
         raise ValueError(f"memory_gb must be positive, got {memory_gb}; 8 is what most published plans assume")
     dataset = fingerprint.dataset
     grid = _choose_grid(fingerprint)
-    classes = len(dataset.labels) + 1
+    labels, shared = _ordered(dataset), overlap(dataset.labels.values())
+    classes = len(labels) + 1
     topology = _choose_topology(grid, classes, memory_gb)
     batch, batch_reason = _choose_batch(topology, grid, classes, memory_gb, len(fingerprint.cases))
     normalisation, normalisation_reason = _choose_normalisation(fingerprint)
@@ -64,7 +66,7 @@ def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: b
     return Plan(
         name=dataset.name,
         modalities=dataset.modalities,
-        labels=_ordered(dataset),
+        labels=labels,
         orientation=ORIENTATION,
         spacing_mm=grid.spacing_mm,
         patch_size=topology.patch_size,
@@ -74,7 +76,7 @@ def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: b
         kernels=topology.kernels,
         features=topology.features,
         ignore=dataset.ignore,
-        paint_order=dataset.paint_order or _paint_order(dataset),
+        paint_order=dataset.paint_order or (paint_order(labels.values()) if shared else None),
         mirror_axes=mirror_axes,
         swap_labels=pairs,
         reasons={
@@ -225,34 +227,17 @@ def _choose_mirroring(dataset: Dataset, swap: bool) -> tuple[tuple[int, ...], tu
     )
 
 
-def _overlapping(dataset: Dataset) -> bool:
-    values = [v for value in dataset.labels.values() for v in (value if isinstance(value, tuple) else (value,))]
-    return len(values) != len(set(values))
-
-
-def _ordered(dataset: Dataset) -> dict[str, int | tuple[int, ...]]:
+def _ordered(dataset: Dataset) -> dict[str, LabelValue]:
     """The labels; overlapping regions without a paint order from the largest to the smallest, to be painted so."""
-    if dataset.paint_order is not None or not _overlapping(dataset):
+    if dataset.paint_order is not None or not overlap(dataset.labels.values()):
         return dict(dataset.labels)
-    return dict(sorted(dataset.labels.items(), key=lambda item: -len(item[1]) if isinstance(item[1], tuple) else -1))
-
-
-def _paint_order(dataset: Dataset) -> tuple[int, ...] | None:
-    """For overlapping regions, a value to paint each with: one that no region painted later holds, where there is."""
-    if not _overlapping(dataset):
-        return None
-    values = [value if isinstance(value, tuple) else (value,) for value in _ordered(dataset).values()]
-    order = []
-    for index, many in enumerate(values):
-        later = {v for others in values[index + 1 :] for v in others}
-        order.append(next((v for v in many if v not in later), many[0]))
-    return tuple(order)
+    return dict(sorted(dataset.labels.items(), key=lambda item: -len(values_of(item[1]))))
 
 
 def _labels_reason(fingerprint: Fingerprint) -> str:
     told = []
     for name, value in fingerprint.dataset.labels.items():
-        values = value if isinstance(value, tuple) else (value,)
+        values = values_of(value)
         present = [case for case in fingerprint.cases.values() if any(v in case.voxels for v in values)]
         sizes = [sum(case.voxels.get(v, 0) for v in values) * prod(case.spacing_mm) / 1000 for case in present]
         median = f", median {np.median(sizes):.3g} ml" if sizes else ""

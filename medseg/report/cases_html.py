@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Num
 
 from medseg.errors import DataError
-from medseg.metrics.overlap import values_of
 from medseg.pictures.markup import Markup, element, together
 from medseg.pictures.outlines import draw_slice, key, three_planes
 from medseg.pictures.page import folded, table
 from medseg.report.evaluate import Evaluation
 from medseg.report.rows import CaseRow, by_case, organs_of
 from medseg.report.scoring import read_pair
+from medseg.space.labels import values_of
 from medseg.space.nifti import read_volume
 from medseg.space.volume import Volume, same_place
 

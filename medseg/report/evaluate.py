@@ -18,8 +18,9 @@ from medseg.checkpoints.run import Scores
 from medseg.errors import DataError, UsageError
 from medseg.machine.files import require_writable, write_json
 from medseg.machine.hardware import usable_cores
-from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element
+from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs
+from medseg.metrics.table import Element
 from medseg.report.matching import Failure, Pair, References, match, read_references
 from medseg.report.rows import CaseRow, write_rows
 from medseg.report.scoring import ScoredCase, Scoring, score_pair, values_seen
@@ -66,10 +67,10 @@ class Evaluation:
 
 
 def evaluate(
-    predictions: Path,
-    references: Path | References,
+    predictions: str | Path,
+    references: str | Path | References,
     *,
-    output: Path,
+    output: str | Path,
     organs: Organs | None = None,
     ignore: int | None = None,
     cases: Sequence[str] | None = None,
@@ -103,10 +104,10 @@ def evaluate(
         UsageError: A tolerance is no length.
     """
     _require_lengths(tolerance_mm)
-    pool = references if isinstance(references, References) else read_references(references)
+    pool = references if isinstance(references, References) else read_references(Path(references))
     ignore = pool.ignore if ignore is None else ignore
-    matched = match(predictions, pool.labels, cases=cases, all_expected=pool.all_expected)
-    require_writable(output)
+    matched = match(Path(predictions), pool.labels, cases=cases, all_expected=pool.all_expected)
+    require_writable(output := Path(output))
     workers = workers or min(8, usable_cores())
     named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
     scoring = Scoring(dict(named), ignore, tolerance_mm, element)

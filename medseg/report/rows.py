@@ -7,19 +7,19 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medseg.errors import DataError
 from medseg.machine.files import write_text
 from medseg.metrics.cases import OrganScores
 from medseg.metrics.empty import Outcome
+from medseg.metrics.table import rows
 
-LEADING = ("dice", "hd95_mm", "nsd")
+LEADING = tuple(name for name, row in rows().items() if row.leading)
 """The measures that tables and figures show; the csv and the json hold all of `MEASURES`."""
 
-MEASURES = (*LEADING, *(item.name for item in fields(OrganScores) if item.name not in (*LEADING, "outcome")))
+MEASURES = tuple(rows())
 """Names of the numbers of a row, in the order of the columns of cases.csv."""
 
 COLUMNS = ("case", "organ", *LEADING, "outcome", *MEASURES[len(LEADING) :])
@@ -35,7 +35,7 @@ class CaseRow:
 
     def value(self, measure: str) -> float:
         """Give one of `MEASURES`."""
-        return float(getattr(self.scores, measure))
+        return self.scores.values[measure]
 
 
 def write_rows(path: Path, rows: Iterable[CaseRow]) -> None:
@@ -100,8 +100,5 @@ def _finite(cell: str) -> float:
 
 
 def _row(line: dict[str, str]) -> CaseRow:
-    numbers: dict[str, Any] = {
-        measure: int(line[measure]) if measure.startswith("lesions_") else _finite(line[measure])
-        for measure in MEASURES
-    }
-    return CaseRow(line["case"], line["organ"], OrganScores(outcome=Outcome(line["outcome"]), **numbers))
+    numbers = {measure: _finite(line[measure]) for measure in MEASURES}
+    return CaseRow(line["case"], line["organ"], OrganScores(Outcome(line["outcome"]), numbers))

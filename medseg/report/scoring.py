@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import DataError, listed
-from medseg.metrics.cases import DEFAULT_TOLERANCE_MM, Element, score_case
-from medseg.metrics.overlap import Organs, values_of
+from medseg.metrics.cases import score_case
+from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
+from medseg.metrics.overlap import Organs
+from medseg.metrics.table import Element
 from medseg.report.matching import Pair
 from medseg.report.rows import CaseRow
+from medseg.space.labels import values_of
 from medseg.space.nifti import read_header, read_labels, read_volume
 from medseg.space.volume import Volume, same_place
 

@@ -19,7 +19,7 @@ FIRST, SECOND = "first", "second"
 
 
 @dataclass(frozen=True)
-class Change:
+class CaseChange:
     """One organ of one case in both runs."""
 
     case: str
@@ -42,7 +42,7 @@ class RunComparison:
 
     measure: str
     organs: tuple[Ranking, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[CaseChange, ...]
     only: Mapping[str, Sequence[str]]
     doubts: Sequence[str]
 
@@ -70,7 +70,7 @@ def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
     require_same_references(scores)
     rows = {FIRST: [first[key] for key in common], SECOND: [second[key] for key in common]}
     _, *organs = rank_runs(rows, baseline=FIRST, measures=(measure,))
-    changes = (Change(*key, first[key].value(measure), second[key].value(measure)) for key in common)
+    changes = (CaseChange(*key, first[key].value(measure), second[key].value(measure)) for key in common)
     largest = sorted(changes, key=lambda change: (-abs(change.b - change.a), change.case, change.organ))
     return RunComparison(measure, tuple(organs), tuple(largest), _only(first, second), doubts(scores))
 

@@ -66,12 +66,13 @@ def read_header(path: Path) -> Header:
     return _header_of(path, _open(path))
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: str | Path) -> Volume:
     """Read an image as float32, scaling (``scl_slope``) applied, channels first.
 
     Raises:
         DataError: As `read_header`, or the voxel data are truncated or corrupt.
     """
+    path = Path(path)
     image = _open(path)
     header = _header_of(path, image)
     return Volume(_channels_first(_voxels(path, image), header), header.affine)

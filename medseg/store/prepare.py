@@ -21,8 +21,8 @@ from medseg.store.store import SCHEMA, CaseInfo, Store, grid_of, read_index, rea
 
 
 def prepare(
-    dataset_root: Path,
-    out: Path,
+    dataset_root: str | Path,
+    out: str | Path,
     plan: Plan | None = None,
     workers: int | None = None,
     *,

@@ -104,7 +104,7 @@ class Store:
         ``Store(Path("data/store/Task09_Spleen")).image("spleen_2")[:, 10:74, 10:74, 10:74]`` reads that patch only.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         index = read_index(self.path)
         self.plan: Plan = plan_of(self.path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import Strategy
 
+from medseg.machine.crew import how_it_ended
 from medseg.training.lightning import ScriptLauncher, change_launcher, on_death
 
 
@@ -79,16 +79,8 @@ def obituary(statuses: Sequence[int | None]) -> str:
     if not dead:
         return ""
     status, rank = min(dead)
-    how = f"was ended by {_name(-status)}" if status < 0 else f"ended with exit status {status}, see its own message"
+    how = how_it_ended(status) + ("" if status < 0 else ", see its own message")
     return f"process {rank} of this training {how}; {TOGETHER}"
 
 
 TOGETHER = "the others cannot go on without it. Start all of them again with --ckpt_path last."
-
-
-def _name(number: int) -> str:
-    try:
-        name = signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
-    return f"{name}, as the system does when memory is short" if name == "SIGKILL" else name

@@ -50,7 +50,7 @@ class LostProcessError(MedsegError):
 
 
 _GPUS = ("gpu", "cuda", "mps", "tpu")
-_SPEAK_FOR_THEMSELVES = ("medseg", "pytorch_lightning", "lightning_fabric")  # their ValueErrors are written for users
+_SPEAK_FOR_THEMSELVES = ("medseg", "pytorch_lightning", "lightning_fabric")  # what they raise is written for users
 _LEAST = 0.35  # of the estimate: 0.7 was the least measured in float32, and 16 bits halve the activations
 _MOURNING_S = 3.0  # a connection breaks before the system tells of what its process died
 
@@ -86,7 +86,10 @@ def explained(error: BaseException, plan: Plan, *, obituary: Callable[..., str] 
             "was trained with other weights frozen than model.freeze says",
             "Keep model.freeze as it was, or start from its weights with --model.init_from",
         )
-    if isinstance(error, ValueError) and _raised_in(error) in _SPEAK_FOR_THEMSELVES:
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        reason = " ".join(text.split("\n", 1)[0].split())
+        return UsageError(f"the network cannot be compiled ({reason})", "Leave model.compile at false")
+    if isinstance(error, ValueError | RuntimeError) and _raised_in(error) in _SPEAK_FOR_THEMSELVES:
         return UsageError(" ".join(text.split()).rstrip(".?"), "Correct the config")
     if isinstance(error, RuntimeError | ConnectionError) and _LOST.search(text):
         return LostProcessError(obituary(patience_s=_MOURNING_S) if obituary else "")

@@ -28,9 +28,10 @@ from medseg.patches.datamodule import VolumesDataModule
 from medseg.training.callbacks import of_run
 from medseg.training.children import explain_deaths
 from medseg.training.failures import in_sentences, require_memory, unusable_device
-from medseg.training.lightning import rehearses
+from medseg.training.lightning import callbacks_of, rehearses
 from medseg.training.metrics_log import RunLog
 from medseg.training.own import name_of
+from medseg.training.ranges import require_in_range
 from medseg.training.start import find_start, taken
 from medseg.training.task import SegmentationTask
 from medseg.training.writing import CheckpointFiles
@@ -168,6 +169,7 @@ def fit(
         if name not in legal:
             raise UsageError(f"there is no option {name!r}{meant(name, legal)}", "medseg fit --help lists them")
         given[legal[name]][name] = value
+    require_in_range({"checkpoint_minutes": checkpoint_minutes, "seed_everything": seed_everything, **given})
     pl.seed_everything(seed_everything, verbose=False)
     data = VolumesDataModule(**given["data"])
     task = SegmentationTask(data.plan.to_dict(), **given["model"])
@@ -227,6 +229,7 @@ def train(
     """
     if trainer.strategy.root_device.type == "cpu" and task.hparams["net"] in list_nets():
         require_memory(task.net, data.plan, memory_bytes())
+    require_logged(trainer, task)
     with in_sentences(trainer, data.plan):
         trainer.fit(task, data, ckpt_path=checkpoint)
     if trainer.global_step == first_step and not rehearses(trainer):
@@ -234,6 +237,26 @@ def train(
             f"no step was taken, the budget is spent after step {first_step}: to train on, raise "
             "--trainer.max_steps, --trainer.max_epochs or --trainer.max_time"
         )
+
+
+def require_logged(trainer: pl.Trainer, task: SegmentationTask) -> None:
+    """Refuse to watch a number that will not be logged; of a task or a callback of one's own nobody knows.
+
+    Raises:
+        UsageError: A callback's ``monitor`` is none of the names.
+    """
+    callbacks = callbacks_of(trainer)
+    known = ("medseg", "pytorch_lightning")
+    if type(task) is not SegmentationTask or any(type(c).__module__.split(".")[0] not in known for c in callbacks):
+        return
+    names = ["train/loss", "train/gradient_norm", "val/dice", *(f"val/dice/{organ}" for organ in task.plan.organs)]
+    names += [f"time/{name}" for name in ("elapsed_s", "data_s", "compute_s", "compute_median_s")] + ["memory/peak_gib"]
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        ours = str(monitor).removesuffix("_step").removesuffix("_epoch")
+        if monitor is not None and ours not in names and not ours.startswith("train/"):
+            told = f"{type(callback).__name__} watches {monitor!r}"
+            raise UsageError(f"nothing logs what {told}{meant(monitor, names)}", f"Choose of {', '.join(names)}")
 
 
 def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medseg.losses import NonFiniteLogitsError
 from medseg.patches.batch import Batch
-from medseg.patches.interpolate import IGNORED
+from medseg.space.labels import IGNORED
 from medseg.types import Labels, Levels, Logits
 
 

@@ -73,7 +73,7 @@ def taken(run: Run, start: Start, config: str) -> Iterator[None]:
         DataError: Another process trains in the folder, or it cannot be written.
     """
     run.path.mkdir(parents=True, exist_ok=True)
-    with locked(run.path / ".training.lock"):
+    with locked(run.lock):
         if start.checkpoint is None:  # another one may have begun and ended meanwhile
             _require_fresh(run)
         forget_steps(run.metrics, since=start.step)

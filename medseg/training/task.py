@@ -27,9 +27,9 @@ from medseg.machine.hardware import peak_memory_bytes
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.patches.datamodule import Batch
-from medseg.patches.interpolate import IGNORED
 from medseg.plan.plan import Plan
 from medseg.segmenter import Segmenter, class_values, lay_out, net_spec, require_same_kinds
+from medseg.space.labels import IGNORED
 from medseg.training.beginning import frozen_norms, take_over
 from medseg.training.callbacks import of_task
 from medseg.training.levels import judge
@@ -305,7 +305,10 @@ class SegmentationTask(pl.LightningModule):
         Raises:
             CheckpointError: It was trained on others, or is not one of ours.
         """
-        kept = checked(Path("--ckpt_path"), checkpoint)
+        options = {
+            name: name_of(value) if callable(value) else value for name, value in checkpoint["hyper_parameters"].items()
+        }
+        kept = checked(Path("--ckpt_path"), {**checkpoint, "hyper_parameters": options})
         kept.require_same_training(self.plan, self.hparams["optimizer"])
         self._scores = kept.scores
         self._start = ""

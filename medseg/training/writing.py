@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning_fabric.utilities.types import _PATH
 
 from medseg.checkpoints.reading import read_content
 from medseg.machine.files import whole
@@ -21,7 +20,7 @@ class CheckpointFiles(TorchCheckpointIO):
     where that is another file system, the move is a copy, and a kill in its middle leaves half a checkpoint.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write beside the final name, force it to the disk, then rename, which is all or nothing.
 
         Raises:
@@ -33,7 +32,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def load_checkpoint(
         self,
-        path: _PATH,
+        path: str | Path,
         map_location: Callable[..., Any] | None = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:

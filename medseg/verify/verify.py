@@ -14,12 +14,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from medseg.datasets.case import Case, Dataset, counted, dataset_json, read_dataset
-from medseg.datasets.layout import list_files
-from medseg.datasets.manifest import read_manifest
+from medseg.datasets.case import Case, Dataset, Listing, counted, read_listing
+from medseg.datasets.manifest import Manifest
 from medseg.errors import DataError
 from medseg.machine.crew import default_workers, for_each_case
 from medseg.machine.files import write_text
+from medseg.space.labels import values_of
 from medseg.space.nifti import NIFTI_ENDINGS, read_header
 from medseg.verify.inspection import Inspection, Problem, inspect_case
 
@@ -125,7 +125,8 @@ def verify(root: Path, *, workers: int | None = None) -> VerifyReport:
     Raises:
         DataError: The ``dataset.json`` itself cannot be made sense of.
     """
-    dataset = read_dataset(root, missing_ok=True)
+    listing = read_listing(root)
+    dataset, file = listing.dataset, listing.manifest.file
     cases = (*dataset.cases, *dataset.test)
     problems: list[Problem] = []
     inspections: list[Inspection] = []
@@ -137,12 +138,11 @@ def verify(root: Path, *, workers: int | None = None) -> VerifyReport:
             problems += done.result.problems
         else:
             problems.append(_failed(done.name, done.failure))
-    file = dataset_json(root)
-    problems = list(_with_remedies(file, problems))
+    problems = list(_with_remedies(listing, problems))
     problems += _duplicates(inspections, cases, {case.id for case in dataset.test})
     problems.sort(key=lambda problem: problem.case)
     problems += _unused_labels(file, dataset, inspections)
-    problems += _bookkeeping(file, dataset)
+    problems += _bookkeeping(listing.manifest, dataset)
     return VerifyReport(file.parent, dataset.name, len(cases), tuple(problems))
 
 
@@ -158,9 +158,9 @@ def _failed(case: str, failure: Any) -> Problem:
     return Problem(case, None, "died", getattr(failure, "problem", str(failure)), getattr(failure, "remedy", ""))
 
 
-def _with_remedies(file: Path, problems: list[Problem]) -> Iterator[Problem]:
+def _with_remedies(listing: Listing, problems: list[Problem]) -> Iterator[Problem]:
     """Files that are missing are to be added, or their names mended, in the way of the dataset's own layout."""
-    listed = [files for part in list_files(file.parent, read_manifest(file)) for files in part]
+    listed = (*listing.training, *listing.test)
     remedies = {path: files.remedy for files in listed for path in (*files.images, files.label) if path}
     for problem in problems:
         known = problem.file is not None and problem.kind == "missing" and remedies.get(problem.file)
@@ -206,7 +206,7 @@ def _unused_labels(file: Path, dataset: Dataset, inspections: list[Inspection]) 
         return
     seen = frozenset[int]().union(*read)
     for organ, value in dataset.labels.items():
-        values = value if isinstance(value, tuple) else (value,)
+        values = values_of(value)
         missing = [v for v in values if v not in seen]
         if missing:
             which = ", ".join(map(str, missing))
@@ -220,10 +220,9 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _bookkeeping(file: Path, dataset: Dataset) -> Iterator[Problem]:
+def _bookkeeping(manifest: Manifest, dataset: Dataset) -> Iterator[Problem]:
     """What the description says of itself that is not so; nothing relies on it."""
-    content = read_manifest(file).content
-    stated = content.get("numTraining")
+    file, stated = manifest.file, manifest.content.get("numTraining")
     if isinstance(stated, int) and stated != len(dataset.cases):
         problem = f'says "numTraining": {stated}, but has {len(dataset.cases)} training cases'
         yield Problem("", file, "count", problem, "Correct the number, or look for what is missing", harmless=True)

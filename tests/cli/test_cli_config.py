@@ -56,6 +56,19 @@ def test_the_knobs_of_what_is_named_anew_are_not_those_of_before():
     assert merged({"callbacks": [one]}, {"callbacks": [two]}) == {"callbacks": [two]}
 
 
+def test_knobs_that_the_command_line_takes_away_are_named(tmp_path, caplog):
+    config = written(tmp_path, "c.yaml", {"model": {"net_options": {"features": [8], "dropout": 0.1}}})
+    with caplog.at_level("INFO"):
+        assert told("-c", config, "--model.net_options.dropout", "0.2").model.net_options["features"] == [8]
+        assert not caplog.text
+        assert told("-c", config, "--model.net_options", "{dropout: 0.2}").model.net_options == {"dropout": 0.2}
+        assert "the command line replaces the config's" in caplog.text
+
+
+def test_dotted_keys_of_a_config_are_tables_too(tmp_path):
+    assert told("-c", written(tmp_path, "c.yaml", "model.lr: 0.5\nmodel: {loss: dice}\n")).model.lr == 0.5
+
+
 @pytest.mark.parametrize("text", ["1:00:00:00", "00:12:30:00", "'1:00:00:00'"])
 def test_a_time_in_a_config_is_the_text_that_it_is(tmp_path, text):
     assert told("-c", written(tmp_path, "c.yaml", f"trainer:\n  max_time: {text}\n")).trainer.max_time == text.strip(
@@ -73,6 +86,8 @@ def test_an_empty_config_says_nothing(tmp_path, text):
     [
         ("model: {lr: 0.5}\nmodel: {net: unet}\n", r"c.yaml is not YAML \(line 2: the key 'model' occurs twice\)"),
         ("model: {lr: 0.5, lr: 0.1}\n", "'lr' occurs twice"),
+        ("model: {lr: 0.5}\nmodel.lr: 0.1\n", "c.yaml says model.lr twice"),
+        ("model: 3", "model is 3, expected a table"),
         ("fit:\n  model: {lr: 0.5}\n", "c.yaml has its options below fit:"),
         ("- model\n", "c.yaml is no table of options"),
         ("model:\n\tlr: 1\n", "line 2"),
@@ -98,6 +113,7 @@ def test_a_mistake_in_a_config_is_one_sentence(tmp_path, text, expected):
         (["--trainer.max_steps", "250k"], "expected a whole number"),
         (["--data.patch_size", "16"], "data.patch_size is '16', expected a list of 3 whole numbers"),
         (["--model.net_options", "a=b"], "expected a table {name: value}"),
+        (["--model.net_options", "{a: 1, a: 2}"], "model.net_options is '{a: 1, a: 2}', expected a table"),
         (["--trainer.max_steps"], "--trainer.max_steps has no value"),
         (["--config"], "--config is empty"),
         (["c.yaml"], "c.yaml is no option. Give a config with --config FILE"),

@@ -80,6 +80,21 @@ def test_cases_that_were_trained_on_are_refused_or_told_in_the_report(home, tmp_
     assert "cases were trained on" in (run / "report.html").read_text(encoding="utf-8")
 
 
+def test_cleaning_is_not_chosen_on_cases_that_were_trained_on(home, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(home / "run", run)
+    words = ["choose-cleaning", "--ckpt", str(run), "--references", str(home / "toy" / "labelsTr"), "--predictions"]
+    assert main(["test", "--run", str(run)]) == 0
+    assert main([*words, str(run / "test" / "predictions")]) == 0
+    shutil.rmtree(run / "test")
+    assert main(["test", "--run", str(run), "--data.fold", "1", "--on_training_cases", "true"]) == 0
+    before = (run / "checkpoints" / "best.ckpt").read_bytes()
+    capsys.readouterr()
+    assert main([*words, str(run / "test" / "predictions")]) == 1
+    assert "was trained on: toy_" in capsys.readouterr().err
+    assert (run / "checkpoints" / "best.ckpt").read_bytes() == before
+
+
 def test_another_split_of_the_same_cases_is_seen_whatever_it_is_called(home, tmp_path, capsys):
     held_back = json.loads(json.dumps(load(home / "run" / "checkpoints" / "best.ckpt")["origin"]["config"]["values"]))
     assert held_back["data.split"] is None
@@ -143,6 +158,25 @@ def test_what_is_no_store_says_what_to_give(home, tmp_path, capsys):
         said = capsys.readouterr().err
         assert expected in said
         assert f"--out {store}" not in said
+
+
+def test_a_network_of_ones_own_is_tested_by_the_word_of_the_runs_config_and_of_no_checkpoint(
+    home, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "my_network.py").write_text(
+        "from torch import nn\n\n\nclass Plain(nn.Conv3d):\n"
+        "    def __init__(self, in_channels, out_channels):\n        super().__init__(in_channels, out_channels, 1)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["--model.net", "my_network.Plain", "--model.net_options", "null"]
+    assert fit(home / "store", tmp_path / "run", *SHORT, *words) == 0
+    assert main(["test", "--run", "run"]) == 0
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("my_network.Plain", "unet"), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["test", "--run", "run"]) == 1
+    assert "--trust my_network.Plain" in capsys.readouterr().err
+    assert main(["test", "--run", "run", "--trust", "my_network.Plain"]) == 0
 
 
 def test_a_module_in_the_working_directory_is_found(home, tmp_path, monkeypatch):

@@ -312,7 +312,7 @@ def test_a_file_that_is_missing_is_named_unless_told_to_go_on(toy_dataset, layou
 def test_a_folder_without_description(tmp_path, toy_dataset):
     with pytest.raises(DataError, match=r"does not exist\. Check the path"):
         dataset_json(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"did you mean .*toy"):
+    with pytest.raises(DataError, match=r"Did you mean .*toy"):
         dataset_json(tmp_path)
     with pytest.raises(DataError, match="Write one, such as"):
         dataset_json(toy_dataset / "imagesTr")

@@ -17,10 +17,11 @@ import pytest
 from rich.console import Console
 from scipy.stats import wilcoxon
 
+from medseg.checkpoints.run import Run
 from medseg.errors import DataError, UsageError
 from medseg.experiments import trial
-from medseg.experiments.comparison import comparison_jobs
 from medseg.experiments.comparison_files import write_comparison, write_comparison_csv
+from medseg.experiments.comparison_jobs import comparison_jobs
 from medseg.experiments.comparison_page import JobComparison, dice_plot
 from medseg.experiments.data import JobData
 from medseg.experiments.executors import ClusterExecutor, LocalExecutor, environments
@@ -102,7 +103,7 @@ def test_a_dead_job_is_named_and_the_others_go_on(stand_in):
     assert [outcome.failure for outcome in outcomes] == [
         None,
         "the gradient was not finite. Lower model.lr",
-        "was killed by SIGKILL, perhaps because memory ran out",
+        "was ended by SIGKILL, as the system does when memory is short",
         None,
     ]
     assert calls(stand_in) == ["dice fit", "dice test", "dead fit", "killed fit", "focal fit", "focal test"]
@@ -210,6 +211,9 @@ def test_two_sweeps_do_not_work_in_one_folder(stand_in):
     with locked(job.run / LOCK):
         (outcome,) = sweep([job])
     assert "worked in by another process" in outcome.failure
+    with locked(Run(job.run).lock):  # a training whose sweep was killed
+        (outcome,) = sweep([job])
+    assert "worked in by another process" in outcome.failure
     assert sweep([job])[0].failure is None
 
 
@@ -257,9 +261,8 @@ def test_networks_and_losses_are_crossed_in_folders_of_their_own(tmp_path):
 
 
 def row(case, organ, dice, outcome=Outcome.FOUND):
-    numbers = dict.fromkeys(OrganScores.__dataclass_fields__, 0.0) | {"dice": float(dice), "hd95_mm": 10 * (1 - dice)}
-    counts = dict.fromkeys(("lesions_found", "lesions_missed", "lesions_false"), 0)
-    return CaseRow(case, organ, OrganScores(**{**numbers, **counts, "outcome": outcome}))
+    numbers = dict.fromkeys(MEASURES, 0.0) | {"dice": float(dice), "hd95_mm": 10 * (1 - dice)}
+    return CaseRow(case, organ, OrganScores(outcome, numbers))
 
 
 def result(title, scores, tmp_path=Path("nowhere")):

@@ -10,9 +10,13 @@ from support.toys import oblique_affine, toy_case, write_nifti, write_toy_datase
 
 from medseg.checkpoints.run import checkpoints_in
 from medseg.cli import main
+from medseg.errors import DataError
 from medseg.experiments import trial
+from medseg.experiments.data import require_unchanged
 from medseg.plan.plan import read_plan, write_plan
+from medseg.store.identity import identity
 from medseg.store.prepare import prepare
+from medseg.store.store import Store
 
 CONFIG = """
 model: {net_options: {features: [4, 8, 8]}, optimizer: adamw}
@@ -80,6 +84,14 @@ def test_cross_validation_pools_every_case_once_and_predicts_with_all_folds(toy,
     assert main(words(toy, "cross-validate", output)) == 1
     assert "but the store was prepared with another plan" in capsys.readouterr().err
     (toy / "plan.kept").rename(toy / "store" / "plan.yaml")
+
+
+def test_a_store_that_was_prepared_anew_meanwhile_is_noticed(toy):
+    letters = identity(Store(toy / "store"))
+    require_unchanged(toy / "store", letters)
+    before = {case: kept for case, kept in letters.items() if case != "toy_0"} | {"lost": "", "toy_1": ""}
+    with pytest.raises(DataError, match=r"prepared anew meanwhile: toy_0 is new, lost is gone, toy_1 was changed"):
+        require_unchanged(toy / "store", before)
 
 
 def rows_of(output):

@@ -59,8 +59,19 @@ def test_nested_lists_are_literals():
         ("focal(gamma='2')", r"focal\(gamma='2'\): expected a number"),
         ("dice(batch=1)", r"batch=1\): expected True or False"),
         ("dice(absent='drop')", "expected one of 'keep', 'ignore'"),
-        ("cross_entropy(weight=3)", r"expected a list \(each a number\) or None"),
+        ("cross_entropy(weight=3)", r"expected a list \(each a number of at least 0\) or None"),
         ("focal(2)", r"the knobs of focal need their names, such as focal\(gamma=2.0"),
+        ("focal(gamma=-1)", r"focal\(gamma=-1\): expected a number of at least 0"),
+        ("cross_entropy(label_smoothing=2)", r"expected a number in \[0, 1\]"),
+        ("cross_entropy(label_smoothing=-0.1)", r"expected a number in \[0, 1\]"),
+        ("dice(weight=[1, -1, 1])", r"each a number of at least 0"),
+        ("cross_entropy(weight=[1, 1e999, 1])", r"each a number of at least 0"),
+        ("tversky(alpha=-1)", "expected a number of at least 0"),
+        ("dice_ce(lambda_ce=-1)", "expected a number of at least 0"),
+        ("focal_tversky(gamma=inf)", "expected a number of at least 0"),
+        ("combo(alpha=1.1)", r"expected a number in \[0, 1\]"),
+        ("asymmetric_unified_focal(delta=1.5)", r"expected a number in \[0, 1\]"),
+        ("generalized_wasserstein_dice(dist_matrix=[[0, -1], [1, 0]])", "each a number of at least 0"),
         ("dice - focal", "subtracts a loss"),
         ("-dice", "subtracts a loss"),
         ("-1 * dice", "the weight of dice is -1 at epoch 0"),
@@ -69,7 +80,7 @@ def test_nested_lists_are_literals():
         ("1e400 * dice", "too large to be a finite number"),
         ("1" + 400 * "0" + " * dice", "too large to be a finite number"),
         ("1 / 0 * dice", "the weight of dice is nan"),
-        ("linear(0, 1e999) * dice", "the weight of dice is nan"),
+        ("linear(0, 1e999) * dice", "expected a finite number for end"),
         ("dice * focal", "multiplies two losses"),
         ("0.5", "names no loss|not a loss"),
         ("dice +", "cannot be read"),
@@ -99,6 +110,22 @@ def test_weights_follow_the_epoch():
     torch.testing.assert_close(total, sum(w * loss.terms[name] for name, w in loss.weights().items()))
     loss.set_epoch(500)
     assert loss.weights() == pytest.approx({"dice": 0, "boundary": 1, "focal": 0})
+
+
+@pytest.mark.parametrize(
+    ("expression", "mode", "answer"),
+    [
+        ("focal_tversky(gamma=0)", "multiclass", "gamma must be above 0"),
+        ("generalized_wasserstein_dice(background=7)", "multiclass", r"background must be a class from 0 to 2, got 7"),
+        ("generalized_wasserstein_dice(background=-1)", "multiclass", r"background must be a class from 0 to 2"),
+        ("focal(alpha=1.5)", "binary", r"alpha must be at most 1"),
+        ("poly1_focal(alpha=[1.5])", "binary", r"alpha must be at most 1"),
+    ],
+)
+def test_a_value_that_means_nothing_is_answered(expression, mode, answer):
+    logits = LOGITS if mode == "multiclass" else LOGITS[:, :1]
+    with pytest.raises(ValueError, match=answer):
+        build_loss(expression, mode=mode)(logits, LABELS.clamp_max(1))
 
 
 OWN = """

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from medseg.losses import build_loss
-from medseg.losses.knobs import checked_knobs
+from medseg.losses.knobs import checked_knobs, fits, knob_type
 from medseg.losses.table import Row, rows
 
 pytestmark = pytest.mark.sweep(5)
@@ -226,3 +227,113 @@ def test_rows_are_complete(row):
     assert row.paper
     assert set(row.handles) <= {"imbalance", "small", "boundary", "missing"}
     assert row.cost in ("streamed", "maps", "distance", "sort")
+
+
+# ---------------------------------------------------------------------------------------------- knobs and precision
+
+OTHER_LISTS = {
+    "weight": [5.0, 1.0, 2.0],
+    "class_weight": [1.0, 2.0, 5.0],
+    "low": [1e3, 1e3, 1e3],
+    "high": [1.0, 1.0, 1.0],
+    "dist_matrix": [[0, 1, 1], [1, 0, 0.2], [1, 0.2, 0]],
+}
+OTHER_NUMBERS = {"max_points": 2, "connectivity": 1, "pos_weight": 3.0, "beta": 0.3, "alpha": [0.3, 0.6, 0.8]}
+OTHERS = {
+    ("topk_cross_entropy", "k"): 50.0,
+    ("dice_topk", "k"): 50.0,
+    ("weighted_hausdorff", "p_exponent"): -3.0,
+    ("cldice", "iterations"): 0,
+    ("dice_cldice", "iterations"): 0,
+    ("cbdice", "iterations"): 0,
+    ("blob", "criterion"): "bce",
+    ("generalized_wasserstein_dice", "background"): 1,
+    ("nacl", "kernel_size"): 5,
+    ("ohem_cross_entropy", "min_kept"): 3,
+    ("l1_ace", "bins"): 3,
+    ("logit_margin", "margin"): 0.5,
+    ("hausdorff_er", "erosions"): 1,
+    ("boundary_dou", "limit"): 0.0,
+    ("hybrid_focal", "focal_alpha"): [0.3, 0.6, 0.8],
+    ("cc_dice_ce", "smooth"): 500.0,
+}
+
+
+def others(row, name, default, channels):
+    """Other values of a knob than its default."""
+    if (row.name, name) in OTHERS:
+        return [OTHERS[row.name, name]]
+    kind = knob_type(row, name)
+    literals = [v for form in (kind, *get_args(kind)) if get_origin(form) is Literal for v in get_args(form)]
+    values = [not default] if isinstance(default, bool) else [v for v in literals if v != default]
+    if default is None or (name in ("alpha", "w_type", "dist_matrix") and not isinstance(default, float)):
+        if name in OTHER_LISTS:
+            values.append(OTHER_LISTS[name] if name == "dist_matrix" else OTHER_LISTS[name][:channels])
+        elif name in OTHER_NUMBERS:
+            found = OTHER_NUMBERS[name]
+            values.append(found[:channels] if isinstance(found, list) else found)
+    elif isinstance(default, float) and not isinstance(default, bool):
+        values += [v for v in (default * 0.7, default * 1.4 + 0.05, default - 0.5) if fits(v, kind)]
+    elif isinstance(default, int) and not isinstance(default, bool):
+        values += [default + 1]
+    return values
+
+
+SEEN_ELSEWHERE = {
+    "soft_target": "it is the same for hard targets",
+    "connectivity": "no blob of these examples touches another over a corner only",
+    "ohem_cross_entropy.threshold": "the examples have fewer voxels than are kept in any case",
+    "hausdorff_er.erosions": "no error of these examples survives the first erosion",
+    "pool": "the examples are too small to be averaged",
+}
+"""Knobs that need other inputs, and the reason."""
+
+
+@pytest.mark.parametrize("row", rows().values(), ids=lambda row: row.name)
+def test_every_knob_changes_something(row):
+    """Whatever a knob's type: there is a mode and an input on which another value of it gives another result."""
+    inert = {name for name in row.knobs if not {name, f"{row.name}.{name}"} & set(SEEN_ELSEWHERE)}
+    for mode in row.modes:
+        some = {"weight": [1.0, 2.0, 5.0][: CHANNELS[mode]]} if "weight" in row.knobs else {}
+        for seed, scale in ((0, 1.0), (1, 8.0)):
+            logits, target = example(mode, (8, 7), seed=seed, dtype=torch.float64)
+            for ask in (target, _without_the_last_class(target, mode)):
+                call = functools.partial(_called, row, mode, scale * logits, ask)
+                plain = call(**some)
+                for name in sorted(inert):
+                    for value in others(row, name, row.knobs[name], CHANNELS[mode]):
+                        changed = call(**{**some, name: value})
+                        if changed is not None and not torch.equal(changed, plain):
+                            inert.discard(name)
+    assert not inert
+
+
+def _without_the_last_class(target, mode):
+    """An input with absent classes."""
+    if mode == "multiclass":
+        return target.masked_fill(target == 2, 0)
+    target = target.clone()
+    target[0, -1] = 0
+    return target
+
+
+def _called(row, mode, logits, target, **knobs):
+    text = ", ".join(f"{name}={value!r}" for name, value in knobs.items())
+    try:
+        return build_loss(f"{row.name}({text})", mode=mode)(logits, target)
+    except ValueError:
+        return None  # a knob of other modes
+
+
+@EVERY_CELL
+def test_a_class_that_fills_a_patch_costs_the_same_in_single_precision(row, mode):
+    side = 48 if row.cost == "streamed" else 12
+    generator = torch.Generator().manual_seed(0)
+    channels = CHANNELS[mode]
+    logits = torch.randn(1, channels, side, side, side, generator=generator, dtype=torch.float64)
+    for fill in (0, 1):
+        target = torch.full((1, side, side, side) if mode == "multiclass" else tuple(logits.shape), fill)
+        loss = build_loss(row.name, mode=mode)
+        exact, rough = (value_and_gradient(loss, logits.to(kind), target) for kind in (torch.float64, torch.float32))
+        torch.testing.assert_close(rough[0].double(), exact[0], rtol=2e-4, atol=1e-6)
+        torch.testing.assert_close(rough[1].double(), exact[1], rtol=2e-3, atol=1e-4 * exact[1].abs().max().item())

@@ -120,6 +120,17 @@ def test_everything_ignored_is_absent():
         (lambda: _score(tolerance_mm={"livr": 1.0}), "livr"),
         (lambda: _score(spacing_mm=[1.0]), "spacing per axis"),
         (lambda: _score(prediction=np.zeros((1, 2, 2), bool)), "expected 4 prediction masks"),
+        (lambda: _score(prediction=np.full((2, 2), 0.5)), "expected the prediction as label values.*take the argmax"),
+        (lambda: _score(prediction=np.full((2, 2), np.nan)), "expected the prediction as label values"),
+        (lambda: _score(prediction=np.full((2, 2), "a")), "expected the prediction as label values"),
+        (lambda: _score(prediction=np.full((2, 2), -1)), "0 or more, got a negative one"),
+        (lambda: _score(element="faces"), "element is one of voxels, areas, got 'faces'"),
+        (lambda: _score(spacing_mm=[1.0, float("nan")]), "a spacing of lengths in mm, got 1, nan"),
+        (lambda: _score(spacing_mm=[1.0, -2.0]), "a spacing of lengths in mm, got 1, -2"),
+        (lambda: _score(tolerance_mm=-1.0), "tolerance of -1 mm is no length"),
+        (lambda: score_case(*np.zeros((2, 0, 3), int), ORGANS, spacing_mm=[1.0, 1.0]), "a volume with voxels"),
+        (lambda: score_case(*np.zeros((2, 2, 3), int), {"a": -1}, spacing_mm=[1.0, 1.0]), "0 or more, got -1"),
+        (lambda: score_case(*np.zeros((2, 1, 3), bool), {"a": 1}, spacing_mm=[1.0], ignore=2), "leave ignore out"),
     ],
 )
 def test_misuse_is_answered_with_what_was_expected(call, message):
@@ -279,6 +290,28 @@ def test_tolerance_by_organ():
     organs = {"near": 1, "far": 2}
     scores = score_case(one, other, organs, spacing_mm=(1.0, 1.0), tolerance_mm={"near": 3.0})
     assert (scores["near"].nsd, scores["far"].nsd) == (1.0, 0.0)  # the far one has the default of 2 mm
+
+
+@given(label_pairs(), st.sampled_from([None, 3]))
+def test_background_is_a_structure_like_any_other(pair, ignore):
+    """Numbered from 0 or from 1, the same voxels score the same."""
+    organs = {"background": 0, "ends": (0, 2), "one": 1}
+    shifted = {"background": 1, "ends": (1, 3), "one": 2}
+    plain = score_case(*pair, organs, spacing_mm=(1.0, 1.0, 1.0), ignore=ignore)
+    moved = [part.astype(np.uint16) + 1 for part in pair]
+    assert plain == score_case(*moved, shifted, spacing_mm=(1.0, 1.0, 1.0), ignore=ignore and ignore + 1)
+    counts = count_labels(*map(torch.from_numpy, pair), organs, ignore=ignore)
+    for name in organs:
+        assert plain[name].dice == dice(counts[name])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.uint16, np.int8, np.int64, bool, torch.tensor])
+def test_labels_of_any_type_score_alike(kind):
+    rng = np.random.default_rng(0)
+    pair = rng.integers(0, 2, (2, 5, 6)).astype(np.uint8)
+    given = [part[None].astype(bool) if kind is bool else kind(part) for part in pair]
+    options = {"spacing_mm": (1.0, 2.0)}
+    assert score_case(*given, {"organ": 1}, **options) == score_case(*pair, {"organ": 1}, **options)
 
 
 def test_lesions_are_matched_by_touch():

@@ -51,7 +51,7 @@ def test_reset_forgets():
 
 def test_without_a_case_there_is_no_score():
     with pytest.warns(UserWarning, match="before the ``update``"):
-        assert PerOrganDice(ORGANS).compute() == {"liver": 0.0, "tumour": 0.0, "mean": 0.0}
+        assert PerOrganDice(ORGANS).compute() == {"mean": 0.0}
 
 
 def test_organs_that_a_reference_does_not_cover_do_not_count():
@@ -59,6 +59,28 @@ def test_organs_that_a_reference_does_not_cover_do_not_count():
     for case in CASES:
         update(metric, case, annotated=["liver"] if case == "c" else None)
     assert metric.compute()["tumour"] == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_an_organ_that_no_reference_covers_is_left_out_of_the_mean():
+    metric = PerOrganDice(ORGANS)
+    for case in ("a", "b"):
+        update(metric, case, annotated=["liver"])
+    assert metric.compute() == pytest.approx({"liver": 1 / 3, "mean": 1 / 3})
+
+
+def test_background_is_an_organ_like_others_and_whole_floats_are_labels():
+    metric = PerOrganDice({"background": 0, "rest": (0, 2)}, ignore=9)
+    prediction, reference = torch.tensor([0.0, 0.0, 1.0, 2.0, 0.0]), torch.tensor([0.0, 1.0, 0.0, 2.0, 9.0])
+    metric.update(prediction, reference, "a")
+    assert metric.compute() == pytest.approx({"background": 0.5, "rest": 2 / 3, "mean": (0.5 + 2 / 3) / 2})
+
+
+def test_probabilities_and_values_below_zero_are_refused():
+    labels = torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"expected the prediction as label values.*float32; take the argmax"):
+        PerOrganDice(ORGANS).update(torch.tensor([0.2, 0.8]), labels, "a")
+    with pytest.raises(ValueError, match="whole numbers of 0 or more, got -1"):
+        PerOrganDice({"nothing": -1})
 
 
 def test_masks_of_regions():

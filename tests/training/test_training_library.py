@@ -8,7 +8,7 @@ import sys
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import GradientAccumulationScheduler, LearningRateFinder
+from pytorch_lightning.callbacks import EarlyStopping, GradientAccumulationScheduler, LearningRateFinder
 from pytorch_lightning.tuner import Tuner
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
@@ -157,7 +157,7 @@ def test_init_from_is_where_training_begins_and_nowhere_else(store, tmp_path, tr
     assert onward.global_step == 4
 
 
-def test_the_last_layer_follows_the_organs_by_name(store, trained, caplog):
+def test_the_last_layer_follows_the_organs_by_name(store, trained):
     task, _, path = trained
     plan = plan_of(store)
     turned = SegmentationTask(plan | {"labels": dict(reversed(plan["labels"].items()))}, **SMALL, init_from=str(path))
@@ -170,7 +170,7 @@ def test_the_last_layer_follows_the_organs_by_name(store, trained, caplog):
     others.setup("fit")
     heads = [name for name, tensor in others.state_dict().items() if torch.equal(tensor, before[name])]
     assert any(before[name].shape[:1] == (3,) for name in heads)
-    assert "start afresh, for other organs (liver, spleen)" in caplog.text
+    assert "start afresh, for other organs (liver, spleen)" in others._begin()
 
 
 class Notes(pl.Callback):
@@ -274,6 +274,16 @@ def test_the_record_of_a_run_is_there_whatever_other_loggers_are(store, tmp_path
         *("SignOrigin", "WatchPeers", "RateLog", "SeedSteps", "ValidateTheEnd", "SkipBadSteps", "StepClock"),
         *("WeighClasses", "KeepCheckpoints", "StopOnRequest"),
     ]
+
+
+def test_a_monitor_that_nobody_logs_is_refused_before_training(store, tmp_path):
+    options = {name: value for name, value in QUIET.items() if name not in ("logger", "enable_checkpointing")}
+    task = SegmentationTask(plan_of(store), **SMALL)
+    watched = EarlyStopping("val/dice/live", mode="max")
+    trainer = build_trainer(Run(tmp_path / "run"), {}, logger=False, max_epochs=1, callbacks=[watched], **options)
+    with pytest.raises(UsageError, match=r"EarlyStopping.*'val/dice/live', did you mean 'val/dice/liver'"):
+        train(trainer, task, data_of(store))
+    assert trainer.global_step == 0
 
 
 def test_loggers_are_named_and_a_missing_package_is_a_sentence(tmp_path):

@@ -308,3 +308,11 @@ def test_a_label_without_its_last_bytes_is_found_by_verify_too(toy_dataset, caps
     cut_off(toy_dataset, LABEL, -4)  # all voxels are there, the length at the end is not
     assert nib.load(toy_dataset / LABEL).shape
     assert main(["verify", str(toy_dataset), "--workers", "1"]) == 1
+
+
+@pytest.mark.parametrize("suffix", [b"\0" * 7, b"left over"], ids=["zeros", "text"])
+def test_verify_and_prepare_agree_on_bytes_behind_the_stream(suffix, toy_dataset, tmp_path, capsys):
+    (toy_dataset / IMAGE).write_bytes((toy_dataset / IMAGE).read_bytes() + suffix)
+    found = {main([command, str(toy_dataset), *more, "--workers", "1"])
+             for command, *more in (["verify"], ["prepare", "--out", str(tmp_path / "out")])}  # fmt: skip
+    assert found == {0}, capsys.readouterr()

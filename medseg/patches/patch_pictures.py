@@ -11,17 +11,18 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
 from medseg.patches.datamodule import VolumesDataModule
-from medseg.pictures.panels import IGNORED, picture
+from medseg.pictures.panels import picture
 from medseg.pictures.slices import SOFT_TISSUE_HU, write_png
 from medseg.plan.plan import Normalisation, Plan
+from medseg.space.labels import IGNORED
 from medseg.space.volume import Volume
-from medseg.verify.figures import names_of_values
+from medseg.verify.case_pictures import names_of_values
 
 
 def write_patch_figures(data: VolumesDataModule, out: Path, n: int) -> tuple[Path, ...]:
     """Write the first patches of training, augmented: three views of each, without and with labels.
 
-    Labels have the colours that `medseg.verify.figures` gives them; ignored voxels are darker.
+    Labels have the colours that `medseg.verify.case_pictures` gives them; ignored voxels are darker.
 
     Args:
         data: Where the patches come from.

@@ -11,10 +11,11 @@ from support.toys import oblique_affine, toy_case, write_nifti
 
 from medseg.datasets.case import read_case, read_dataset
 from medseg.errors import DataError
-from medseg.pictures.panels import IGNORED, colour, overlay, picture
+from medseg.pictures.panels import colour, overlay, picture
 from medseg.pictures.slices import slices
+from medseg.space.labels import IGNORED
 from medseg.space.volume import Volume
-from medseg.verify.figures import draw, names_of_values, spread_out, write_figures
+from medseg.verify.case_pictures import draw, names_of_values, spread_out, write_figures
 
 
 def dominant(rgb: np.ndarray, value: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from medseg.cli import main
 from medseg.errors import DataError
 from medseg.patches.datamodule import VolumesDataModule
-from medseg.patches.figures import draw_patch, write_patch_figures
+from medseg.patches.patch_pictures import draw_patch, write_patch_figures
 from medseg.phantom.phantom import write_phantom
 from medseg.pictures.panels import colour
 from medseg.plan.plan import Normalisation, Plan, read_plan

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from medseg.datasets.case import Case, Dataset, read_case, read_dataset
-from medseg.datasets.manifest import LabelValue
 from medseg.errors import DataError
-from medseg.pictures.panels import IGNORED, Picture, picture
+from medseg.pictures.panels import Picture, picture
 from medseg.pictures.slices import SOFT_TISSUE_HU, write_png
+from medseg.space.labels import IGNORED, LabelValue, values_of
 from medseg.space.volume import Volume
 
 
@@ -82,6 +82,6 @@ def names_of_values(labels: dict[str, LabelValue]) -> dict[int, str]:
     """
     names: dict[int, list[str]] = {}
     for name, value in labels.items():
-        for one in value if isinstance(value, tuple) else (value,):
+        for one in values_of(value):
             names.setdefault(one, []).append(name)
     return {value: " + ".join(several) for value, several in names.items()}
