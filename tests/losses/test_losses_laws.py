@@ -285,6 +285,7 @@ SEEN_ELSEWHERE = {
     "ohem_cross_entropy.threshold": "the examples have fewer voxels than are kept in any case",
     "hausdorff_er.erosions": "no error of these examples survives the first erosion",
     "pool": "the examples are too small to be averaged",
+    "include_ignored": "nothing is ignored in these examples, and it asks for bounds",
 }
 """Knobs that need other inputs, and the reason."""
 
