@@ -19,6 +19,8 @@ from medseg.inference.clean import rules_from_plain
 from medseg.machine.dotted import Trust
 from medseg.training.task import load_task
 
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+
 EVIL = """
 from pathlib import Path
 from torch import nn
