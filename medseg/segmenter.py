@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -54,6 +55,7 @@ class Segmenter:
         require_numbers(path, checkpoint.weights)
         try:
             net = build_net(name, net_spec(checkpoint.plan), checkpoint.knobs)
+            require_same_kinds(net.state_dict(), checkpoint.weights)
             net.load_state_dict(checkpoint.weights)
         except (TypeError, ValueError, RuntimeError, LookupError, MemoryError, UsageError) as error:
             version = checkpoint.signature["version"]
@@ -104,6 +106,18 @@ class Segmenter:
                 whole = decided.new_empty((*decided.shape[:-3], *shape), dtype=kind)
             whole.narrow(axis - 3, where.start, where.stop - where.start).copy_(decided)
         return whole
+
+
+def require_same_kinds(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Refuse weights that would be converted without a word, such as whole numbers for fractions.
+
+    Raises:
+        ValueError: Some would.
+    """
+    for name in ours.keys() & theirs.keys():
+        kinds = [(kept.is_floating_point(), kept.is_complex()) for kept in (ours[name], theirs[name])]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"{name} is made of {theirs[name].dtype}")
 
 
 def _flips(checkpoint: Checkpoint) -> tuple[int, ...] | None:

@@ -27,9 +27,10 @@ _DAMAGE = (
 
 
 class Weights(NamedTuple):
-    """What stands for a tensor: its size only."""
+    """What stands for a tensor: its size, and where its numbers are, for one tensor may have several names."""
 
     shape: tuple[int, ...]
+    place: tuple[Any, ...] = ()
 
 
 def read_facts(path: Path) -> Checkpoint:
@@ -82,13 +83,14 @@ class _PlainData(pickle.Unpickler):
             return tuple if name == "Size" else _named
         raise pickle.UnpicklingError(f"{module}.{name} is not plain data")
 
-    def persistent_load(self, pid: Any) -> None:
-        """Where the numbers would be."""
+    def persistent_load(self, pid: Any) -> Any:
+        """Where the numbers would be: the name of their storage."""
+        return pid[2]
 
 
 def _rebuild(*recipe: Any) -> Any:
     """A tensor's recipe is (storage, offset, shape, ...); a parameter's begins with its tensor."""
-    return recipe[0] if isinstance(recipe[0], Weights) else Weights(tuple(recipe[2]))
+    return recipe[0] if isinstance(recipe[0], Weights) else Weights(tuple(recipe[2]), recipe[:2])
 
 
 def _named(*words: Any) -> tuple[Any, ...]:

@@ -196,6 +196,7 @@ def _predict(options: Options) -> int:
         options.output,
         save_probabilities=options.save_probabilities,
         overwrite=options.overwrite,
+        tell=lambda line: sys.stderr.write(f"{line}\n"),
     )
     kept = f" ({len(outcome.kept)} of them from before)" if outcome.kept else ""
     say(f"{len(outcome.written) + len(outcome.kept)} predictions are in {options.output}{kept}")

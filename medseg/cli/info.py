@@ -49,7 +49,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "written by": f"medseg {signed['version']}, torch {signed.get('torch', 'unknown')}",
         **_plan(kept.plan),
         "network": kept.net,
-        "parameters": sum(math.prod(weight.shape) for weight in kept.weights.values()),
+        "parameters": sum(math.prod(weight.shape) for weight in {w.place: w for w in kept.weights.values()}.values()),
         "training memory": "unknown" if peak_gib is None else f"{peak_gib:.1f} GiB at its peak",
         "flips in training": "unknown" if kept.flips is None else ", ".join(map(str, kept.flips)) or "none",
         "loss": options["loss"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,7 +45,13 @@ class FolderOutcome:
 
 
 def predict_cases(
-    predictor: Predictor, source: Path, output: Path, *, save_probabilities: bool = False, overwrite: bool = False
+    predictor: Predictor,
+    source: Path,
+    output: Path,
+    *,
+    save_probabilities: bool = False,
+    overwrite: bool = False,
+    tell: Callable[[str], object] = log.info,
 ) -> FolderOutcome:
     """Segment an image or a folder of images, each written as ``CASE.nii.gz`` on the grid of its image.
 
@@ -62,6 +68,7 @@ def predict_cases(
         save_probabilities: Also write ``CASE.npz`` with ``probabilities`` ``(c, i, j, k)`` in float16 on the image's
             grid, ``classes`` (their names) and ``affine``; NIfTI has no float16.
         overwrite: Predict every case anew.
+        tell: Takes a line per case that is segmented.
 
     Raises:
         DataError: The source is missing or holds no image, or nothing can be written to the output.
@@ -85,7 +92,7 @@ def predict_cases(
                 pending = (case, writer.submit(work.write, case, todo[case], labels, change))
                 del labels  # the writer's now, which lets go of them when they are written
             del read
-            log.info("%d of %d: %s", number, len(todo), case)
+            tell(f"{number} of {len(todo)}: {case}")
         _collect(results, pending)
     return FolderOutcome(
         tuple(work.label_file(case) for case in todo if results[case] is None),

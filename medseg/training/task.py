@@ -28,7 +28,7 @@ from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.patches.datamodule import Batch
 from medseg.plan.plan import Plan
-from medseg.segmenter import Segmenter, class_values, lay_out, net_spec
+from medseg.segmenter import Segmenter, class_values, lay_out, net_spec, require_same_kinds
 from medseg.space.labels import IGNORED
 from medseg.training.beginning import frozen_norms, take_over
 from medseg.training.callbacks import of_task
@@ -367,6 +367,7 @@ def load_task(path: Path, trust: Trust | None = None) -> SegmentationTask:
     require_trusted(checkpoint, trust)
     try:
         task = SegmentationTask(**checkpoint.options)
+        require_same_kinds(task.state_dict(), checkpoint.content[WEIGHTS])
         task.load_state_dict(checkpoint.content[WEIGHTS])
     except (TypeError, ValueError, RuntimeError, KeyError, MedsegError) as error:
         raise CheckpointError(

@@ -47,6 +47,7 @@ with (run.parent / "calls.txt").open("a") as calls:
     calls.write(" ".join([run.name, command, *(["last"] if "last" in words else [])]) + "\\n")
 if command == "fit":
     (run / "checkpoints").mkdir(exist_ok=True)
+    (run / "config.yaml").write_text("trust: []")
     (run / "metrics.csv").write_text(
         "step,val/dice,time/elapsed_s,time/compute_median_s,memory/peak_gib\\n"
         "1,0.5,60,,\\n1,,,0.02,1.5\\n3,0.75,120,,\\n3,,,0.04,2.5\\n"

@@ -253,7 +253,6 @@ OTHERS = {
     ("l1_ace", "bins"): 3,
     ("logit_margin", "margin"): 0.5,
     ("hausdorff_er", "erosions"): 1,
-    ("boundary_dou", "limit"): 0.0,
     ("hybrid_focal", "focal_alpha"): [0.3, 0.6, 0.8],
     ("cc_dice_ce", "smooth"): 500.0,
 }
@@ -285,6 +284,8 @@ SEEN_ELSEWHERE = {
     "ohem_cross_entropy.threshold": "the examples have fewer voxels than are kept in any case",
     "hausdorff_er.erosions": "no error of these examples survives the first erosion",
     "pool": "the examples are too small to be averaged",
+    "limit": "no structure of these examples is large for its outline",
+    "include_ignored": "nothing is ignored in these examples, and it asks for bounds",
 }
 """Knobs that need other inputs, and the reason."""
 

@@ -1,0 +1,48 @@
+"""What version 0.1.0 wrote still loads; prediction needs no trainer and no loss."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from support.prediction import write_checkpoint
+from support.toys import oblique_affine, toy_case, write_nifti
+
+from medseg.checkpoints.facts import read_facts
+from medseg.checkpoints.reading import read_checkpoint, read_to_go_on
+from medseg.cli.info import describe_path
+from medseg.segmenter import Segmenter
+
+OLD = Path(__file__).parents[1] / "support" / "version_0.1.0.ckpt"
+
+
+def test_a_checkpoint_of_version_0_1_0_is_read_whole():
+    kept = read_checkpoint(OLD)
+    assert kept.plan == read_facts(OLD).plan == Segmenter.from_checkpoint(kept).plan
+    assert (kept.plan.organs, kept.steps, kept.net) == (("liver", "spleen"), 3, "unet")
+    assert read_to_go_on(OLD).steps == 3
+    assert kept.flips is None
+    assert Segmenter.from_checkpoint(kept).flips == ()  # as its config says
+
+
+def test_averages_are_no_second_network():
+    """Nor are weights that the network has under two names."""
+    described = describe_path(OLD)["parameters"]
+    net = Segmenter.from_checkpoint(read_checkpoint(OLD)).net
+    assert described == sum(weight.numel() for weight in net.parameters())
+
+
+PREDICTS = """
+import sys
+from medseg.cli import main
+assert main(["predict", "--ckpt", sys.argv[1], "--input", sys.argv[2], "--output", sys.argv[3], "--device", "cpu"]) == 0
+print(*[name for name in ("pytorch_lightning", "lightning_fabric", "medseg.losses", "medseg.training", "medseg.metrics")
+        if name in sys.modules])
+"""
+
+
+def test_prediction_imports_no_trainer_and_no_loss(tmp_path):
+    write_nifti(tmp_path / "in" / "a.nii.gz", toy_case(0)[0], oblique_affine(0))
+    path = write_checkpoint(tmp_path / "a.ckpt")
+    words = [sys.executable, "-c", PREDICTS, str(path), str(tmp_path / "in"), str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
