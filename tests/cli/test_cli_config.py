@@ -6,7 +6,7 @@ import re
 import pytest
 import yaml
 
-from medseg.cli.config import FOR_ONE_COMMAND, merged, parse
+from medseg.cli.config import FOR_ONE_COMMAND, MedsegCLI, merged
 from medseg.errors import UsageError
 
 
@@ -18,7 +18,7 @@ def written(folder, name, text):
 
 
 def told(*words, command="fit"):
-    return parse(command, ["--data.store", "store", *words])[1]
+    return MedsegCLI(command, ["--data.store", "store", *words]).config
 
 
 def refusal(*words, command="fit"):
@@ -136,7 +136,7 @@ def test_what_people_type_is_answered_in_one_sentence(words, expected):
 
 def test_a_missing_store_is_named():
     with pytest.raises(UsageError, match=r"--data\.store is missing"):
-        parse("fit", [])
+        MedsegCLI("fit", [])
 
 
 @pytest.mark.parametrize(
