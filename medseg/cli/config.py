@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_loader
+from jsonargparse import ArgumentError, Namespace, set_loader
 from lightning_utilities.core.rank_zero import rank_zero_info
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 
 from medseg.checkpoints.origin import flat
@@ -36,64 +36,104 @@ _PARTS = ("data", "model", "trainer")
 _OF_THE_MACHINE = ("accelerator", "devices", "num_nodes", "precision", "strategy")
 
 
-def parse(command: str, words: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
-    """The options of a command: what its configs say, merged in their order, then what the command line says.
+class MedsegCLI(LightningCLI):
+    """Lightning's command line for ``fit``, ``validate`` or ``test``: what it was told, and what is built of that.
+
+    Its configs are merged in their order and read by our rules, and the trainer is built by `medseg.training.fit`.
+
+    Args:
+        command: One of `COMMANDS`.
+        words: What follows it.
+
+    Attributes:
+        config: The options.
 
     Raises:
         UsageError: A config cannot be read, an option is unknown or missing, or its value cannot be.
     """
-    configs, rest = _configs_in(words)
-    config: dict[str, Any] = {}
-    for path in configs:
-        config = merged(config, read_config(path))
-    if command != "fit":
-        config, rest = _of_a_finished_run(command, config, rest, given=bool(configs))
-    parser = build_parser(command)
-    try:
-        options = parser.parse_args(["--config", yaml.safe_dump(config), *rest])
-    except ArgumentError as error:
-        raise explain(str(error), command, sorted(action.dest for action in parser._actions)) from None
-    for knobs, of in _KNOBS_OF.items():
-        before, now = config.get("model", {}), options.get("model", {})
-        if before.get(knobs) and now[of] == before.get(of, now[of]) and set(before[knobs]) - set(now[knobs] or ()):
-            rank_zero_info(f"model.{knobs} is {now[knobs]}: the command line replaces the config's {before[knobs]}")
-    require_in_range(options.as_dict())
-    if options.trainer.default_root_dir is not None:
-        raise UsageError("trainer.default_root_dir is the folder of the run here", "Name it with --run")
-    return parser, options
 
+    def __init__(self, command: str, words: Sequence[str]) -> None:
+        self.command = command
+        set_loader("yaml", _value, (yaml.YAMLError,))
+        super().__init__(
+            SegmentationTask,
+            VolumesDataModule,
+            trainer_class=Trainer,
+            seed_everything_default=0 if command == "fit" else False,  # what scores draws nothing
+            save_config_callback=None,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": f"medseg {command}", "exit_on_error": False, "allow_abbrev": False},
+            args=list(words),
+        )
 
-@cache
-def build_parser(command: str) -> ArgumentParser:
-    """The parser of ``fit``, ``validate`` or ``test``; the network of the latter two is their checkpoint's."""
-    set_loader("yaml", _value, (yaml.YAMLError,))
-    parser = ArgumentParser(prog=f"medseg {command}", exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config in YAML; may be repeated")
-    parser.add_argument("--run", type=str, default="data/runs/latest", help="folder of this run")
-    for name in GROUPS if command == "fit" else ("trainer", "data"):
-        kind = GROUPS[name]
-        parser.add_class_arguments(
-            kind, name, instantiate=kind is not Trainer, sub_configs=True, fail_untyped=False, skip={"logger"}
-        )
-    parser.add_argument("--trainer.logger", type=_LoggerOption, default=None, help=_LOGGERS)
-    parser.set_defaults({"trainer.enable_model_summary": False})  # the task says it in a line
-    if command == "fit":
-        parser.add_argument("--seed_everything", type=bool | int, default=0, help="false seeds nothing, true by chance")
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="go on from: last, best or a file")
-        parser.add_argument(
-            "--checkpoint_minutes",
-            type=float,
-            default=5.0,
-            help="minutes between two writes of last.ckpt, beside that after each validation",
-        )
-        parser.link_arguments("data.plan", "model.plan", compute_fn=Plan.to_dict, apply_on="instantiate")
-    else:
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Those of trainer, data and, for ``fit``, task; the network of the other commands is their checkpoint's."""
+        for name in GROUPS if self.command == "fit" else ("trainer", "data"):
+            kind = GROUPS[name]
+            parser.add_class_arguments(
+                kind, name, instantiate=kind is not Trainer, sub_configs=True, fail_untyped=False, skip={"logger"}
+            )
+        parser.set_defaults({"trainer.enable_model_summary": False})  # the task says it in a line
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run, the checkpoint, loggers by name; the plan of the data is the task's."""
+        parser.add_argument("--run", type=str, default="data/runs/latest", help="folder of this run")
+        parser.add_argument("--trainer.logger", type=_LoggerOption, default=None, help=_LOGGERS)
+        if self.command == "fit":
+            parser.add_argument("--ckpt_path", type=str | None, default=None, help="go on from: last, best or a file")
+            parser.add_argument(
+                "--checkpoint_minutes",
+                type=float,
+                default=5.0,
+                help="minutes between two writes of last.ckpt, beside that after each validation",
+            )
+            parser.link_arguments("data.plan", "model.plan", compute_fn=Plan.to_dict, apply_on="instantiate")
+            return
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="best (the default), last or a file")
         parser.add_argument("--trust", type=str, action="append", metavar="PATH", help=TRUST)
         parser.add_argument(
             "--on_training_cases", type=bool, default=False, help="score cases that it was trained on too"
         )
-    return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """What the configs say, merged, then what the command line says."""
+        configs, words = _configs_in(args)
+        config: dict[str, Any] = {}
+        for path in configs:
+            config = merged(config, read_config(path))
+        if self.command != "fit":
+            config, words = _of_a_finished_run(self.command, config, words, given=bool(configs))
+        try:
+            self.config = parser.parse_args(["--config", yaml.safe_dump(config), *words])
+        except ArgumentError as error:
+            raise explain(str(error), self.command, sorted(action.dest for action in parser._actions)) from None
+        _tell_replaced(config.get("model") or {}, self.config.as_dict().get("model", {}))
+        require_in_range(self.config.as_dict())
+        if self.config.trainer.default_root_dir is not None:
+            raise UsageError("trainer.default_root_dir is the folder of the run here", "Name it with --run")
+
+    def instantiate_classes(self) -> None:
+        """Nothing yet: the options are looked at first, then `built` does."""
+
+    def built(self) -> Namespace:
+        """Data and task; the trainer's options stay options, with loggers and callbacks built.
+
+        Raises:
+            UsageError: A plan, a loss expression or a setting cannot be; its own sentence says why.
+        """
+        try:
+            return self.parser.instantiate_classes(self.config)
+        except ValueError as error:
+            raise UsageError(str(error).rstrip(".?"), "Correct the config") from None
+
+
+def _tell_replaced(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say which knobs of a config are gone because the command line has written others in their place."""
+    for knobs, of in _KNOBS_OF.items():
+        if before.get(knobs) and now[of] == before.get(of, now[of]) and set(before[knobs]) - set(now[knobs] or ()):
+            rank_zero_info(f"model.{knobs} is {now[knobs]}: the command line replaces the config's {before[knobs]}")
 
 
 def _value(text: str) -> Any:

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning_utilities.core.rank_zero import rank_zero_only
-from pytorch_lightning import seed_everything
 
 from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.checkpoints.run import Run
 from medseg.cli.command import report_failures, say
-from medseg.cli.config import FOR_ONE_COMMAND, parse
+from medseg.cli.config import FOR_ONE_COMMAND, MedsegCLI
 from medseg.errors import DataError, InterruptionError, UsageError, listed
 from medseg.machine.dotted import Trust
 from medseg.machine.hardware import keep_freed_memory
@@ -80,12 +79,12 @@ def build_fit(words: Sequence[str]) -> Fit:
         UsageError: The config, the loss, the network or an option is at fault.
         MedsegError: The data are.
     """
-    parser, options = parse("fit", words)
-    built = _instantiated(parser, options)
+    cli = MedsegCLI("fit", words)
+    built = cli.built()
     _ = built.data.cases  # the fold exists and the cases are there
-    told = yaml.safe_load(parser.dump(options, skip_none=False))
+    told = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False))
     config = {name: value for name, value in told.items() if name not in FOR_ONE_COMMAND}
-    return Fit(Run(Path(options.run)), config, built.data, built.model, built)
+    return Fit(Run(Path(built.run)), config, built.data, built.model, built)
 
 
 def fit(words: Sequence[str]) -> int:
@@ -143,11 +142,12 @@ class _Finished:
 
 def _finished(words: Sequence[str], command: str) -> _Finished:
     """A trained network, the cases that it is to be scored on, and a trainer that deals them out to processes."""
-    parser, options = parse(command, words)
+    cli = MedsegCLI(command, words)
+    options = cli.config
     run = Run(Path(options.run))
     checkpoint = read_checkpoint(run.checkpoint(options.ckpt_path))
     segmenter = Segmenter.from_checkpoint(checkpoint, Trust.of(options.trust))
-    built = _instantiated(parser, options)
+    built = cli.built()
     data: VolumesDataModule = built.data
     _require_same_labels(checkpoint.plan, data.plan, data.store)
     note = _on_training_cases(checkpoint, data, allowed=options.on_training_cases)
@@ -160,21 +160,6 @@ def _finished(words: Sequence[str], command: str) -> _Finished:
         told = f"{checkpoint.path} is scored, of step {checkpoint.steps} with val/dice {dice:.4f}"
         say(told + (f"; {note}" if note else ""))
     return _Finished(run, data, segmenter, trainer, note)
-
-
-def _instantiated(parser: ArgumentParser, options: Namespace) -> Namespace:
-    """Seed, then build data and task; the trainer's options stay options, with loggers and callbacks built.
-
-    Raises:
-        UsageError: A plan, a loss expression or a setting cannot be; its own sentence says why.
-    """
-    seed = options.get("seed_everything", False)  # what scores draws nothing
-    if seed is not False:
-        options.seed_everything = seed_everything(None if seed is True else seed, workers=True)
-    try:
-        return parser.instantiate_classes(options)
-    except ValueError as error:
-        raise UsageError(str(error).rstrip(".?"), "Correct the config") from None
 
 
 def _on_training_cases(checkpoint: Checkpoint, data: VolumesDataModule, *, allowed: bool) -> str:
