@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from hypothesis import settings
 from support.toys import write_toy_dataset
@@ -40,3 +42,11 @@ def sampled(item: pytest.Item) -> bool:
 def toy_dataset(tmp_path: Path) -> Path:
     """A toy dataset that the test may damage; see `write_toy_dataset`."""
     return write_toy_dataset(tmp_path)
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """As a user has it: what is wrong is answered by medseg, not by the types that are checked in tests."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import shlex
@@ -204,18 +205,23 @@ def check_data(block):
 
 
 def check_python(block, names):
+    """A titled block is a file, which commands or later blocks run; another is typed where the page is read."""
     if block.title:
         Path(block.title).write_text(block.body, encoding="utf-8")
         compile(block.body, block.title, "exec")
-    else:
+        return
+    sys.path.insert(0, str(Path.cwd()))  # as for whoever starts python there; no help to the commands
+    try:
         exec(compile(block.body, "the page", "exec"), names)
+    finally:
+        sys.path.remove(str(Path.cwd()))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_everything_on_the_page_runs(page, workplace, tmp_path, monkeypatch):
     place = shutil.copytree(workplace, tmp_path / "place", symlinks=True)
     monkeypatch.chdir(place)
-    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(losses, "_ROWS", dict(losses._ROWS))  # what a page files is filed for that page
     monkeypatch.setattr(nets, "NETS", dict(nets.NETS))
     names = {"torch": torch}
@@ -239,6 +245,28 @@ def test_everything_on_the_page_runs(page, workplace, tmp_path, monkeypatch):
     for module in set(sys.modules) - before:
         if getattr(sys.modules[module], "__file__", None) and str(place) in str(sys.modules[module].__file__):
             del sys.modules[module]
+
+
+@pytest.mark.slow
+def test_extending_works_from_the_console_script_as_a_stranger_types_it(workplace, tmp_path):
+    """In a folder that is not the repository, loader workers included, and what the page only parses too."""
+    place = shutil.copytree(workplace, tmp_path / "place", symlinks=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    medseg, used = Path(sys.executable).with_name("medseg"), set()
+    for block in blocks(DOCS / "extending.md"):
+        if block.title:
+            (place / block.title).write_text(block.body, encoding="utf-8")
+        for words in commands(block.body) if is_shell(block) else ():
+            if words[0] != "medseg":
+                continue
+            words = shortened([STANDS_FOR.get(word, word) for word in words[1:]])
+            words += ["--data.workers", "1"] if words[0] == "fit" else []
+            done = subprocess.run(
+                [medseg, *words], cwd=place, env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+            used.add(words[0])
+    assert used == {"fit", "test", "predict", "compare", "cross-validate", "export"}
 
 
 def test_an_unknown_program_and_a_misspelt_option_are_found():

@@ -283,6 +283,7 @@ _LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "hyper_parameters.overlap": ("share below 1", _share, True),
     "hyper_parameters.channels_last": ("true, false or auto", lambda v: v == "auto" or _flag(v), True),
     "hyper_parameters.loss": ("text", _text, False),
+    "hyper_parameters.study": ("list of texts", lambda value: value is None or _list(value, _text), False),
     "hyper_parameters.optimizer": ("name", _text, False),
     "hyper_parameters.schedule": ("name", _text, False),
     "hyper_parameters.lr": ("number", _number, False),

@@ -98,7 +98,7 @@ def words_in(expression: str) -> tuple[str, ...]:
         >>> words_in("dice + cross_entropy(weight=balanced)")
         ('balanced',)
     """
-    return tuple(dict.fromkeys(_word(knob) for knob in _worded(_tree(expression))))
+    return tuple(dict.fromkeys(_word(knob) for knob in _worded(tree_of(expression))))
 
 
 def weighted(expression: str, weights: Mapping[str, Sequence[float]]) -> str:
@@ -111,7 +111,7 @@ def weighted(expression: str, weights: Mapping[str, Sequence[float]]) -> str:
         >>> weighted("cross_entropy(weight=balanced)", {"balanced": [0.5, 2.0]})
         'cross_entropy(weight=[0.5, 2.0])'
     """
-    tree = _tree(expression)
+    tree = tree_of(expression)
     for knob in (worded := _worded(tree)):
         if (word := _word(knob)) not in weights:
             _rule(word)
@@ -123,7 +123,8 @@ def weighted(expression: str, weights: Mapping[str, Sequence[float]]) -> str:
     return ast.unparse(tree) if worded else expression
 
 
-def _tree(expression: str) -> ast.AST:
+def tree_of(expression: str) -> ast.AST:
+    """A loss as Python reads it; an empty tree of what cannot be read."""
     try:
         return ast.parse(expression.strip(), mode="eval")
     except (SyntaxError, ValueError):

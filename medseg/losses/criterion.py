@@ -21,6 +21,9 @@ NO_TRANSFORM = (
     "run under torch.func: give it one batch, and take gradients with backward() or torch.autograd.grad"
 )
 
+_SAID_UNDER_TRANSFORMS = ("have storage", "saved tensor hooks", "setup_context")
+"""What torch's errors say of values on the CPU, of checkpoints and of functions without a transform."""
+
 
 class NonFiniteLogitsError(ValueError):
     """A network's logits are not finite: no loss can be told, but a training can leave the step out."""
@@ -123,7 +126,7 @@ class Criterion(nn.Module):
                 )
                 total = self.judge(comparison)
         except RuntimeError as error:
-            if "have storage" not in str(error) and "saved tensor hooks" not in str(error):
+            if not any(words in str(error) for words in _SAID_UNDER_TRANSFORMS):
                 raise
             raise NotImplementedError(NO_TRANSFORM) from error
         _refuse_nan(total, logits)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from medseg.errors import nearest
+from medseg.losses.class_weights import tree_of
 from medseg.losses.knobs import Real, checked_knobs, fits, real, words
 from medseg.losses.schedule import OPERATORS, SCHEDULES, Arithmetic, Constant, Weight, first_fault
 from medseg.losses.table import Row, row_named, rows
@@ -49,6 +50,18 @@ def parse(expression: str) -> list[Term]:
     if isinstance(terms, list) and terms:
         return terms
     raise ValueError(f"the loss {expression!r} names no loss, only a number. {GRAMMAR}")
+
+
+def paths_in(expression: str) -> tuple[str, ...]:
+    """The dotted paths that `parse` would import, however they are written; none of what cannot be read.
+
+    Example:
+        >>> paths_in("dice + 0.5 * (mine . losses).own(k=2)")
+        ('mine.losses.own',)
+    """
+    dotted = [node for node in ast.walk(tree_of(expression)) if isinstance(node, ast.Attribute)]
+    inner = {id(node.value) for node in dotted}
+    return tuple(ast.unparse(node) for node in dotted if id(node) not in inner)
 
 
 def _terms(node: ast.expr, weight: Weight) -> list[Term]:

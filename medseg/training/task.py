@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from medseg.checkpoints.checkpoint import WEIGHTS, Checkpoint, checked, signatur
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, MedsegError, listed
 from medseg.losses import build_loss
+from medseg.losses.expression import paths_in
 from medseg.machine.dotted import Trust
 from medseg.machine.hardware import peak_memory_bytes
 from medseg.metrics import PerOrganDice
@@ -390,6 +390,8 @@ def require_trusted(checkpoint: Checkpoint, trust: Trust | None, replaced: Colle
     Raises:
         CheckpointError: It does.
     """
-    for name in {"net", "loss", "optimizer", "study"} - {*replaced}:
-        for dotted in re.findall(r"[^\W\d]\w*(?:\.\w+)+", str(checkpoint.options.get(name))):
-            (trust or Trust()).require(dotted, checkpoint.path)
+    told = {name: value for name, value in checkpoint.options.items() if name not in replaced}
+    names = [str(told.get(name)) for name in ("net", "optimizer")]
+    losses = [str(told.get("loss")), *(told.get("study") or ())]
+    for path in [*(name for name in names if "." in name), *(path for loss in losses for path in paths_in(loss))]:
+        (trust or Trust()).require(path, checkpoint.path)

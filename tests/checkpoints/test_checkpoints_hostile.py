@@ -17,7 +17,9 @@ from medseg.cli import info, main
 from medseg.errors import CheckpointError
 from medseg.inference.clean import rules_from_plain
 from medseg.machine.dotted import Trust
-from medseg.training.task import load_task
+from medseg.training.task import SegmentationTask, load_task
+
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
 EVIL = """
 from pathlib import Path
@@ -156,6 +158,36 @@ def test_what_prediction_does_not_need_is_not_looked_at(place, spoil):
     path = spoilt(place, spoil)
     assert main(commands(path)["predict"]) == 0
     assert not list(place.glob("was_*"))
+
+
+def test_no_command_needs_the_loss(place):
+    path = spoilt(place, entry("hyper_parameters.loss", "beside.evil + dice"))
+    for words in commands(path).values():
+        main(words)
+    assert (place / "out" / "model.pt2").is_file()
+    assert "beside" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(
+            entry("hyper_parameters.loss", f"dice + {path}")
+            for path in ("beside.evil", "beside . evil", "(beside).evil")
+        ),
+        entry("hyper_parameters.loss", "(0.5 * beside\n.evil(k=1) + blob(criterion='dice'))"),
+        entry("hyper_parameters.loss", "\uff42eside.evil"),
+        entry("hyper_parameters.study", ["dice", "beside .evil"]),
+        entry("hyper_parameters.optimizer", "beside.evil"),
+    ],
+)
+def test_no_loss_is_imported_that_only_a_checkpoint_names(place, spoil):
+    """However Python lets its path be written."""
+    path = spoilt(place, spoil)
+    for load in (load_task, SegmentationTask.load_from_checkpoint):
+        with pytest.raises(CheckpointError, match=r"--trust beside\.evil\.$"):
+            load(path)
+    assert "beside" not in sys.modules
 
 
 def test_the_config_that_tells_of_flips_calls_nothing(place):

@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jaxtyping
 import nibabel as nib
 import numpy as np
 import onnx
@@ -29,12 +28,14 @@ from medseg.export.definition import define, needs_medseg
 from medseg.export.model import model_of
 from medseg.export.transforms import left_out, postprocessing, preprocessing
 from medseg.inference.clean import Rule, clean, rules_to_plain
+from medseg.machine.dotted import Trust
 from medseg.nets import list_nets
 from medseg.patches import stitch
 from medseg.plan.grid import labels_to_plan_grid, to_plan_grid
 from medseg.plan.plan import Normalisation, Plan, read_plan
 from medseg.space.nifti import read_labels
 from medseg.space.volume import Volume
+from medseg.training.levels import target_of
 from medseg.training.task import SegmentationTask
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -55,20 +56,16 @@ PLAN = Plan(
 RULES = {1: Rule(largest_component=True), 5: Rule(largest_component=True, fill_holes=True)}
 
 
-@pytest.fixture(autouse=True)
-def _without_shape_checks():
-    """Checking a shape compares its sizes, and a size that was compared is no longer free in a traced graph."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("without_shape_checks")
+"""Checking a shape compares its sizes, and a size that was compared is no longer free in a traced graph."""
 
 
 def export(path: Path, output: Path, **options):
     return export_checkpoint(read_checkpoint(path), output, **options)
 
 
-def model_at(path: Path):
-    return model_of(read_checkpoint(path))
+def model_at(path: Path, trust: Trust | None = None):
+    return model_of(read_checkpoint(path), trust)
 
 
 def save(task: SegmentationTask, path: Path, rules=()) -> Path:
@@ -95,7 +92,8 @@ def trained(path: Path, plan: Plan, image: Volume, labels: Volume, steps: int, r
     task = SegmentationTask(plan.to_dict(), channels_last=False)
     voxels, change = to_plan_grid(image, plan)
     batch = torch.from_numpy(voxels)[None]
-    target = task.target_of(torch.from_numpy(labels_to_plan_grid(labels, plan, change))[None].long())
+    on_grid = torch.from_numpy(labels_to_plan_grid(labels, plan, change))[None].long()
+    target = target_of(on_grid, None if plan.exclusive else task.membership)
     optimizer = torch.optim.Adam(task.parameters(), 0.01)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -116,10 +114,10 @@ def run_file(path: Path):
     return json.loads(extra["medseg.json"]), program.module()
 
 
-def agrees(path: Path, checkpoint: Path) -> None:
+def agrees(path: Path, checkpoint: Path, trust: Trust | None = None) -> None:
     """One image and three, and where the file says so, other sizes; against the network in training's own code."""
     told, run = run_file(path)
-    net = model_at(checkpoint).net
+    net = model_at(checkpoint, trust).net
     window, steps, free = (told["input"][key] for key in ("window", "multiple_of", "resizable"))
     other = [size + 2 * step if one else size for size, step, one in zip(window, steps, free, strict=True)]
     for shape in ((1, 1, *window), (3, 1, *window), (2, 1, *other)):
@@ -330,7 +328,7 @@ def test_cleaning_rules_travel(tmp_path):
     found = transforms_of(steps)({"pred": torch.from_numpy(labels.copy())[None]})["pred"][0].numpy()
     np.testing.assert_array_equal(found, clean(labels, (1.0, 1.0, 1.0), RULES))
     assert not np.array_equal(found, labels)
-    assert not left_out(model.record["cleaning"])
+    assert not left_out(model.cleaning)
     assert left_out(rules_to_plain({1: Rule(minimum_mm3=30.0)}))
 
 
@@ -360,7 +358,7 @@ class Placed(torch.nn.Module):
 
 def test_a_network_that_no_graph_can_hold_is_one_sentence_and_leaves_nothing(tmp_path, capsys):
     checkpoint = untrained(tmp_path / "some.ckpt", "test_export.Undecided")
-    words = ["--format", "pt2", "--output", str(tmp_path / "out")]
+    words = ["--format", "pt2", "--output", str(tmp_path / "out"), "--trust", "test_export.Undecided"]
     assert main(["export", "--ckpt", str(checkpoint), *words]) == 1
     message = capsys.readouterr().err
     assert message.startswith(f"medseg: {checkpoint} holds a network that torch.export cannot express (")
@@ -370,9 +368,10 @@ def test_a_network_that_no_graph_can_hold_is_one_sentence_and_leaves_nothing(tmp
 
 def test_a_network_of_one_size_is_exported_for_that_size(tmp_path):
     checkpoint = untrained(tmp_path / "some.ckpt", "test_export.Placed")
-    done = export(checkpoint, tmp_path / "out", form="pt2")
+    trust = Trust.of(["test_export.Placed"])
+    done = export(checkpoint, tmp_path / "out", form="pt2", trust=trust)
     assert done.facts["input"]["resizable"] == [False, False, False]
-    agrees(tmp_path / "out" / "model.pt2", checkpoint)
+    agrees(tmp_path / "out" / "model.pt2", checkpoint, trust)
 
 
 def test_a_difference_is_not_written(tmp_path, monkeypatch):
@@ -433,7 +432,23 @@ def test_damaged_facts_are_named(tmp_path, capsys):
 
 def test_an_unknown_format_is_answered_from_python_too(tmp_path):
     with pytest.raises(UsageError, match="did you mean 'pt2'"):
-        export(tmp_path / "some.ckpt", tmp_path, form="pt")
+        export(untrained(tmp_path / "some.ckpt"), tmp_path, form="pt")
+
+
+EXPORTS = """
+import sys
+from medseg.cli import main
+assert main(["export", "--ckpt", sys.argv[1], "--format", "monai-bundle", "--output", sys.argv[2]]) == 0
+print(*[name for name in ("pytorch_lightning", "lightning_fabric", "medseg.losses", "medseg.training", "medseg.metrics")
+        if name in sys.modules])
+"""
+
+
+def test_export_imports_no_trainer_and_no_loss(tmp_path):
+    checkpoint = untrained(tmp_path / "some.ckpt")
+    words = [sys.executable, "-c", EXPORTS, str(checkpoint), str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
 
 
 def test_the_command_offers_every_format():

@@ -1,6 +1,7 @@
 """A folder as hospitals have them, through the real command line: what is bad is named, the rest is done."""
 
 import os
+import re
 import struct
 from dataclasses import replace
 
@@ -213,7 +214,9 @@ def test_what_is_bad_is_named_and_the_rest_is_done(folder, checkpoint, tmp_path,
     words = ["predict", "--ckpt", str(checkpoint), "--input", str(folder), "--output", str(tmp_path / "out put")]
     assert main([*words, "--device", "cpu"]) == 1
     captured = capsys.readouterr()
-    (said,) = captured.err.strip().splitlines()
+    lines = captured.err.strip().splitlines()
+    (said,) = [line for line in lines if not re.fullmatch(r"\d of \d: \w+", line)]
+    assert {line.split(": ")[1] for line in lines if line != said} >= {name.removesuffix(".nii.gz") for name in good}
     assert said.startswith("medseg: ")
     assert BAD[damage] in said
     assert said.endswith(".")
