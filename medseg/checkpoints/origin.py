@@ -99,8 +99,17 @@ def differences(theirs: Origin, ours: Origin, cases: Mapping[str, str]) -> list[
         was, is_now = theirs["packages"].get(name), ours["packages"].get(name)
         if was != is_now:
             told.append(f"{name} was {was} and is {is_now}")
-    was, is_now = theirs["commits"]["medseg"], ours["commits"]["medseg"]
-    return [*told, *([f"medseg was at commit {was[:12]} and is at {is_now[:12]}"] if was != is_now and was else [])]
+    was, is_now = (of["commits"].get("medseg", "") for of in (theirs, ours))
+    return [
+        *told,
+        *([f"medseg was at commit {_short(was)} and is at {_short(is_now)}"] if was != is_now and was else []),
+    ]
+
+
+def _short(commit: str) -> str:
+    """As much of a commit as tells it from others, and whether files were edited since."""
+    letters, *edited = commit.split("-")
+    return "-".join([letters[:12], *edited]) or "none"
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

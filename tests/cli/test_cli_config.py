@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -200,7 +201,7 @@ def test_the_store_of_a_run_is_found_from_another_folder(tmp_path, monkeypatch):
     for here, run in (("home", "run"), ("away", "../home/run"), ("away", str(tmp_path / "home" / "run"))):
         monkeypatch.chdir(tmp_path / here)
         options = MedsegCLI("test", ["--run", run]).config
-        assert options.data.store.resolve() == tmp_path / "home" / "store"
+        assert Path(options.data.store).resolve() == tmp_path / "home" / "store"
     monkeypatch.chdir(tmp_path / "home")
     options = MedsegCLI("test", ["--run", "run", "--data.store", "other"]).config
     assert str(options.data.store) == "other"

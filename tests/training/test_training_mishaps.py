@@ -1,5 +1,6 @@
 """A run on a machine or a config that cannot: full disk, no memory, no GPU, other labels; a sentence, nothing lost."""
 
+import copy
 import errno
 import os
 import shutil
@@ -151,6 +152,17 @@ def test_differences_name_cases_and_versions():
     ]
     theirs["packages"] = {**ours["packages"], "torch": "1.0"}
     assert any("torch was 1.0 and is" in told for told in differences(theirs, ours, {"a": "x", "b": "y"}))
+    theirs, at = copy.deepcopy(ours), "0123456789ab" + 28 * "c"
+    for was, is_now, told in [
+        (at, f"{at}-dirty", ["medseg was at commit 0123456789ab and is at 0123456789ab-dirty"]),
+        (at, "", ["medseg was at commit 0123456789ab and is at none"]),
+        ("", at, []),
+        (at, at, []),
+    ]:
+        theirs["commits"]["medseg"], ours["commits"]["medseg"] = was, is_now
+        assert differences(theirs, ours, {"a": "x", "b": "y"}) == told
+    del theirs["commits"]["medseg"]
+    assert differences(theirs, ours, {"a": "x", "b": "y"}) == []
     assert flat({"a": {"b": {"c": 1}}, "d": []}) == {"a.b.c": 1, "d": []}
 
 

@@ -81,7 +81,7 @@ def features(*widths):
         ),
         ("model.net_options", '{"dropout": 2.0}', "dropout probability has to be between 0 and 1"),
         ("model.loss", "", "the loss '' cannot be read"),
-        ("model.loss", "diec", "Did you mean 'dice'. Correct"),
+        ("model.loss", "diec", "Did you mean 'dice'? One of your own takes its dotted path, my_file.diec. Correct"),
         ("model.optimizer", "", "there is no optimizer ''"),
         ("model.schedule", "", "there is no schedule ''"),
     ],
