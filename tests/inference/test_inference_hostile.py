@@ -216,7 +216,8 @@ def test_what_is_bad_is_named_and_the_rest_is_done(folder, checkpoint, tmp_path,
     captured = capsys.readouterr()
     lines = captured.err.strip().splitlines()
     (said,) = [line for line in lines if not re.fullmatch(r"\d of \d: .+", line)]
-    assert {line.partition(": ")[2] for line in lines if line != said} >= {name.removesuffix(".nii.gz") for name in good}
+    told = {line.partition(": ")[2] for line in lines if line != said}
+    assert told >= {name.removesuffix(".nii.gz") for name in good}
     assert said.startswith("medseg: ")
     assert BAD[damage] in said
     assert said.endswith(".")
