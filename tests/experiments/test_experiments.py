@@ -33,7 +33,7 @@ from medseg.metrics.cases import OrganScores
 from medseg.metrics.empty import Outcome
 from medseg.pictures.charts import standalone
 from medseg.report.ranking import MEAN, holm, rank_runs
-from medseg.report.rows import COLUMNS, CaseRow, write_rows
+from medseg.report.rows import COLUMNS, MEASURES, CaseRow, write_rows
 from medseg.report.scores import SavedScores
 
 STAND_IN = f"""
