@@ -7,7 +7,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 
-from medseg.training.lightning import epoch_ends, may_stop
+from medseg.training.lightning import epoch_ends, goes_on_behind_an_epoch, may_stop
 
 
 class ValidateTheEnd(Callback):
@@ -17,8 +17,14 @@ class ValidateTheEnd(Callback):
         self._interval: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know the interval."""
+        """Know the interval; an epoch that was validated out of turn is over, or Lightning would train a step more."""
         self._interval = trainer.check_val_every_n_epoch
+        if goes_on_behind_an_epoch(trainer):
+            trainer.check_val_every_n_epoch = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The next epoch is validated in its turn."""
+        trainer.check_val_every_n_epoch = self._interval
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

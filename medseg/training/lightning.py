@@ -33,20 +33,43 @@ def rehearses(trainer: pl.Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by Lightning's connector
 
 
+def epochs_behind(trainer: pl.Trainer) -> int:
+    """Whole epochs that are behind."""
+    done: int = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]  # of its subclass
+    return done
+
+
 def epochs_done(trainer: pl.Trainer) -> float:
     """Epochs that are behind, with the share of the one that is going on."""
-    progress = trainer.fit_loop.epoch_progress.current
-    done: int = progress.processed  # type: ignore[attr-defined]  # of its subclass
-    if progress.ready <= done:
+    done = epochs_behind(trainer)
+    if trainer.fit_loop.epoch_progress.current.ready <= done:
         return float(done)
     batches = trainer.num_training_batches
     now: int = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
     return (done * batches + now) / batches
 
 
+def count_epochs_right(trainer: pl.Trainer) -> None:
+    """Count the epoch that a resumed run begins with, where its checkpoint was written at the last step of one before.
+
+    Lightning 2.6 counts that one as done and leaves out the beginning of the next.
+    """
+    loop = trainer.fit_loop
+    if loop.restarted_mid_epoch and loop.epoch_progress.current.ready <= epochs_behind(trainer):
+        loop.epoch_progress.increment_ready()
+        loop.epoch_progress.increment_started()
+
+
 def epoch_ends(trainer: pl.Trainer) -> bool:
     """Whether the batch at hand is the last one of its epoch."""
     return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+def goes_on_behind_an_epoch(trainer: pl.Trainer) -> bool:
+    """Whether a resumed run begins with an epoch that has all of its steps and its validation behind it."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    done: int = progress.current.processed  # type: ignore[attr-defined]  # of its subclass
+    return trainer.fit_loop.restarted_mid_epoch and progress.is_last_batch and progress.current.completed >= done
 
 
 def may_stop(trainer: pl.Trainer) -> bool:

@@ -33,7 +33,7 @@ from medseg.space.labels import IGNORED
 from medseg.training.beginning import frozen_norms, take_over
 from medseg.training.callbacks import of_task
 from medseg.training.levels import judge
-from medseg.training.lightning import trainer_of
+from medseg.training.lightning import count_epochs_right, trainer_of
 from medseg.training.optimise import FollowBudget, build_optimizer, find_optimizer, schedule_factor
 from medseg.training.own import Own, OwnLoss, name_of
 from medseg.training.pace import start_compiler
@@ -192,6 +192,7 @@ class SegmentationTask(pl.LightningModule):
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, FollowBudget):
                 config.scheduler.take_up((self.hparams["optimizer_options"] or {}).get("lr", self.hparams["lr"]))
+        count_epochs_right(self.trainer)  # after it: the batches of the epoch before are counted until the next one
 
     def on_train_epoch_start(self) -> None:
         """Tell the loss the epoch, for weights that change over time."""
