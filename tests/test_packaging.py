@@ -80,7 +80,8 @@ def test_the_source_archive_holds_what_git_does_and_no_data(built):
         "configs/demo.yaml",
     } <= set(files)
     stray = re.compile(r"\.(ckpt|nii|gz|npz|pyc|b2nd|pt|onnx)$|^(data/(raw|store|runs)|demo|runs|\.venv|\.git)/")
-    assert not [name for name in files if stray.search(name)]
+    kept = {"tests/support/version_0.1.0.ckpt"}  # what today's code must still open
+    assert not [name for name in files if stray.search(name) and name not in kept]
     assert sum(files.values()) < 20e6
 
 
