@@ -52,6 +52,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow  # minutes of tracing
 def test_every_net_can_be_traced_and_computes_the_same():
     script = [sys.executable, "-c", EVERY_NET, *list_nets()]  # a process of its own: checked shapes do not compile
     done = subprocess.run(script, capture_output=True, text=True, check=False)
