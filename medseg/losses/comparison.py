@@ -5,7 +5,7 @@ or a reduction: the door (`inputs.py`, `criterion.py`) has settled those.
 
 What is here, with b samples, c channels, *s two or three spatial axes:
 
-* **full maps** (for the few losses that need them): ``logits``, ``probs``, ``log_probs``, ``onehot`` (b c *s);
+* **full maps** (for the few losses that need them): ``logits``, ``probs``, ``onehot`` (b c *s);
   ignored voxels hold 0 in ``onehot`` and their ``weight`` is 0;
 * **streamed sums** (b c), or (1 c) where the loss runs over the batch, in double precision: ``tp``, ``fp``, ``fn``,
   ``tn``, ``sum_p``, ``sum_g``, ``voxels``, and of squares ``sum_p2``, ``sum_g2``, ``error_inside``,
@@ -122,11 +122,6 @@ class Comparison:
     def probs(self) -> Probabilities:
         """Softmax over the classes, or a sigmoid per channel."""
         return self.logits.softmax(1) if self.mode == "multiclass" else self.logits.sigmoid()
-
-    @once
-    def log_probs(self) -> Float[Tensor, "b c *s"]:
-        """Log p, exact also where p underflows."""
-        return F.log_softmax(self.logits, 1) if self.mode == "multiclass" else F.logsigmoid(self.logits)
 
     @once
     def best(self) -> Integer[Tensor, "b *s"]:
