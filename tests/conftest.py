@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import zlib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import jaxtyping
@@ -36,6 +38,30 @@ def sampled(item: pytest.Item) -> bool:
     """
     marker = item.get_closest_marker("sweep")
     return marker is None or not hasattr(item, "callspec") or zlib.crc32(item.name.encode()) % int(marker.args[0]) == 0
+
+
+TABLES = {
+    "medseg.losses.table": "_ROWS",
+    "medseg.metrics.table": "_ROWS",
+    "medseg.nets.table": "NETS",
+    "medseg.patches.augmentations": "_ROWS",
+}
+"""Where a loss, a metric, a network and an augmentation of one's own are filed, for the whole process."""
+
+
+@pytest.fixture(autouse=True)
+def tables_as_they_were() -> Iterator[None]:
+    """What a test files is gone after it, and so is the module that filed it: no test depends on those before it."""
+    tables = [getattr(import_module(module), name) for module, name in TABLES.items()]
+    before, modules = [dict(table) for table in tables], set(sys.modules)
+    yield
+    for table, rows in zip(tables, before, strict=True):
+        for name in set(table) - set(rows):
+            filed = getattr(table[name], "function", table[name]).__module__
+            if filed not in modules:
+                sys.modules.pop(filed, None)
+        table.clear()
+        table.update(rows)
 
 
 @pytest.fixture

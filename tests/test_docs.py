@@ -21,8 +21,6 @@ from support.toys import toy_case, write_nifti, write_toy_dataset
 from medseg.cli import main
 from medseg.cli.main import LIGHTNING_COMMANDS, build_parser
 from medseg.losses import build_loss
-from medseg.losses import table as losses
-from medseg.nets import table as nets
 from medseg.phantom.phantom import write_phantom
 from medseg.phantom.recipes import recipe_for
 
@@ -222,8 +220,6 @@ def test_everything_on_the_page_runs(page, workplace, tmp_path, monkeypatch):
     place = shutil.copytree(workplace, tmp_path / "place", symlinks=True)
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(losses, "_ROWS", dict(losses._ROWS))  # what a page files is filed for that page
-    monkeypatch.setattr(nets, "NETS", dict(nets.NETS))
     names = {"torch": torch}
     exec(NEEDS.get(page.name, ""), names)
     if page.name in WANTS:

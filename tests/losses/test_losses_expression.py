@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from medseg.errors import UsageError
-from medseg.losses import build_loss, list_losses, table
+from medseg.losses import build_loss, list_losses
 from medseg.losses.catalogue import describe, overview, page, rows
 from medseg.losses.expression import parse
 
@@ -156,7 +156,6 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "my_own_losses.py").write_text(OWN.format(name="decorated_of_my_own"), encoding="utf-8")
     (tmp_path / "my_second_dice.py").write_text(OWN.format(name="dice"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(table, "_ROWS", dict(table._ROWS))
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
     for name in ("my_own_losses", "my_second_dice"):

@@ -93,9 +93,7 @@ def test_it_says_what_it_means(name):
     assert (TABLE[name].best is None) <= (TABLE[name].better == "neither")
 
 
-def test_a_metric_of_ones_own_is_a_function_under_the_decorator(monkeypatch):
-    monkeypatch.setattr("medseg.metrics.table._ROWS", dict(TABLE))
-
+def test_a_metric_of_ones_own_is_a_function_under_the_decorator():
     @metric(better="higher", best=1, empty="overlap", symmetric=True)
     def size_similarity(x) -> float:
         """One minus the difference of both sizes over their sum."""

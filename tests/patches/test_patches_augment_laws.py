@@ -9,7 +9,7 @@ import torch
 
 from medseg.errors import UsageError
 from medseg.patches.augment import augment
-from medseg.patches.augmentations import Bounds, Drawn, Field, Matrix, Setting, Volume, augmentation, rows
+from medseg.patches.augmentations import Volume, augmentation, rows
 from medseg.patches.draw import draw
 from medseg.patches.geometry import Geometry
 from medseg.patches.margin import crop_size
@@ -129,8 +129,9 @@ def test_numbers_drawn_stay_in_their_range_and_reach_its_middle(name):
 
 @pytest.mark.parametrize("name", OURS)
 def test_one_augmentation_moves_no_numbers_of_another_that_has_a_stream_of_its_own(name):
-    alone = drawn(always("speckle"))
-    beside = drawn(always("speckle").but(**{f"{name}_probability": 1.0}))
+    alone = named_settings({"preset": "none", "support.own_augmentations.speckle": {"probability": 1.0}})
+    beside = drawn(alone.but(**{f"{name}_probability": 1.0}))
+    alone = drawn(alone)
     pick = [[c for c in changes if "speckle_std" in c.values] for changes in alone.changes]
     assert pick == [[c for c in changes if "speckle_std" in c.values] for changes in beside.changes]
 
@@ -165,39 +166,16 @@ def test_every_setting_has_one_name():
     assert {key for key in keys if keys.count(key) > 1} == {"gamma"}
 
 
-@augmentation(probability=0.5)
-def speckle(volume: Volume, *, speckle_std: Drawn = (0.0, 0.1), generator: torch.Generator) -> None:
-    """Multiplicative noise."""
-    volume.mul_(1 + speckle_std * torch.randn(volume.shape, generator=generator, device=volume.device))
-
-
-@augmentation(probability=1.0)
-def shear(
-    rng: np.random.Generator, geometry: Geometry, *, shear: Drawn = Setting((-0.1, 0.1), Bounds(-1, 1))
-) -> Matrix:
-    """Slanted along the first axis."""
-    matrix = np.eye(3)
-    matrix[0, 1] = rng.uniform(*shear)
-    return matrix
-
-
-@augmentation(probability=1.0)
-def bulge(rng: np.random.Generator, geometry: Geometry) -> Field:
-    """Blown up in the middle."""
-    points = np.zeros((3, 3, 3, 3), np.float32)
-    points[:, 1, 1, 1] = rng.normal(size=3)
-    return points
-
-
 @pytest.mark.parametrize("name", ["speckle", "shear", "bulge"])
 def test_ones_own_augmentation_is_named_by_its_path(name):
-    settings = named_settings({"preset": "light", f"{__name__}.{name}": {"probability": 1.0}})
+    path = f"support.own_augmentations.{name}"
+    settings = named_settings({"preset": "light", path: {"probability": 1.0}})
     assert settings.noise_probability == 0.1
     assert PRESETS["light"] == named_settings("light"), "and is on only where it is named"
     image, _ = augment(*batch(), drawn(settings), GRIDS["cubes"])
     plain, _ = augment(*batch(), drawn(named_settings("light")), GRIDS["cubes"])
     assert not torch.equal(image, plain)
-    once = named_settings({f"{__name__}.{name}": None})
+    once = named_settings({path: None})
     assert once.strengths[-1].row.name == name
 
 
