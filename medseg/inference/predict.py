@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,17 +21,11 @@ from medseg.inference.restore import restore
 from medseg.machine.dotted import Trust
 from medseg.machine.hardware import best_precision
 from medseg.patches.geometry import geometry_of
-from medseg.patches.stitch import Predict, mirrored, stitched_slabs, sweep_axis
+from medseg.patches.stitch import Predict, mirrored
 from medseg.plan.grid import GridChange, to_plan_grid
 from medseg.plan.plan import Plan
-from medseg.segmenter import Segmenter
-from medseg.space.volume import Shape, Volume, spacing_of
-
-HALF_BEYOND_BYTES = 2**31
-"""Sums of a slab that would be larger in float32 are kept in float16, in which nnU-Net always adds."""
-
-_VOXELS_PER_CALL = 2**20
-_TILES_PER_CALL = 8
+from medseg.segmenter import Segmenter, slabs_of
+from medseg.space.volume import Volume, spacing_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,17 +152,8 @@ class Predictor:
         Raises:
             FloatingPointError: The network's scores are NaN or infinite.
         """
-        i, j, k = prepared.change.shape
-        axis, dtype = self._sweep((i, j, k))
-        slabs = stitched_slabs(
-            torch.from_numpy(prepared.image)[None].to(self.device),
-            self.plan.patch_size,
-            self._network(),
-            overlap=self.segmenters[0].overlap,
-            batch_size=max(1, min(_TILES_PER_CALL, _VOXELS_PER_CALL // math.prod(self.plan.patch_size))),
-            axis=axis,
-            dtype=dtype,
-        )
+        image = torch.from_numpy(prepared.image)[None].to(self.device)
+        axis, slabs = slabs_of(image, self.plan, self._network(), overlap=self.segmenters[0].overlap)
         return restore(
             map(_require_finite, slabs),
             prepared.change,
@@ -182,14 +166,6 @@ class Predictor:
     def clean(self, labels: Integer[np.ndarray, "i j k"], change: GridChange) -> Integer[np.ndarray, "i j k"]:
         """Apply the cleaning rules of the checkpoint."""
         return clean(labels, spacing_of(np.array(change.source_affine)), self.rules)
-
-    def _sweep(self, shape: Shape) -> tuple[int, torch.dtype]:
-        patch = self.plan.patch_size
-        axis = sweep_axis(shape, patch)
-        extents = [max(edge, extent) for edge, extent in zip(patch, shape, strict=True)]
-        extents[axis] = patch[axis]
-        size = 4 * self.plan.num_classes * math.prod(extents)
-        return axis, torch.float16 if size > HALF_BEYOND_BYTES else torch.float32
 
     def _network(self) -> Predict:
         """From tiles to logits, or to probabilities averaged over networks and flips."""
@@ -255,9 +231,9 @@ def _flips_of(networks: Mapping[Path, Segmenter], asked: bool | Sequence[int]) -
 
 def _require_finite(slab: tuple[slice, Tensor]) -> tuple[slice, Tensor]:
     """No score is below NaN, so that it would be background without a word."""
-    for one_class in slab[1]:
-        if not all(end.isfinite() for end in torch.aminmax(one_class)):
-            raise FloatingPointError("the network's scores are NaN or infinite")
+    ends = torch.stack([end for one_class in slab[1] for end in torch.aminmax(one_class)])
+    if not bool(ends.isfinite().all()):
+        raise FloatingPointError("the network's scores are NaN or infinite")
     return slab
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from medseg.machine.devices import uploaded
 from medseg.patches.draw import Applied, Draw
 from medseg.patches.geometry import Geometry
 from medseg.patches.spatial import deform
@@ -74,4 +75,4 @@ def swapped(labels: Integer[Tensor, "i j k"], pairs: Sequence[tuple[int, int]]) 
     for left, right in pairs:
         table[left - IGNORED], table[right - IGNORED] = right, left
     known = labels.clamp_max(largest).long() - IGNORED
-    return torch.where(labels > largest, labels, table.to(labels.device, labels.dtype)[known])
+    return torch.where(labels > largest, labels, uploaded(table, labels.device, labels.dtype)[known])

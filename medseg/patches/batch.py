@@ -20,9 +20,10 @@ class Batch(NamedTuple):
     Attributes:
         image: Normalised intensities ``(b, m, i, j, k)``, float32.
         labels: Label indices ``(b, i, j, k)`` as the store has them, −1 where ignored.
-        spacing_mm: Edge lengths of a voxel ``(b, 3)``.
+        spacing_mm: Edge lengths of a voxel ``(b, 3)``; stays on the host, where distances begin.
         id: Name of the case of each sample.
         class_mask: ``(b, c)`` False for classes that were not annotated in the case; None when all were in all.
+            Stays on the host, where it is asked what is to be done.
     """
 
     image: Float[Tensor, "b m i j k"]
@@ -52,6 +53,6 @@ def augmented(crops: Crops, geometry: Geometry, *, nearest: bool) -> Batch:
     mask = batch.class_mask
     if mask is not None and geometry.swap_labels:
         order = exchanged(mask.shape[1], geometry.swap_labels)
-        flipped = torch.as_tensor(crops.draw.flips[:, :1], device=mask.device)
+        flipped = torch.from_numpy(crops.draw.flips[:, :1])
         mask = torch.where(flipped, mask[:, order], mask)
     return batch._replace(image=image, labels=labels, class_mask=mask)

@@ -180,8 +180,16 @@ class TrainingCrops(TorchDataset[Any]):
         inner, padding = wanted.inside(shape)
         filled = tuple(slice(before, before + size) for (before, _), size in zip(padding, inner.size, strict=True))
         voxels, known = self.cases.part(case, volume, reference, inner.slices)
+        self._require_known(case, known)
         image[(slice(None), *target)][(slice(None), *filled)] = voxels
         labels[target][filled] = known
+
+    def _require_known(self, case: str, labels: NDArray[np.integer[Any]]) -> None:
+        """Refuse labels that the plan has no name for: on a GPU they would end the process without a sentence."""
+        names = self.cases.plan.membership.shape[1]
+        if labels.size and not (labels.min() >= IGNORED and labels.max() < names):
+            problem = f"holds labels from {labels.min()} to {labels.max()}, the plan names 0 to {names - 1}"
+            raise DataError(self.cases.opened.folder(case), problem, "Delete it and run medseg prepare again")
 
 
 @dataclass

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.machine.devices import uploaded
 from medseg.patches.draw import Draw
 from medseg.patches.interpolate import Positions, places, smooth_field
 from medseg.space.volume import Shape
@@ -83,10 +83,10 @@ def _positions(draw: Draw, sample: int, patch_size: Shape, image: Tensor) -> tup
     box, middles, inside = _looked_at(np.abs(affine) @ furthest, image)
     planes = affine[:, 0, None, None] * i[:, None] + affine[:, 1, None, None] * j
     lines = affine[:, 2, None] * k + middles[:, None]
-    firsts, seconds = (torch.as_tensor(part.astype(np.float32), device=image.device) for part in (planes, lines))
+    firsts, seconds = (uploaded(part.astype(np.float32), image.device) for part in (planes, lines))
     shifts = list(seconds)
     for control in bends:
-        moved = torch.as_tensor(np.tensordot(affine, control, 1), device=image.device)
+        moved = uploaded(np.tensordot(affine, control, 1), image.device)
         fields = [_mirrored(smooth_field(field, patch_size), flips) for field in moved]
         shifts = [field + line for field, line in zip(fields, shifts, strict=True)]
     return list(zip(firsts[..., None], shifts, strict=True)), box, inside

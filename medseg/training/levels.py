@@ -28,8 +28,8 @@ def judge(loss: nn.Module, outputs: Logits | Levels, batch: Batch, membership: T
     total = torch.zeros((), device=batch.image.device)
     for logits, weight in reversed(list(zip(levels, weights, strict=True))):  # finest last: its terms remain
         labels = nearest_labels(batch.labels, logits.shape[2:])
-        sizes = [torch.tensor(tensor.shape[-3:], device=total.device) for tensor in (batch.labels, logits)]
-        spacing_mm = batch.spacing_mm * (sizes[0] / sizes[1])
+        fine, coarse = batch.labels.shape[-3:], logits.shape[-3:]
+        spacing_mm = batch.spacing_mm * torch.tensor([n / m for n, m in zip(fine, coarse, strict=True)])
         try:
             value = loss(logits, target_of(labels, membership), spacing_mm, class_mask=batch.class_mask)
         except NonFiniteLogitsError:  # a gradient that is not finite either lets every process skip the step

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, Timer
 from pytorch_lightning.strategies import ParallelStrategy, Strategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher as ScriptLauncher
+from torch import Tensor
 
 __all__ = ["ScriptLauncher"]
 
@@ -105,6 +107,11 @@ def time_spent(trainer: pl.Trainer) -> float:
 def has_clock(trainer: pl.Trainer) -> bool:
     """Whether there is a budget of time."""
     return any(isinstance(callback, Timer) for callback in callbacks_of(trainer))
+
+
+def follow_all(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
+    """Move each average by a share of its way to its weight, all by a few launches where they lie on a GPU."""
+    torch._foreach_lerp_(averages, weights, share)
 
 
 def change_launcher(strategy: Strategy, make: Callable[[ScriptLauncher], ScriptLauncher]) -> None:
