@@ -24,7 +24,7 @@ LEAST_VALIDATIONS = 5
 
 
 class ShareTime(Callback):
-    """Validates after every n-th epoch, all cases each time, where every epoch would take more than a share of the time.
+    """Validates all cases after every n-th epoch, where after every one it would take more than a share of the time.
 
     The share is counted in passes of a patch through the network, not measured: a run that goes on, or is repeated,
     validates after the same epochs. Whoever sets one of Lightning's own options for this has decided; the end of a
