@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,15 @@ class Predictor:
         rules = rules_from_plain(kept[0].cleaning) if cleaning else {}
         flips = _flips_of(dict(zip(checkpoints, segmenters, strict=True)), mirror)
         return cls(segmenters, mirror=flips, device=device, rules=rules, digests=[one.digest for one in kept])
+
+    def on(self, device: str) -> Predictor:
+        """The same on another device, with networks of its own.
+
+        Raises:
+            UsageError: It is not there.
+        """
+        segmenters = [replace(segmenter, net=deepcopy(segmenter.net)) for segmenter in self.segmenters]
+        return Predictor(segmenters, mirror=self.mirror, device=device, rules=self.rules, digests=self.digests)
 
     @property
     def plan(self) -> Plan:

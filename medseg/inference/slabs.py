@@ -120,7 +120,7 @@ def box_of(mask: Tensor) -> Box | None:
     """
     flat = mask.any(dim=0)
     sides = torch.cat([mask.any(dim=2).any(dim=1), flat.any(dim=1), flat.any(dim=0)]).cpu()  # one wait for a GPU
-    found = [side.nonzero() for side in sides.split(tuple(mask.shape))]
+    found = [side.nonzero() for side in torch.split(sides, list(mask.shape))]
     if not len(found[0]):
         return None
     i, j, k = (slice(int(where[0]), int(where[-1]) + 1) for where in found)

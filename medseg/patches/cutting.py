@@ -194,9 +194,10 @@ class TrainingCrops(TorchDataset[Any]):
 
 @dataclass
 class WholeVolumes(TorchDataset[Any]):
-    """Each case once, entire, as a batch of one."""
+    """Each case once, entire, as a batch of one; or its name alone."""
 
     cases: Cases
+    voxels: bool = True
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -206,6 +207,8 @@ class WholeVolumes(TorchDataset[Any]):
         if number == NO_CASE:
             return _nothing(len(self.cases.plan.modalities))
         case = self.cases.ids[number]
+        if not self.voxels:
+            return _nothing(len(self.cases.plan.modalities))._replace(id=(case,))
         try:
             volume, reference = self.cases.arrays(case)
             image, labels = self.cases.part(case, volume, reference, (slice(None),) * 3)

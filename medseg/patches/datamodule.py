@@ -95,6 +95,7 @@ class VolumesDataModule(pl.LightningDataModule):
         self._loading: Loading | None = None
         self._train_loader: CaseLoader | None = None
         self._resume: dict[str, int] | None = None
+        self.tests_voxels = True
 
     @property
     def cases(self) -> Fold:
@@ -150,15 +151,18 @@ class VolumesDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> CaseLoader:
         """The fold's held-back cases, each whole and exactly once over all ranks."""
-        dataset = WholeVolumes(self._cases(self._look().fold.val))
+        return self._whole_volumes()
+
+    def _whole_volumes(self, *, voxels: bool = True) -> CaseLoader:
+        dataset = WholeVolumes(self._cases(self._look().fold.val), voxels)
         rank, ranks = self._place()
         sizes = [math.prod(shape) for shape in self.validation_shapes]
-        share, workers = RankShare(sizes, rank=rank, ranks=ranks), self._load().volume_workers
+        share, workers = RankShare(sizes, rank=rank, ranks=ranks), self._load().volume_workers if voxels else 0
         return case_loader(dataset, share, workers=workers, ahead=1, pinned=False)  # pinned volumes stay for ever
 
     def test_dataloader(self) -> CaseLoader:
-        """The same cases as for validation."""
-        return self.val_dataloader()
+        """The same cases as for validation; their names alone where ``tests_voxels`` is false."""
+        return self._whole_volumes(voxels=self.tests_voxels)
 
     def predict_dataloader(self) -> CaseLoader:
         """The same cases as for validation."""

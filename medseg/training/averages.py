@@ -64,13 +64,16 @@ class _Averages(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Follow; the first time, and the counters of batches always, to the same values."""
         steps = int(self.n_averaged)
-        kept = min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0
-        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
-        copied = [pair for pair in pairs if not steps or not pair[0].is_floating_point()]
-        for average, weight in copied:
-            average.copy_(weight)
-        if steps:
-            follow_all(*zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True), 1 - kept)
+        kept = min(self.decay, (1 + steps) / (10 + steps))
+        averages: list[Tensor] = []
+        weights: list[Tensor] = []
+        for average, weight in zip(_tensors(self.module), _tensors(model), strict=True):
+            if steps and average.is_floating_point():
+                averages.append(average)
+                weights.append(weight)
+            else:
+                average.copy_(weight)
+        follow_all(averages, weights, 1 - kept)
         self.n_averaged += 1
 
 

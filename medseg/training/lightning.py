@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -109,9 +109,10 @@ def has_clock(trainer: pl.Trainer) -> bool:
     return any(isinstance(callback, Timer) for callback in callbacks_of(trainer))
 
 
-def follow_all(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
+def follow_all(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
     """Move each average by a share of its way to its weight, all by a few launches where they lie on a GPU."""
-    torch._foreach_lerp_(averages, weights, share)
+    if averages:
+        torch._foreach_lerp_(averages, weights, share)
 
 
 def change_launcher(strategy: Strategy, make: Callable[[ScriptLauncher], ScriptLauncher]) -> None:
