@@ -170,10 +170,8 @@ class VolumesDataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Voxels to the device; what is asked of a batch in a step stays on the host, which then need not wait."""
-        if isinstance(batch, Crops):
-            return batch._replace(batch=self.transfer_batch_to_device(batch.batch, device, dataloader_idx))
         moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        if not isinstance(batch, Batch):
+        if not isinstance(batch, Crops | Batch):
             return moved
         return moved._replace(spacing_mm=batch.spacing_mm, class_mask=batch.class_mask)
 

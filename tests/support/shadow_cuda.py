@@ -181,7 +181,8 @@ class _Call:
             wait("read", self.name)
             return self.func(source.host, *self.args[1:], **here)
         if not isinstance(source, Shadow) and self.asked == CUDA:
-            if not (self.kwargs.get("non_blocking") and LEDGER.pinned):
+            pinned = LEDGER.pinned or getattr(source, "_pinned", False)
+            if not (self.kwargs.get("non_blocking") and pinned):
                 wait("upload", self.name)
             return Shadow(self.func(source, *self.args[1:], **here))
         as_it_is = self.kwargs.get("memory_format") in (None, torch.preserve_format)
@@ -278,6 +279,10 @@ class _AboveAutograd(TorchFunctionMode):
         generator = kwargs.get("generator")
         if func is torch.Tensor.cuda:
             return args[0].to(CUDA)
+        if func is torch.Tensor.pin_memory:
+            copied = args[0].clone()
+            copied._pinned = True
+            return copied
         if func is torch.Tensor.new_tensor and isinstance(args[0], Shadow):
             return torch.tensor(args[1], dtype=kwargs.get("dtype") or args[0].dtype).to(CUDA)
         if (
