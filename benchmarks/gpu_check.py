@@ -6,7 +6,8 @@
 
 Stages in order of worth, each in a process of its own with a limit; every row is printed and kept as soon as it is
 there, so what is cut off has its rows so far in OUT/STAGE.md. Rows that begin with WRONG are faults. Beside ours run
-MONAI's DynUNet and loss, and nnU-Net's network (dynamic-network-architectures) where it is installed, on the same patches.
+MONAI's DynUNet and loss, and nnU-Net's network (dynamic-network-architectures) where it is installed, on the same
+patches.
 """
 
 from __future__ import annotations
@@ -298,7 +299,7 @@ def make_store(bench: Bench) -> Path:
 
     data, store = bench.out / "data", bench.out / "store"
     if not store.exists():
-        write_phantom(data, cases=4)
+        write_phantom(data, cases=4, size=(48, 48, 40) if bench.small else (256, 256, 192))
         prepare(data, store, workers=1 if bench.small else None)
     return store
 
