@@ -256,6 +256,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0]
         raise UsageError(f"there is no device {name!r} here ({reason})", "Use --device auto or cpu") from None
-    if device.type == "meta":
-        raise UsageError("--device meta computes nothing", "Use --device auto or cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name} is not supported", "Use --device auto, cpu or cuda")
     return device

@@ -19,6 +19,7 @@ from medseg.patches.draw import draw
 from medseg.patches.geometry import Geometry
 from medseg.patches.sample import APPEARANCE, WHERE, Schedule, Slot, place_patch
 from medseg.patches.settings import Augmentation
+from medseg.patches.shared import SharedVolumes
 from medseg.plan.plan import Plan
 from medseg.space.labels import IGNORED
 from medseg.space.patch import PatchLocation
@@ -44,6 +45,7 @@ class Cases:
         ids: The cases, in order.
         masks: Per case which classes were annotated, or None when all were in all cases.
         in_memory: Keep decoded volumes.
+        shared: Where they are kept, in place of the memory of this process alone.
         reading: Shared between processes: the number of the case that each worker is at, for the day it is killed.
     """
 
@@ -52,6 +54,7 @@ class Cases:
     ids: tuple[str, ...]
     masks: tuple[tuple[bool, ...], ...] | None = None
     in_memory: bool = False
+    shared: SharedVolumes | None = None
     reading: torch.Tensor | None = None
     _opened: Store | None = field(default=None, repr=False)
     _kept: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False)
@@ -80,7 +83,11 @@ class Cases:
         image, labels = self.opened.image(case), self.opened.labels(case)
         if not self.in_memory:
             return image, labels
-        self._kept[case] = self.part(case, image, labels, (slice(None),) * 3)
+
+        def decode() -> tuple[Any, Any]:
+            return self.part(case, image, labels, (slice(None),) * 3)
+
+        self._kept[case] = decode() if self.shared is None else self.shared.arrays(case, decode)
         return self._kept[case]
 
     def part(self, case: str, image: Any, labels: Any, where: tuple[slice, ...]) -> tuple[Any, Any]:

@@ -26,6 +26,7 @@ from medseg.patches.margin import crop_size
 from medseg.patches.sample import Schedule
 from medseg.patches.settings import Augmentation
 from medseg.patches.settings import augmentation as named_settings
+from medseg.patches.shared import CAN_SHARE, SharedVolumes
 from medseg.plan.plan import Plan
 from medseg.space.volume import Shape
 from medseg.store.store import CaseInfo, Store, plan_of
@@ -54,8 +55,8 @@ class VolumesDataModule(pl.LightningDataModule):
         oversample_foreground: Least share of each batch whose patches contain an organ.
         augmentation: ``none``, ``light``, ``moderate`` (for minutes), ``full`` (nnU-Net's, for days), or a mapping of
             settings such as ``{preset: moderate, rotation_deg: 10}``, see docs/augmentations.md.
-        cache: ``memory`` keeps decoded volumes, in each worker its own; ``disk`` never does; ``auto`` does when they
-            fit into 40 % of the free memory.
+        cache: ``memory`` keeps decoded volumes, once for all processes of a machine; ``disk`` never does; ``auto`` does
+            when they fit into 40 % of the free memory.
         steps_per_epoch: Batches per epoch and device.
         organs: The organs that a config is made for, in any order; a store of others is refused.
 
@@ -93,6 +94,7 @@ class VolumesDataModule(pl.LightningDataModule):
         self.geometry: Geometry = geometry_of(self.plan)
         self._examined: _Examined | None = None
         self._loading: Loading | None = None
+        self._shared: SharedVolumes | None = None
         self._train_loader: CaseLoader | None = None
         self._resume: dict[str, int] | None = None
         self.tests_voxels = True
@@ -192,7 +194,7 @@ class VolumesDataModule(pl.LightningDataModule):
     def _cases(self, ids: tuple[str, ...]) -> Cases:
         examined = self._look()
         masks = _class_masks(self.plan, [examined.infos[case] for case in ids]) if examined.partial else None
-        return Cases(self.store, self.plan, ids, masks, in_memory=self._load().in_memory)
+        return Cases(self.store, self.plan, ids, masks, self._load().in_memory, self._shared)
 
     def _look(self) -> _Examined:
         if self._examined is None:
@@ -202,8 +204,24 @@ class VolumesDataModule(pl.LightningDataModule):
     def _load(self) -> Loading:
         if self._loading is None:
             neighbours = self.trainer.num_devices if self.trainer else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            self._loading = decide(self.workers, self.cache, self._sizes(), neighbours=neighbours)
+            self._loading, self._shared = self._agreed(
+                decide(self.workers, self.cache, self._sizes(), neighbours=neighbours), neighbours
+            )
         return self._loading
+
+    def _agreed(self, loading: Loading, neighbours: int) -> tuple[Loading, SharedVolumes | None]:
+        """What the first process of this machine has decided, and the memory that it shares with the others."""
+        examined, shared = self._look(), None
+        trainer = self.trainer
+        first = trainer is None or trainer.local_rank == 0
+        if first and CAN_SHARE and loading.in_memory and (loading.workers or neighbours > 1):
+            shapes = {case: examined.infos[case].change.shape for case in (*examined.fold.train, *examined.fold.val)}
+            shared = SharedVolumes.make(shapes, len(self.plan.modalities))
+        decided = loading, shared
+        if trainer is not None and trainer.world_size > 1:
+            told = [trainer.strategy.broadcast(decided, src=node * neighbours) for node in range(trainer.num_nodes)]
+            decided = told[trainer.node_rank]
+        return decided
 
     def _sizes(self) -> Sizes:
         examined, voxel = self._look(), 4 * len(self.plan.modalities) + 2

@@ -16,6 +16,9 @@ from medseg.errors import DataError, MedsegError
 from medseg.patches.cutting import NO_CASE, Cases, TrainingCrops, WholeVolumes
 from medseg.patches.loading import AHEAD
 
+STALLED_S = 600.0
+"""Seconds without a batch after which a file system is taken for dead."""
+
 _ended_at_exit: weakref.WeakSet[Any] = weakref.WeakSet()
 """Worker processes that are sure to end with this one."""
 
@@ -106,6 +109,8 @@ class CaseLoader(DataLoader[Any]):
         try:
             return next(batches, None)
         except RuntimeError as error:
+            if "timed out" in str(error):
+                raise self._stalled() from error
             if "DataLoader worker" not in str(error):
                 raise
             raise self._lost(batches, str(error).splitlines()[0]) from error
@@ -123,6 +128,11 @@ class CaseLoader(DataLoader[Any]):
             f"lost a loader worker{' over ' if names else ''}{', '.join(names)} ({cause})",
             "If memory ran out, lower data.workers or set data.cache to disk; data.workers 0 shows the cause",
         )
+
+    def _stalled(self) -> DataError:
+        cases: Cases = self.dataset.cases  # type: ignore[attr-defined]  # as above
+        problem = f"gave no batch in {self.timeout:.0f} seconds: its file system does not answer"
+        return DataError(cases.store, problem, "Look at that disk or its network, then go on with --ckpt_path last")
 
     def state_dict(self) -> dict[str, int]:
         """Which batch of which epoch comes next."""
@@ -175,6 +185,7 @@ def case_loader(
         pin_memory=pinned and torch.cuda.is_available(),
         persistent_workers=workers > 0,
         worker_init_fn=_leave_signals_to_the_parent,
+        timeout=STALLED_S if workers > 0 else 0,
         prefetch_factor=ahead if workers > 0 else None,
         # fork would copy the threads' locks of torch and blosc2 in whatever state they are
         multiprocessing_context="spawn" if workers > 0 else None,

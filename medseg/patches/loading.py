@@ -8,6 +8,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from medseg.machine.hardware import SHARED_MEMORY, free_memory, shared_memory_bytes, usable_cores
+from medseg.patches.shared import CAN_SHARE
 
 MEMORY_SHARE = 0.4
 """Of the free memory, for decoded volumes; the network and everyone else need the rest."""
@@ -68,11 +69,15 @@ def decide(workers: int | None, cache: str, sizes: Sizes, *, neighbours: int = 1
     """
     gpu = torch.cuda.is_available()
     free = (free_memory() or 0) * MEMORY_SHARE / neighbours
+
+    def fits(workers: int) -> bool:
+        return sizes.decoded * (1 / neighbours if CAN_SHARE else max(workers, 1)) <= free
+
     if workers is None:
         most = MOST_WORKERS_OF_A_GPU if gpu else MOST_WORKERS
-        alone = not gpu and cache != "disk" and (cache == "memory" or sizes.decoded <= free)
+        alone = not gpu and cache != "disk" and (cache == "memory" or fits(1))
         workers = 0 if alone else max(1, min(most, usable_cores() // neighbours - 1))
-    in_memory = cache == "memory" or (cache == "auto" and sizes.decoded * max(workers, 1) <= free)
+    in_memory = cache == "memory" or (cache == "auto" and fits(workers))
     room = shared_memory_bytes()
     batches = AHEAD * workers + 1 if room is None else int(room * SHARED_SHARE / neighbours / max(1, sizes.batch))
     volumes = 3 if room is None else int(room * SHARED_SHARE / neighbours / max(1, sizes.volume))

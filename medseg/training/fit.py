@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -69,6 +70,7 @@ class Trainer(pl.Trainer):
             options: As Lightning's.
         """
         quieten()
+        accelerator = supported(accelerator)
         chosen = best_precision(accelerator) if precision == "auto" else precision
         if max_steps % 1:
             raise UsageError(f"trainer.max_steps is {max_steps}, expected a whole number", "Correct that value")
@@ -292,6 +294,18 @@ def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:
         except ModuleNotFoundError:
             raise UsageError(f"trainer.logger {each} needs the package {each}", f"pip install {each}") from None
     return found
+
+
+def supported(accelerator: str) -> str:
+    """What Lightning is to take for ``auto``: a CUDA device or the CPU, not Apple's GPU.
+
+    Raises:
+        UsageError: Apple's GPU is asked for, which cannot add up in double precision as the losses do.
+    """
+    if accelerator == "mps":
+        raise UsageError("Apple's GPUs (mps) are not supported", "Take --trainer.accelerator cpu")
+    apple = accelerator == "auto" and torch.backends.mps.is_available() and not torch.cuda.is_available()
+    return "cpu" if apple else accelerator
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from medseg.patches import loading
 from medseg.patches.loader import RankShare
 from medseg.patches.loading import AHEAD, Sizes, decide
+from medseg.patches.shared import CAN_SHARE, SharedVolumes
 
 MIB = 2**20
 BATCH = Sizes(decoded=49 * 2**30, batch=81 * MIB, volume=500 * MIB)
@@ -50,11 +53,35 @@ def test_volumes_stay_in_memory_when_they_fit(machine, workers, cache, free, exp
     assert (found.workers, found.in_memory) == expected
 
 
-def test_eight_processes_of_a_machine_plan_for_one_machine(machine):
+@pytest.mark.parametrize("share", [True, False])
+def test_eight_processes_of_a_machine_plan_for_one_machine(machine, monkeypatch, share):
+    monkeypatch.setattr(loading, "CAN_SHARE", share)
     machine(gpu=True, cores=64)
     alone, shared = decide(None, "auto", BATCH), decide(None, "auto", BATCH, neighbours=8)
     assert (alone.workers, shared.workers) == (8, 7)
-    assert not shared.in_memory  # 8 x 7 x 49 GiB
+    assert shared.in_memory == share  # 49 GiB once, or 8 x 7 times, of 500
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="needs memfd_create")
+def test_a_case_is_decoded_once_for_all_processes_of_a_machine(tmp_path):
+    """A process of its own finds what this one has decoded, and this one what that one has."""
+    made = SharedVolumes.make({"a": (3, 4, 5), "b": (2, 2, 2)}, modalities=2)
+    image, labels = (
+        np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32),
+        np.arange(60).reshape(3, 4, 5),
+    )
+    made.arrays("a", lambda: (image, labels))
+    asked = (
+        "import pickle, sys, numpy as np; v = pickle.loads(bytes.fromhex(sys.argv[1])); "
+        "image, labels = v.arrays('a', None); print(image.sum(), labels.sum()); "
+        "v.arrays('b', lambda: (np.full((2, 2, 2, 2), 7.0), np.ones((2, 2, 2))))"
+    )
+    words = [sys.executable, "-c", asked, pickle.dumps(made).hex()]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert [float(word) for word in done.stdout.split()] == pytest.approx([float(image.sum()), 1770], rel=1e-4)
+    found = made.arrays("b", lambda: pytest.fail("decoded twice"))
+    assert (found[0] == 7).all()
+    assert (found[1] == 1).all()
 
 
 @pytest.mark.parametrize("shared", [64 * MIB, 300 * MIB, 2**30, 4 * 2**30, 2**34])

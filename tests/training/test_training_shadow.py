@@ -213,3 +213,32 @@ def test_the_shadow_tells_what_cuda_would():
         float(ours.sum())
         torch.tensor([1, 2], device="cuda")
         assert [ledger.total(kind) for kind in ("read", "size", "upload")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--trainer.devices", "4"], "trainer.devices 4 on gpu"),
+        (["--trainer.accelerator", "mps"], "not supported"),
+    ],
+)
+def test_a_card_that_is_not_there_is_a_sentence(store, tmp_path, capsys, words, sentence):
+    with warnings.catch_warnings(), shadow_cuda():
+        warnings.simplefilter("ignore")
+        assert fit(store, tmp_path / "run", "gpu", *words) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_patch_too_large_for_the_card_is_a_sentence_with_numbers(store, tmp_path, capsys, monkeypatch):
+    def full(*given):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(SegmentationTask, "forward", full)
+    with warnings.catch_warnings(), shadow_cuda(pinned=True):
+        warnings.simplefilter("ignore")
+        assert fit(store, tmp_path / "run", "gpu", "--trainer.precision", "32") == 1
+    told = capsys.readouterr().err
+    assert "do not fit into the memory of the GPU" in told
+    assert "--data.batch_size" in told
+    assert "--data.patch_size" in told
