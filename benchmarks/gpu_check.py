@@ -84,7 +84,7 @@ class Bench:
     def spec(self) -> NetSpec:
         """nnU-Net's U-Net for patches of 128^3."""
         if self.small:
-            return NetSpec(1, 2, (32, 32, 32), HALVED[:3], ((3, 3, 3),) * 3, (4, 8, 8))
+            return NetSpec(1, 2, (16, 16, 16), HALVED[:3], ((3, 3, 3),) * 3, (4, 8, 8))
         return NetSpec(1, 2, (128, 128, 128), HALVED, ((3, 3, 3),) * 6, WIDTHS)
 
 
@@ -96,7 +96,7 @@ def correct(bench: Bench) -> Iterator[Row]:
         _, wanted = value_and_gradient(loss, logits, target, spacing_mm)
         loss = loss.to(bench.device)
         for dtype, bound in ((torch.float32, 2e-4), (torch.bfloat16, 1e-1), (torch.float16, 2e-2)):
-            z = logits.to(bench.device, dtype).requires_grad_()
+            z = logits.to(bench.device, dtype, copy=True).requires_grad_()
             loss(z, target.to(bench.device), spacing_mm).backward()
             off = float((z.grad.float().cpu() - wanted).norm() / wanted.norm().clamp_min(1e-12))
             if not off < bound:  # NaN too

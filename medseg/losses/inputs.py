@@ -80,7 +80,7 @@ def compare(
         target=dense,
         soft=soft,
         weight=_weight(valid, voxel_weight, logits, dtype),
-        class_mask=None if class_mask is None else _moved(class_mask, logits.device).to(dtype),
+        class_mask=None if class_mask is None else uploaded(class_mask, logits.device, dtype),
         undrawn=undrawn,
         spacing_mm=_spacing(spacing_mm, logits),
         **options,
@@ -247,11 +247,7 @@ def _undrawn(mask: Tensor | None, device: torch.device) -> Tensor | None:
     if mask is None:
         return None
     undrawn = F.pad(mask[:, 1:] == 0, (1, 0))  # where the mask lies: a host that has it need not wait
-    return _moved(undrawn, device) if bool(undrawn.any()) else None
-
-
-def _moved(values: Tensor, device: torch.device) -> Tensor:
-    return values if values.device == device else uploaded(values, device)
+    return uploaded(undrawn, device) if bool(undrawn.any()) else None
 
 
 def _to_background(labels: Tensor | None, maps: Tensor | None, undrawn: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -10,11 +10,13 @@ from torch import Tensor
 
 
 def uploaded(values: Tensor | NDArray[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Values of the host on a device, by way of pinned memory: PyTorch waits for a GPU after any other copy to it.
+    """Values on a device; those of the host by way of pinned memory: PyTorch waits for a GPU after any other copy to it.
 
     Example:
         >>> uploaded(torch.ones(2), torch.device("cpu"), torch.float64)
         tensor([1., 1.], dtype=torch.float64)
     """
     found = torch.as_tensor(values, dtype=dtype)
-    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
+    if device.type == "cuda" and found.device.type == "cpu":
+        return found.pin_memory().to(device, non_blocking=True)
+    return found.to(device)

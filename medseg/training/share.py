@@ -45,7 +45,7 @@ class ShareTime(Callback):
             return
         plan, overlap = data.plan, float(pl_module.hparams["overlap"])
         windows = count_windows(data.validation_shapes, plan.patch_size, overlap) / trainer.world_size
-        passes = PASSES_A_STEP * data.steps_per_epoch * plan.batch_size
+        passes = float(PASSES_A_STEP * data.steps_per_epoch * plan.batch_size)
         every = min(epochs_between(windows, passes, self.share), _most(trainer, data.steps_per_epoch))
         if every > 1:
             trainer.check_val_every_n_epoch = every
@@ -77,8 +77,8 @@ def epochs_between(windows: float, passes: float, share: float) -> int:
         share: In (0, 1]; 1 is every epoch.
 
     Example:
-        >>> epochs_between(8918, 1500, 0.1), epochs_between(50, 18, 0.1), epochs_between(8918, 1500, 1.0)
-        (54, 1, 1)
+        >>> [epochs_between(windows, 1500.0, share) for windows, share in ((8918.0, 0.1), (50.0, 0.1), (8918.0, 1.0))]
+        [54, 1, 1]
     """
     return 1 if share >= 1 else math.ceil(windows / max(FEW_WINDOWS, passes * share / (1 - share)))
 
