@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def uploaded(values: Tensor | NDArray[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Values on a device; those of the host by way of pinned memory: PyTorch waits for a GPU after any other copy to it.
+    """Values on a device; those of the host by way of pinned memory, for PyTorch waits after any other copy to a GPU.
 
     Example:
         >>> uploaded(torch.ones(2), torch.device("cpu"), torch.float64)
