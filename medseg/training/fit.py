@@ -24,6 +24,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from medseg.checkpoints.run import Run
 from medseg.errors import UsageError, meant
 from medseg.machine.hardware import best_precision, memory_bytes
+from medseg.machine.threads import share_cores
 from medseg.nets import list_nets
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.training.callbacks import of_run
@@ -234,6 +235,7 @@ def train(
     if trainer.strategy.root_device.type == "cpu" and task.hparams["net"] in list_nets():
         require_memory(task.net, data.plan, memory_bytes())
     require_logged(trainer, task)
+    share_cores(trainer.num_devices)
     with in_sentences(trainer, data.plan):
         trainer.fit(task, data, ckpt_path=checkpoint)
     if trainer.global_step == first_step and not rehearses(trainer):

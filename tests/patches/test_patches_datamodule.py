@@ -343,7 +343,7 @@ def test_a_process_ends_though_its_loader_was_never_closed(store, tmp_path):
         "if __name__ == '__main__':\n"
         f"    data = VolumesDataModule(Path(r'{store}'), folds=2, workers=1, cache='disk')\n"
         "    batches = iter(data.train_dataloader())\n"
-        "    print(len(next(batches).batch.id), batches)\n"
+        "    print(len(next(batches).id), batches)\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

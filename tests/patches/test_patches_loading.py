@@ -107,7 +107,7 @@ if __name__ == "__main__":
     sizes = {"batch_size": 24, "patch_size": (96, 96, 64)}
     data = VolumesDataModule(Path(sys.argv[1]), folds=2, workers=2, cache="disk", **sizes)
     loader = data.train_dataloader()
-    print(len(next(iter(loader)).batch.id), loader.num_workers)
+    print(len(next(iter(loader)).id), loader.num_workers)
 """
 
 
