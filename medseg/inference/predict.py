@@ -72,6 +72,8 @@ class Predictor:
         self.mirror = tuple(mirror)
         self.rules: dict[int, Rule] = dict(rules or {})
         self.digests = tuple(digests)
+        if self.device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+            torch.backends.cudnn.benchmark = True  # windows have one size
         self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(best_precision(self.device.type))
 
     @classmethod

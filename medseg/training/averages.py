@@ -34,7 +34,7 @@ class AveragedWeights(WeightAveraging):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Copy the weights; sharded ones are refused by the task."""
         if stage == "fit":
-            self._average_model = _Averages(pl_module, self.decay)
+            self._average_model = _Averages(pl_module, trainer.strategy.root_device, self.decay)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the averages into the network."""
@@ -55,8 +55,8 @@ class AveragedWeights(WeightAveraging):
 class _Averages(AveragedModel):
     """The average, brought up to date by a few calls for all weights, without a look at the device."""
 
-    def __init__(self, model: LightningModule, decay: float) -> None:
-        super().__init__(model, device=model.device, use_buffers=True)  # type: ignore[arg-type]  # its own hint
+    def __init__(self, model: LightningModule, device: torch.device, decay: float) -> None:
+        super().__init__(model, device=device, use_buffers=True)  # type: ignore[arg-type]  # its own hint
         self.decay = decay
         self.n_averaged = self.n_averaged.cpu()  # or every step would wait for a GPU to tell it
 
