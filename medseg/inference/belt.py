@@ -151,7 +151,9 @@ class Belt:
                     for one in as_completed(serving):
                         one.result()
                 except BaseException:
-                    self._todo.clear()  # the others finish what they are at
+                    with self._turn:  # the others finish what they are at
+                        self._todo.clear()
+                        self._read.clear()
                     raise
         return self.results
 
