@@ -39,7 +39,7 @@ class ShareTime(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose n; say so where it is not 1."""
-        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
+        data = getattr(trainer, "datamodule", None)
         asked = (trainer.check_val_every_n_epoch, trainer.val_check_interval, trainer.limit_val_batches)
         if not isinstance(data, VolumesDataModule) or asked != (1, 1.0, 1.0):
             return
