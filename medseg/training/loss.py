@@ -45,6 +45,16 @@ def judge(loss: nn.Module, outputs: Logits | Levels, batch: Batch, membership: T
     return total
 
 
+def short_window(trainer: Trainer, batch_index: int) -> float:
+    """What the loss of a batch is multiplied by, where an epoch ends before so many batches as a step accumulates.
+
+    Lightning divides by the whole number whatever remains; a step is to be a mean over the batches that it has.
+    """
+    accumulated, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
+    rest = batches % accumulated if math.isfinite(batches) else 0
+    return accumulated / rest if rest and batch_index >= batches - rest else 1.0
+
+
 def target_of(labels: Integer[Tensor, "b *space"], membership: Tensor | None) -> Integer[Tensor, "b *target"]:
     """Class indices as they are, or for overlapping regions a 0/1 map ``(b, c, i, j, k)``; ignored ones stay −1.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from medseg.segmenter import Segmenter, class_values, lay_out, net_spec, require
 from medseg.space.labels import IGNORED
 from medseg.training.callbacks import of_task
 from medseg.training.lightning import count_epochs_right, trainer_of
-from medseg.training.loss import Own, OwnLoss, judge, name_of
+from medseg.training.loss import Own, OwnLoss, judge, name_of, short_window
 from medseg.training.optimise import FollowBudget, build_optimizer, find_optimizer, schedule_factor
 from medseg.training.pace import start_compiler
 from medseg.training.progress import foreign_bar
@@ -354,16 +353,6 @@ def build_task_loss(loss: str | Own, plan: Plan) -> Any:
     if not isinstance(loss, str):
         return OwnLoss(loss)
     return build_loss(loss, mode=plan.mode, ignore_index=IGNORED, counts=[1] * plan.num_classes)
-
-
-def short_window(trainer: pl.Trainer, batch_index: int) -> float:
-    """What the loss of a batch is multiplied by, where an epoch ends before so many batches as a step accumulates.
-
-    Lightning divides by the whole number whatever remains; a step is to be a mean over the batches that it has.
-    """
-    accumulated, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
-    rest = batches % accumulated if math.isfinite(batches) else 0
-    return accumulated / rest if rest and batch_index >= batches - rest else 1.0
 
 
 def load_task(path: Path, trust: Trust | None = None) -> SegmentationTask:
