@@ -92,11 +92,17 @@ def predict_files(
         Why some cases have no prediction.
     """
     work = Work(predictors[0], output, save_probabilities=False, record=None)
+    failures: list[MedsegError] = []
+    todo = dict(cases)
     for case in cases:
-        with explained(work.label_file(case), "could not be replaced"):
-            work.label_file(case).unlink(missing_ok=True)
-    results = Belt(work, cases, log.debug).run(predictors)
-    return tuple(problem for case in cases if (problem := results[case]) is not None)
+        try:
+            with explained(work.label_file(case), "could not be replaced"):
+                work.label_file(case).unlink(missing_ok=True)
+        except MedsegError as failure:
+            failures.append(failure)
+            del todo[case]
+    results = Belt(work, todo, log.debug).run(predictors)
+    return (*failures, *(problem for case in todo if (problem := results[case]) is not None))
 
 
 def _require_apart(source: Path, cases: Mapping[str, tuple[Path, ...]], output: Path) -> None:
