@@ -177,14 +177,14 @@ def _region(library: Any, number: int, organ: Organ, series: Series, algorithm: 
 def _contours(library: Any, number: int, organ: Organ, mask: Any, series: Series, like: Sequence[Any]) -> Any:
     region = library.Dataset()
     region.ReferencedROINumber, region.ROIDisplayColor = number, list(organ.rgb)
-    contours = []
-    for index in np.flatnonzero(mask.any(axis=(0, 1))):
+    contours: list[Any] = []
+    for index in map(int, np.flatnonzero(mask.any(axis=(0, 1)))):
         for polygon in outlines(mask[:, :, index]):
             contour = library.Dataset()
             contour.ContourImageSequence = [_image(library, like[index])]
             contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", len(polygon)
             contour.ContourNumber = len(contours) + 1
-            contour.ContourData = [f"{x:.10g}"[:16] for x in _in_mm(polygon, int(index), series).ravel()]
+            contour.ContourData = [f"{x:.10g}"[:16] for x in _in_mm(polygon, index, series).ravel()]
             contours.append(contour)
     if contours:
         region.ContourSequence = contours
