@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from medseg.checkpoints.reading import read_plain
 from medseg.export.definition import Definition, define, needs_medseg
 from medseg.export.model import Model
 from medseg.export.transforms import left_out, postprocessing, preprocessing
+from medseg.machine.files import write_json
 
 CASES = (
     "$[@dataset_dir] if os.path.isfile(@dataset_dir) else "
@@ -42,8 +42,8 @@ def write_bundle(model: Model, facts: dict[str, Any], folder: Path) -> Callable[
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     torch.save({key: tensor.clone() for key, tensor in weights.items()}, folder / "models" / "model.pt")
-    _write_json(folder / "configs" / "inference.json", inference(model, definition))
-    _write_json(folder / "configs" / "metadata.json", metadata(model, definition))
+    write_json(folder / "configs" / "inference.json", inference(model, definition))
+    write_json(folder / "configs" / "metadata.json", metadata(model, definition))
     (folder / "docs" / "README.md").write_text(_readme(model, facts, definition), encoding="utf-8")
     network: torch.nn.Module = ConfigParser({"network_def": definition}).get_parsed_content("network_def")
     network.load_state_dict(read_plain(folder / "models" / "model.pt"))
@@ -161,7 +161,3 @@ A label file `CASE_seg.nii.gz` is written on the grid of each.
 | label | value |
 | --- | --- |
 """ + "".join(f"| {name} | {value} |\n" for name, value in values)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

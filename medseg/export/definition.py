@@ -10,6 +10,7 @@ from unittest import mock
 from torch import Tensor, nn
 
 from medseg.export.model import Model, innermost
+from medseg.machine.typed import to_plain
 from medseg.nets import NetSpec, build_net
 from medseg.segmenter import net_spec
 
@@ -29,7 +30,7 @@ def define(model: Model) -> tuple[Definition, dict[str, Tensor]]:
         return _by_medseg(model), model.net.state_dict()
     name = f"{type(inner).__module__}.{type(inner).__qualname__}"
     fresh: dict[str, Tensor] = type(inner)(**arguments).state_dict()  # some have weights that nothing uses and we drop
-    return {"_target_": name, **_listed(arguments)}, {**fresh, **inner.state_dict()}
+    return {"_target_": name, **to_plain(arguments)}, {**fresh, **inner.state_dict()}
 
 
 def needs_medseg(definition: Definition) -> bool:
@@ -67,10 +68,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _listed(value: Any) -> Any:
-    """The same with lists for tuples, as JSON has them."""
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value

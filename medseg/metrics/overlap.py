@@ -1,4 +1,4 @@
-"""Overlap of two masks from three counted numbers: Dice, IoU, precision, recall."""
+"""Overlap of two masks from three counted numbers, and the Dice they come to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medseg.errors import listed
-from medseg.metrics.empty import Outcome, outcome, overlap_score
+from medseg.metrics.empty import Outcome, outcome
 from medseg.space.labels import LabelValue, values_of
 
 Organs = Mapping[str, int | tuple[int, ...]]
@@ -64,37 +64,9 @@ def dice(counts: Counts) -> float:
     References:
         Dice, "Measures of the amount of ecologic association between species", Ecology 1945.
     """
-    return overlap_score(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn, counts.outcome)
-
-
-def iou(counts: Counts) -> float:
-    r"""Overlap over union (Jaccard index): $TP / (TP + FP + FN)$; empty sides as for `dice`.
-
-    Example:
-        >>> iou(Counts(tp=3, fp=1, fn=1))
-        0.6
-    """
-    return overlap_score(counts.tp, counts.tp + counts.fp + counts.fn, counts.outcome)
-
-
-def precision(counts: Counts) -> float:
-    r"""Share of the prediction that is right: $TP / (TP + FP)$; empty sides as for `dice`.
-
-    Example:
-        >>> precision(Counts(tp=3, fp=1, fn=9))
-        0.75
-    """
-    return overlap_score(counts.tp, counts.predicted, counts.outcome)
-
-
-def recall(counts: Counts) -> float:
-    r"""Share of the reference that is found: $TP / (TP + FN)$; empty sides as for `dice`.
-
-    Example:
-        >>> recall(Counts(tp=3, fp=9, fn=1))
-        0.75
-    """
-    return overlap_score(counts.tp, counts.reference, counts.outcome)
+    if counts.outcome is not Outcome.FOUND:
+        return float(counts.outcome is Outcome.ABSENT)
+    return 2 * counts.tp / (2 * counts.tp + counts.fp + counts.fn)
 
 
 def checked_values(organ: LabelValue) -> tuple[int, ...]:
