@@ -229,14 +229,8 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def check_fit(words: Sequence[str], *, here: bool = False) -> Any:
-    """Build the data and the task of a training as it would be, so that every mistake is found before any starts.
-
-    Args:
-        words: What follows ``medseg fit``.
-        here: Whether it is to run on this machine, so that its trainer can be built too.
-
-    Returns:
-        `medseg.cli.training.Fit`; nothing was run or written.
+    """Build a training as it would be, its trainer too if it is to run here, so that mistakes are found before any
+    starts.
 
     Raises:
         UsageError: The config, the loss, the network or an option is at fault.

@@ -17,11 +17,8 @@ from medseg.plan.plan import Plan
 
 
 def describe_path(path: Path, net: str = "unet") -> dict[str, Any]:
-    """Facts about a checkpoint (of a run, its best), a store, an exported network or a dataset, as plain data.
-
-    Args:
-        path: What to describe.
-        net: For a store, the network to say the cost of.
+    """Facts about a checkpoint (of a run, its best), a store (with the cost of a network), an exported network or a
+    dataset.
 
     Raises:
         DataError: The path is missing or none of these.

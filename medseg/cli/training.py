@@ -31,10 +31,7 @@ from medseg.training.task import SegmentationTask, judge_of
 
 
 def run_lightning(words: Sequence[str]) -> int:
-    """Run ``fit``, ``validate`` or ``test``, which the first word names.
-
-    Returns:
-        The exit status.
+    """Run ``fit``, ``validate`` or ``test``, which the first word names, and give the exit status.
 
     Raises:
         UsageError: The config or the command line is at fault.

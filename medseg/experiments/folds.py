@@ -27,13 +27,7 @@ from medseg.store.store import Store
 
 
 def fold_jobs(words: Sequence[str], folds: Iterable[int], output: Path) -> tuple[Job, ...]:
-    """A job per fold; nothing else differs between them.
-
-    Args:
-        words: What follows ``medseg fit`` in all of them.
-        folds: Their numbers.
-        output: Folder of the run folders.
-    """
+    """A job per fold; nothing else differs between them."""
     return tuple(
         Job(f"fold {fold}", output / f"fold{fold}", (*words, "--data.fold", str(fold)), {"fold": str(fold)})
         for fold in folds
@@ -60,13 +54,6 @@ def pool_folds(
     results: Sequence[Result], ends: Sequence[JobEnd], store: Store, output: Path, *, command: str
 ) -> Evaluation:
     """Pool the held-out cases of the folds: ``cases.csv``, ``summary.json``, ``report.html`` and ``predictions/``.
-
-    Args:
-        results: The finished folds.
-        ends: Of all folds; those that failed are named in the report, their cases are not in the pool.
-        store: Knows where references and images are.
-        output: Folder to write to.
-        command: What to type to have this again.
 
     Raises:
         UsageError: Two folds scored the same case.
@@ -144,10 +131,7 @@ def _dice(result: Result, organ: str) -> str:
 
 
 def write_ensemble(results: Sequence[Result], ends: Sequence[JobEnd], output: Path) -> Path:
-    """List the checkpoints of the finished folds in ``ensemble.json``, which `medseg predict --ckpt DIR` reads.
-
-    Returns:
-        The file; paths in it are relative to it.
+    """List the checkpoints of the finished folds in ``ensemble.json``, relative to it, for `medseg predict --ckpt DIR`.
     """
     members = [Run(result.job.run).best.relative_to(output).as_posix() for result in results]
     lost = [end.job.title for end in ends if end.failure]

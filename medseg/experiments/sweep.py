@@ -27,13 +27,7 @@ _GLANCE_S = 1.0
 
 @dataclass(frozen=True)
 class JobEnd:
-    """What became of a job.
-
-    Attributes:
-        job: It.
-        failure: Why it has no result; None if it has.
-        kept: Whether an earlier sweep had finished it.
-    """
+    """What became of a job: why it has no result, None if it has; whether an earlier sweep had finished it."""
 
     job: Job
     failure: str | None
@@ -45,11 +39,6 @@ def run_sweep(jobs: Sequence[Job], executor: Executor, *, console: Console | Non
 
     A sweep remembers nothing: whatever it needs is read from the run folders, so the same call goes on where an earlier
     one was stopped. A job that fails is named and the others go on. An interrupt or SIGTERM ends all processes.
-
-    Args:
-        jobs: What to do.
-        executor: Where.
-        console: Where progress is shown: a live table in a terminal, else a line whenever a job changes.
 
     Returns:
         What became of each job, in their order.

@@ -123,12 +123,7 @@ def facts(model: Model) -> dict[str, Any]:
 
 
 def patches_of(model: Model, image: Volume | None = None) -> Float[Tensor, "b m i j k"]:
-    """A few tiles to try the exported network on.
-
-    Args:
-        model: Decides size and channels.
-        image: A real image, brought onto the plan's grid and cut as for prediction; noise where not given.
-    """
+    """A few tiles to try the exported network on: cut from an image as for prediction, or noise."""
     channels = len(model.plan.modalities)
     if image is None:
         return torch.randn(2, channels, *model.window, generator=torch.Generator().manual_seed(0))

@@ -42,13 +42,6 @@ def compare(
 ) -> Verdict:
     """Run both on the patches, one alone and all at once.
 
-    Args:
-        model: The reference.
-        run: The exported network.
-        patches: What to run on.
-        what: How the exported network is called in the error.
-        checkpoint: Where the model came from.
-
     Raises:
         CheckpointError: The two differ by more than `TOLERANCE`.
     """

@@ -106,16 +106,11 @@ def count_labels(
     *,
     ignore: int | None = None,
 ) -> dict[str, Counts]:
-    """Count every organ of two label maps in one pass, on their device.
+    """Count every organ of two label maps in one pass, on their device; where the reference is ``ignore`` nothing
+    counts.
 
     The joint histogram of (prediction, reference) values is summed in chunks, so that regions which share values cost
     nothing extra and the memory does not grow with the organs.
-
-    Args:
-        prediction: Label values, not negative, in the same vocabulary as the reference.
-        reference: Label values, not negative except for ``ignore``.
-        organs: Organ name -> value or values.
-        ignore: Reference value of voxels that count for nothing.
 
     Raises:
         ValueError: The shapes differ, or a value is negative or a fraction.
@@ -139,13 +134,8 @@ def count_masks(
     *,
     ignore: int | None = None,
 ) -> dict[str, Counts]:
-    """Count every organ of a stack of masks, which may overlap, against a label map.
-
-    Args:
-        prediction: One mask per organ, in the order of ``organs``.
-        reference: Label values.
-        organs: Organ name -> value or values.
-        ignore: Reference value of voxels that count for nothing.
+    """Count every organ of a stack of masks, in their order, which may overlap, against a label map; see
+    `count_labels`.
 
     Raises:
         ValueError: The number of masks or the shape does not fit.

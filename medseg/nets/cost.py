@@ -46,11 +46,6 @@ def estimate(network: nn.Module, spec: NetSpec, *, batch_size: int = 2) -> Cost:
     not known here: for the nine networks of the table, on batches of 2 x 48 x 48 x 48 voxels on a CPU, the measured
     peak was 0.7 to 1.4 times ``training_bytes``.
 
-    Args:
-        network: What `build_net` returned, on any device.
-        spec: The numbers it was built from.
-        batch_size: Patches per batch.
-
     Example:
         >>> from medseg.nets import build_net
         >>> spec = NetSpec(1, 3, (16, 16, 16), ((1, 1, 1), (2, 2, 2)), ((3, 3, 3), (3, 3, 3)), (8, 16))

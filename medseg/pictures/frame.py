@@ -81,10 +81,6 @@ def ticks(values: Iterable[float], *, most: int = 4) -> dict[float, str]:
 
     One value is held against 0.
 
-    Args:
-        values: What the axis must hold; none is an axis from 0 to 1.
-        most: How many steps there may be.
-
     Example:
         >>> list(ticks([0.38, 0.935], most=5)), list(ticks([0.0131, 0.0134]).values()), list(ticks([1234.0]))
         ([0.2, 0.4, 0.6, 0.8, 1.0], ['0.0131', '0.0132', '0.0133', '0.0134'], [0.0, 500.0, 1000.0, 1500.0])

@@ -74,12 +74,8 @@ def picture(
 
 
 class _Sheet:
-    """White paper with pictures on it, and something to write with.
-
-    Args:
-        sizes: Width and height of each column's pictures.
-        strips: Rows of pictures, grey or coloured.
-        names: What the legend will hold.
+    """White paper with rows of pictures on it, sized by column, room for the names of a legend, and something to write
+    with.
     """
 
     def __init__(self, sizes: Sequence[tuple[int, ...]], strips: Sequence[Sequence[Any]], names: Sequence[str]) -> None:

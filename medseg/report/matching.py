@@ -101,13 +101,7 @@ def _of_dataset(place: Path) -> References:
 def match(
     predictions: Path, references: dict[str, Path], *, cases: Sequence[str] | None, all_expected: bool
 ) -> Matched:
-    """Pair the predictions of a folder with references by case name.
-
-    Args:
-        predictions: Folder of ``CASE.nii.gz``.
-        references: Case name -> label file.
-        cases: The cases that count, such as one fold; None for all.
-        all_expected: Whether a reference without a prediction is a failure.
+    """Pair the predictions of a folder with references by case name; without ``cases``, all of them count.
 
     Raises:
         DataError: The folder is missing or holds no NIfTI file.

@@ -15,14 +15,8 @@ from medseg.store.store import Store
 
 
 def report_test(run: Run, store: Store, cases: Sequence[str], plan: Plan, *, note: str = "") -> Evaluation:
-    """Score the predictions of `medseg test` against the source files, print the table, write the report.
-
-    Args:
-        run: Whose test.
-        store: Knows where each reference is.
-        cases: Those that were predicted.
-        plan: Names the organs.
-        note: What a reader of the scores must know, for the title.
+    """Score the predictions of `medseg test` against the source files, print the table, write the report; a note stands
+    in its title.
     """
     infos = {case: store.info(case) for case in cases}
     evaluation = evaluate(

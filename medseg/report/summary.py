@@ -143,12 +143,8 @@ def _draws(cases: int, resamples: int, seed: int) -> Float64[np.ndarray, "resamp
 def statistics(
     values: Float64[np.ndarray, "cases measures"], measures: Sequence[str], present: Bool[np.ndarray, " cases"]
 ) -> dict[str, Statistic]:
-    """Each measure in few numbers.
-
-    Args:
-        values: A row per case, whole or NaN; NaN rows are left out.
-        measures: Names of the columns.
-        present: Which of the cases have the organ.
+    """Each measure in few numbers, of a row per case, NaN where it is to be left out; ``present`` are those that have
+    the organ.
     """
     covered = ~np.isnan(values[:, 0])
     intervals = np.nanpercentile(bootstrap_means(values), _INTERVAL, axis=0)

@@ -14,14 +14,7 @@ from medseg.report.summary import OrganSummary, Summary
 
 
 def console_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", names: int = 1) -> Table:
-    """A table whose first columns are names, which may fold, and the others numbers, which stand to the right.
-
-    Args:
-        heads: Column headings.
-        rows: Cells as plain text.
-        title: Written above.
-        names: How many columns are names.
-    """
+    """A table whose first columns are ``names``, which may fold, and the others numbers, which stand to the right."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column, head in enumerate(heads):
         if column < names:

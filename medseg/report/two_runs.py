@@ -48,12 +48,7 @@ class RunComparison:
 
 
 def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
-    """Compare two evaluations case by case, organ by organ, over the cases that both scored.
-
-    Args:
-        a: A cases.csv, or the folder that holds it.
-        b: The same of the other run.
-        measure: A column of cases.csv.
+    """Compare two evaluations, each a cases.csv or its folder, case by case and organ by organ over what both scored.
 
     Raises:
         DataError: A file cannot be read, the two share no case, or scored one against different labels.
