@@ -229,8 +229,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def check_fit(words: Sequence[str], *, here: bool = False) -> Any:
-    """Build a training as it would be, its trainer too if it is to run here, so that mistakes are found before any
-    starts.
+    """Build a training as it would be, with its trainer if it is to run here: mistakes are found before any starts.
 
     Raises:
         UsageError: The config, the loss, the network or an option is at fault.

@@ -17,8 +17,7 @@ from medseg.plan.plan import Plan
 
 
 def describe_path(path: Path, net: str = "unet") -> dict[str, Any]:
-    """Facts about a checkpoint (of a run, its best), a store (with the cost of a network), an exported network or a
-    dataset.
+    """Facts about a checkpoint (of a run, its best), a store, an exported network or a dataset, as plain data.
 
     Raises:
         DataError: The path is missing or none of these.

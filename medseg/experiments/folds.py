@@ -131,8 +131,7 @@ def _dice(result: Result, organ: str) -> str:
 
 
 def write_ensemble(results: Sequence[Result], ends: Sequence[JobEnd], output: Path) -> Path:
-    """List the checkpoints of the finished folds in ``ensemble.json``, relative to it, for `medseg predict --ckpt DIR`.
-    """
+    """List the checkpoints of finished folds in ``ensemble.json``, relative to it, for `medseg predict --ckpt DIR`."""
     members = [Run(result.job.run).best.relative_to(output).as_posix() for result in results]
     lost = [end.job.title for end in ends if end.failure]
     write_json(output / ENSEMBLE, {"checkpoints": members, "lost": lost})

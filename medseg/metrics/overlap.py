@@ -106,8 +106,7 @@ def count_labels(
     *,
     ignore: int | None = None,
 ) -> dict[str, Counts]:
-    """Count every organ of two label maps in one pass, on their device; where the reference is ``ignore`` nothing
-    counts.
+    """Count every organ of two label maps in one pass, on their device; no voxel whose reference is ``ignore`` counts.
 
     The joint histogram of (prediction, reference) values is summed in chunks, so that regions which share values cost
     nothing extra and the memory does not grow with the organs.
@@ -134,8 +133,7 @@ def count_masks(
     *,
     ignore: int | None = None,
 ) -> dict[str, Counts]:
-    """Count every organ of a stack of masks, in their order, which may overlap, against a label map; see
-    `count_labels`.
+    """Count every organ of a stack of masks, one per organ, which may overlap, against a label map.
 
     Raises:
         ValueError: The number of masks or the shape does not fit.

@@ -45,8 +45,7 @@ def box_of(values: Sequence[float]) -> Box:
 
 
 def box_plot(measure: str, values: Mapping[str, Sequence[float]], *, inside: Sequence[float]) -> Markup:
-    """Draw a measure, a line per organ: name, box, and a tick per case; the axis holds what is ``inside``, others lie
-    at its ends.
+    """Draw a line per organ: name, box, a tick per case. What lies beyond an axis of what is ``inside`` is at its end.
     """
     texts = ticks(inside)
     axis = min(texts), max(texts)
@@ -91,8 +90,7 @@ def interval_bar(mean: float, low: float, high: float) -> Markup:
 
 
 def line_chart(title: str, series: Mapping[str, Points], *, x_name: str, ends_at: Sequence[float] = ()) -> Markup:
-    """Draw curves over one axis; their dashes tell them apart where colour cannot. The y axis reaches ``ends_at``, too.
-    """
+    """Draw curves over one axis; dashes tell them apart where colour cannot. The y axis reaches ``ends_at``, too."""
     steps = [x for curve in series.values() for x, _ in curve]
     texts = ticks([*ends_at, *(y for curve in series.values() for _, y in curve)])
     frame = Frame(56.0, 8.0, 296.0, 164.0, (min(steps), max(steps)), (min(texts), max(texts)))

@@ -17,8 +17,7 @@ Tile = tuple[str, str, str]
 
 
 def page(title: str, tiles: Sequence[Tile], chapters: Iterable[Chapter]) -> str:
-    """Assemble a page that needs nothing else, not even a network; empty chapters are left out, from the contents too.
-    """
+    """Assemble a page that needs nothing else, not even a network; empty chapters are left out, of the contents too."""
     filled = [chapter for chapter in chapters if chapter[2]]
     head = element(
         "head",

@@ -74,9 +74,7 @@ def picture(
 
 
 class _Sheet:
-    """White paper with rows of pictures on it, sized by column, room for the names of a legend, and something to write
-    with.
-    """
+    """White paper with rows of pictures on it, sized by column, with room for a legend, and something to write with."""
 
     def __init__(self, sizes: Sequence[tuple[int, ...]], strips: Sequence[Sequence[Any]], names: Sequence[str]) -> None:
         from PIL import Image, ImageDraw, ImageFont  # takes a while, and few commands draw

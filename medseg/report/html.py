@@ -31,8 +31,7 @@ _ELEMENTS = {
 
 
 def write_report(evaluation: Evaluation, path: Path | None = None, **parts: Any) -> Path:
-    """Write the report of an evaluation, where no path is given as ``report.html`` beside summary.json; see `render`.
-    """
+    """Write the report of an evaluation, as ``report.html`` beside summary.json if no path is given; see `render`."""
     path = path or Scores(evaluation.output).report
     write_text(path, render(evaluation, **parts))
     return path

@@ -143,9 +143,7 @@ def _draws(cases: int, resamples: int, seed: int) -> Float64[np.ndarray, "resamp
 def statistics(
     values: Float64[np.ndarray, "cases measures"], measures: Sequence[str], present: Bool[np.ndarray, " cases"]
 ) -> dict[str, Statistic]:
-    """Each measure in few numbers, of a row per case, NaN where it is to be left out; ``present`` are those that have
-    the organ.
-    """
+    """Each measure in few numbers, of a row per case, NaN to be left out; those that are ``present`` have the organ."""
     covered = ~np.isnan(values[:, 0])
     intervals = np.nanpercentile(bootstrap_means(values), _INTERVAL, axis=0)
     there = values[covered & present]
