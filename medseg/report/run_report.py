@@ -15,8 +15,7 @@ from medseg.store.store import Store
 
 
 def report_test(run: Run, store: Store, cases: Sequence[str], plan: Plan, *, note: str = "") -> Evaluation:
-    """Score the predictions of `medseg test` against the source files, print the table, write the report and its note.
-    """
+    """Score the predictions of `medseg test` against the source files, print the table, write report and note."""
     infos = {case: store.info(case) for case in cases}
     evaluation = evaluate(
         run.test.predictions,
