@@ -122,7 +122,7 @@ def test(words: Sequence[str]) -> int:
     status = report_failures(written.failures)
     trainer.strategy.barrier()  # the first process scores what all of them have written
     if trainer.is_global_zero:
-        evaluation = report_test(scored.run, store, scored.data.cases.val, scored.segmenter.plan, note=scored.note)
+        evaluation = report_test(scored.run, store, scored.data.cases.val, note=scored.note)
         status = max(status, evaluation.exit_status)
     trainer.strategy.barrier()
     return status

@@ -19,7 +19,7 @@ from medseg.pictures.markup import Markup, element
 from medseg.pictures.page import table
 from medseg.report.evaluate import Evaluation, write_evaluation
 from medseg.report.html import write_report
-from medseg.report.matching import Pair
+from medseg.report.matching import Pair, references_of
 from medseg.report.rows import by_case
 from medseg.report.scoring import Scoring
 from medseg.report.summary import summarise
@@ -66,7 +66,7 @@ def pool_folds(
     if gone:
         raise DataError(store.path, f"no longer holds {listed(gone)}, which was tested", "Choose another --output")
     rows = tuple(sorted((row for some in scores for row in some.rows), key=lambda row: row.case))
-    infos = {row.case: store.info(row.case) for row in rows}
+    references = references_of(store, list(by_case(rows)))
     predictions = _gather([Run(result.job.run).test.predictions for result in results], Scores(output).predictions)
     evaluation = Evaluation(
         scoring=Scoring(dict(plan.labels), plan.ignore, DEFAULT_TOLERANCE_MM, "voxels"),
@@ -74,8 +74,8 @@ def pool_folds(
         summary=summarise(rows),
         failures=tuple(failure for some in scores for failure in some.failures),
         not_predicted=0,
-        pairs=tuple(Pair(case, predictions / f"{case}.nii.gz", Path(str(i.label))) for case, i in infos.items()),
-        images={case: Path(info.images[0]) for case, info in infos.items()},
+        pairs=tuple(Pair(case, predictions / f"{case}.nii.gz", label) for case, label in references.labels.items()),
+        images=references.images,
         output=output,
         digests={case: digest for some in scores for case, digest in some.references.items()},
     )

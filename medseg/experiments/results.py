@@ -8,7 +8,7 @@ from statistics import median
 
 from medseg.checkpoints.run import Run
 from medseg.experiments.job import Job
-from medseg.report.record import Curve, read_curves
+from medseg.report.record import Curve, read_columns
 from medseg.report.scores import SavedScores, read_scores
 from medseg.report.summary import Summary, summarise
 
@@ -56,7 +56,7 @@ def read_result(job: Job) -> Result:
         DataError: It lacks a file, or holds one that cannot be read.
     """
     run = Run(job.run)
-    curves = {name: line for chart in read_curves(run.metrics).values() for name, line in chart.items()}
+    curves = read_columns(run.metrics)
     dice, elapsed = curves.get("val/dice", ()), dict(curves.get("time/elapsed_s", ()))
     steps_s = [value for _, value in curves.get("time/compute_median_s", ())]
     return Result(

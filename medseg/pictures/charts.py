@@ -45,7 +45,7 @@ def box_of(values: Sequence[float]) -> Box:
 
 
 def box_plot(measure: str, values: Mapping[str, Sequence[float]], *, inside: Sequence[float]) -> Markup:
-    """Draw a line per organ: name, box, a tick per case; what the axis of all that is ``inside`` lacks is at its ends."""
+    """Draw a line per organ: name, box, a tick per case; the axis holds what is ``inside``, the rest is at its ends."""
     texts = ticks(inside)
     axis = min(texts), max(texts)
     scale = element("div", *(element("span", text) for text in texts.values()), css="axis")

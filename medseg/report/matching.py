@@ -10,6 +10,7 @@ from medseg.datasets.case import read_dataset
 from medseg.errors import DataError
 from medseg.metrics.overlap import Organs
 from medseg.space.nifti import NIFTI_ENDINGS, case_name
+from medseg.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,19 @@ def _of_dataset(place: Path) -> References:
         dataset.ignore,
         all_expected=False,
         annotated={case.id: case.annotated for case in cases if case.annotated is not None},
+    )
+
+
+def references_of(store: Store, cases: Sequence[str]) -> References:
+    """The labels that cases of a store were prepared from, each of which must be predicted."""
+    infos = {case: store.info(case) for case in cases}
+    return References(
+        {case: Path(str(info.label)) for case, info in infos.items()},
+        {case: Path(info.images[0]) for case, info in infos.items()},
+        store.plan.labels,
+        store.plan.ignore,
+        all_expected=True,
+        annotated={case: info.annotated for case, info in infos.items() if info.annotated is not None},
     )
 
 

@@ -49,7 +49,12 @@ def print_summary(evaluation: Evaluation, console: Console | None = None) -> Non
     if evaluation.failures:
         lines.append(f"{len(evaluation.failures)} case{'s' * (len(evaluation.failures) != 1)} could not be scored:")
         lines += [f"  {failure.case}: {failure.reason}." for failure in evaluation.failures]
-    for line in (*lines, f"Written to {evaluation.output}"):
+    tell(console, *lines, f"Written to {evaluation.output}")
+
+
+def tell(console: Console, *lines: str) -> None:
+    """Print lines as they are, not folded and without colours."""
+    for line in lines:
         console.print(escape(line), soft_wrap=True, highlight=False)
 
 
