@@ -91,7 +91,7 @@ def inference(model: Model, definition: Definition) -> dict[str, Any]:
 
 def metadata(model: Model, definition: Definition) -> dict[str, Any]:
     """What the bundle is, with the keys that the specification asks for."""
-    plan = model.plan
+    plan, name = model.plan, model.checkpoint.net
     classes = [*(["background"] if plan.exclusive else []), *plan.organs]
     packages = {"nibabel": version("nibabel"), "scipy": version("scipy"), "pytorch-ignite": "0.4.11"}
     if needs_medseg(definition):
@@ -107,12 +107,12 @@ def metadata(model: Model, definition: Definition) -> dict[str, Any]:
         "required_packages_version": packages,
         "name": plan.name,
         "task": f"Segmentation of {', '.join(plan.organs)}",
-        "description": f"A {model.name} trained by medseg on {plan.name} to segment {', '.join(plan.organs)} in 3D.",
+        "description": f"A {name} trained by medseg on {plan.name} to segment {', '.join(plan.organs)} in 3D.",
         "authors": "n/a",
         "copyright": "n/a",
         "data_source": plan.name,
         "data_type": "nibabel",
-        "eval_metrics": model.scores,
+        "eval_metrics": model.checkpoint.scores,
         "intended_use": "Research only",
         "network_data_format": {
             "inputs": {
@@ -148,7 +148,7 @@ def _readme(model: Model, facts: dict[str, Any], definition: Definition) -> str:
     )
     return f"""# {model.plan.name}
 
-{model.name}, trained by medseg on {", ".join(model.plan.modalities)}. Research only.
+{model.checkpoint.net}, trained by medseg on {", ".join(model.plan.modalities)}. Research only.
 
 ```
 pip install "monai[ignite,nibabel,fire]" scipy{medseg_too}

@@ -49,7 +49,7 @@ def _constructor_arguments(model: Model, kind: type[nn.Module]) -> dict[str, Any
         construct(self, *args, **kwargs)
 
     with mock.patch.object(kind, "__init__", noted):
-        build_net(model.name, net_spec(model.plan), model.knobs)
+        build_net(model.checkpoint.net, net_spec(model.plan), model.checkpoint.knobs)
     return calls[0] if len(calls) == 1 else None
 
 
@@ -57,8 +57,8 @@ def _by_medseg(model: Model) -> Definition:
     spec = net_spec(model.plan)
     numbers = {field.name: getattr(spec, field.name) for field in fields(NetSpec)}
     written = {key: f"${value!r}" if isinstance(value, tuple) else value for key, value in numbers.items()}
-    knobs = {key: value for key, value in model.knobs.items() if key != "deep_supervision"}
-    target = {"_target_": "medseg.nets.build_net", "name": model.name}
+    knobs = {key: value for key, value in model.checkpoint.knobs.items() if key != "deep_supervision"}
+    target = {"_target_": "medseg.nets.build_net", "name": model.checkpoint.net}
     return {**target, "spec": {"_target_": "medseg.nets.NetSpec", **written}, "knobs": knobs}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ class Verdict:
 
 
 def compare(
-    model: Model, run: Callable[[Tensor], Tensor], patches: Float[Tensor, "b m i j k"], *, what: str, checkpoint: Path
+    model: Model, run: Callable[[Tensor], Tensor], patches: Float[Tensor, "b m i j k"], *, what: str
 ) -> Verdict:
     """Run both on the patches, one alone and all at once.
 
@@ -52,7 +51,7 @@ def compare(
     verdict = Verdict(difference, float(expected.abs().max()), len(patches))
     if not difference <= TOLERANCE * max(1.0, verdict.largest_logit):  # NaN differs too
         raise CheckpointError(
-            checkpoint,
+            model.checkpoint.path,
             f"holds a network whose {what} differs from PyTorch by {difference:.2g} in logits up to "
             f"{verdict.largest_logit:.2g}",
             "Nothing was written; choose another --format",

@@ -327,7 +327,7 @@ def test_cleaning_rules_travel(tmp_path):
     found = transforms_of(steps)({"pred": torch.from_numpy(labels.copy())[None]})["pred"][0].numpy()
     np.testing.assert_array_equal(found, clean(labels, (1.0, 1.0, 1.0), RULES))
     assert not np.array_equal(found, labels)
-    assert not left_out(model.cleaning)
+    assert not left_out(model.checkpoint.cleaning)
     assert left_out(rules_to_plain({1: Rule(minimum_mm3=30.0)}))
 
 
