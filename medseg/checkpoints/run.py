@@ -25,11 +25,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class Scores:
-    """The folder of an evaluation.
-
-    Attributes:
-        path: It.
-    """
+    """The folder of an evaluation."""
 
     path: Path
 
@@ -48,11 +44,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Run:
-    """The folder that one training writes.
-
-    Attributes:
-        path: It.
-    """
+    """The folder that one training writes."""
 
     path: Path
 

@@ -44,15 +44,7 @@ def run_lightning(words: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Fit:
-    """A training that is built but for its trainer, and not begun.
-
-    Attributes:
-        run: Its folder.
-        config: All options as plain data, but for those of this command alone.
-        data: What it learns from.
-        task: What learns.
-        options: As they were parsed, with ``trainer`` as `build_trainer` takes it.
-    """
+    """A training that is built but for its trainer, and not begun; its config lacks what is for this command alone."""
 
     run: Run
     config: dict[str, Any]

@@ -15,12 +15,9 @@ from medseg.report.summary import Summary, summarise
 
 @dataclass(frozen=True)
 class Result:
-    """A finished job.
+    """A finished job: its scores, the Dice of validations as training went on, and its cost, where that is known.
 
     Attributes:
-        job: It.
-        scores: Of its held-out cases.
-        dice_by_step: ``val/dice`` over steps.
         dice_by_minute: ``val/dice`` over minutes of training, validations included.
         step_ms: Median over epochs of the median milliseconds of a step, without waiting for data; None if unknown.
         peak_gib: The most memory its process held; None if unknown.

@@ -19,13 +19,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an exported network compares with PyTorch.
-
-    Attributes:
-        largest_difference: Of any logit.
-        largest_logit: Of the reference, in magnitude.
-        patches: How many were tried.
-    """
+    """How an exported network compares with PyTorch: in any logit, beside the largest, on so many patches."""
 
     largest_difference: float
     largest_logit: float

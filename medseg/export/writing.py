@@ -31,13 +31,7 @@ FACTS = "medseg.json"
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export came to.
-
-    Attributes:
-        files: What was written.
-        verdict: How the written network compares with PyTorch.
-        facts: The content of ``medseg.json``.
-    """
+    """What an export came to; the facts are the content of ``medseg.json``."""
 
     files: tuple[Path, ...]
     verdict: Verdict

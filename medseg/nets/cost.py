@@ -23,9 +23,6 @@ class Cost:
         parameters: Numbers that training moves or could move.
         activation_bytes: What the forward pass keeps for the backward pass; about half in 16-bit precision.
         largest_bytes: The largest single tensor among these.
-        training_bytes: The peak to expect of a training step with SGD: the activations, three copies of the weights
-            (AdamW keeps a fourth), and four of the largest tensor, for the gradients that enter and leave a layer and
-            a convolution's own copies of both. The batch itself and what the loss keeps come on top.
     """
 
     parameters: int
@@ -34,7 +31,12 @@ class Cost:
 
     @property
     def training_bytes(self) -> int:
-        """The peak to expect of a training step."""
+        """The peak to expect of a training step with SGD.
+
+        The activations, three copies of the weights (AdamW keeps a fourth), and four of the largest tensor, for the
+        gradients that enter and leave a layer and a convolution's own copies of both. The batch itself and what the
+        loss keeps come on top.
+        """
         return self.activation_bytes + _COPIES * _BYTES * self.parameters + _WORKING * self.largest_bytes
 
 

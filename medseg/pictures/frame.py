@@ -18,10 +18,7 @@ class Frame:
     """A rectangle of pixels over a rectangle of data; what lies beyond an end of an axis is drawn at that end.
 
     Attributes:
-        left: Of the pixels.
-        top: Of the pixels.
-        width: Of the pixels.
-        height: Of the pixels.
+        left, top, width, height: Of the pixels.
         x: Both ends of the data from left to right.
         y: Both ends of the data from the bottom up.
     """

@@ -60,14 +60,7 @@ class OrganSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What summary.json says.
-
-    Attributes:
-        organs: By organ name.
-        cases: Number of cases that were scored.
-        mean_dice: Mean over organs of their mean Dice; None without a case.
-        mean_dice_ci95: Its bootstrap interval; None without a case.
-    """
+    """What summary.json says; without a case neither a mean over organs of their Dice nor its interval."""
 
     organs: dict[str, OrganSummary]
     cases: int
