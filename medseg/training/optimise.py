@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from medseg.errors import UsageError, meant
 from medseg.machine.dotted import named
-from medseg.training.lightning import epochs_done, has_clock, time_spent
+from medseg.training.lightning import epochs_done, has_clock, leave_scales_alone, time_spent
 
 Schedule = Callable[[float], float]
 
@@ -81,7 +81,7 @@ def build_optimizer(
     ]
     try:
         quick = {"fused": True} if fused and name in FUSED else {}
-        return factory(groups, **{"lr": lr, **defaults, **quick, **options})
+        return leave_scales_alone(factory(groups, **{"lr": lr, **defaults, **quick, **options}))
     except (TypeError, ValueError) as error:
         raise UsageError(f"optimizer {name!r} cannot be built ({error})", "Correct optimizer_options") from None
 

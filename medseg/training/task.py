@@ -297,8 +297,7 @@ class SegmentationTask(pl.LightningModule):
             lr=options["lr"],
             weight_decay=options["weight_decay"],
             options=options["optimizer_options"] or {},
-            # a fused one unscales the gradients of fp16 by itself, so that they could not be clipped; shards have none
-            fused=self.device.type == "cuda" and str(self.trainer.precision) != "16-mixed" and not self._sharded,
+            fused=self.device.type == "cuda" and not self._sharded,
         )
         scheduler = FollowBudget(optimizer, self.schedule_factor, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

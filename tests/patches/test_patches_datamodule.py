@@ -285,7 +285,7 @@ def test_state_makes_a_round_trip_without_a_trainer(store):
     resumed.sampler.set_epoch(2)
     assert [crops.id for crops in resumed] == [crops.id for crops in tail]
     assert len(list(resumed)) == 6  # the interruption is over
-    assert head[0].id == next(iter(resumed)).batch.id
+    assert head[0].id == next(iter(resumed)).id
 
 
 def test_an_epoch_that_was_finished_is_not_begun_in_the_middle():
