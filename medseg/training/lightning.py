@@ -117,7 +117,7 @@ def follow_all(averages: list[Tensor], weights: list[Tensor], share: float) -> N
 
 
 def leave_scales_alone(optimizer: Optimizer) -> Optimizer:
-    """Have the scaler of fp16 unscale the gradients of a fused optimizer too, or Lightning would refuse to clip them."""
+    """Have fp16's scaler unscale the gradients of a fused optimizer too, or Lightning would refuse to clip them."""
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # set by torch where it is fused
     return optimizer
 
