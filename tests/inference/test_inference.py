@@ -15,6 +15,7 @@ from support.prediction import PLAN, REGIONS, Brightness, affines, predictor, ra
 from medseg.inference.predict import Predictor, Prepared
 from medseg.inference.restore import restore
 from medseg.plan.grid import to_plan_grid
+from medseg.segmenter import HALF_BEYOND_BYTES, sweep_of
 from medseg.space.volume import Volume
 
 shapes = st.tuples(*[st.integers(3, 21)] * 3)
