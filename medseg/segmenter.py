@@ -30,6 +30,7 @@ class Segmenter:
         overlap: Share by which neighbouring windows overlap.
         channels_last: Lay out activations with the channels innermost, which matrix units prefer.
         flips: The axes along which patches were flipped in training; None where nobody knows.
+        averages_logits: Whether flips and several networks are averaged before the activation.
     """
 
     net: nn.Module
@@ -37,6 +38,7 @@ class Segmenter:
     overlap: float = 0.5
     channels_last: bool = True
     flips: tuple[int, ...] | None = None
+    averages_logits: bool = False
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, trust: Trust | None = None) -> Segmenter:
@@ -67,7 +69,8 @@ class Segmenter:
         channels_last = checkpoint.options["channels_last"] is not False
         lay_out(net, channels_last=channels_last)
         overlap = float(checkpoint.options["overlap"])
-        return cls(net.eval(), checkpoint.plan, overlap, channels_last, _flips(checkpoint))
+        flips, of_logits = _flips(checkpoint), checkpoint.averages_logits
+        return cls(net.eval(), checkpoint.plan, overlap, channels_last, flips, of_logits)
 
     def on(self, device: torch.device) -> Segmenter:
         """The same on a device, in evaluation mode."""

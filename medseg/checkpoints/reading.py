@@ -7,7 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -26,11 +26,11 @@ def read_content(path: Path) -> dict[str, Any]:
     return require_ours(path, explained(path, lambda: read_plain(path)))
 
 
-def read_plain(path: Path) -> Any:
+def read_plain(file: Path | IO[bytes]) -> Any:
     """What ``torch.save`` wrote, as plain data and tensors on the CPU; no code in it runs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # on a foreign pickle's protocol; `explained` says more
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

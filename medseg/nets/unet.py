@@ -20,6 +20,7 @@ def unet(
     features: list[int] | None = None,
     residual: bool = False,
     dropout: float = 0.0,
+    upsampling_bias: bool = False,
     deep_supervision: bool = False,
 ) -> nn.Module:
     """3D U-Net with strided convolutions, instance normalisation and leaky ReLU (MONAI `DynUNet`).
@@ -31,6 +32,7 @@ def unet(
         features: Channels per stage instead of the plan's.
         residual: Residual blocks instead of plain ones.
         dropout: Probability of dropping a channel after each convolution.
+        upsampling_bias: Give the transposed convolutions a bias, as nnU-Net does.
         deep_supervision: Return coarser levels too, in training.
 
     Paper: Isensee et al. 2021, nnU-Net, doi:10.1038/s41592-020-01008-z, after Cicek et al. 2016, arXiv:1606.06650.
@@ -49,6 +51,7 @@ def unet(
         norm_name=("instance", {"affine": True}),
         act_name=("leakyrelu", {"negative_slope": 0.01, "inplace": True}),
         res_block=residual,
+        trans_bias=upsampling_bias,
     )
     if deep_supervision:
         coarse = slice(1, 1 + supervised_levels(len(spec.strides)))

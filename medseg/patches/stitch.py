@@ -43,7 +43,7 @@ def tile_starts(size: int, patch: int, *, overlap: float = 0.5, tiling: str = "e
     if tiling == "shifted":
         step = max(int(patch * (1 - overlap)), 1)
         return [min(index * step, furthest) for index in range(math.ceil(furthest / step) + 1)]
-    tiles = math.ceil(furthest / (patch * (1 - overlap))) + 1
+    tiles = math.ceil(furthest / max(patch * (1 - overlap), 1)) + 1  # tiles of one voxel do not overlap
     return [round(furthest / max(tiles - 1, 1) * index) for index in range(tiles)]
 
 

@@ -9,8 +9,9 @@ FLOORS = {
     "store": 4, "checkpoints": 4,
     "patches": 5,
     "segmenter": 6,
-    "training": 7, "inference": 7, "report": 7, "export": 7,
-    "experiments": 8,
-    "cli": 9,
-    "__main__": 10,
+    "nnunet": 7,
+    "training": 8, "inference": 8, "report": 8, "export": 8,
+    "experiments": 9,
+    "cli": 10,
+    "__main__": 11,
 }  # fmt: skip
