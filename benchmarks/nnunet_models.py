@@ -79,7 +79,7 @@ def place(out: Path) -> None:
     for name in ("raw", "preprocessed", "results"):
         (out / name).mkdir(parents=True, exist_ok=True)
         os.environ[f"nnUNet_{name}"] = str((out / name).resolve())
-    os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f", "nnUNet_def_n_proc": "1"}
+    os.environ |= {"nnUNet_n_proc_DA": "1", "nnUNet_compile": "f", "nnUNet_def_n_proc": "1"}
 
 
 def make(model: Model, out: Path, hippocampus: Path) -> None:
@@ -148,6 +148,7 @@ def train(model: Model, out: Path, steps: int) -> None:
         dataset = json.loads((folder / "dataset.json").read_text())
         trainer = trainer_class(plans, model.configuration, fold, dataset, device=torch.device("cpu"))
         trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 2, steps, 2
+        os.environ |= {"nnUNet_n_proc_DA": "0"}  # batches are made in this process; its planner wants a 1
         trainer.run_training()
         shutil.copy(result / "checkpoint_final.pth", result / "checkpoint_best.pth")
 
@@ -250,12 +251,12 @@ DATASETS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     "ignored": ("Dataset605_Ignored", _ignored),
 }
 MODELS = (
-    Model("hippocampus", folds=(0, 1)),
+    Model("hippocampus"),
     Model("thick"),
     Model("regions"),
     Model("turned", residual=True),
     Model("hippocampus", "2d"),
-    Model("thick", "2d"),
+    Model("hippocampus", folds=(0, 1)),
     Model("turned", "3d_lowres"),
     Model("ignored", residual=True, trainer="nnUNetTrainerNoMirroring"),
 )

@@ -13,6 +13,17 @@ from medseg.nets.table import NetSpec, net
 _FEWEST_STAGES = 3  # MONAI's DynUNet wants an input block, a bottleneck and a stage between
 
 
+class _LevelKernels(DynUNet):  # type: ignore[misc]  # MONAI is untyped
+    """MONAI's, whose decoder has the kernels of its own levels."""
+
+    def get_upsamples(self) -> nn.ModuleList:
+        """The steps of the decoder, coarse to fine."""
+        below, self.kernel_size = self.kernel_size, [self.kernel_size[0], *self.kernel_size[:-1]]
+        built: nn.ModuleList = super().get_upsamples()
+        self.kernel_size = below
+        return built
+
+
 @net
 def unet(
     spec: NetSpec,
@@ -21,6 +32,7 @@ def unet(
     residual: bool = False,
     dropout: float = 0.0,
     upsampling_bias: bool = False,
+    level_kernels: bool = False,
     deep_supervision: bool = False,
 ) -> nn.Module:
     """3D U-Net with strided convolutions, instance normalisation and leaky ReLU (MONAI `DynUNet`).
@@ -33,13 +45,15 @@ def unet(
         residual: Residual blocks instead of plain ones.
         dropout: Probability of dropping a channel after each convolution.
         upsampling_bias: Give the transposed convolutions a bias, as nnU-Net does.
+        level_kernels: On the way up take the kernel that each level has on the way down, as nnU-Net does, rather than
+            that of the level below; the same unless some are 1 along an axis.
         deep_supervision: Return coarser levels too, in training.
 
     Paper: Isensee et al. 2021, nnU-Net, doi:10.1038/s41592-020-01008-z, after Cicek et al. 2016, arXiv:1606.06650.
     """
     spec = spec.reshaped(_FEWEST_STAGES, features)
     spec.require_context("unet", spec.multiple)
-    network = DynUNet(
+    network = (_LevelKernels if level_kernels else DynUNet)(
         spatial_dims=3,
         in_channels=spec.in_channels,
         out_channels=spec.out_channels,

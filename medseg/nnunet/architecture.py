@@ -62,9 +62,10 @@ def architecture_of(path: Path, configuration: Mapping[str, Any]) -> Architectur
     _require_same(path, counted, blocks, encoder)
     _require_same(path, "n_conv_per_stage_decoder", _per_stage(kwargs["n_conv_per_stage_decoder"], stages - 1), decoder)
     knobs: dict[str, Any] = {"upsampling_bias": bool(kwargs.get("conv_bias", False))}
+    knobs |= {"level_kernels": True} if encoder else {"blocks": blocks}
     return Architecture(
         net=net,
-        knobs=knobs if encoder else {"blocks": blocks, **knobs},
+        knobs=knobs,
         strides=tuple(_triple(one, axes) for one in _per_stage(kwargs["strides"], stages)),
         kernels=tuple(_triple(one, axes) for one in _per_stage(kwargs["kernel_sizes"], stages)),
         features=tuple(_per_stage(kwargs["features_per_stage"], stages)),

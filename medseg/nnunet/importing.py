@@ -70,10 +70,7 @@ def checkpoint_of(source: ModelFolder, trained: TrainedFold) -> dict[str, Any]:
     if not trained.trainer.startswith(TRAINER):
         problem = f"was trained by {trained.trainer}, which is not nnU-Net's: what it changes, medseg cannot know"
         raise CheckpointError(trained.path, problem, "Predict with the program that trained it")
-    plan, network = read_plan(source, trained.configuration, trained.mirror_axes)
-    knobs = {**network.knobs, "deep_supervision": True}
-    net = build_net(network.net, net_spec(plan), knobs)
-    fill(net, trained, len(plan.strides))
+    plan, network, net = network_of(source, trained)
     known = {"program": "nnU-Net", "trainer": trained.trainer, "configuration": trained.configuration}
     signed = signature(
         version=medseg.__version__,
@@ -91,7 +88,19 @@ def checkpoint_of(source: ModelFolder, trained: TrainedFold) -> dict[str, Any]:
     }
 
 
-def fill(net: nn.Module, trained: TrainedFold, stages: int) -> None:
+def network_of(source: ModelFolder, trained: TrainedFold) -> tuple[Plan, Architecture, nn.Module]:
+    """The plan of a trained fold, what its network is, and that network with its weights.
+
+    Raises:
+        DataError: Plans and weights do not belong together, or have no counterpart.
+    """
+    plan, network = read_plan(source, trained.configuration, trained.mirror_axes)
+    net = build_net(network.net, net_spec(plan), {**network.knobs, "deep_supervision": True})
+    _fill(net, trained, len(plan.strides))
+    return plan, network, net
+
+
+def _fill(net: nn.Module, trained: TrainedFold, stages: int) -> None:
     """Put nnU-Net's weights into the network that is their counterpart.
 
     Raises:
