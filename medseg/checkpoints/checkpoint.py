@@ -88,9 +88,9 @@ class Checkpoint:
         return None if told is None else tuple(told)
 
     @property
-    def averages_logits(self) -> bool:
-        """Whether flips and several networks are averaged before the activation, as nnU-Net does, or behind it."""
-        return bool(self.signature.get("averages_logits", False))
+    def as_nnunet(self) -> bool:
+        """Whether it predicts as nnU-Net does: weights of windows, flips and networks averaged before the activation."""
+        return bool(self.signature.get("as_nnunet", False))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -297,7 +297,7 @@ _LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "medseg.scores": ("mapping of numbers", lambda value: _dict(value, _number), False),
     "medseg.peak_gib": ("number", _number, False),
     "medseg.flips": ("list of axes", _axes, False),
-    "medseg.averages_logits": ("true or false", _flag, False),
+    "medseg.as_nnunet": ("true or false", _flag, False),
     "medseg.imported": ("mapping of plain data", _plain_dict, False),
     "medseg.cleaning": ("list of rules", lambda value: _list(value, _rule), False),
     "global_step": ("whole number", _whole, False),

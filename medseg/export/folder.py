@@ -37,6 +37,6 @@ def remarks(model: Model) -> list[str]:
         told.append(f"nnU-Net numbers labels from 1 on without a gap: there they are {named}")
     if model.cleaning:
         told.append("the cleaning rules of the checkpoint are not part of it")
-    if model.flips and not model.averages_logits:
+    if model.flips and not model.as_nnunet:
         told.append("nnU-Net averages flips before the softmax, medseg behind it: compare with --disable_tta")
     return told

@@ -42,7 +42,7 @@ class Model:
         cleaning: Rules of `medseg choose-cleaning`, as plain data.
         flips: The axes along which training flipped patches; None where nobody knows.
         fixed: Whether it takes the window's size only.
-        averages_logits: Whether flips are averaged before the activation.
+        as_nnunet: Whether windows are weighted and flips averaged as nnU-Net does it.
     """
 
     net: nn.Module
@@ -56,7 +56,7 @@ class Model:
     cleaning: list[dict[str, Any]]
     flips: tuple[int, ...] | None = None
     fixed: bool = False
-    averages_logits: bool = False
+    as_nnunet: bool = False
 
     @property
     def resizable(self) -> tuple[bool, bool, bool]:
@@ -91,7 +91,7 @@ def model_of(checkpoint: Checkpoint, trust: Trust | None = None) -> Model:
         cleaning=checkpoint.cleaning,
         flips=segmenter.flips,
         fixed=checkpoint.net in FIXED_SIZE,
-        averages_logits=segmenter.averages_logits,
+        as_nnunet=segmenter.as_nnunet,
     )
 
 
@@ -117,8 +117,9 @@ def facts(model: Model) -> dict[str, Any]:
             "values": list(plan.painted_classes),
             "activation": "softmax" if plan.exclusive else "sigmoid",
         },
-        "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"},
-        "averages_of_flips": "logits" if model.averages_logits else "probabilities",
+        "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"}
+        | {"centre": "n // 2" if model.as_nnunet else "(n - 1) / 2"},
+        "averages_of_flips": "logits" if model.as_nnunet else "probabilities",
         "flips_in_training": None if model.flips is None else list(model.flips),
         "plan": plan.to_dict(),
         "cleaning": model.cleaning,

@@ -131,7 +131,7 @@ class Predictor:
 
         Those of imported networks are averaged nevertheless, for that is how they were judged.
         """
-        of_logits = all(segmenter.averages_logits for segmenter in self.segmenters)
+        of_logits = all(segmenter.as_nnunet for segmenter in self.segmenters)
         return (bool(self.mirror) or len(self.segmenters) > 1) and not of_logits
 
     @property
@@ -170,6 +170,7 @@ class Predictor:
             self.plan.patch_size,
             self._network(),
             overlap=self.segmenters[0].overlap,
+            tiling=self.segmenters[0].tiling,
             batch_size=max(1, min(_TILES_PER_CALL, _VOXELS_PER_CALL // math.prod(self.plan.patch_size))),
             axis=axis,
             dtype=dtype,

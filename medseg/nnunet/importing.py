@@ -80,7 +80,7 @@ def checkpoint_of(source: ModelFolder, trained: TrainedFold) -> dict[str, Any]:
         flips=plan.mirror_axes,
     )
     return {
-        "medseg": {**signed, "averages_logits": True, "imported": {**known, "fold": trained.fold}},
+        "medseg": {**signed, "as_nnunet": True, "imported": {**known, "fold": trained.fold}},
         "hyper_parameters": _options(plan, network),
         WEIGHTS: {f"net.{name}": weight for name, weight in net.state_dict().items()},
         "epoch": max(trained.epochs - 1, 0),

@@ -287,7 +287,7 @@ def test_what_nnunet_has_no_counterpart_of_is_not_exported(tmp_path):
 def test_export_says_what_nnunet_will_do_otherwise(tmp_path, capsys):
     plan = replace(PLAN, labels={"liver": 4, "spleen": 2}, ignore=5)
     path = write_checkpoint(
-        tmp_path / "a.ckpt", plan, net_options=NETS["unet"], signature={"flips": [0, 1], "averages_logits": False}
+        tmp_path / "a.ckpt", plan, net_options=NETS["unet"], signature={"flips": [0, 1], "as_nnunet": False}
     )
     assert main(["export", "--ckpt", str(path), "--format", "nnunet", "--output", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out

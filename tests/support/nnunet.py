@@ -52,7 +52,7 @@ NETS = {
 def exported(folder, plan=PLAN, net="unet", knobs=None, *, flips=(0, 1, 2)):
     """A checkpoint of random weights, and the folder of nnU-Net that our export made of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"flips": [*flips], "averages_logits": True}
+    told = {"flips": [*flips], "as_nnunet": True}
     path = write_checkpoint(
         folder / "ours.ckpt", plan, net=net, net_options=NETS[net] if knobs is None else knobs, signature=told
     )
