@@ -89,7 +89,7 @@ class Checkpoint:
 
     @property
     def as_nnunet(self) -> bool:
-        """Whether it predicts as nnU-Net does: weights of windows, flips and networks averaged before the activation."""
+        """Whether it predicts as nnU-Net does: its weights of windows, and logits averaged, not probabilities."""
         return bool(self.signature.get("as_nnunet", False))
 
     @property

@@ -28,7 +28,7 @@ def tile_starts(size: int, patch: int, *, overlap: float = 0.5, tiling: str = "e
     """First voxels of the tiles along one axis; the last tile ends with the volume.
 
     ``"even"`` is nnU-Net's rule: as few tiles as keep the step at most ``patch · (1 − overlap)``, evenly spread.
-    ``"nnunet"`` is the same, and its weights are nnU-Net's too: largest at voxel n // 2, beside the middle of an even n.
+    ``"nnunet"`` is the same, and its weights are nnU-Net's too: largest at voxel n // 2, not in the middle.
     ``"shifted"`` is MONAI's: steps of exactly ``int(patch · (1 − overlap))``, the last tile moved back to the border.
     Each goes with the least weight that its author gives to a voxel, see `FLOORS`.
 
