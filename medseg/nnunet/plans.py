@@ -79,6 +79,14 @@ def read_plan(model: ModelFolder, name: str, mirror_axes: tuple[int, ...]) -> tu
         raise DataError(model.path, problem, "Copy the model again") from None
 
 
+def organs_of(dataset: Mapping[str, Any]) -> list[str] | None:
+    """The organs of a dataset.json in the order of the network's outputs; None where it cannot be followed."""
+    try:
+        return [*_labels(dataset)[0]]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
 def _plan(model: ModelFolder, found: Mapping[str, Any], mirror_axes: tuple[int, ...]) -> tuple[Plan, Architecture]:
     plans, dataset = model.plans, model.dataset
     flat = len(found["patch_size"]) == 2
