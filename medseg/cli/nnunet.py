@@ -14,13 +14,18 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folds", nargs="+", default=[], metavar="FOLD", help="0 1 2 3 4, or all (default: those that are there)"
     )
+    parser.add_argument(
+        "--turned", action="store_true", help="its images were turned to RAS for it, as TotalSegmentator does"
+    )
     parser.add_argument("--checkpoint", default="final", choices=("final", "best"), help="which (default: final)")
 
 
 def _run(options: Options) -> int:
     from medseg.nnunet.importing import import_model
 
-    written, flipped = import_model(options.model, options.out, folds=options.folds, kind=options.checkpoint)
+    written, flipped = import_model(
+        options.model, options.out, folds=options.folds, kind=options.checkpoint, turned=options.turned
+    )
     for path in written:
         say(f"wrote {path}")
     flips = " --tta" if flipped else ""

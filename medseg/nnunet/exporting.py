@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from medseg.errors import UsageError
 from medseg.nnunet.architecture import CONVOLUTIONS, NETS, counterpart
-from medseg.nnunet.plans import RESAMPLER, RESAMPLING, STORED
+from medseg.nnunet.plans import RESAMPLER, RESAMPLING, STORED, TURNED
 from medseg.plan.plan import Normalisation, Plan
 from medseg.space.volume import STORED as OF_THE_FILE
 
-TURNED = "SAR"
-"""The axes in which nnU-Net's readers hand over a file that they turn."""
 SCHEMES = {
     "ct": "CTNormalization",
     "zscore": "ZScoreNormalization",

@@ -56,12 +56,14 @@ class ModelFolder:
         place: Where its files are read.
         plans: The content of ``plans.json``.
         dataset: The content of ``dataset.json``.
+        turned: Whether its images were turned to RAS before nnU-Net read them, as TotalSegmentator does.
     """
 
     path: Path
     place: Place
     plans: Mapping[str, Any]
     dataset: Mapping[str, Any]
+    turned: bool = False
 
     @property
     def folds(self) -> tuple[str, ...]:
@@ -87,11 +89,12 @@ class ModelFolder:
         return trained_fold(path, fold, read_pickle(path, place))
 
 
-def open_model(path: Path) -> ModelFolder:
+def open_model(path: Path, *, turned: bool = False) -> ModelFolder:
     """Find the model in a folder or a zip.
 
     Args:
         path: The folder ``TRAINER__PLANS__CONFIGURATION``, one above it that holds no other, or a zip of either.
+        turned: See `ModelFolder`.
 
     Raises:
         DataError: It is missing, holds no model or several, or is of version 1; plans or dataset cannot be read.
@@ -113,7 +116,7 @@ def open_model(path: Path) -> ModelFolder:
     plans, dataset = (_read_json(path, place / name) for name in (_PLANS, "dataset.json"))
     if not isinstance(plans.get("configurations"), dict):
         raise DataError(path, "has plans of version 1 of nnU-Net, or none at all", "Train it again with version 2")
-    return ModelFolder(path, place, plans, dataset)
+    return ModelFolder(path, place, plans, dataset, turned)
 
 
 def read_pickle(path: Path, place: Place | None = None) -> Any:

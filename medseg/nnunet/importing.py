@@ -28,7 +28,7 @@ _RECIPE = {"loss": "dice + cross_entropy", "optimizer": "sgd", "lr": 0.01, "sche
 
 
 def import_model(
-    model: Path, out: Path, *, folds: Sequence[str] = (), kind: str = "final"
+    model: Path, out: Path, *, folds: Sequence[str] = (), kind: str = "final", turned: bool = False
 ) -> tuple[list[Path], tuple[int, ...]]:
     """Write checkpoints that predict what nnU-Net predicts with its trained folds.
 
@@ -37,6 +37,7 @@ def import_model(
         out: The checkpoint; of several folds the folder of all, which together are an ensemble.
         folds: Their numbers, or ``all`` for the training on every case; those that are there where none are named.
         kind: ``"final"`` or ``"best"``.
+        turned: Whether its images were turned to RAS before nnU-Net read them.
 
     Returns:
         The checkpoints, and the axes along which nnU-Net flips when it predicts with them.
@@ -47,7 +48,7 @@ def import_model(
     """
     if kind not in KINDS:
         raise UsageError(f"there is no checkpoint {kind!r}", f"Choose one of {', '.join(KINDS)}")
-    source = open_model(model)
+    source = open_model(model, turned=turned)
     wanted = list(dict.fromkeys(folds)) or [*source.folds]
     if not wanted:
         raise DataError(model, "holds no trained fold", "Train one, or give another folder")

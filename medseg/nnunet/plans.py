@@ -13,11 +13,13 @@ from medseg.space.labels import LabelValue
 
 STORED = "kji"
 """The axes in which ITK hands over a file, and nibabel once nnU-Net has turned it around."""
+TURNED = "SAR"
+"""The same of a volume that was turned to RAS before."""
 READERS = {
     "SimpleITKIO": STORED,
     "NibabelIO": STORED,
-    "SimpleITKIOWithReorient": "SAR",
-    "NibabelIOWithReorient": "SAR",
+    "SimpleITKIOWithReorient": TURNED,
+    "NibabelIOWithReorient": TURNED,
 }
 """nnU-Net's reader -> the order of axes that its networks see before ``transpose_forward``."""
 RESAMPLING = {
@@ -146,7 +148,8 @@ def _axes(model: ModelFolder) -> str:
     reader = str(model.plans.get("image_reader_writer"))
     if reader not in READERS:
         raise DataError(model.path, f"reads its images by {reader}, which medseg has no counterpart of", ANOTHER)
-    return "".join(READERS[reader][axis] for axis in model.plans["transpose_forward"])
+    order = TURNED if model.turned else READERS[reader]
+    return "".join(order[axis] for axis in model.plans["transpose_forward"])
 
 
 def _normalisation(model: ModelFolder, found: Mapping[str, Any], index: int, name: str) -> Normalisation:

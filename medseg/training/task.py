@@ -65,8 +65,9 @@ class SegmentationTask(pl.LightningModule):
             (1 + t) / (10 + t); 0 trains without averaging.
         deep_supervision: Also judge the coarser outputs of the decoder, each level with half the weight of the finer.
         patience: Validations without a better ``val/dice`` after which training stops; None never stops early.
-        init_from: A checkpoint whose network to start from, once, at the first step of all; weights of another shape
-            keep their initial values, and so do those of the last layer where the organs have other names.
+        init_from: A checkpoint of medseg, nnU-Net or nnssl whose network to start from, once, at the first step of all;
+            weights of another shape keep their initial values, and so do those of the last layer where the organs have
+            other names.
         freeze: Patterns of weights that stay as they are, such as ``net.*downsamples*``; running statistics among them.
         bad_steps: Steps in a row with a gradient that is NaN or infinite which are skipped before training stops.
         overlap: Share by which neighbouring windows overlap when a whole volume is predicted.

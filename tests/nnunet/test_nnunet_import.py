@@ -262,6 +262,14 @@ def test_a_zip_that_is_not_whole_is_refused(tmp_path):
     assert not (tmp_path / "a.ckpt").exists()
 
 
+def test_a_model_of_turned_images_turns_them(tmp_path, whole_model):
+    import_model(whole_model, tmp_path / "a.ckpt", turned=True)
+    stored, turned = PLAN, read_checkpoint(tmp_path / "a.ckpt").plan
+    assert (stored.orientation, turned.orientation) == ("kji", "SAR")
+    assert main(["import-nnunet", str(whole_model), "--turned", "--out", str(tmp_path / "b.ckpt")]) == 0
+    assert read_checkpoint(tmp_path / "b.ckpt").plan == turned
+
+
 def test_a_folder_of_several_models_asks_which(tmp_path):
     _, folder = exported(tmp_path)
     for name in ("a__p__2d", "a__p__3d_fullres"):
