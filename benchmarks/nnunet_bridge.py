@@ -3,9 +3,9 @@
     ENV/bin/python benchmarks/nnunet_models.py --out build/nnunet --hippocampus data/raw/Task04_Hippocampus
     ENV/bin/python benchmarks/nnunet_bridge.py --out build/nnunet
 
-Both in float32, with all flips of the model. Voxels with the same label; and the largest difference, over the organs, of
-the Dice that the two predictions have against the reference. nnU-Net adds windows up in float16, we in float32: where
-two classes are as good as level, or one window alone reaches a corner, they may part.
+Both in float32, with all flips of the model. Voxels with the same label; and the largest difference, over the organs,
+of the Dice that the two predictions have against the reference. nnU-Net adds windows up in float16, we in float32:
+where two classes are as good as level, or one window alone reaches a corner, they may part.
 """
 
 from __future__ import annotations
