@@ -7,9 +7,10 @@
 Whole commands, from the files to the written labels, one after the other, alternately, each a process of its own with
 two threads. The network is nnU-Net's plain U-Net, of random weights: a folder of nnU-Net's, and the checkpoint that
 ``medseg import-nnunet`` made of it. nnU-Net runs without worker processes unless ``--workers`` says otherwise, which
-is faster here than with them. Memory is the largest sum, over a program's processes, of what each holds for itself (Pss). Labels
-are compared voxel by voxel: random scores have many near ties, which bf16 and another resampling of the image decide
-otherwise, so they need not agree wholly. ``--float32`` runs ours in float32 too, which shows that the rest is the same.
+is faster here than with them. Memory is the largest sum, over a program's processes, of what each holds for itself
+(Pss). Labels are compared voxel by voxel: random scores have many near ties, which bf16 and another resampling of the
+image decide otherwise, so they need not agree wholly. ``--float32`` runs ours in float32 too, which shows that the
+rest is the same.
 """
 
 from __future__ import annotations
