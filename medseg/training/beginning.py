@@ -1,46 +1,20 @@
-"""What the weights of a training begin with: those of another checkpoint, and which of them stay as they are."""
+"""Other weights to begin a training with: whose they are, what of them fits, and what that is said to be."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medseg.checkpoints.reading import own_weights
-from medseg.errors import CheckpointError, UsageError, listed
+from medseg.errors import CheckpointError, listed
 from medseg.nets import NetSpec
 from medseg.nnunet.folder import read_pickle
 from medseg.nnunet.starting import is_foreign, weights_for
-
-
-def frozen_norms(task: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
-    """Let weights stay as they are, and find the modules whose running statistics must stay too.
-
-    Args:
-        task: Whose weights they are.
-        patterns: Of names, such as ``net.*downsamples*``.
-
-    Raises:
-        UsageError: A pattern freezes nothing, or no weight is left to train.
-    """
-    for pattern in patterns:
-        named = [parameter for name, parameter in task.named_parameters() if fnmatch(name, pattern)]
-        if not named:
-            raise UsageError(f"model.freeze: no weight is called {pattern!r}", "Use a pattern such as net.*")
-        for parameter in named:
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in task.parameters()):
-        raise UsageError("model.freeze leaves no weight to train", "Freeze fewer, or score it with medseg test")
-    return [
-        module
-        for name, module in task.named_modules()
-        if isinstance(getattr(module, "running_mean", None), Tensor) and _stays(name, module, patterns)
-    ]
 
 
 def take_over(task: Any, path: Path, spec: NetSpec) -> str:
@@ -142,12 +116,6 @@ def _stem(name: str) -> str:
     while name.startswith("net.net."):
         name = name.removeprefix("net.")
     return name
-
-
-def _stays(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
-    own = list(module.parameters(recurse=False))
-    trained = any(parameter.requires_grad for parameter in own)
-    return not trained and (bool(own) or any(fnmatch(f"{name}.running_mean", pattern) for pattern in patterns))
 
 
 def _longer(task: Any, spec: NetSpec) -> dict[str, int]:

@@ -1,20 +1,22 @@
-"""Where a training begins, and how it takes possession of its run folder: nothing is written before it may begin."""
+"""Where a training begins: in a folder of its own, with a checkpoint or without, and with some weights that stay."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
 
 from medseg.checkpoints.reading import read_to_go_on
 from medseg.checkpoints.run import Run
 from medseg.errors import UsageError
 from medseg.machine.files import locked, require_writable, write_text
-from medseg.training.metrics_log import forget_steps
+from medseg.training.log import forget_steps
 
 
 @dataclass(frozen=True)
@@ -84,3 +86,34 @@ def taken(run: Run, start: Start, config: str) -> Iterator[None]:
 def _require_fresh(run: Run) -> None:
     if run.last.is_file() or run.best.is_file():
         raise UsageError(f"{run.path} already holds a training", "Go on with --ckpt_path last, or choose another --run")
+
+
+def frozen_norms(task: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
+    """Let weights stay as they are, and find the modules whose running statistics must stay too.
+
+    Args:
+        task: Whose weights they are.
+        patterns: Of names, such as ``net.*downsamples*``.
+
+    Raises:
+        UsageError: A pattern freezes nothing, or no weight is left to train.
+    """
+    for pattern in patterns:
+        named = [parameter for name, parameter in task.named_parameters() if fnmatch(name, pattern)]
+        if not named:
+            raise UsageError(f"model.freeze: no weight is called {pattern!r}", "Use a pattern such as net.*")
+        for parameter in named:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in task.parameters()):
+        raise UsageError("model.freeze leaves no weight to train", "Freeze fewer, or score it with medseg test")
+    return [
+        module
+        for name, module in task.named_modules()
+        if isinstance(getattr(module, "running_mean", None), Tensor) and _stays(name, module, patterns)
+    ]
+
+
+def _stays(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
+    own = list(module.parameters(recurse=False))
+    trained = any(parameter.requires_grad for parameter in own)
+    return not trained and (bool(own) or any(fnmatch(f"{name}.running_mean", pattern) for pattern in patterns))
