@@ -22,7 +22,8 @@ def write_nnunet(model: Model, folder: Path) -> Callable[[Tensor], Tensor]:
     Raises:
         UsageError: nnU-Net has no counterpart of the network or its plan.
     """
-    counterpart_of(model.net, model.name, model.knobs, model.plan, model.flips).write(folder)
+    kept = model.checkpoint
+    counterpart_of(model.net, kept.net, kept.knobs, model.plan, model.flips).write(folder)
     source = open_model(folder)
     *_, net = network_of(source, source.read_fold("0"))
     return net.eval()
@@ -35,8 +36,8 @@ def remarks(model: Model) -> list[str]:
     if model.plan.exclusive and values != tuple(range(1, 1 + len(values))):
         named = ", ".join(f"{name} {number}" for number, name in enumerate(model.plan.organs, start=1))
         told.append(f"nnU-Net numbers labels from 1 on without a gap: there they are {named}")
-    if model.cleaning:
+    if model.checkpoint.cleaning:
         told.append("the cleaning rules of the checkpoint are not part of it")
-    if model.flips and not model.as_nnunet:
+    if model.flips and not model.checkpoint.as_nnunet:
         told.append("nnU-Net averages flips before the softmax, medseg behind it: compare with --disable_tta")
     return told

@@ -38,7 +38,6 @@ class Model:
         overlap: Share by which neighbouring tiles overlap.
         flips: The axes along which training flipped patches; None where nobody knows.
         fixed: Whether it takes the window's size only.
-        as_nnunet: Whether windows are weighted and flips averaged as nnU-Net does it.
     """
 
     net: nn.Module
@@ -48,7 +47,6 @@ class Model:
     overlap: float
     flips: tuple[int, ...] | None = None
     fixed: bool = False
-    as_nnunet: bool = False
 
     @property
     def plan(self) -> Plan:
@@ -84,7 +82,6 @@ def model_of(checkpoint: Checkpoint, trust: Trust | None = None) -> Model:
         overlap=segmenter.overlap,
         flips=segmenter.flips,
         fixed=checkpoint.net in FIXED_SIZE,
-        as_nnunet=segmenter.as_nnunet,
     )
 
 
@@ -111,8 +108,8 @@ def facts(model: Model) -> dict[str, Any]:
             "activation": "softmax" if plan.exclusive else "sigmoid",
         },
         "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"}
-        | {"centre": "n // 2" if model.as_nnunet else "(n - 1) / 2"},
-        "averages_of_flips": "logits" if model.as_nnunet else "probabilities",
+        | {"centre": "n // 2" if kept.as_nnunet else "(n - 1) / 2"},
+        "averages_of_flips": "logits" if kept.as_nnunet else "probabilities",
         "flips_in_training": None if model.flips is None else list(model.flips),
         "plan": plan.to_dict(),
         "cleaning": kept.cleaning,

@@ -18,7 +18,8 @@ class _LevelKernels(DynUNet):  # type: ignore[misc]  # MONAI is untyped
 
     def get_upsamples(self) -> nn.ModuleList:
         """The steps of the decoder, coarse to fine."""
-        below, self.kernel_size = self.kernel_size, [self.kernel_size[0], *self.kernel_size[:-1]]
+        below: list[tuple[int, ...]] = self.kernel_size
+        self.kernel_size = [below[0], *below[:-1]]
         built: nn.ModuleList = super().get_upsamples()
         self.kernel_size = below
         return built

@@ -62,8 +62,9 @@ def weights_for(
 
 def _encoder(path: Path, kept: Mapping[str, Tensor], adaptation: Mapping[str, Any]) -> dict[str, Tensor]:
     """The encoder and its stem under nnU-Net's names, wherever nnssl's network keeps them."""
-    places = {"encoder.stages": adaptation.get("key_to_encoder"), "encoder.stem": adaptation.get("key_to_stem")}
-    if not all(isinstance(place, str) for place in places.values()):
+    told = {"encoder.stages": adaptation.get("key_to_encoder"), "encoder.stem": adaptation.get("key_to_stem")}
+    places = {name: place for name, place in told.items() if isinstance(place, str)}
+    if len(places) < len(told):
         raise CheckpointError(path, "does not say where its encoder is", "Use a file that nnssl wrote for fine-tuning")
     return {
         f"{name}{key[len(place) :]}": weight
