@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from monai.networks.nets import DynUNet
 from torch import nn
 
 from medseg.nets.norm import with_fast_norms
 from medseg.nets.padding import PadToMultiple
 from medseg.nets.supervision import supervised
-from medseg.nets.table import NetSpec, net
+from medseg.nets.table import NetSpec, Triple, net
 
 _FEWEST_STAGES = 3  # MONAI's DynUNet wants an input block, a bottleneck and a stage between
 
@@ -16,10 +18,11 @@ _FEWEST_STAGES = 3  # MONAI's DynUNet wants an input block, a bottleneck and a s
 class _LevelKernels(DynUNet):  # type: ignore[misc]  # MONAI is untyped
     """MONAI's, whose decoder has the kernels of its own levels."""
 
+    kernel_size: Sequence[Triple]
+
     def get_upsamples(self) -> nn.ModuleList:
         """The steps of the decoder, coarse to fine."""
-        below: list[tuple[int, ...]] = self.kernel_size
-        self.kernel_size = [below[0], *below[:-1]]
+        below, self.kernel_size = self.kernel_size, [self.kernel_size[0], *self.kernel_size[:-1]]
         built: nn.ModuleList = super().get_upsamples()
         self.kernel_size = below
         return built
