@@ -23,6 +23,7 @@ from medseg.report.matching import Pair
 from medseg.report.rows import by_case
 from medseg.report.scoring import Scoring
 from medseg.report.summary import summarise
+from medseg.space.reading import case_name, images_in
 from medseg.store.store import Store
 
 
@@ -80,14 +81,15 @@ def pool_folds(
         raise DataError(store.path, f"no longer holds {listed(gone)}, which was tested", "Choose another --output")
     rows = tuple(sorted((row for some in scores for row in some.rows), key=lambda row: row.case))
     infos = {row.case: store.info(row.case) for row in rows}
-    predictions = _gather([Run(result.job.run).test.predictions for result in results], Scores(output).predictions)
+    folder = _gather([Run(result.job.run).test.predictions for result in results], Scores(output).predictions)
+    found = {case_name(path): path for path in images_in(folder)}
     evaluation = Evaluation(
-        scoring=Scoring(dict(plan.labels), plan.ignore, DEFAULT_TOLERANCE_MM, "voxels"),
+        scoring=Scoring(dict(plan.labels), plan.ignore, DEFAULT_TOLERANCE_MM, "voxels", plan.others_value),
         rows=rows,
         summary=summarise(rows),
         failures=tuple(failure for some in scores for failure in some.failures),
         not_predicted=0,
-        pairs=tuple(Pair(case, predictions / f"{case}.nii.gz", Path(str(i.label))) for case, i in infos.items()),
+        pairs=tuple(Pair(case, found.get(case, folder / case), Path(str(i.label))) for case, i in infos.items()),
         images={case: Path(info.images[0]) for case, info in infos.items()},
         output=output,
         digests={case: digest for some in scores for case, digest in some.references.items()},
@@ -107,7 +109,7 @@ def pool_folds(
 def _gather(folders: Sequence[Path], target: Path) -> Path:
     """Put the predictions of all folds into one folder, as links where the file system has them."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in (path for folder in folders for path in sorted(folder.glob("*.nii.gz"))):
+    for path in (path for folder in folders for path in images_in(folder)):
         link = target / path.name
         link.unlink(missing_ok=True)
         try:

@@ -34,6 +34,7 @@ def report_test(run: Run, store: Store, cases: Sequence[str], plan: Plan, *, not
             ignore=plan.ignore,
             all_expected=True,
             annotated={case: info.annotated for case, info in infos.items() if info.annotated is not None},
+            others=plan.others_value,
         ),
         output=run.test.path,
         cases=cases,
