@@ -20,7 +20,7 @@ from medseg.errors import DataError, listed
 from medseg.machine.crew import default_workers, for_each_case
 from medseg.machine.files import write_text
 from medseg.space.labels import values_of
-from medseg.space.reading import ENDINGS, read_header
+from medseg.space.reading import ENDINGS, is_flat, read_header
 from medseg.verify.inspection import Inspection, Problem, inspect_case
 
 
@@ -143,6 +143,7 @@ def verify(root: Path, *, workers: int | None = None) -> VerifyReport:
     problems.sort(key=lambda problem: problem.case)
     problems += _unused_labels(file, dataset, inspections)
     problems += _others(file, dataset, inspections)
+    problems += _unscaled(file, cases)
     problems += _bookkeeping(listing.manifest, dataset)
     return VerifyReport(file.parent, dataset.name, len(cases), tuple(problems))
 
@@ -225,6 +226,15 @@ def _others(file: Path, dataset: Dataset, inspections: list[Inspection]) -> Iter
         told = f"{counted(len(values), 'value')} ({listed(values)}) of {counted(cases, 'case')}"
         problem = f"leaves out {told}: each {fate}"
         yield Problem("", file, "others", problem, 'Name under "labels" what is to be learnt', harmless=True)
+
+
+def _unscaled(file: Path, cases: Iterable[Case]) -> Iterator[Problem]:
+    """Pictures, whose lengths mean something else than those of volumes."""
+    flat = [path.name for case in cases for path in case.images if is_flat(path)]
+    if flat:
+        problem = f"lists {counted(len(flat), 'picture')} ({listed(flat, 1)}), which do not say how large a pixel is"
+        remedy = "Read every mm as a pixel, or convert them to .nii.gz with their spacing"
+        yield Problem("", file, "unscaled", problem, remedy, harmless=True)
 
 
 def _real(path: Path) -> Path:
