@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from medseg.cli.command import (
@@ -246,17 +247,20 @@ def _evaluate(options: Options) -> int:
     from medseg.datasets.manifest import read_manifest
     from medseg.report.evaluate import evaluate
     from medseg.report.html import write_report
+    from medseg.report.matching import read_references
     from medseg.report.tables import print_summary
     from medseg.space.labels import others_value
 
     named = read_manifest(options.labels) if options.labels else None
+    references = read_references(options.references)
+    if named and named.others:
+        references = replace(references, others=others_value(named.others, named.ignore))
     evaluation = evaluate(
         options.predictions,
-        options.references,
+        references,
         output=options.output,
         organs=named.labels if named else None,
         ignore=named.ignore if named else None,
-        others=others_value(named.others, named.ignore) if named else None,
         workers=options.workers,
         console=Console(stderr=True),
         **({} if options.tolerance is None else {"tolerance_mm": options.tolerance}),

@@ -16,7 +16,7 @@ from medseg.datasets.manifest import Manifest, read_manifest
 from medseg.errors import DataError, meant
 from medseg.space.labels import LabelValue, Others, others_value, settle_others, values_of
 from medseg.space.nifti import require_finite
-from medseg.space.reading import is_image, read_labels, read_volume
+from medseg.space.reading import ENDINGS, is_there, read_labels, read_volume
 from medseg.space.volume import Volume, same_place
 
 _MOST_VALUES = 10_000  # of a table of counts: label files that hold intensities by mistake are counted by sorting
@@ -295,7 +295,11 @@ def _instead(folder: Path) -> str:
     """What lies in a folder without cases, for whoever thought that it held some."""
     others = (path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".json")
     found = next(others, None)
-    return "" if found is None or is_image(found) else f"; {found.relative_to(folder)} is no image of a known format"
+    return (
+        ""
+        if found is None or found.name.endswith(ENDINGS)
+        else f"; {found.relative_to(folder)} is no image of a known format"
+    )
 
 
 def _case(file: Path, files: Files, manifest: Manifest) -> Case:
@@ -318,7 +322,7 @@ def _patient(file: Path, case: str, manifest: Manifest) -> str:
 
 def _require_files(file: Path, files: Files, manifest: Manifest) -> None:
     for path in (*files.images, *([files.label] if files.label else [])):
-        if not is_image(path):
+        if not is_there(path):
             raise DataError(path, f"is missing, {file.name} needs it for case {files.id!r}", files.remedy)
     if len(files.images) not in (1, len(manifest.modalities)):
         raise DataError(

@@ -14,7 +14,7 @@ from typing import Any
 from medseg.datasets.manifest import Manifest
 from medseg.datasets.patterns import FIELDS, fill, find_files, mistake_in, pattern_of
 from medseg.errors import DataError
-from medseg.space.reading import ENDINGS, case_name, images_in, is_image
+from medseg.space.reading import ENDINGS, case_name, images_in, is_there
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
         )
     names, label = [_slashed(name) for name in names], _slashed(label) if label else None
     paths = tuple(root / name for name in names)
-    if len(paths) == 1 and not is_image(paths[0]):
+    if len(paths) == 1 and not is_there(paths[0]):
         paths = _channel_files(paths[0]) or paths
     return Files(
         id=case_name(root / (label or names[0])),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import DataError, listed, meant
+from medseg.errors import DataError, listed, meant, nearest
 from medseg.machine.documents import parse_document, read_text
 from medseg.space.labels import LabelValue, Others, others_value, values_of
 
@@ -84,10 +83,10 @@ def _load(file: Path) -> dict[str, Any]:
 def _require_spelling(file: Path, content: Mapping[str, Any]) -> None:
     """Keys of others may be there; one that is all but ours would be left out without a word."""
     for key in content:
-        close = difflib.get_close_matches(key.casefold(), KEYS, n=1, cutoff=_ALIKE)
-        if close and key not in KEYS:
+        close = "" if key in KEYS else nearest(key.casefold(), list(KEYS), alike=_ALIKE)
+        if close:
             remedy = "Correct it, or call it something else if it is not for medseg"
-            raise DataError(file, f"has the key {key!r}, which means nothing; did you mean {close[0]!r}?"[:-1], remedy)
+            raise DataError(file, f"has the key {key!r}, which means nothing; did you mean {close!r}?"[:-1], remedy)
 
 
 def _others(file: Path, content: Mapping[str, Any]) -> Others | None:

@@ -73,7 +73,6 @@ def evaluate(
     output: str | Path,
     organs: Organs | None = None,
     ignore: int | None = None,
-    others: int | None = None,
     cases: Sequence[str] | None = None,
     tolerance_mm: float | Mapping[str, float] = DEFAULT_TOLERANCE_MM,
     element: Element = "voxels",
@@ -92,7 +91,6 @@ def evaluate(
         output: Folder to write to.
         organs: Organ name -> value or values; None takes the dataset's, else every value seen as ``label 1`` and so on.
         ignore: Reference value of voxels that count for nothing; None takes the dataset's.
-        others: Reference value that undeclared ones count as; None takes the dataset's, which may refuse them.
         cases: The cases that count, such as one fold; None for all.
         tolerance_mm: As in `medseg.report.scoring.Scoring`.
         element: As there.
@@ -112,7 +110,7 @@ def evaluate(
     require_writable(output := Path(output))
     workers = workers or min(8, usable_cores())
     named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
-    scoring = Scoring(dict(named), ignore, tolerance_mm, element, pool.others if others is None else others)
+    scoring = Scoring(dict(named), ignore, tolerance_mm, element, pool.others)
     scored, failed = _score_all(matched.pairs, scoring, workers, console)
     rows = _covered(scored, pool.annotated)
     evaluation = Evaluation(

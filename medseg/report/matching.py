@@ -125,7 +125,7 @@ def match(
         for case in sorted(wanted & set(found) - set(references))
     ]
     failures += [
-        Failure(case, f"{predictions} holds no prediction of {case}. Predict the case, or rename its file")
+        Failure(case, f"{predictions} holds no prediction {case}. Predict the case, or rename its file")
         for case in sorted(required - set(found))
     ]
     unpredicted = len((wanted & set(references)) - set(found) - required)

@@ -31,9 +31,9 @@ def case_name(path: Path) -> str:
     return path.name[: len(path.name) - len(ending)]
 
 
-def is_image(path: Path) -> bool:
-    """Whether there is a file of a known format, or a folder of DICOM slices."""
-    return (path.name.endswith(ENDINGS) and path.is_file()) or is_dicom_folder(path)
+def is_there(path: Path) -> bool:
+    """Whether there is a file, or a folder of DICOM slices."""
+    return path.is_file() or is_dicom_folder(path)
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.foreign import itk_image, two_series, write_series
 from support.prediction import PLAN, affines, predictor, random_affine, smooth
+from support.toys import write_nifti
 
 from medseg.errors import DataError
 from medseg.inference.folder import predict_cases
 from medseg.inference.images import list_cases, read_case_image
 from medseg.space.formats import is_dicom_folder
-from medseg.space.reading import read_volume
+from medseg.space.reading import read_labels, read_volume
+from medseg.space.writing import write_labels_for
 
 sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: pip install 'medseg[formats]'")
 
@@ -67,6 +69,22 @@ def test_a_prediction_lies_on_the_image_in_its_format(tmp_path, kind):
     assert written.IsSameImageGeometryAs(image)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(written), expected.T)
     assert written.GetPixelID() == sitk.sitkUInt8
+
+
+def test_one_scan_in_four_formats_has_one_prediction(tmp_path):
+    voxels, spacing = np.round(100 * smooth((12, 9, 7), 4)[0]).astype(np.int16), np.array([0.9, 1.3, 2.5])
+    affine = right_handed(random_affine(5, (1, -1, 1), (2, 0, 1), spacing))
+    write_nifti(tmp_path / "in" / "nifti.nii.gz", voxels, affine)
+    write_series(tmp_path / "in" / "dicom", voxels, affine)
+    for kind in ("nrrd", "mhd"):
+        sitk.WriteImage(itk_image(voxels, affine), str(tmp_path / "in" / f"{kind}.{kind}"))
+    network = predictor(slopes=[0.0, 1.0, 2.0], offsets=[0.0, -100.5, -301.0])
+    outcome = predict_cases(network, tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in outcome.written] == ["dicom.nii.gz", "mhd.mha", "nifti.nii.gz", "nrrd.nrrd"]
+    first, *others = map(read_labels, outcome.written)
+    for other in others:
+        np.testing.assert_array_equal(other.array, first.array)
+        np.testing.assert_allclose(other.affine, first.affine, atol=1e-4)
 
 
 def test_a_dicom_folder_may_be_the_source_itself(tmp_path):
