@@ -101,7 +101,7 @@ def test_the_plan_is_nnunets(name):
     assert {how.scheme for how in plan.normalisation} == {geometry.scheme}
 
 
-SQUARES = (((512, 512, 1), (1.0, 1.0, 1.0)),) * 60
+SQUARES = (((512, 512, 1), (1.0, 1.0, 1.0)),) * 400
 
 
 def test_pictures_get_nnunets_plan_of_two_dimensions():
