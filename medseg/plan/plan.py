@@ -17,7 +17,7 @@ from medseg.errors import DataError
 from medseg.machine.documents import parse_document, read_text
 from medseg.machine.files import write_text
 from medseg.machine.typed import fields_of, misspelt, to_plain
-from medseg.space.labels import IGNORED, LabelValue, overlap, values_of
+from medseg.space.labels import IGNORED, LabelValue, Others, others_value, overlap, values_of
 from medseg.space.volume import STORED
 
 Triple = tuple[int, int, int]
@@ -98,6 +98,7 @@ class Plan:
         own_spacing: Axes along which each case keeps the spacing that it has, as a network of single slices wants it;
             ``spacing_mm`` then tells a usual one.
         independent: Whether each organ is decided for itself, as overlapping ones are, although none overlap.
+        others: What the values of label files that ``labels`` leaves out count as; None where there may be none.
         schema: Version of this layout.
         reasons: Why each number is so, by field; written as comments, no part of equality.
 
@@ -130,6 +131,7 @@ class Plan:
     swap_labels: tuple[tuple[str, str], ...] = ()
     own_spacing: tuple[int, ...] = ()
     independent: bool = False
+    others: Others | None = None
     schema: int = SCHEMA
     reasons: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -160,6 +162,11 @@ class Plan:
         if self.exclusive:
             return tuple(values[0] for values in self.values)
         return tuple(sorted({value for values in self.values for value in values}))
+
+    @property
+    def others_value(self) -> int | None:
+        """The value that undeclared values of a label file count as, None where they are refused."""
+        return others_value(self.others, self.ignore)
 
     @property
     def painted(self) -> dict[str, int]:
@@ -268,7 +275,11 @@ def _comments(text: str) -> dict[str, str]:
 
 
 REQUIRED = tuple(spec.name for spec in fields(Plan) if spec.default is MISSING and spec.default_factory is MISSING)
-_SELDOM = ("own_spacing", "independent")  # written only where they say something: older versions do not know them
+_SELDOM = (
+    "own_spacing",
+    "independent",
+    "others",
+)  # written only where they say something: older versions do not know them
 LEGAL_CODES = ({"L", "R"}, {"P", "A"}, {"I", "S"})
 
 

@@ -19,7 +19,8 @@ from medseg.store.arrays import LazyArray, open_array
 
 SCHEMA = 1
 GRID_FIELDS = (
-    *("modalities", "labels", "ignore", "orientation", "spacing_mm", "normalisation", "own_spacing", "independent"),
+    *("modalities", "labels", "ignore", "others", "independent"),
+    *("orientation", "spacing_mm", "own_spacing", "normalisation"),
 )
 """The fields of a plan that decide what is in the store; the others (patch, network) may be edited afterwards."""
 
