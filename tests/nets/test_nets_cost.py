@@ -55,6 +55,7 @@ def test_the_activations_of_two_layers_are_counted_by_hand():
     assert cost.largest_bytes == 4 * voxels * 4
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", list_nets())
 def test_every_net_has_an_estimate_that_grows_with_the_batch_and_leaves_the_net_alone(name):
     spec = NetSpec(1, 3, (64, 32, 32), SPEC.strides, SPEC.kernels, (4, 8, 8))
