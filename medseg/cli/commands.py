@@ -160,7 +160,13 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a checkpoint, a run or a cross-validation; several are averaged",
     )
-    parser.add_argument("--input", type=Path, required=True, help="an image, or a folder of images")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        help="an image, a folder of images, or a dataset, whose test cases are meant",
+    )
+    parser.add_argument("--all", action="store_true", help="of a dataset, predict the training cases, too")
     parser.add_argument("--output", type=Path, required=True, help="folder for the label files")
     parser.add_argument(
         "--tta",
@@ -195,6 +201,7 @@ def _predict(options: Options) -> int:
         options.input,
         options.output,
         save_probabilities=options.save_probabilities,
+        training_too=options.all,
         overwrite=options.overwrite,
         tell=lambda line: sys.stderr.write(f"{line}\n"),
     )
@@ -206,7 +213,7 @@ def _predict(options: Options) -> int:
 def _choose_cleaning_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help="the checkpoints to write the rules into")
     parser.add_argument("--predictions", type=Path, required=True, help="uncleaned predictions of held-out cases")
-    parser.add_argument("--references", type=Path, required=True, help="folder of their reference labels")
+    parser.add_argument("--references", type=Path, required=True, help="folder of reference labels, or a dataset")
 
 
 def _choose_cleaning(options: Options) -> int:

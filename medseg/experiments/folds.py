@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from medseg.checkpoints.run import ENSEMBLE, Run, Scores
+from medseg.datasets.matching import Pair
 from medseg.errors import DataError, UsageError, listed
 from medseg.experiments.comparison_page import failures
 from medseg.experiments.job import Job
@@ -19,7 +20,6 @@ from medseg.pictures.markup import Markup, element
 from medseg.pictures.page import table
 from medseg.report.evaluate import Evaluation, write_evaluation
 from medseg.report.html import write_report
-from medseg.report.matching import Pair
 from medseg.report.rows import by_case
 from medseg.report.scoring import Scoring
 from medseg.report.summary import summarise

@@ -15,13 +15,13 @@ from rich.progress import track
 
 from medseg import __version__
 from medseg.checkpoints.run import Scores
+from medseg.datasets.matching import Failure, Pair, References, match, read_references
 from medseg.errors import DataError, UsageError
 from medseg.machine.files import require_writable, write_json
 from medseg.machine.hardware import usable_cores
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs
 from medseg.metrics.table import Element
-from medseg.report.matching import Failure, Pair, References, match, read_references
 from medseg.report.rows import CaseRow, write_rows
 from medseg.report.scoring import ScoredCase, Scoring, score_pair, values_seen
 from medseg.report.summary import Summary, summarise
@@ -106,7 +106,7 @@ def evaluate(
     _require_lengths(tolerance_mm)
     pool = references if isinstance(references, References) else read_references(Path(references))
     ignore = pool.ignore if ignore is None else ignore
-    matched = match(Path(predictions), pool.labels, cases=cases, all_expected=pool.all_expected)
+    matched = match(Path(predictions), pool, cases=cases)
     require_writable(output := Path(output))
     workers = workers or min(8, usable_cores())
     named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)

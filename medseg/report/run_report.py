@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medseg.checkpoints.run import Run
+from medseg.datasets.matching import References
 from medseg.plan.plan import Plan
 from medseg.report.evaluate import Evaluation, evaluate
 from medseg.report.html import write_report
-from medseg.report.matching import References
 from medseg.report.tables import print_summary
 from medseg.store.store import Store
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import unicodedata
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,16 +46,14 @@ class Header:
 
 
 def case_name(path: Path) -> str:
-    """The file name without its NIfTI ending.
+    """The file name without its NIfTI ending, in Unicode's composed form, in which names are compared.
 
     Example:
         >>> case_name(Path("imagesTr/spleen_2.nii.gz"))
         'spleen_2'
     """
-    for ending in NIFTI_ENDINGS:
-        if path.name.endswith(ending):
-            return path.name[: -len(ending)]
-    return path.stem
+    ending = next((ending for ending in NIFTI_ENDINGS if path.name.endswith(ending)), path.suffix)
+    return unicodedata.normalize("NFC", path.name[: len(path.name) - len(ending)])
 
 
 def read_header(path: Path) -> Header:

@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 from scipy.stats import bootstrap
 
+from medseg.datasets.matching import References
 from medseg.errors import DataError, UsageError
 from medseg.metrics import Outcome
 from medseg.report.evaluate import evaluate
 from medseg.report.html import render
-from medseg.report.matching import References
 from medseg.report.ranking import holm, signed_rank_p
 from medseg.report.rows import COLUMNS, read_rows
 from medseg.report.summary import bootstrap_means, summarise
