@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from medseg.cli.command import (
+    NSD_MM,
+    SURFACES,
     Command,
     Options,
     above_zero,
@@ -230,7 +232,8 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", type=Path, required=True, help="folder of reference labels, or a dataset")
     parser.add_argument("--labels", type=Path, help="a dataset.json that names the labels")
     parser.add_argument("--output", type=Path, required=True, help="folder for summary.json, cases.csv, report.html")
-    parser.add_argument("--tolerance", type=float, metavar="MM", help="tolerance of the surface Dice (default: 2)")
+    parser.add_argument("--nsd_mm", "--tolerance", type=float, metavar="MM", help=NSD_MM)
+    parser.add_argument("--surfaces", choices=("voxels", "areas"), default="voxels", help=SURFACES)
     workers_option(parser)
 
 
@@ -251,7 +254,8 @@ def _evaluate(options: Options) -> int:
         ignore=named.ignore if named else None,
         workers=options.workers,
         console=Console(stderr=True),
-        **({} if options.tolerance is None else {"tolerance_mm": options.tolerance}),
+        element=options.surfaces,
+        **({} if options.nsd_mm is None else {"tolerance_mm": options.nsd_mm}),
     )
     write_report(evaluation, commands=[shlex.join(["medseg", *sys.argv[1:]])])
     print_summary(evaluation)

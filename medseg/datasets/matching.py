@@ -124,7 +124,8 @@ def match(predictions: Path, references: References, *, cases: Sequence[str] | N
     Raises:
         DataError: The folder is missing or holds no NIfTI file, or two of one name.
     """
-    table, found, failures = references.cases_by_name, {}, []
+    table, failures = references.cases_by_name, list[Failure]()
+    found: dict[str, list[Path]] = {}
     for name, path in label_files(predictions).items():
         owners = table.get(name, [])
         if cases is not None and name not in cases and not set(owners) & set(cases):

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.datasets.case import require_same_grid
 from medseg.datasets.matching import Pair, References, match, read_references
 from medseg.errors import CheckpointError, DataError, listed
-from medseg.inference.clean import Choice, choose_rules, rules_to_plain
+from medseg.inference.trial import Choice, Example, choose_rules
 from medseg.machine.files import digest_of, whole
-from medseg.plan.plan import Plan
+from medseg.plan.cleaning import rules_to_plain
 from medseg.space.nifti import read_labels
 from medseg.store.identity import trace
 
@@ -48,15 +46,15 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
     for one in kept:
         if one.plan != plan:
             raise CheckpointError(one.path, f"was trained on another plan than {kept[0].path}", "Choose for one plan")
-    values = plan.painted
-    pairs = _pairs(predictions, read_references(references))
+    pool = read_references(references)
+    pairs = _pairs(predictions, pool)
     _require_held_out(kept, pairs)
-    choices = choose_rules(_read(pairs, plan), tuple(values.values()), ignore=plan.ignore)
-    rules = {value: choice.rule for value, choice in choices.items()}
+    choices = choose_rules(_Examples(pairs, pool), plan)
+    rules = rules_to_plain({organ: choice.rule for organ, choice in choices.items()}, plan)
     for one in kept:
         with whole(one.path, remedy="Free space or check its rights") as partial, partial.open("wb") as file:
-            torch.save(one.with_cleaning(rules_to_plain(rules)), file)
-    return {organ: choices[value] for organ, value in values.items()}
+            torch.save(one.with_cleaning(rules), file)
+    return choices
 
 
 def _require_held_out(kept: Sequence[Checkpoint], pairs: Sequence[Pair]) -> None:
@@ -81,12 +79,17 @@ def _pairs(predictions: Path, references: References) -> tuple[Pair, ...]:
     return matched.pairs
 
 
-def _read(pairs: Sequence[Pair], plan: Plan) -> Iterator[tuple[NDArray[Any], NDArray[Any], tuple[float, float, float]]]:
-    for pair in pairs:
-        prediction, reference = read_labels(pair.prediction), read_labels(pair.reference)
-        require_same_grid(pair.prediction, prediction, pair.reference, reference)
-        labels = reference.array[0]
-        if plan.exclusive:  # an organ of several values is predicted as the first of them
-            for several in plan.values:
-                labels = np.where(np.isin(labels, several[1:]), several[0], labels) if several[1:] else labels
-        yield prediction.array[0], labels, prediction.spacing_mm
+@dataclass(frozen=True)
+class _Examples:
+    """The cases of some files, read anew whenever they are looked at: all of them may not fit into memory."""
+
+    pairs: tuple[Pair, ...]
+    references: References
+
+    def __iter__(self) -> Iterator[Example]:
+        for pair in self.pairs:
+            prediction, reference = read_labels(pair.prediction), read_labels(pair.reference)
+            require_same_grid(pair.prediction, prediction, pair.reference, reference)
+            voxel_mm3 = abs(float(np.linalg.det(reference.affine[:3, :3])))
+            annotated = self.references.annotated.get(pair.case)
+            yield Example(pair.case, prediction.array[0], reference.array[0], voxel_mm3, annotated)

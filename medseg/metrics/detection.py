@@ -58,7 +58,7 @@ def lesion_f1(lesions: Lesions) -> float:
         Hernandez Petzsche et al., "ISLES 2022", Scientific Data 2022.
     """
     tp, fp, fn = lesions.found, lesions.false, lesions.missed
-    return overlap_score(2 * tp, 2 * tp + fp + fn, outcome(tp + fp, tp + fn))
+    return overlap_score(2 * tp, 2 * tp + fp + fn, outcome(tp + fp, tp + fn, tp))
 
 
 def volume_ml(voxels: int, spacing_mm: Sequence[float]) -> float:

@@ -17,7 +17,8 @@ from medseg.errors import DataError
 from medseg.machine.documents import parse_document, read_text
 from medseg.machine.files import write_text
 from medseg.machine.typed import fields_of, misspelt, to_plain
-from medseg.space.labels import IGNORED, LabelValue, overlap, values_of
+from medseg.space.labels import IGNORED, LabelValue, Painting, overlap, values_of
+from medseg.space.labels import paint_order as default_order
 
 Triple = tuple[int, int, int]
 
@@ -155,10 +156,16 @@ class Plan:
         return tuple(sorted({value for values in self.values for value in values}))
 
     @property
+    def painting(self) -> Painting:
+        """What a voxel of some organs is called in predicted label files."""
+        default = self.atoms if self.exclusive else default_order(self.values)
+        return Painting(self.values, self.paint_order or default)
+
+    @property
     def painted(self) -> dict[str, int]:
         """Organ → the value that it has in predicted label files; of overlapping ones, later over earlier."""
-        values = self.atoms if self.exclusive else self.paint_order or tuple(range(1, len(self.organs) + 1))
-        return dict(zip(self.organs, values, strict=True))
+        alone = [self.painting.value((index,)) for index in range(len(self.organs))]
+        return dict(zip(self.organs, alone if self.exclusive else self.painting.order, strict=True))
 
     @property
     def painted_classes(self) -> tuple[int, ...]:

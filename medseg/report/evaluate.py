@@ -103,7 +103,7 @@ def evaluate(
             to, or there are no organs.
         UsageError: A tolerance is no length.
     """
-    _require_lengths(tolerance_mm)
+    require_lengths(tolerance_mm)
     pool = references if isinstance(references, References) else read_references(Path(references))
     ignore = pool.ignore if ignore is None else ignore
     matched = match(Path(predictions), pool, cases=cases)
@@ -152,7 +152,12 @@ def _organs_seen(pairs: Sequence[Pair], ignore: int | None, workers: int) -> dic
     return {f"label {value}": value for value in values}
 
 
-def _require_lengths(tolerance_mm: float | Mapping[str, float]) -> None:
+def require_lengths(tolerance_mm: float | Mapping[str, float]) -> None:
+    """Refuse tolerances below 0, infinite or NaN.
+
+    Raises:
+        UsageError: One is no length.
+    """
     for length in tolerance_mm.values() if isinstance(tolerance_mm, Mapping) else (tolerance_mm,):
         if not 0 <= length < math.inf:
             raise UsageError(f"a tolerance of {length:g} mm is no length", "Give 0 or more")

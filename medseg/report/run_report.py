@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from medseg.checkpoints.run import Run
 from medseg.datasets.matching import References
@@ -14,7 +15,9 @@ from medseg.report.tables import print_summary
 from medseg.store.store import Store
 
 
-def report_test(run: Run, store: Store, cases: Sequence[str], plan: Plan, *, note: str = "") -> Evaluation:
+def report_test(
+    run: Run, store: Store, cases: Sequence[str], plan: Plan, *, note: str = "", **scoring: Any
+) -> Evaluation:
     """Score the predictions of `medseg test` against the source files, print the table, write the report.
 
     Args:
@@ -23,6 +26,7 @@ def report_test(run: Run, store: Store, cases: Sequence[str], plan: Plan, *, not
         cases: Those that were predicted.
         plan: Names the organs.
         note: What a reader of the scores must know, for the title.
+        scoring: ``tolerance_mm`` and ``element``, as `medseg.report.evaluate.evaluate` takes them.
     """
     infos = {case: store.info(case) for case in cases}
     evaluation = evaluate(
@@ -37,6 +41,7 @@ def report_test(run: Run, store: Store, cases: Sequence[str], plan: Plan, *, not
         ),
         output=run.test.path,
         cases=cases,
+        **scoring,
     )
     write_report(
         evaluation,

@@ -225,7 +225,7 @@ def test_planes_show_the_patients_right_on_the_left_and_the_head_up():
     organ = np.ones_like(image, dtype=bool)
     off = organ.copy()
     off[5, 6, 7] = False  # the planes go through the difference
-    for cut in three_planes(image, off, organ, spacing_mm=(1.0, 1.0, 1.0)):
+    for cut in three_planes(image, off[None], organ[None], spacing_mm=(1.0, 1.0, 1.0)):
         assert cut.grey[0, 0] == cut.grey.max() > cut.grey.min(), cut.plane
 
 
