@@ -112,6 +112,7 @@ def facts(model: Model) -> dict[str, Any]:
             "axes": ["batch", "class", "i", "j", "k"],
             "classes": [*(["background"] if plan.exclusive else []), *plan.organs],
             "values": list(plan.painted_classes),
+            **({} if plan.exclusive else {"sets": _sets(plan)}),
             "activation": "softmax" if plan.exclusive else "sigmoid",
         },
         "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"},
@@ -120,6 +121,12 @@ def facts(model: Model) -> dict[str, Any]:
         "cleaning": model.cleaning,
         "scores": model.scores,
     }
+
+
+def _sets(plan: Plan) -> list[dict[str, Any]]:
+    """What a voxel is called that lies in several overlapping regions; others are painted in the order of the classes."""
+    named = plan.painting.sets.items()
+    return [{"classes": [plan.organs[index] for index in members], "value": value} for members, value in named]
 
 
 def patches_of(model: Model, image: Volume | None = None) -> Float[Tensor, "b m i j k"]:
