@@ -124,7 +124,7 @@ def facts(model: Model) -> dict[str, Any]:
 
 
 def _sets(plan: Plan) -> list[dict[str, Any]]:
-    """What a voxel is called that lies in several overlapping regions; others are painted in the order of the classes."""
+    """What a voxel of several regions is called; of sets that are not here, it is painted in the order of classes."""
     named = plan.painting.sets.items()
     return [{"classes": [plan.organs[index] for index in members], "value": value} for members, value in named]
 
