@@ -6,7 +6,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from support.prediction import PLAN, REGIONS, write_checkpoint
@@ -161,6 +161,7 @@ def test_the_part_that_was_found_is_not_given_for_a_larger_stray_one():
     assert not chosen((prediction | stray, prediction), *many)["liver"].rule.largest_component
 
 
+@settings(max_examples=15)
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3), strays=st.integers(1, 6))
 def test_no_threshold_is_above_the_smallest_part_that_references_have(sizes, strays):
     references = [blob(size, 4) for size in sizes]
@@ -237,6 +238,8 @@ def test_rules_travel_in_the_checkpoint(checkpoint, folders, capsys):
     assert read_checkpoint(checkpoint).cleaning == rules_to_plain({"liver": Rule(largest_component=True)}, PLAN)
     assert Predictor.load([checkpoint, second], device="cpu").rules == {"liver": Rule(largest_component=True)}
     assert Predictor.load([checkpoint], device="cpu", cleaning=False).rules == {}
+    assert main(["info", str(checkpoint)]) == 0
+    assert "'liver': 'keep the largest part'" in capsys.readouterr().out
     assert not list(checkpoint.parent.glob(".*"))
     change = Predictor.load([checkpoint], device="cpu").settings != Predictor.load([second], cleaning=False).settings
     assert change
