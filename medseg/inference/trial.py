@@ -45,11 +45,6 @@ class Example:
     voxel_mm3: float
     annotated: Collection[str] | None = None
 
-    def __post_init__(self) -> None:
-        if self.prediction.shape != self.reference.shape:
-            shapes = f"{self.prediction.shape}, its reference {self.reference.shape}"
-            raise ValueError(f"the prediction of {self.case} has shape {shapes}")
-
     def counts(self, plan: Plan, labels: Integer[np.ndarray, "i j k"]) -> dict[str, Counts]:
         """Voxels of each organ that the reference covers, where these are the labels."""
         predicted, true = (torch.from_numpy(np.ascontiguousarray(part)) for part in (labels, self.reference))

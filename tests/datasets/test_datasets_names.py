@@ -246,7 +246,10 @@ def test_labels_two_folders_down_belong_to_their_dataset(tmp_path):
     assert matched(root, "a.nii.gz", "x/lb") == {"a.nii.gz": "a_m.nii"}
 
 
-@pytest.mark.parametrize("name", [name for name in FOUND if "all/" not in FOUND[name][0]])
+ONLY_DESCRIBED = ("and are as small as channels'", "the longest modality")  # a folder says less: labels lie in it, too
+
+
+@pytest.mark.parametrize("name", [n for n in FOUND if "all/" not in FOUND[n][0] and n not in ONLY_DESCRIBED])
 def test_what_trains_is_predicted_and_evaluated_under_names_that_are_found(name, tmp_path):
     """Predicted as the dataset, or as the folder of its images, each case finds its own label."""
     files, content, expected = FOUND[name]
