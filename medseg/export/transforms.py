@@ -36,7 +36,7 @@ def postprocessing(model: Model) -> list[Step]:
     return [
         _step("Invertd", "pred", transform="@preprocessing", orig_keys="image", nearest_interp=False, to_tensor=True),
         *(_exclusive(values) if plan.exclusive else _painted(plan.painting)),
-        *(_cleaning(model.cleaning) if plan.exclusive else ()),
+        *(_cleaning(model.checkpoint.cleaning) if plan.exclusive else ()),
         _step(
             "SaveImaged",
             "pred",
@@ -121,5 +121,6 @@ def _cleaning(rules: list[dict[str, Any]]) -> list[Step]:
 
 def left_out(model: Model) -> bool:
     """Whether a rule has no counterpart among MONAI's transforms: a least volume for one organ, or regions."""
-    minima = (rule.get("minimum_mm3", 0.0) for rule in model.cleaning)
-    return any(not math.isclose(least, 0.0) for least in minima) or bool(model.cleaning and not model.plan.exclusive)
+    rules = model.checkpoint.cleaning
+    minima = (rule.get("minimum_mm3", 0.0) for rule in rules)
+    return any(not math.isclose(least, 0.0) for least in minima) or bool(rules and not model.plan.exclusive)

@@ -20,11 +20,11 @@ from medseg.errors import CheckpointError, DataError
 from medseg.machine.hardware import memory_bytes
 from medseg.plan.plan import Plan, read_plan
 from medseg.store.store import Store
-from medseg.training import metrics_log
+from medseg.training import log
 from medseg.training.failures import MemoryShortError, explained, require_memory
-from medseg.training.metrics_log import RunLog, forget_steps
+from medseg.training.keep import CheckpointFiles
+from medseg.training.log import RunLog, forget_steps
 from medseg.training.task import SegmentationTask
-from medseg.training.writing import CheckpointFiles
 
 FOUR, EIGHT = ["--trainer.max_steps", "4"], ["--trainer.max_steps", "8"]
 
@@ -42,7 +42,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 SMALL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from medseg.training.writing import CheckpointFiles
+from medseg.training.keep import CheckpointFiles
 from medseg.errors import MachineError
 path = Path(sys.argv[1]) / "last.ckpt"
 CheckpointFiles().save_checkpoint({"medseg": {}, "state_dict": {}, "weights": torch.zeros(3)}, path)
@@ -57,6 +57,7 @@ for size in (0, 100, 5_000, 60_000, 390_000):
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_any_byte_leaves_the_checkpoint_of_before(tmp_path):
     """In a process of its own, whose files the system does not let grow: its answer is that of a full disk."""
     done = subprocess.run([sys.executable, "-c", SMALL_DISK, tmp_path], capture_output=True, text=True, check=False)
@@ -86,7 +87,7 @@ def test_a_full_disk_leaves_the_log_of_before(tmp_path, monkeypatch):
     logger.log_metrics({"loss": 1.0}, step=0)
     logger.save()
     before = (tmp_path / "metrics.csv").read_text()
-    monkeypatch.setattr(metrics_log.csv.DictWriter, "writerows", half)
+    monkeypatch.setattr(log.csv.DictWriter, "writerows", half)
     for metrics in ({"loss": 2.0}, {"dice": 0.5}):  # appended, and written anew for its column
         logger.log_metrics(metrics, step=1)
         with pytest.raises(DataError, match=r"metrics.csv cannot be written .*what it held before is whole"):
@@ -190,6 +191,7 @@ def test_code_in_a_checkpoint_does_not_run_when_a_training_goes_on(store, run, t
 NETWORK = ["--model.net_options", '{"features": [4, 4]}']
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("words", "status", "expected"),
     [
@@ -226,6 +228,7 @@ def test_a_checkpoint_of_other_labels_needs_the_flag(store, run, tmp_path, capsy
     assert fit(other, tmp_path / "tuned", *FOUR, "--model.init_from", last) == 0
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("raised", "where"),
     [
@@ -286,6 +289,7 @@ def cut_short(path):
     path.write_bytes(path.read_bytes()[:1000])
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("spoil", "expected", "tuned"),
     [
