@@ -15,7 +15,7 @@ from medseg.datasets.manifest import Manifest
 from medseg.datasets.names import Channels, apart, by_channel, by_suffix, composed, existing, single, volumes
 from medseg.datasets.patterns import FIELDS, fill, find_files, mistake_in, pattern_of
 from medseg.errors import DataError
-from medseg.space.nifti import NIFTI_ENDINGS, case_name
+from medseg.space.reading import ENDINGS, case_name, is_there
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def list_files(root: Path, manifest: Manifest) -> FilesOfDataset:
         manifest: The description; its content decides the dialect.
 
     Raises:
-        DataError: A list entry makes no sense, a folder is missing, or the files are not NIfTI.
+        DataError: A list entry makes no sense, a folder is missing, or the files are no images.
     """
     if "channel_names" in manifest.content:
         training, test = _nnunet(root, manifest)
@@ -89,7 +89,7 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
     paths = tuple(existing(root / _slashed(name)) for name in names)
     mask = existing(root / _slashed(label)) if label else None
     case = case_name(mask or paths[0])
-    if len(paths) == 1 and not paths[0].is_file():
+    if len(paths) == 1 and not is_there(paths[0]):
         paths = _channel_files(paths[0]) or paths
     return Files(
         id=case,
@@ -111,7 +111,7 @@ def _is_apple_double(entry: Any) -> bool:
 
 def _channel_files(image: Path) -> tuple[Path, ...]:
     """Older nnU-Net lists name ``a.nii.gz`` where the files are called ``a_0000.nii.gz``, ``a_0001.nii.gz``."""
-    ending = next((ending for ending in NIFTI_ENDINGS if image.name.endswith(ending)), "")
+    ending = next((ending for ending in ENDINGS if image.name.endswith(ending)), "")
     return tuple(sorted(image.parent.glob(f"{escape(image.name.removesuffix(ending))}_[0-9][0-9][0-9][0-9]{ending}")))
 
 
@@ -131,12 +131,12 @@ def _distinct(entries: list[Files]) -> list[Files]:
 
 def _nnunet(root: Path, manifest: Manifest) -> FilesOfDataset:
     ending = manifest.content.get("file_ending")
-    if ending is not None and ending not in NIFTI_ENDINGS:
-        remedy = 'Convert them to .nii.gz and write "file_ending": ".nii.gz"'
+    if ending is not None and ending not in ENDINGS:
+        remedy = f'Convert them, and write one of {", ".join(ENDINGS)} as "file_ending"'
         raise DataError(manifest.file, f"declares files ending in {ending!r}", remedy)
     if isinstance(manifest.content.get("dataset"), dict):
         return _nnunet_listed(root, manifest, manifest.content["dataset"]), []
-    endings = (ending,) if ending else NIFTI_ENDINGS
+    endings = (ending,) if ending else ENDINGS
     test = _nnunet_folder(root, manifest, "Ts", endings) if (root / "imagesTs").is_dir() else []
     if test and not (root / "imagesTr").is_dir():
         return [], test
@@ -299,7 +299,7 @@ def _another_rule(manifest: Manifest, scans: Sequence[Path], masks: Sequence[Pat
     told = []
     for paths, others in ((scans, masks), (masks, scans)):
         folder = os.path.relpath(paths[0].parent, root)
-        ending = next((ending for ending in NIFTI_ENDINGS if paths[0].name.endswith(ending)), "")
+        ending = next((ending for ending in ENDINGS if paths[0].name.endswith(ending)), "")
         told.append(pattern_of(folder, [*map(case_name, paths)], [*map(case_name, others)], ending))
     seen = (f"{paths[0].name} in {os.path.relpath(paths[0].parent, root)}" for paths in (scans, masks))
     problem = f"finds no label for any image: {', '.join(seen)}"

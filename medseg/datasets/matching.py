@@ -9,7 +9,8 @@ from pathlib import Path
 from medseg.datasets.case import read_dataset
 from medseg.datasets.names import by_suffix, names_of, single, volumes
 from medseg.errors import DataError, listed
-from medseg.space.labels import LabelValue
+from medseg.space.labels import LabelValue, others_value
+from medseg.space.reading import ENDINGS
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class References:
         organs: Organ name -> value or values, where known.
         ignore: The value of voxels that count for nothing.
         all_expected: Whether each reference must be predicted.
+        others: The value that undeclared ones count as, None where they are refused.
         annotated: Case -> the organs its reference covers, where that is not all of them.
         names: Case -> what else a prediction of it may be called, such as its image.
     """
@@ -65,6 +67,7 @@ class References:
     all_expected: bool
     annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     names: Mapping[str, Collection[str]] = field(default_factory=dict)
+    others: int | None = None
 
     @property
     def cases_by_name(self) -> dict[str, list[str]]:
@@ -82,7 +85,7 @@ def read_references(place: Path) -> References:
     A folder of label maps that belongs to a dataset further up takes its names, images, and what is annotated.
 
     Raises:
-        DataError: The folder is missing or holds no NIfTI file, or the dataset's description is at fault.
+        DataError: The folder is missing or holds no label file, or the dataset's description is at fault.
     """
     if place.name == "dataset.json" or (place / "dataset.json").is_file():
         return _of_dataset(place)
@@ -110,6 +113,7 @@ def _of_dataset(place: Path) -> References:
         all_expected=False,
         annotated={case.id: case.annotated for case in cases if case.annotated is not None},
         names={case.id: names_of(case.id, case.images, case.label, dataset.modalities) for case in cases},
+        others=others_value(dataset.others, dataset.ignore),
     )
 
 
@@ -122,7 +126,7 @@ def match(predictions: Path, references: References, *, cases: Sequence[str] | N
         cases: The cases that count, such as one fold; None for all.
 
     Raises:
-        DataError: The folder is missing or holds no NIfTI file, or two of one name.
+        DataError: The folder is missing or holds no label file, or two of one name.
     """
     table, failures = references.cases_by_name, list[Failure]()
     found: dict[str, list[Path]] = {}
@@ -137,7 +141,7 @@ def match(predictions: Path, references: References, *, cases: Sequence[str] | N
     required = cases if cases is not None else references.labels if references.all_expected else ()
     lacking = sorted(set(required) - set(found) - {failure.case for failure in failures})
     failures += [
-        Failure(case, f"{predictions} holds no prediction {case}.nii.gz. Predict the case, or rename its file")
+        Failure(case, f"{predictions} holds no prediction {case}. Predict the case, or rename its file")
         for case in lacking
     ]
     failures += [
@@ -160,11 +164,11 @@ def label_files(folder: Path) -> dict[str, Path]:
     """List the label maps of a folder by name; hidden ones are somebody's unfinished work.
 
     Raises:
-        DataError: The folder is missing, holds no NIfTI file, or two of one name.
+        DataError: The folder is missing, holds no label file, or two of one name.
     """
     if not folder.is_dir():
-        raise DataError(folder, "is not a folder", "Give the folder that holds the .nii.gz files")
+        raise DataError(folder, "is not a folder", "Give the folder that holds the label files")
     found = by_suffix(volumes(folder))
     if not found:
-        raise DataError(folder, "holds no .nii.gz or .nii file", "Check the path, or predict first")
+        raise DataError(folder, f"holds no label file ({', '.join(ENDINGS)})", "Check the path, or predict first")
     return {name: files[0] for name, files in single(found).items()}

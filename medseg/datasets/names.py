@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from medseg.errors import DataError
-from medseg.space.nifti import NIFTI_ENDINGS, case_name
+from medseg.space.reading import ENDINGS, case_name, images_in
 
 Channels = dict[str, dict[int, list[Path]]]
 """Case -> channel -> the files that could be it, one unless something is wrong."""
@@ -37,20 +37,15 @@ def existing(path: Path) -> Path:
     return twins[0] if len(twins) == 1 else folder / path.name
 
 
-def volumes(folder: Path, endings: Sequence[str] = NIFTI_ENDINGS) -> list[Path]:
-    """The volumes of a folder, sorted; hidden files, such as the ``._`` companions of macOS, are left out.
+def volumes(folder: Path, endings: Sequence[str] = ENDINGS) -> list[Path]:
+    """The images of a folder with one of these endings and its DICOM series, sorted; what is hidden is left out.
 
     Raises:
         DataError: The folder is missing, or an ending has capitals.
     """
     if not folder.is_dir():
         raise DataError(folder, "is missing", "Check the path, or name the folder in dataset.json")
-    visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    found = [path for path in visible if path.name.endswith(tuple(endings))]
-    shouted = [path for path in visible if path.name.lower().endswith(tuple(endings)) and path not in found]
-    if shouted:
-        raise DataError(shouted[0], "has capitals in its ending, which not every program reads", "Write it small")
-    return found
+    return [path for path in images_in(folder) if path.name.endswith(tuple(endings)) or path.is_dir()]
 
 
 def by_suffix(paths: Iterable[Path], suffix: str = "") -> Channels:

@@ -31,8 +31,7 @@ def postprocessing(model: Model) -> list[Step]:
     """Go back to the grid of the file with the logits, decide, clean, name the values as the dataset does, and save."""
     plan = model.plan
     values = plan.painted_classes
-    highest = max(values if plan.exclusive else plan.painting.sets.values())
-    dtype = "uint8" if highest < 2**8 else "uint16" if highest < 2**16 else "int32"
+    dtype = "uint8" if plan.highest < 2**8 else "uint16" if plan.highest < 2**16 else "int32"
     return [
         _step("Invertd", "pred", transform="@preprocessing", orig_keys="image", nearest_interp=False, to_tensor=True),
         *(_exclusive(values) if plan.exclusive else _painted(plan.painting)),

@@ -17,7 +17,9 @@ from medseg.errors import CheckpointError, DataError, listed
 from medseg.inference.trial import Choice, Example, choose_rules
 from medseg.machine.files import digest_of, whole
 from medseg.plan.cleaning import rules_to_plain
-from medseg.space.nifti import read_labels
+from medseg.plan.plan import Plan
+from medseg.space.labels import settle_others
+from medseg.space.reading import read_labels
 from medseg.store.identity import trace
 
 
@@ -49,7 +51,7 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
     pool = read_references(references)
     pairs = _pairs(predictions, pool)
     _require_held_out(kept, pairs)
-    choices = choose_rules(_Examples(pairs, pool), plan)
+    choices = choose_rules(_Examples(pairs, pool, plan), plan)
     rules = rules_to_plain({organ: choice.rule for organ, choice in choices.items()}, plan)
     for one in kept:
         with whole(one.path, remedy="Free space or check its rights") as partial, partial.open("wb") as file:
@@ -85,11 +87,15 @@ class _Examples:
 
     pairs: tuple[Pair, ...]
     references: References
+    plan: Plan
 
     def __iter__(self) -> Iterator[Example]:
         for pair in self.pairs:
             prediction, reference = read_labels(pair.prediction), read_labels(pair.reference)
             require_same_grid(pair.prediction, prediction, pair.reference, reference)
             voxel_mm3 = abs(float(np.linalg.det(reference.affine[:3, :3])))
+            truth, others = reference.array[0], self.plan.others_value
+            if others is not None:
+                truth = settle_others(truth, self.plan.atom_of_value, others)
             annotated = self.references.annotated.get(pair.case)
-            yield Example(pair.case, prediction.array[0], reference.array[0], voxel_mm3, annotated)
+            yield Example(pair.case, prediction.array[0], truth, voxel_mm3, annotated)

@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
-
-from medseg.datasets.case import counted, read_dataset, read_image, require_same_grid
-from medseg.datasets.names import by_channel, composed, volumes
+from medseg.datasets.case import counted, read_dataset, read_image
+from medseg.datasets.names import by_channel, volumes
 from medseg.errors import DataError, listed
 from medseg.plan.plan import Plan
-from medseg.space.formats import FOREIGN_ENDINGS, is_dicom, is_dicom_folder, is_foreign, read_foreign
-from medseg.space.nifti import NIFTI_ENDINGS, case_name, read_header, require_finite
+from medseg.space.formats import is_dicom, is_dicom_folder
+from medseg.space.reading import ENDINGS, case_name, read_header
 from medseg.space.volume import Volume
-
-ENDINGS = (*NIFTI_ENDINGS, *FOREIGN_ENDINGS)
 
 _MOST_UNLIKE = 1e5
 """Ratio of the volumes of two voxels beyond which one of them cannot be meant; a wrong unit is a factor of 1e9."""
@@ -40,9 +36,9 @@ def list_cases(source: Path, plan: Plan) -> Cases:
 def find_cases(source: Path, plan: Plan, *, training_too: bool = False) -> tuple[Cases, tuple[DataError, ...]]:
     """The cases of a dataset, of a folder of images, or the one that an image belongs to; and why others are left out.
 
-    Of a dataset these are its test cases. In a folder, NIfTI, NRRD and MetaImage files are told by their endings; a
-    folder of DICOM slices is a case of its own, whether it is the source or lies in it. Images that share their case
-    name, ``a.nii`` beside ``a.nii.gz`` or ``a.mha``, would overwrite each other's prediction: they are left out.
+    Of a dataset these are its test cases. Files are told by their endings; a folder of DICOM slices is an image,
+    whether it is the source or lies in it. Images that share their case name, ``a.nii`` beside ``a.nii.gz`` or
+    ``a.mha``, would overwrite each other's prediction: they are left out.
 
     Args:
         source: The dataset, the folder or the image.
@@ -64,10 +60,7 @@ def find_cases(source: Path, plan: Plan, *, training_too: bool = False) -> tuple
         raise DataError(source, "does not exist", "Give an image file or a folder of images as --input")
     if is_dicom_folder(source):
         return {source.resolve().name: (source,)}, ()
-    named = by_channel(volumes(source, ENDINGS), plan.modalities)
-    for folder in sorted(path for path in source.iterdir() if is_dicom_folder(path)):
-        channels = named.setdefault(composed(folder.name), {})
-        channels.setdefault(min(channels, default=0), []).append(folder)
+    named = by_channel(volumes(source), plan.modalities)
     if not named:
         raise _no_image(source)
     doubles = {
@@ -93,7 +86,7 @@ def _of_dataset(source: Path, plan: Plan, *, training_too: bool) -> tuple[Cases,
 
 def _no_image(folder: Path) -> DataError:
     """Says what the folder holds in place of images."""
-    inner = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and volumes(path, ENDINGS)]
+    inner = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and volumes(path)]
     if not inner:
         problem = f"holds no image ({', '.join(ENDINGS)} or a folder of DICOM slices)"
         return DataError(folder, problem, "Give an image file or a folder of images as --input")
@@ -111,7 +104,7 @@ def _in_order(channels: dict[int, list[Path]]) -> tuple[Path, ...]:
 def _case_of(file: Path, plan: Plan) -> Cases:
     """The case that one file belongs to, with its other channels."""
     if file.name.endswith(ENDINGS):
-        for case, channels in by_channel(volumes(file.parent, ENDINGS), plan.modalities).items():
+        for case, channels in by_channel(volumes(file.parent), plan.modalities).items():
             if file in _in_order(channels) and all(len(files) == 1 for files in channels.values()):
                 return {case: _in_order(channels)}
     return {case_name(file): (file,)}
@@ -128,7 +121,7 @@ def read_case_image(files: tuple[Path, ...], plan: Plan) -> Volume:
         DataError: A file is unreadable or holds NaN, the files do not share a grid, the channels are not the plan's, or
             the voxels are so unlike the plan's that their unit must be another.
     """
-    image = _read_channels(files, plan)
+    image = read_image(files, plan.modalities)
     _require_plausible(files[0], image, plan)
     return image
 
@@ -146,42 +139,10 @@ def _require_plausible(path: Path, image: Volume, plan: Plan) -> None:
     )
 
 
-def _read_channels(files: tuple[Path, ...], plan: Plan) -> Volume:
-    """The files as one volume, whatever its channels mean."""
-    if not any(is_foreign(path) for path in files):
-        return read_image(files, plan.modalities)
-    volumes = [_read(path, plan) for path in files]
-    for path, volume in zip(files[1:], volumes[1:], strict=True):
-        require_same_grid(path, volume, files[0], volumes[0])
-    image = Volume(np.concatenate([volume.array for volume in volumes]), volumes[0].affine)
-    if len(image.array) != len(plan.modalities):
-        raise DataError(
-            files[0],
-            f"has {len(image.array)} channels, expected {len(plan.modalities)} ({', '.join(plan.modalities)})",
-            "Give one file per modality, or one that holds them all in this order",
-        )
-    return image
-
-
 def voxel_bytes(files: tuple[Path, ...]) -> int:
-    """About how large the image is in memory; 0 where that cannot be told before it is read."""
-    total = 0
-    for path in files:
-        if is_foreign(path):
-            parts = [part for part in (path.iterdir() if path.is_dir() else (path,)) if part.is_file()]
-            total += 2 * sum(part.stat().st_size for part in parts)  # int16 that becomes float32
-            continue
-        try:
-            header = read_header(path)
-        except DataError:  # said when it is read
-            continue
-        total += 4 * header.channels * int(np.prod(header.shape))
-    return total
-
-
-def _read(path: Path, plan: Plan) -> Volume:
-    if not is_foreign(path):
-        return read_image((path,), plan.modalities[:1])
-    volume = read_foreign(path)
-    require_finite(path, volume)
-    return volume
+    """How large the image is in memory; 0 where that cannot be told before it is read."""
+    try:
+        headers = [read_header(path) for path in files]
+    except DataError:  # said when it is read
+        return 0
+    return sum(4 * header.channels * math.prod(header.shape) for header in headers)

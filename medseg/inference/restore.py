@@ -46,8 +46,7 @@ def restore(
         Integers of the smallest type that holds the values, on the grid of the file.
     """
     values = plan.painted_classes
-    highest = max(values if plan.exclusive else plan.painting.sets.values())
-    labels = np.zeros(change.source_shape, dtype=np.min_scalar_type(highest))
+    labels = np.zeros(change.source_shape, dtype=np.min_scalar_type(plan.highest))
     target = np.moveaxis(kept_box(labels, change), axis, 0)
     channels = [] if probabilities is None else [np.moveaxis(kept_box(p, change), axis, 0) for p in probabilities]
     if probabilities is not None and plan.exclusive:

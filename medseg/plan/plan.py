@@ -17,7 +17,7 @@ from medseg.errors import DataError
 from medseg.machine.documents import parse_document, read_text
 from medseg.machine.files import write_text
 from medseg.machine.typed import fields_of, misspelt, to_plain
-from medseg.space.labels import IGNORED, LabelValue, Painting, overlap, values_of
+from medseg.space.labels import IGNORED, LabelValue, Others, Painting, others_value, overlap, values_of
 from medseg.space.labels import paint_order as default_order
 
 Triple = tuple[int, int, int]
@@ -94,6 +94,7 @@ class Plan:
             earlier; None when organs exclude each other.
         mirror_axes: Axes that augmentation and prediction may flip.
         swap_labels: Pairs of organ names that a flip of axis 0 exchanges.
+        others: What the values of label files that ``labels`` leaves out count as; None where there may be none.
         schema: Version of this layout.
         reasons: Why each number is so, by field; written as comments, no part of equality.
 
@@ -124,6 +125,7 @@ class Plan:
     paint_order: tuple[int, ...] | None = None
     mirror_axes: tuple[int, ...] = (0, 1, 2)
     swap_labels: tuple[tuple[str, str], ...] = ()
+    others: Others | None = None
     schema: int = SCHEMA
     reasons: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -160,6 +162,16 @@ class Plan:
         """What a voxel of some organs is called in predicted label files."""
         default = self.atoms if self.exclusive else default_order(self.values)
         return Painting(self.values, self.paint_order or default)
+
+    @property
+    def highest(self) -> int:
+        """The highest value that a predicted label file may hold."""
+        return max(max(self.painted_classes), *([] if self.exclusive else map(max, self.values)))
+
+    @property
+    def others_value(self) -> int | None:
+        """The value that undeclared values of a label file count as, None where they are refused."""
+        return others_value(self.others, self.ignore)
 
     @property
     def painted(self) -> dict[str, int]:
@@ -202,6 +214,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain data: str, int, float, None, list and dict only, so that it loads under ``weights_only=True``."""
         data = {spec.name: to_plain(getattr(self, spec.name)) for spec in fields(self) if spec.name != "reasons"}
+        if self.others is None:  # as in plans of before there was a choice
+            del data["others"]
         return {"schema": data.pop("schema")} | data
 
     @classmethod

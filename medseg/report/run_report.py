@@ -24,6 +24,7 @@ def references_of(store: Store, cases: Sequence[str]) -> References:
         store.plan.ignore,
         all_expected=True,
         annotated={case: info.annotated for case, info in infos.items() if info.annotated is not None},
+        others=store.plan.others_value,
     )
 
 
