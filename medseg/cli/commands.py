@@ -258,7 +258,7 @@ def _evaluate(options: Options) -> int:
     from medseg.datasets.matching import read_references
     from medseg.report.evaluate import evaluate
     from medseg.report.html import write_report
-        from medseg.report.tables import print_summary
+    from medseg.report.tables import print_summary
     from medseg.space.labels import others_value
 
     named = read_manifest(options.labels) if options.labels else None
