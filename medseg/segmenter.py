@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Integer
@@ -18,6 +19,7 @@ from medseg.nets import NetSpec, build_net, list_nets
 from medseg.patches.settings import PRESETS
 from medseg.patches.stitch import Predict, stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
+from medseg.space.labels import Painting
 from medseg.space.volume import Shape
 from medseg.types import Image, Logits
 
@@ -41,6 +43,7 @@ class Segmenter:
         overlap: Share by which neighbouring windows overlap.
         channels_last: Lay out activations with the channels innermost, which matrix units prefer.
         flips: The axes along which patches were flipped in training; None where nobody knows.
+        as_nnunet: Whether windows are weighted, and flips and several networks averaged, as nnU-Net does it.
     """
 
     net: nn.Module
@@ -48,6 +51,7 @@ class Segmenter:
     overlap: float = 0.5
     channels_last: bool = True
     flips: tuple[int, ...] | None = None
+    as_nnunet: bool = False
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, trust: Trust | None = None) -> Segmenter:
@@ -78,7 +82,13 @@ class Segmenter:
         channels_last = checkpoint.options["channels_last"] is not False
         lay_out(net, channels_last=channels_last)
         overlap = float(checkpoint.options["overlap"])
-        return cls(net.eval(), checkpoint.plan, overlap, channels_last, _flips(checkpoint))
+        flips, as_nnunet = _flips(checkpoint), checkpoint.as_nnunet
+        return cls(net.eval(), checkpoint.plan, overlap, channels_last, flips, as_nnunet)
+
+    @property
+    def tiling(self) -> str:
+        """How windows lie and count, see `medseg.patches.stitch.tile_starts`."""
+        return "nnunet" if self.as_nnunet else "even"
 
     def on(self, device: torch.device) -> Segmenter:
         """The same on a device, in evaluation mode."""
@@ -99,8 +109,14 @@ class Segmenter:
         return logits
 
     def decide(self, logits: Logits) -> Integer[Tensor, "b *space"] | Bool[Tensor, "b c *space"]:
-        """The class of each voxel, or for overlapping regions a mask per organ."""
-        return logits.argmax(dim=1) if self.plan.exclusive else logits > 0
+        """The class of each voxel, or for overlapping regions a mask per organ, as a label file would tell them."""
+        if self.plan.exclusive:
+            return logits.argmax(dim=1)
+        canvas = Canvas(self.plan.painting, logits.new_zeros((len(logits), *logits.shape[2:]), dtype=torch.int32))
+        for index in range(logits.shape[1]):
+            canvas.add(index, ..., logits[:, index] > 0)
+        values = canvas.finished()
+        return torch.stack([torch.isin(values, values.new_tensor(own)) for own in self.plan.values], dim=1)
 
     def segment(self, image: Image) -> Integer[Tensor, "1 i j k"] | Bool[Tensor, "1 c i j k"]:
         """Decide every voxel of one whole prepared volume ``(1, m, i, j, k)``, by overlapping windows.
@@ -111,7 +127,7 @@ class Segmenter:
         exclusive, organs = self.plan.exclusive, self.plan.num_classes
         kind, leading = (torch.int16, (1,)) if exclusive else (torch.bool, (1, organs))
         whole = torch.empty((*leading, *shape), dtype=kind, device=image.device)
-        axis, slabs = slabs_of(image, self.plan, self, overlap=self.overlap)
+        axis, slabs = slabs_of(image, self.plan, self, overlap=self.overlap, tiling=self.tiling)
         for where, slab in slabs:
             planes = max(1, DECIDED_AT_ONCE * slab.shape[axis + 1] // slab.numel())
             for first in range(0, where.stop - where.start, planes):
@@ -122,7 +138,7 @@ class Segmenter:
 
 
 def slabs_of(
-    image: Image, plan: Plan, predict: Predict, *, overlap: float
+    image: Image, plan: Plan, predict: Predict, *, overlap: float, tiling: str
 ) -> tuple[int, Iterator[tuple[slice, Float[Tensor, "c i j k"]]]]:
     """One prepared volume ``(1, m, i, j, k)`` swept along the axis that takes least memory, windows in batches.
 
@@ -132,9 +148,15 @@ def slabs_of(
     axis, dtype = sweep_of((image.shape[2], image.shape[3], image.shape[4]), plan)
     voxels = _VOXELS_PER_CALL.get(image.device.type, _VOXELS_PER_CALL["cpu"])
     together = max(1, min(_WINDOWS_PER_CALL, voxels // math.prod(plan.patch_size)))
-    return axis, stitched_slabs(
-        image, plan.patch_size, predict, overlap=overlap, batch_size=together, axis=axis, dtype=dtype
+    slabs = stitched_slabs(
+        *(image, plan.patch_size, predict),
+        overlap=overlap,
+        tiling=tiling,
+        batch_size=together,
+        axis=axis,
+        dtype=dtype,
     )
+    return axis, slabs
 
 
 def sweep_of(shape: Shape, plan: Plan) -> tuple[int, torch.dtype]:
@@ -143,6 +165,31 @@ def sweep_of(shape: Shape, plan: Plan) -> tuple[int, torch.dtype]:
     extents = [max(edge, extent) for edge, extent in zip(plan.patch_size, shape, strict=True)]
     extents[axis] = plan.patch_size[axis]
     return axis, torch.float16 if 4 * plan.num_classes * math.prod(extents) > HALF_BEYOND_BYTES else torch.float32
+
+
+class Canvas:
+    """Values of voxels, painted region by region in the order of the classes.
+
+    Args:
+        painting: What sets of regions are called.
+        values: Zeros, ``(*space)``; become the values.
+    """
+
+    def __init__(self, painting: Painting, values: Integer[Tensor, "*space"]) -> None:
+        self._painting, self._values = painting, values
+        self._hits = {members: torch.zeros_like(values, dtype=torch.int16) for members in painting.exact}
+
+    def add(self, index: int, place: Any, inside: Bool[Tensor, "*part"]) -> None:
+        """Paint one region, of which ``inside`` tells the voxels at a place."""
+        self._values[place].masked_fill_(inside, self._painting.order[index])
+        for members, hits in self._hits.items():  # a region that is no member puts them out of reach
+            hits[place] += inside * (1 if index in members else -len(self._painting.order))
+
+    def finished(self) -> Integer[Tensor, "*space"]:
+        """The values."""
+        for members, hits in self._hits.items():
+            self._values.masked_fill_(hits == len(members), self._painting.exact[members])
+        return self._values
 
 
 def require_same_kinds(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

@@ -20,8 +20,8 @@ from medseg.inference.resume import Record
 from medseg.machine.files import scratch, whole
 from medseg.machine.hardware import free_memory
 from medseg.plan.grid import GridChange
-from medseg.space.formats import is_foreign, write_labels_at
-from medseg.space.nifti import write_labels
+from medseg.plan.plan import Plan
+from medseg.space.writing import label_ending, write_labels_for
 
 AHEAD_BYTES = 2**30
 """Images that are read ahead may take so much memory in any case, and more where more is free."""
@@ -32,6 +32,11 @@ AHEAD_SHARE = 0.1
 READERS = 3
 
 Results = dict[str, MedsegError | None]
+
+
+def label_file(folder: Path, case: str, images: tuple[Path, ...], plan: Plan) -> Path:
+    """The label file of a case: in the format of its first image where that holds every label."""
+    return folder / f"{case}{label_ending(images[0], plan.highest)}"
 
 
 class Work:
@@ -50,20 +55,20 @@ class Work:
         self.save_probabilities = save_probabilities
         self.record = record
 
-    def label_file(self, case: str) -> Path:
+    def label_file(self, case: str, files: tuple[Path, ...]) -> Path:
         """Where the labels of a case go."""
-        return self.output / f"{case}.nii.gz"
+        return label_file(self.output, case, files, self.predictor.plan)
 
     def _probability_file(self, case: str) -> Path:
         return self.output / f"{case}.npz"
 
-    def _outputs(self, case: str) -> list[Path]:
-        return [self.label_file(case), *([self._probability_file(case)] if self.save_probabilities else [])]
+    def _outputs(self, case: str, files: tuple[Path, ...]) -> list[Path]:
+        return [self.label_file(case, files), *([self._probability_file(case)] if self.save_probabilities else [])]
 
     def done(self, case: str, files: tuple[Path, ...]) -> bool:
         """Whether the files that there are need not be written again."""
         known = self.record is not None and bool(self.predictor.digests)
-        return known and self.record.done(case, files, self._outputs(case))  # type: ignore[union-attr]  # known
+        return known and self.record.done(case, files, self._outputs(case, files))  # type: ignore[union-attr]  # known
 
     def read(self, files: tuple[Path, ...]) -> Prepared:
         """The image of a case on the plan's grid."""
@@ -88,32 +93,17 @@ class Work:
 
     def write(self, case: str, files: tuple[Path, ...], labels: NDArray[Any], change: GridChange) -> None:
         """Clean the labels and write them on the grid of their image."""
-        target = self.label_file(case)
+        target = self.label_file(case, files)
         with explained(target, "could not be written"):
             cleaned = self.predictor.clean(labels, change)
-            if is_foreign(files[0]):
-                write_labels_at(target, cleaned, np.array(change.source_affine))
-            else:
-                write_labels(target, cleaned, like=files[0])
+            write_labels_for(files[0], target, cleaned, np.array(change.source_affine))
         if self.record is not None:
-            self.record.add(case, files, self._outputs(case))
+            self.record.add(case, files, self._outputs(case, files))
 
     def _pack(self, path: Path, maps: NDArray[np.float16], change: GridChange) -> None:
         plan = self.predictor.plan
         names = ("background", *plan.organs) if plan.exclusive else plan.organs
         np.savez_compressed(path, probabilities=maps, classes=np.array(names), affine=np.array(change.source_affine))
-
-
-def _write(
-    predictor: Predictor, labels: NDArray[Any], change: GridChange, *, images: tuple[Path, ...], target: Path
-) -> None:
-    """Clean the labels and write them on the grid of their image."""
-    with explained(target, "could not be written"):
-        cleaned = predictor.clean(labels, change)
-        if is_foreign(images[0]):
-            write_labels_at(target, cleaned, np.array(change.source_affine))
-        else:
-            write_labels(target, cleaned, like=images[0])
 
 
 class Belt:

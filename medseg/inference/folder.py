@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.errors import MedsegError, UsageError
-from medseg.inference.belt import Belt, Work, explained
+from medseg.inference.belt import Belt, Work, explained, label_file
 from medseg.inference.images import find_cases
 from medseg.inference.predict import Predictor
 from medseg.inference.resume import Record
 from medseg.machine.files import require_writable
+from medseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,11 @@ def predict_cases(
     output: Path,
     *,
     save_probabilities: bool = False,
+    training_too: bool = False,
     overwrite: bool = False,
     tell: Callable[[str], object] = log.info,
 ) -> FolderOutcome:
-    """Segment an image or a folder of images, each written as ``CASE.nii.gz`` on the grid of its image.
+    """Segment an image or a folder of images, each written on its grid, in its format if that holds labels.
 
     While networks work, the next images are read and finished ones are cleaned and written, see
     `medseg.inference.belt.Belt`. A case that fails is reported and the others go on; a file appears whole or not at
@@ -51,12 +53,13 @@ def predict_cases(
 
     Args:
         predictor: What to segment with; several, alike but for their devices, share the cases.
-        source: An image file, or a folder; a case with several modalities is one 4D file, or a file per modality
-            ending in ``_0000``, ``_0001`` and so on, or in the modality's name. NIfTI, NRRD, MetaImage or folders of
-            DICOM slices, see `medseg.inference.images`.
+        source: A dataset, an image file, or a folder of images; a case with several modalities is one 4D file, or a
+            file per modality ending in ``_0000``, ``_0001`` and so on, or in the modality's name. See
+            `medseg.inference.images`.
         output: Folder to write to.
         save_probabilities: Also write ``CASE.npz`` with ``probabilities`` ``(c, i, j, k)`` in float16 on the image's
             grid, ``classes`` (their names) and ``affine``; NIfTI has no float16.
+        training_too: Of a dataset, predict its training cases, too.
         overwrite: Predict every case anew.
         tell: Takes a line per case that is segmented.
 
@@ -65,16 +68,16 @@ def predict_cases(
         UsageError: A prediction would overwrite its image, or be taken for one the next time.
     """
     predictors = [predictor] if isinstance(predictor, Predictor) else list(predictor)
-    cases, doubles = find_cases(source, predictors[0].plan)
-    _require_apart(source, cases, output)
+    cases, left_out = find_cases(source, predictors[0].plan, training_too=training_too)
+    _require_apart(source, cases, output, predictors[0].plan)
     require_writable(output)
     work = Work(predictors[0], output, save_probabilities, Record(output, predictors[0].settings))
     todo = cases if overwrite else {case: files for case, files in cases.items() if not work.done(case, files)}
     results = Belt(work, todo, tell).run(predictors)
     return FolderOutcome(
-        tuple(work.label_file(case) for case in todo if results[case] is None),
-        (*doubles, *(problem for case in todo if (problem := results[case]) is not None)),
-        tuple(work.label_file(case) for case in cases if case not in todo),
+        tuple(work.label_file(case, files) for case, files in todo.items() if results[case] is None),
+        (*left_out, *(problem for case in todo if (problem := results[case]) is not None)),
+        tuple(work.label_file(case, files) for case, files in cases.items() if case not in todo),
     )
 
 
@@ -94,10 +97,11 @@ def predict_files(
     work = Work(predictors[0], output, save_probabilities=False, record=None)
     failures: list[MedsegError] = []
     todo = dict(cases)
-    for case in cases:
+    for case, files in cases.items():
+        target = work.label_file(case, files)
         try:
-            with explained(work.label_file(case), "could not be replaced"):
-                work.label_file(case).unlink(missing_ok=True)
+            with explained(target, "could not be replaced"):
+                target.unlink(missing_ok=True)
         except MedsegError as failure:
             failures.append(failure)
             del todo[case]
@@ -105,10 +109,12 @@ def predict_files(
     return (*failures, *(problem for case in todo if (problem := results[case]) is not None))
 
 
-def _require_apart(source: Path, cases: Mapping[str, tuple[Path, ...]], output: Path) -> None:
+def _require_apart(source: Path, cases: Mapping[str, tuple[Path, ...]], output: Path, plan: Plan) -> None:
     for case, files in cases.items():
-        target = os.path.realpath(output / f"{case}.nii.gz")  # unlike Path.resolve content with a link to itself
+        label = label_file(output, case, files, plan)
+        target = os.path.realpath(label)  # unlike Path.resolve content with a link to itself
         if any(target == os.path.realpath(path) for path in files):
             raise UsageError(f"the prediction of {files[0]} would overwrite it", "Choose another --output")
-    if source.is_dir() and os.path.realpath(source) == os.path.realpath(output):
+    folders = {source, *(path.parent for files in cases.values() for path in files)} if not source.is_file() else ()
+    if os.path.realpath(output) in map(os.path.realpath, folders):
         raise UsageError(f"the predictions would lie among the images of {source}", "Choose another --output")

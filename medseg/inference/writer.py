@@ -16,7 +16,7 @@ from medseg.store.store import Store
 
 
 class WritePredictions(Callback):
-    """Writes ``CASE.nii.gz`` for each case of a test loop, the file that `medseg predict --no-cleaning` would write.
+    """Writes the label file of each case of a test loop, the one that `medseg predict --no-cleaning` would write.
 
     The loop deals the cases to the processes; when it is over, each predicts its own from their files, for the store
     rounds intensities, as `medseg predict` does. A case that fails is kept in `failures`, the others go on.

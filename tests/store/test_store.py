@@ -218,7 +218,10 @@ def test_an_edited_plan_in_the_store_is_noticed(store, toy_dataset):
     [
         ({"labels": {"liver": 1}}, "has labels"),
         ({"ignore": None}, "has ignore 9"),
-        ({"modalities": ("CT", "PET"), "normalisation": PLAN.normalisation * 2}, "has channels 1"),
+        (
+            {"modalities": ("CT", "PET"), "normalisation": PLAN.normalisation * 2},
+            "has modalities CT, the plan",
+        ),
     ],
 )
 def test_a_plan_for_another_dataset_is_refused(change, sentence, toy_dataset, tmp_path):
@@ -394,7 +397,8 @@ def folders_of(cases):
     return [folder for folder in cases.iterdir() if not folder.name.startswith(".")] if cases.is_dir() else []
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_kill_at_any_moment_costs_only_what_was_in_flight(workers, toy_dataset, tmp_path, store):
     out = tmp_path / "killed"
     out.mkdir()
