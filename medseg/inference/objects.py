@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from medseg.dicom.organs import Organ
 from medseg.dicom.segmentation import Algorithm, headers_of, write_segmentation
-from medseg.dicom.series import Series, series_of, sort_series
+from medseg.dicom.series import Series, series_of
 from medseg.dicom.structures import write_structures
 from medseg.errors import DataError, UsageError
 from medseg.pictures.panels import colour
@@ -21,36 +22,10 @@ from medseg.space.reading import is_series
 FORMS = {"dicom-seg": write_segmentation, "rtstruct": write_structures}
 """Kinds of objects that a prediction can be written as."""
 
-ENDINGS = {"dicom-seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}
+OBJECT_ENDINGS = {"dicom-seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}
 
 
-def dicom_cases(folder: Path) -> tuple[dict[str, tuple[Path, ...]], tuple[DataError, ...]]:
-    """Case name -> its series, for all series below a folder; and the odd ones, which are left out.
-
-    A series alone in its folder is named by it and stands for itself by that folder; among others it is named by
-    its number and description, too, and stands for itself by its first slice.
-
-    Raises:
-        UsageError: pydicom is not installed.
-        DataError: There is no DICOM below the folder.
-    """
-    series, odd = sort_series(folder)
-    times: dict[Path, int] = {}
-    for place in (*(one.files[0].parent for one in series), *(one.folder for one in odd)):
-        times[place] = times.get(place, 0) + 1
-    cases: dict[str, tuple[Path, ...]] = {}
-    for one in series:
-        place = one.files[0].parent
-        parts = place.relative_to(folder).parts or (folder.resolve().name,)
-        name = "_".join(parts) if times[place] == 1 else "_".join((*parts, one.name))
-        if name in cases:
-            name = f"{name}_{one.uid.rpartition('.')[2]}"
-        cases[name] = (place if times[place] == 1 else one.files[0],)
-    told = tuple(DataError(one.folder, f"holds series {one.name}: {one.reason}", "Left out") for one in odd)
-    return cases, told
-
-
-def require_dicom(cases: dict[str, tuple[Path, ...]], form: str) -> None:
+def require_series(cases: Mapping[str, tuple[Path, ...]], form: str) -> None:
     """Refuse to write an object for an image that is no series.
 
     Raises:
@@ -67,7 +42,7 @@ def write_object(form: str, target: Path, labels: NDArray[Any], image: Path, pla
 
     Args:
         form: Of `FORMS`.
-        target: Ends in `ENDINGS`.
+        target: Ends in what `OBJECT_ENDINGS` says.
         labels: ``(i, j, k)``, on the grid of the series: column, row, slice.
         image: What the series is read from.
         plan: Names the organs and their values.
