@@ -173,7 +173,8 @@ class Plan:
     @property
     def highest(self) -> int:
         """The highest value that a predicted label file may hold."""
-        return max((*self.painted_classes, *(() if self.exclusive else map(max, self.values))))
+        regions = () if self.exclusive else tuple(max(values) for values in self.values)
+        return max(*self.painted_classes, *regions, 0)
 
     @property
     def others_value(self) -> int | None:
