@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import ndimage
 
 from medseg.errors import listed
 from medseg.metrics.empty import Outcome, image_diagonal_mm
@@ -17,6 +16,7 @@ from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs, as_labels, checked_values
 from medseg.metrics.table import ELEMENTS, OrganPair, rows
 from medseg.space.distance import Box, bounding_box
+from medseg.space.labels import boxes_of
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,11 @@ def _boxes(labels: np.ndarray, organs: Organs) -> Iterator[Box | None]:
         for mask in labels:
             yield bounding_box(mask)
         return
-    found = ndimage.find_objects(labels)
+    found = boxes_of(labels, {value for values in organs.values() for value in checked_values(values)})
     for values in organs.values():
         box: Box | None = bounding_box(labels == 0) if 0 in checked_values(values) else None
         for value in checked_values(values):
-            box = _union(box, found[value - 1] if 0 < value <= len(found) else None)
+            box = _union(box, found.get(value))
         yield box
 
 

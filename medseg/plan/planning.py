@@ -190,9 +190,14 @@ def _normalisation_of(fingerprint: Fingerprint, index: int, modality: str) -> tu
         return Normalisation(named), "as the name of the channel asks."
     if modality.casefold() == "ct":
         foreground = fingerprint.foreground(index)
-        if foreground is None or not foreground.upper > foreground.lower:
+        if foreground is None:
             raise DataError(
                 fingerprint.dataset.name, "has no labelled voxels to measure Hounsfield units in", "See medseg verify"
+            )
+        if not foreground.upper > foreground.lower:
+            return Normalisation("zscore"), (
+                f"all labelled voxels are {foreground.lower:g}, which measures no Hounsfield units; each case's own "
+                "mean and std."
             )
         measured = (foreground.lower, foreground.upper, foreground.mean, foreground.std)
         clip = (readable(number, digits=4, of=foreground.std) for number in measured)

@@ -15,7 +15,7 @@ from rich.progress import track
 
 from medseg import __version__
 from medseg.checkpoints.run import Scores
-from medseg.errors import DataError, UsageError
+from medseg.errors import DataError, UsageError, explaining
 from medseg.machine.files import require_writable, write_json
 from medseg.machine.hardware import usable_cores
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
@@ -165,7 +165,8 @@ def _each_case(
 
     def guarded(pair: Pair) -> _Result | Failure:
         try:
-            return work(pair)
+            with explaining():
+                return work(pair)
         except DataError as error:
             return Failure(pair.case, str(error).removesuffix("."))
 

@@ -11,18 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import DataError, listed
+from medseg.errors import DataError
 from medseg.metrics.cases import score_case
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs
 from medseg.metrics.table import Element
 from medseg.report.matching import Pair
 from medseg.report.rows import CaseRow
-from medseg.space.labels import values_of
+from medseg.space.labels import integer_type, looks_like_scan, strangers, value_counts, values_of
 from medseg.space.nifti import read_header, read_labels, read_volume
 from medseg.space.volume import Volume, same_place
-
-_CHUNK_VOXELS = 1 << 22  # bounds the int64 copies that bincount makes
 
 
 @dataclass(frozen=True)
@@ -110,15 +108,23 @@ def values_seen(pair: Pair) -> set[int]:
     Raises:
         DataError: A file cannot be read or is no label map.
     """
-    return set().union(*(_values_in(read_labels(path).array) for path in (pair.prediction, pair.reference)))
+    seen: set[int] = set()
+    for path in (pair.prediction, pair.reference):
+        labels = read_labels(path).array[0]
+        counts = value_counts(labels)
+        if min(counts) < 0:
+            raise DataError(path, f"holds the value {min(counts)}, which is no label", "Name the labels with --labels")
+        if looks_like_scan(labels, counts):
+            problem = f"holds {len(counts)} different values as noise has them: a scan, not a label map"
+            raise DataError(path, problem, "Give the folder of the label maps")
+        seen |= set(counts)
+    return seen
 
 
 def _read(path: Path, organ_count: int) -> Volume:
     if read_header(path).channels == 1:
         labels = read_labels(path)
-        low, high = int(labels.array.min(initial=0)), int(labels.array.max(initial=0))
-        smallest = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
-        return Volume(labels.array.astype(smallest), labels.affine)
+        return Volume(labels.array.astype(integer_type(labels.array)), labels.affine)
     volume = read_volume(path)
     if volume.array.shape[0] != organ_count or not ((volume.array == 0) | (volume.array == 1)).all():
         raise DataError(
@@ -138,16 +144,5 @@ def _require_declared(path: Path, volume: Volume, organs: Organs, ignore: int | 
     if volume.array.dtype == bool:
         return
     declared = {0, *(value for organ in organs.values() for value in values_of(organ))}
-    strange = sorted(_values_in(volume.array) - declared - {ignore})
-    if strange:
-        raise DataError(
-            path,
-            f"holds the label value {listed(strange)}, which no organ declares",
-            "Name the value in the labels, or remap the file",
-        )
-
-
-def _values_in(labels: NDArray[Any]) -> set[int]:
-    flat, low = labels.reshape(-1), int(labels.min(initial=0))
-    chunks = (flat[start : start + _CHUNK_VOXELS] for start in range(0, flat.size, _CHUNK_VOXELS))
-    return {int(index) + low for chunk in chunks for index in np.flatnonzero(np.bincount(chunk.astype(np.int64) - low))}
+    if problem := strangers(volume.array[0], declared if ignore is None else declared | {ignore}):
+        raise DataError(path, problem, "Name the value in the labels, or remap the file")

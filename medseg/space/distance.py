@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -104,6 +104,25 @@ def bounding_box(mask: Bool[np.ndarray, "*space"], *, margin: int = 0) -> Box | 
         first, last = int(occupied[0]), int(occupied[-1])
         box.append(slice(max(first - margin, 0), min(last + 1 + margin, mask.shape[axis])))
     return tuple(box)
+
+
+def nonzero_box(array: Num[np.ndarray, "m i j k"]) -> tuple[slice, slice, slice]:
+    """The smallest box outside which every channel is zero; the whole volume when all of it is.
+
+    Example:
+        >>> image = np.zeros((1, 4, 4, 4)); image[0, 1, 2, 3] = 5; image[0, 2, 2, 2] = -5
+        >>> nonzero_box(image)
+        (slice(1, 3, None), slice(2, 3, None), slice(2, 4, None))
+    """
+    box = [slice(0, count) for count in array.shape[1:]]
+    if not array.any():
+        return box[0], box[1], box[2]
+    for axis in range(3):
+        lines = np.moveaxis(array[:, box[0], box[1], box[2]], axis + 1, 0)
+        first = next(index for index in range(len(lines)) if lines[index].any())
+        last = next(index for index in reversed(range(len(lines))) if lines[index].any())
+        box[axis] = slice(first, last + 1)
+    return box[0], box[1], box[2]
 
 
 def checked_spacing(spacing_mm: Sequence[float] | None, axes: int) -> tuple[float, ...]:

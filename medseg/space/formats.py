@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import DataError
 from medseg.machine.files import whole
+from medseg.space.labels import integer_type
 from medseg.space.volume import Affine, Volume
 
 FOREIGN_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -66,7 +67,7 @@ def write_labels_at(path: Path, labels: NDArray[Any], affine: Affine) -> None:
         labels: ``(i, j, k)``.
         affine: Voxel indices to RAS+ mm.
     """
-    image = nib.Nifti1Image(labels.astype(np.min_scalar_type(int(labels.max(initial=0)))), affine)
+    image = nib.Nifti1Image(labels.astype(integer_type(labels)), affine)
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
     image.header.set_xyzt_units("mm")

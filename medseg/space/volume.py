@@ -20,6 +20,18 @@ def spacing_of(affine: Affine) -> Spacing:
     return i, j, k
 
 
+def shear_degrees(affine: Affine) -> float:
+    """How far the edges of a voxel are from meeting at right angles, at most.
+
+    Example:
+        >>> tilted = np.array([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        >>> round(shear_degrees(tilted), 6), shear_degrees(np.eye(4))
+        (45.0, 0.0)
+    """
+    edges = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.degrees(np.arcsin(np.abs(edges.T @ edges - np.eye(3)).max().clip(0, 1))))
+
+
 def orientation_of(affine: Affine) -> str:
     """The anatomical direction each array axis grows towards, such as ``"RAS"`` or ``"LPS"``.
 
@@ -58,6 +70,11 @@ class Volume:
     def spacing_mm(self) -> Spacing:
         """Edge lengths of a voxel."""
         return spacing_of(self.affine)
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of a voxel: the determinant, which under shear is less than the product of the edges."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
 
     @property
     def orientation(self) -> str:

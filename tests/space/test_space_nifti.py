@@ -4,8 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medseg.datasets.case import value_counts
 from medseg.errors import DataError
+from medseg.space.labels import value_counts
 from medseg.space.nifti import read_labels, read_volume, write_labels
 
 LABELS = np.random.default_rng(0).choice([0, 1, 5, 17, 200], (5, 19, 7))
