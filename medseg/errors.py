@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -163,6 +163,16 @@ def nearest(word: str, legal: list[str]) -> str:
         return abbreviated[0]
     found = difflib.get_close_matches(word, legal, n=1, cutoff=0.5)
     return found[0] if found else ""
+
+
+def few(lines: Sequence[str], most: int = 5) -> list[str]:
+    """The first few of many lines, and one that counts the others.
+
+    Example:
+        >>> few(["a", "b"]), few(["a", "b", "c"], most=1)
+        (['a', 'b'], ['a', 'and 2 more'])
+    """
+    return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:

@@ -88,7 +88,7 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
     names, label = [_slashed(name) for name in names], _slashed(label) if label else None
     paths = tuple(root / name for name in names)
     if len(paths) == 1 and not paths[0].is_file():
-        paths = _channel_files(paths[0]) or paths
+        paths = _channel_files(paths[0], len(manifest.modalities)) or paths
     return Files(
         id=case_name(root / (label or names[0])),
         images=paths,
@@ -107,14 +107,11 @@ def _is_apple_double(entry: Any) -> bool:
     return isinstance(name, str) and Path(name).name.startswith("._")
 
 
-def _channel_files(image: Path) -> tuple[Path, ...]:
+def _channel_files(image: Path, channels: int) -> tuple[Path, ...]:
     """Older nnU-Net lists name ``a.nii.gz`` where the files are called ``a_0000.nii.gz``, ``a_0001.nii.gz``."""
-    ending = image.name[len(case_name(image)) :]
-    return tuple(sorted(image.parent.glob(f"{_escape(case_name(image))}_[0-9][0-9][0-9][0-9]{ending}")))
-
-
-def _escape(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
+    name = case_name(image)
+    numbered = (image.with_name(f"{name}_{number:04d}{image.name[len(name) :]}") for number in range(channels))
+    return tuple(path for path in numbered if path.is_file())
 
 
 def _distinct(entries: list[Files]) -> list[Files]:

@@ -94,6 +94,7 @@ def predict_cases(
             del read
             tell(f"{number} of {len(todo)}: {case}")
         _collect(results, pending)
+    work.record.close()
     return FolderOutcome(
         tuple(work.label_file(case) for case in todo if results[case] is None),
         (*doubles, *(problem for case in todo if (problem := results[case]) is not None)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from medseg.metrics.empty import Outcome, image_diagonal_mm
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs, as_labels, checked_values
 from medseg.metrics.table import ELEMENTS, OrganPair, rows
-from medseg.space.distance import Box, bounding_box
+from medseg.space.distance import Box, Steps, bounding_box, edges_mm
 from medseg.space.labels import boxes_of
 
 
@@ -44,7 +44,7 @@ def score_case(
     reference: ArrayLike,
     organs: Organs,
     *,
-    spacing_mm: Sequence[float],
+    spacing_mm: Steps,
     tolerance_mm: float | Mapping[str, float] = DEFAULT_TOLERANCE_MM,
     element: str = "voxels",
     ignore: int | None = None,
@@ -60,7 +60,8 @@ def score_case(
             an array or a tensor.
         reference: Label values in the same vocabulary, or one mask per organ.
         organs: Organ name -> value or values; 0, the background, may be one.
-        spacing_mm: Distance between voxel centres along each axis.
+        spacing_mm: Distance between voxel centres along each axis, or the matrix (mm, axes) of the steps of a sheared
+            grid. An image of one slice is scored as one in two dimensions: its organs end at their outlines.
         tolerance_mm: Tolerance of the surface Dice, one for all or by name (others have the default, 2 mm).
         element: ``voxels`` measures surfaces as MONAI does, ``areas`` as deepmind's surface-distance does.
         ignore: Reference value of voxels that count for nothing; they are outside of both masks.
@@ -86,12 +87,13 @@ def score_case(
     if min(mine.min(), true.min()) < 0:
         raise ValueError("expected label values of 0 or more, got a negative one; name it with ignore= or remap it")
     boxes = zip(_boxes(mine, organs), _boxes(true, organs), strict=True)
-    diagonal_mm = image_diagonal_mm(space, spacing_mm)
+    diagonal_mm = image_diagonal_mm(space, edges_mm(spacing_mm))
+    flat = space.index(1) if len(space) == 3 and space.count(1) == 1 else None
 
     def score(index: int, name: str, box: Box | None) -> OrganScores:
         box = (slice(0, 0),) * len(space) if box is None else box
         found, there = (_cut(part, index, checked_values(organs[name]), box) for part in (mine, true))
-        pair = OrganPair(found, there, spacing_mm, diagonal_mm, element)
+        pair = OrganPair(found, there, spacing_mm, diagonal_mm, element, flat)
         values = {row.name: row.value(pair, {"tolerance_mm": tolerances[name]}) for row in rows().values()}
         return OrganScores(pair.counts.outcome, values)
 
@@ -115,9 +117,7 @@ def _without(
     return kept, np.where(ignored, other, reference)
 
 
-def _space_of(
-    prediction: np.ndarray, reference: np.ndarray, organs: Organs, spacing_mm: Sequence[float]
-) -> tuple[int, ...]:
+def _space_of(prediction: np.ndarray, reference: np.ndarray, organs: Organs, spacing_mm: Steps) -> tuple[int, ...]:
     spaces = []
     for role, array in (("prediction", prediction), ("reference", reference)):
         if array.dtype == bool and len(array) != len(organs):
@@ -125,15 +125,16 @@ def _space_of(
                 f"expected {len(organs)} {role} masks, one per organ, got {len(array)}; give one per organ"
             )
         spaces.append(array.shape[1:] if array.dtype == bool else array.shape)
-    if spaces[0] != spaces[1] or len(spaces[1]) != len(spacing_mm):
+    edges = edges_mm(spacing_mm)
+    if spaces[0] != spaces[1] or len(spaces[1]) != len(edges):
         raise ValueError(
             f"expected a prediction of shape {spaces[1]} like the reference and a spacing per axis, got {spaces[0]} "
-            f"and {len(spacing_mm)} spacings; resample the prediction to the reference"
+            f"and {len(edges)} spacings; resample the prediction to the reference"
         )
     if 0 in spaces[1]:
         raise ValueError(f"expected a volume with voxels, got one of shape {spaces[1]}")
-    if not all(0 < step < math.inf for step in spacing_mm):
-        raise ValueError(f"expected a spacing of lengths in mm, got {', '.join(f'{step:g}' for step in spacing_mm)}")
+    if not all(0 < edge < math.inf for edge in edges):
+        raise ValueError(f"expected a spacing of lengths in mm, got {', '.join(f'{edge:g}' for edge in edges)}")
     return tuple(spaces[1])
 
 

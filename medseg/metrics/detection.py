@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +9,7 @@ from jaxtyping import Bool
 
 from medseg.metrics.empty import outcome, overlap_score
 from medseg.space.components import connected_components
+from medseg.space.distance import Steps, voxel_size
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,11 @@ def lesion_f1(lesions: Lesions) -> float:
     return overlap_score(2 * tp, 2 * tp + fp + fn, outcome(tp + fp, tp + fn))
 
 
-def volume_ml(voxels: int, spacing_mm: Sequence[float]) -> float:
+def volume_ml(voxels: int, spacing_mm: Steps) -> float:
     """Turn a number of voxels into millilitres.
 
     Example:
         >>> volume_ml(500, (1.0, 1.0, 2.0))
         1.0
     """
-    return voxels * math.prod(spacing_mm) / 1000.0
+    return voxels * voxel_size(spacing_mm) / 1000.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from medseg.report.scoring import ScoredCase, Scoring, score_pair, values_seen
 from medseg.report.summary import Summary, summarise
 
 _Result = TypeVar("_Result")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def evaluate(
     _require_lengths(tolerance_mm)
     pool = references if isinstance(references, References) else read_references(Path(references))
     ignore = pool.ignore if ignore is None else ignore
+    _tell_of_one_folder(Path(predictions), pool)
     matched = match(Path(predictions), pool.labels, cases=cases, all_expected=pool.all_expected)
     require_writable(output := Path(output))
     workers = workers or min(8, usable_cores())
@@ -150,6 +153,12 @@ def _organs_seen(pairs: Sequence[Pair], ignore: int | None, workers: int) -> dic
     if found and not values:
         raise DataError(pairs[0].reference.parent, "holds no label, and no prediction does", "Name them with --labels")
     return {f"label {value}": value for value in values}
+
+
+def _tell_of_one_folder(predictions: Path, pool: References) -> None:
+    """Scores of files against themselves are perfect, and say nothing."""
+    if any(path.parent.resolve() == predictions.resolve() for path in pool.labels.values()):
+        _log.warning("%s holds the references too: every file is scored against itself", predictions)
 
 
 def _require_lengths(tolerance_mm: float | Mapping[str, float]) -> None:

@@ -57,11 +57,14 @@ def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> ScoredCase:
     prediction, reference = read_pair(pair, scoring.organs)
     _require_declared(pair.prediction, prediction, scoring.organs, None)
     _require_declared(pair.reference, reference, scoring.organs, scoring.ignore)
+    if scoring.element == "areas" and reference.sheared:
+        remedy = "Score between voxels, or resample both to a square grid"
+        raise DataError(pair.reference, "has sheared voxels, for which no areas of surface elements are known", remedy)
     scores = score_case(
         _labels_or_masks(prediction),
         _labels_or_masks(reference),
         scoring.organs,
-        spacing_mm=reference.spacing_mm,
+        spacing_mm=reference.steps_mm,
         tolerance_mm=scoring.tolerance_mm,
         element=scoring.element,
         ignore=scoring.ignore,

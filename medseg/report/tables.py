@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medseg.errors import few
 from medseg.report.evaluate import Evaluation
 from medseg.report.summary import OrganSummary, Summary
 
@@ -46,7 +47,7 @@ def summary_table(summary: Summary) -> Table:
 
 
 def print_summary(evaluation: Evaluation, console: Console | None = None) -> None:
-    """Print the table, then every case that failed and why, then where the files are."""
+    """Print the table, then the first cases that failed and why, then where the files are."""
     console = console or Console()
     if evaluation.summary.cases:
         console.print(summary_table(evaluation.summary))
@@ -55,7 +56,7 @@ def print_summary(evaluation: Evaluation, console: Console | None = None) -> Non
         lines.append(f"{evaluation.not_predicted} further cases of the dataset were not predicted.")
     if evaluation.failures:
         lines.append(f"{len(evaluation.failures)} case{'s' * (len(evaluation.failures) != 1)} could not be scored:")
-        lines += [f"  {failure.case}: {failure.reason}." for failure in evaluation.failures]
+        lines += [f"  {line}" for line in few([f"{one.case}: {one.reason}." for one in evaluation.failures])]
     for line in (*lines, f"Written to {evaluation.output}"):
         console.print(escape(line), soft_wrap=True, highlight=False)
 

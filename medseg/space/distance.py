@@ -12,6 +12,37 @@ from scipy import ndimage
 Box = tuple[slice, ...]
 """One slice per axis: the part of a volume that matters."""
 
+Steps = Sequence[float] | NDArray[np.float64]
+"""From voxel to voxel in mm: an edge per axis or, where they are not square, the matrix (mm, axes) of the steps."""
+
+
+def places_mm(indices: Num[np.ndarray, "n axes"], steps_mm: Steps) -> Float[np.ndarray, "n mm"]:
+    """Where voxels lie, from the corner of the grid.
+
+    Example:
+        >>> places_mm(np.array([[1, 2]]), (1.0, 3.0)), places_mm(np.array([[0, 1]]), np.array([[1.0, 0.5], [0.0, 2.0]]))
+        (array([[1., 6.]]), array([[0.5, 2. ]]))
+    """
+    steps = np.asarray(steps_mm, dtype=np.float64)
+    return indices * steps if steps.ndim == 1 else indices @ steps.T
+
+
+def edges_mm(steps_mm: Steps) -> tuple[float, ...]:
+    """The lengths of the edges of a voxel."""
+    steps = np.asarray(steps_mm, dtype=np.float64)
+    return tuple(float(edge) for edge in (steps if steps.ndim == 1 else np.linalg.norm(steps, axis=0)))
+
+
+def voxel_size(steps_mm: Steps) -> float:
+    """The volume of a voxel: the product of its edges where they are square, else the determinant.
+
+    Example:
+        >>> voxel_size((1.0, 2.0, 3.0)), round(voxel_size(np.array([[1.0, 1.0], [0.0, 2.0]])), 9)
+        (6.0, 2.0)
+    """
+    steps = np.asarray(steps_mm, dtype=np.float64)
+    return float(np.prod(steps) if steps.ndim == 1 else abs(np.linalg.det(steps)))
+
 
 def euclidean_distance(
     mask: Bool[np.ndarray, "*space"], spacing_mm: Sequence[float] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from medseg.space.volume import Affine, Shape, Spacing, Volume, orientation_of, 
 Number = TypeVar("Number", bound=np.generic)
 _ROWS = 8
 NEARLY = 0.01  # numbers of a label file no further than this from whole ones are those, badly kept
+_QUATERNION_ROUNDING = 1e-3
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 _UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}  # by xyzt_units; all else means mm, as for ITK
 
@@ -75,7 +77,7 @@ def read_header(path: Path) -> Header:
     Raises:
         DataError: The file is missing, not NIfTI, not three- or four-dimensional, or has a singular affine.
     """
-    return _header_of(path, _open(path))
+    return _header_of(path, open_nifti(path))
 
 
 def read_volume(path: str | Path) -> Volume:
@@ -85,7 +87,7 @@ def read_volume(path: str | Path) -> Volume:
         DataError: As `read_header`, or the voxel data are truncated or corrupt.
     """
     path = Path(path)
-    image = _open(path)
+    image = open_nifti(path)
     header = _header_of(path, image)
     return Volume(_channels_first(_voxels(path, image), header), header.affine)
 
@@ -129,7 +131,7 @@ def read_label_file(path: Path) -> LabelFile:
     Raises:
         DataError: As `read_volume`, or the file has several channels or values that no integer of 64 bits holds.
     """
-    image = _open(path)
+    image = open_nifti(path)
     header = _header_of(path, image)
     if header.channels != 1:
         raise DataError(
@@ -181,7 +183,7 @@ def write_labels(path: Path, labels: NDArray[Any], *, like: Path) -> None:
         labels: ``(i, j, k)`` with the spatial shape of ``like``.
         like: The image that was segmented.
     """
-    source = _open(like)
+    source = open_nifti(like)
     if tuple(labels.shape) != tuple(source.shape[:3]):
         raise ValueError(f"labels have shape {labels.shape}, the image {like} has {source.shape[:3]}")
     _write(path, source, labels.astype(integer_type(labels)))
@@ -194,7 +196,7 @@ def with_integers(path: Path, labels: NDArray[Any]) -> None:
         path: A label file with one channel.
         labels: ``(i, j, k)``, of the type to store them in.
     """
-    source = _open(path)
+    source = open_nifti(path)
     header = source.header.copy()
     header.set_data_dtype(labels.dtype)
     image = type(source)(labels.reshape(source.shape), None, header)
@@ -218,14 +220,19 @@ def _write(path: Path, source: Any, voxels: NDArray[Any]) -> None:
         nib.save(image, partial)
 
 
-def _open(path: Path) -> Any:
+def open_nifti(path: Path) -> Any:
+    """Open a file as nibabel's image, its voxels unread.
+
+    Raises:
+        DataError: As `read_header`.
+    """
     try:
         with path.open("rb"):  # what the system refuses, it says more clearly than nibabel
             pass
     except OSError as error:
         raise explained(error, path) from None
     try:
-        image = nib.load(path)
+        image = _load(path)
     except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
         if misnamed := _true_name(path):
             raise DataError(path, f"holds what a {misnamed} holds, which its name hides", "Rename it") from None
@@ -233,6 +240,36 @@ def _open(path: Path) -> Any:
     if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)):
         raise DataError(path, f"is {type(image).__name__}, not a NIfTI file of one piece", "Convert it to .nii.gz")
     return image
+
+
+class _Forgiving:
+    """A header whose quaternion may be a little longer than 1: rounding, which ITK forgives too."""
+
+    def get_qform_quaternion(self) -> NDArray[np.float64]:
+        """The unit quaternion that is meant."""
+        turn = np.array([self[f"quatern_{letter}"] for letter in "bcd"], dtype=np.float64)  # type: ignore[index]
+        length = float(np.linalg.norm(turn))
+        if not 1 <= length < 1 + _QUATERNION_ROUNDING:
+            return super().get_qform_quaternion()  # type: ignore[misc, no-any-return]
+        return np.append(0.0, turn / length)
+
+
+_FORGIVING: list[Any] = [
+    type(image.__name__, (image,), {"header_class": type(header.__name__, (_Forgiving, header), {})})
+    for image, header in ((nib.Nifti1Image, nib.Nifti1Header), (nib.Nifti2Image, nib.Nifti2Header))
+]
+
+
+def _load(path: Path) -> Any:
+    try:
+        return nib.load(path)
+    except (HeaderDataError, ValueError) as error:
+        if "w2 should be positive" not in str(error):
+            raise
+    for kind in _FORGIVING[:-1]:
+        with suppress(ImageFileError, HeaderDataError):
+            return kind.from_filename(path)
+    return _FORGIVING[-1].from_filename(path)
 
 
 def _true_name(path: Path) -> str:

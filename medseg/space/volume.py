@@ -13,6 +13,9 @@ Affine = NDArray[np.float64]
 Spacing = tuple[float, float, float]
 Shape = tuple[int, int, int]
 
+ROUNDING_DEGREES = 0.1
+"""Edges this far from a right angle are square, and the header's numbers rounded."""
+
 
 def spacing_of(affine: Affine) -> Spacing:
     """Edge lengths of a voxel in mm: the column norms of the affine, exact for oblique grids too."""
@@ -72,9 +75,14 @@ class Volume:
         return spacing_of(self.affine)
 
     @property
-    def voxel_mm3(self) -> float:
-        """Volume of a voxel: the determinant, which under shear is less than the product of the edges."""
-        return float(abs(np.linalg.det(self.affine[:3, :3])))
+    def sheared(self) -> bool:
+        """Whether the edges of a voxel meet at angles that are not right by more than rounding."""
+        return shear_degrees(self.affine) > ROUNDING_DEGREES
+
+    @property
+    def steps_mm(self) -> Spacing | Affine:
+        """As `medseg.space.distance.Steps`: the edges or, under shear, the matrix of the steps."""
+        return self.affine[:3, :3] if self.sheared else self.spacing_mm
 
     @property
     def orientation(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
+from medseg.space.nifti import open_nifti
 from medseg.space.volume import Affine, orientation_of, same_place, shear_degrees, spacing_of
 
 ROUNDING_VOXELS = 0.5
@@ -32,7 +33,7 @@ def header_remarks(path: Path) -> Iterator[Remark]:
     Kinds: ``two-affines`` (qform against sform), ``quaternion`` (a qform that is no rotation), ``pixdim`` (against the
     affine, or zero), ``sheared`` (a gantry tilt).
     """
-    image: Any = nib.load(path)
+    image = open_nifti(path)
     header, affine = image.header, image.affine
     follows = "medseg follows the sform; other programs may not: make them agree"
     told = False

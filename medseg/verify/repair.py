@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from medseg.datasets.case import Case, Dataset, read_listing
-from medseg.errors import DataError, listed
+from medseg.errors import DataError, few, listed
 from medseg.machine.files import whole
 from medseg.space.labels import integer_type
-from medseg.space.nifti import read_header, read_label_file, with_integers
+from medseg.space.nifti import open_nifti, read_header, read_label_file, with_integers
 from medseg.verify.copying import Moves, copy_dataset
 from medseg.verify.headers import ROUNDING_VOXELS
 from medseg.verify.inspection import Problem, distance_in_voxels, inspect_case
@@ -48,15 +47,11 @@ class Repaired:
             files = defaultdict(list)
             for problem in self.left:
                 files[problem.file.name if problem.file else problem.case or "the dataset"].append(problem.problem)
-            told = [f"  {file} {'; '.join(dict.fromkeys(problems))}" for file, problems in files.items()]
-            said += told[:MOST_TOLD] + ([f"  and {len(told) - MOST_TOLD} more files"] if told[MOST_TOLD:] else [])
+            told = [f"{file} {'; '.join(dict.fromkeys(problems))}" for file, problems in files.items()]
+            said += [f"  {line}" for line in few(told)]
         if self.skipped:
             said.append(f"not copied: {listed(self.skipped)}")
         return said
-
-
-MOST_TOLD = 5
-"""Files of which it is said on screen what is left."""
 
 
 def repair(report: VerifyReport, out: Path) -> Repaired:
@@ -146,7 +141,7 @@ def _copy_affine(target: Path, like: Path | None) -> str:
     affine = read_header(like or target).affine
     packed = target.read_bytes()
     plain = gzip.decompress(packed) if target.suffix == ".gz" else packed
-    header: Any = type(nib.load(target).header).from_fileobj(io.BytesIO(plain), check=False)
+    header: Any = type(open_nifti(target).header).from_fileobj(io.BytesIO(plain), check=False)
     own = np.diag([1 / before.unit_mm] * 3 + [1.0]) @ affine
     header.set_qform(own, code=int(header["qform_code"]) or 1)
     header.set_sform(own, code=int(header["sform_code"]) or 1)
