@@ -88,8 +88,8 @@ def whole_numbers(voxels: NDArray[Any]) -> WholeNumbers:
         ValueError: They do not fit into 64 bits, or (floats) are beyond 2^53, where not every whole number exists.
 
     Example:
-        >>> whole_numbers(np.array([0.0, 2.9999999993])).array, whole_numbers(np.array([0.5])).exact
-        (array([0, 3], dtype=int32), False)
+        >>> whole_numbers(np.array([0.0, 2.9999999993])).array.tolist(), whole_numbers(np.array([0.5])).exact
+        ([0, 3], False)
     """
     low, high = (voxels.min(), voxels.max()) if voxels.size else (0, 0)
     if not (np.isfinite(low) and np.isfinite(high)):

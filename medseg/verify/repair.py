@@ -77,32 +77,34 @@ def repair(report: VerifyReport, out: Path) -> Repaired:
         raise DataError(out, "lies within the dataset that is to be repaired", "Name a folder elsewhere")
     with whole(out, remedy="Choose another folder") as copy:
         moves = copy_dataset(report.root, report.description, copy)
-        done, failed = _mend(report, moves, copy)
-    left = [problem for problem in report.problems if moves.of(problem.file) not in done or not problem.repair]
-    told = (replace(one, problem=f"{one.problem} ({failed.get(one.case, '')})") if one.repair else one for one in left)
-    return Repaired(done, tuple(told), moves.skipped)
+        done, told, failed = _mend(report, moves, copy)
+    left = [problem for problem in report.problems if moves.of(problem.file) not in done]
+    left = [replace(one, problem=f"{one.problem} ({failed[one.case]})") if one.repair else one for one in left]
+    return Repaired(done, (*left, *told), moves.skipped)
 
 
-def _mend(report: VerifyReport, moves: Moves, copy: Path) -> tuple[dict[Path, str], dict[str, str]]:
-    """Repair the files of the copy, case by case: what was done to each, and why a case is as it was."""
+def _mend(report: VerifyReport, moves: Moves, copy: Path) -> tuple[dict[Path, str], list[Problem], dict[str, str]]:
+    """Repair the files of the copy: what was done to each, what else is odd about them, which cases are as they were."""
     dataset = read_listing(copy / report.description.name).dataset
     cases = {case.id: case for case in (*dataset.cases, *dataset.test)}
     wanted: dict[str, list[Problem]] = defaultdict(list)
     for problem in report.repairable:
         wanted[problem.case].append(problem)
     done: dict[Path, str] = {}
+    told: list[Problem] = []
     failed: dict[str, str] = {}
     for name, problems in wanted.items():
         try:
             mended = _mend_case(problems, moves, copy)
-            _require_sound(cases[name], dataset, {copy / file for file in mended})
+            remarks = _require_sound(cases[name], dataset, {copy / file for file in mended})
         except DataError as error:
             failed[name] = f"its repair failed: {error.problem}"
             for file in {moves.of(problem.file) for problem in problems} - {None}:
                 moves.restore(file or Path(), copy)
         else:
             done |= mended
-    return done, failed
+            told += [replace(one, file=moves.places[(one.file or copy).relative_to(copy)]) for one in remarks]
+    return done, told, failed
 
 
 def _mend_case(problems: Iterable[Problem], moves: Moves, copy: Path) -> dict[Path, str]:
@@ -117,11 +119,14 @@ def _mend_case(problems: Iterable[Problem], moves: Moves, copy: Path) -> dict[Pa
     return done
 
 
-def _require_sound(case: Case, dataset: Dataset, mended: set[Path]) -> None:
-    """Look once more at the files that were mended."""
-    for problem in inspect_case((case, replace(dataset, cases=(), test=()))).problems:
-        if problem.file in mended and (not problem.harmless or problem.kind in ("float-labels", "rounding")):
+def _require_sound(case: Case, dataset: Dataset, mended: set[Path]) -> list[Problem]:
+    """Look once more at the files that were mended; what is left are remarks."""
+    found = inspect_case((case, replace(dataset, cases=(), test=()))).problems
+    found = tuple(problem for problem in found if problem.file in mended)
+    for problem in found:
+        if not problem.harmless or problem.repair:
             raise DataError(problem.file or case.id, problem.problem, problem.remedy)
+    return list(found)
 
 
 def _write_integers(target: Path) -> str:
