@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def repair(report: VerifyReport, out: Path) -> Repaired:
 
 
 def _mend(report: VerifyReport, moves: Moves, copy: Path) -> tuple[dict[Path, str], list[Problem], dict[str, str]]:
-    """Repair the files of the copy: what was done to each, what else is odd about them, which cases are as they were."""
+    """Repair the files of the copy: what was done to each, what else is odd about them, and which cases failed."""
     dataset = read_listing(copy / report.description.name).dataset
     cases = {case.id: case for case in (*dataset.cases, *dataset.test)}
     wanted: dict[str, list[Problem]] = defaultdict(list)
@@ -96,14 +97,14 @@ def _mend(report: VerifyReport, moves: Moves, copy: Path) -> tuple[dict[Path, st
     for name, problems in wanted.items():
         try:
             mended = _mend_case(problems, moves, copy)
-            remarks = _require_sound(cases[name], dataset, {copy / file for file in mended})
+            remarks = _require_sound(cases[name], dataset, copy, mended)
         except DataError as error:
             failed[name] = f"its repair failed: {error.problem}"
             for file in {moves.of(problem.file) for problem in problems} - {None}:
                 moves.restore(file or Path(), copy)
         else:
             done |= mended
-            told += [replace(one, file=moves.places[(one.file or copy).relative_to(copy)]) for one in remarks]
+            told += [replace(remark, file=moves.places[file]) for file, remark in remarks]
     return done, told, failed
 
 
@@ -119,14 +120,15 @@ def _mend_case(problems: Iterable[Problem], moves: Moves, copy: Path) -> dict[Pa
     return done
 
 
-def _require_sound(case: Case, dataset: Dataset, mended: set[Path]) -> list[Problem]:
+def _require_sound(case: Case, dataset: Dataset, copy: Path, mended: Collection[Path]) -> list[tuple[Path, Problem]]:
     """Look once more at the files that were mended; what is left are remarks."""
-    found = inspect_case((case, replace(dataset, cases=(), test=()))).problems
-    found = tuple(problem for problem in found if problem.file in mended)
-    for problem in found:
-        if not problem.harmless or problem.repair:
-            raise DataError(problem.file or case.id, problem.problem, problem.remedy)
-    return list(found)
+    remarks = []
+    for problem in inspect_case((case, replace(dataset, cases=(), test=()))).problems:
+        file = Path(os.path.relpath(problem.file or copy, copy))
+        if file in mended and (problem.repair or not problem.harmless):
+            raise DataError(copy / file, problem.problem, problem.remedy)
+        remarks += [(file, problem)] if file in mended else []
+    return remarks
 
 
 def _write_integers(target: Path) -> str:
