@@ -15,7 +15,7 @@ from medseg.datasets.agreement import odd_cases
 from medseg.datasets.case import Case, Dataset, read_case
 from medseg.errors import DataError
 from medseg.machine.crew import default_workers, run_tasks
-from medseg.space.distance import nonzero_box
+from medseg.space.distance import nonzero_box, voxel_size
 from medseg.space.labels import value_counts
 from medseg.space.nifti import Header, read_header
 from medseg.space.volume import Shape, Spacing, Volume
@@ -54,6 +54,7 @@ class CaseFingerprint:
         kept: Share of the voxels that the non-zero box keeps.
         intensities: One per modality; empty where the case has no foreground.
         voxels: Label value to its number of voxels, background 0 left out.
+        square: Volume of a voxel over the product of its edges: below 1 where they are sheared.
     """
 
     shape: Shape
@@ -61,6 +62,7 @@ class CaseFingerprint:
     kept: float
     intensities: tuple[Intensities, ...]
     voxels: dict[int, int]
+    square: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +184,7 @@ def fingerprint_case(task: FingerprintTask) -> CaseFingerprint:
         kept=float(np.prod(turned.shape) / np.prod(image.shape)),
         intensities=tuple(_intensities(channel[mask]) for channel in image.array) if mask.any() else (),
         voxels=value_counts(values[mask]),
+        square=voxel_size(image.steps_mm) / prod(image.spacing_mm),
     )
 
 

@@ -244,7 +244,9 @@ def _labels_reason(fingerprint: Fingerprint) -> str:
     for name, value in fingerprint.dataset.labels.items():
         values = values_of(value)
         present = [case for case in fingerprint.cases.values() if any(v in case.voxels for v in values)]
-        sizes = [sum(case.voxels.get(v, 0) for v in values) * prod(case.spacing_mm) / 1000 for case in present]
+        counts = [sum(case.voxels.get(v, 0) for v in values) for case in present]
+        voxels_ml = [prod(case.spacing_mm) * case.square / 1000 for case in present]
+        sizes = [count * ml for count, ml in zip(counts, voxels_ml, strict=True)]
         median = f", median {np.median(sizes):.3g} ml" if sizes else ""
         told.append(f"{name} in {len(present)} of {len(fingerprint.cases)} cases{median}")
     return "; ".join(told) + "."

@@ -101,9 +101,9 @@ def whole_numbers(voxels: NDArray[Any]) -> WholeNumbers:
     kind = np.int32 if narrow else np.int64
     if not floating:
         return WholeNumbers(voxels.astype(kind), 0.0, exact=True)
-    whole = np.empty(voxels.shape, kind)
+    whole = np.empty_like(voxels, dtype=kind)
     gap, exact = 0.0, True
-    for part, source in zip(whole, voxels, strict=True) if voxels.ndim else [(whole, voxels)]:
+    for part, source in zip(_parts(whole), _parts(voxels), strict=True):
         near = np.rint(source)
         part[...] = near
         if not np.array_equal(near, source):
@@ -163,12 +163,11 @@ def replaced(labels: NDArray[Any], table: Mapping[int, int], *, other: int) -> N
         direct = np.full(high - low + 1, other, dtype=np.int32)
         direct[known - low] = targets
         return direct[labels.astype(np.int64) - low] if low else direct[labels]
+    labels = np.ascontiguousarray(labels)
     out = np.empty(labels.shape, dtype=np.int32)
-    flat, start = out.reshape(-1), 0
-    for part in _parts(labels):
-        place = np.searchsorted(known, part).clip(max=known.size - 1)
-        flat[start : start + part.size] = np.where(known[place] == part, targets[place], other)
-        start += part.size
+    for part, source in zip(_parts(out), _parts(labels), strict=True):
+        place = np.searchsorted(known, source).clip(max=known.size - 1)
+        part[...] = np.where(known[place] == source, targets[place], other)
     return out
 
 
@@ -243,6 +242,7 @@ def looks_like_scan(labels: NDArray[Any], counts: Mapping[int, int]) -> bool:
     return alike < _NOISY * int(np.count_nonzero(inside))
 
 
-def _parts(labels: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    flat = labels.reshape(-1)
+def _parts(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """An array in pieces, in the order of its memory; views where it is contiguous in any order of its axes."""
+    flat = array.ravel(order="K")
     return (flat[start : start + _AT_ONCE] for start in range(0, flat.size, _AT_ONCE))

@@ -18,7 +18,7 @@ from rich.text import Text
 from medseg.datasets.agreement import odd_cases
 from medseg.datasets.case import Case, Dataset, Listing, counted, read_listing, why_absent
 from medseg.datasets.manifest import Manifest
-from medseg.errors import DataError
+from medseg.errors import DataError, listed
 from medseg.machine.crew import default_workers, for_each_case
 from medseg.machine.files import write_text
 from medseg.space.labels import values_of
@@ -240,14 +240,15 @@ def _unused_labels(file: Path, dataset: Dataset, inspections: list[Inspection]) 
     if not read:
         return
     seen = frozenset[int]().union(*read)
-    for organ, value in dataset.labels.items():
-        values = values_of(value)
-        missing = [v for v in values if v not in seen]
-        if missing:
-            which = ", ".join(map(str, missing))
-            problem = f"declares {organ!r}, but no case holds the value {which}"
-            remedy = f'Remove it from "labels" in {file.name}, or check what the label files hold'
-            yield Problem("", file, "unused", problem, remedy)
+    absent = {organ: [v for v in values_of(value) if v not in seen] for organ, value in dataset.labels.items()}
+    unused = {organ: values for organ, values in absent.items() if values}
+    if unused:
+        (organ, values), *more = unused.items()
+        told = f"{len(unused)} labels that no case has: {listed(unused)}"
+        if not more:
+            told = f"{organ!r}, but no case holds the value {listed(values)}"
+        remedy = f'Remove them from "labels" in {file.name}, or check what the label files hold'
+        yield Problem("", file, "unused", f"declares {told}", remedy)
 
 
 def _real(path: Path) -> Path:
@@ -264,14 +265,14 @@ def _bookkeeping(manifest: Manifest, dataset: Dataset) -> Iterator[Problem]:
     if isinstance(stated, int) and stated != len(dataset.cases):
         problem = f'says "numTraining": {stated}, but has {len(dataset.cases)} training cases'
         yield Problem("", file, "count", problem, "Correct the number, or look for what is missing", harmless=True)
-    listed = {_real(path) for case in (*dataset.cases, *dataset.test) for path in case.images}
-    for folder in sorted({path.parent for path in listed if path.parent.is_dir()}):
+    known = {_real(path) for case in (*dataset.cases, *dataset.test) for path in case.images}
+    labels = {_real(case.label) for case in dataset.cases if case.label is not None}
+    for folder in sorted({path.parent for path in known if path.parent.is_dir()}):
         unlisted = [
             path.name
             for path in sorted(folder.iterdir())
-            if path.name.endswith(NIFTI_ENDINGS) and not path.name.startswith(".") and path not in listed
+            if path.name.endswith(NIFTI_ENDINGS) and not path.name.startswith(".") and path not in known
         ]
-        labels = {_real(case.label) for case in dataset.cases if case.label is not None}
         unlisted = [name for name in unlisted if folder / name not in labels]
         if unlisted:
             problem = f"does not list {len(unlisted)} files of {folder.name}, the first is {unlisted[0]}"
