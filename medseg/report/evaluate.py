@@ -112,15 +112,19 @@ def evaluate(
     matched = match(Path(predictions), pool.labels, cases=cases, all_expected=pool.all_expected)
     require_writable(output := Path(output))
     workers = workers or min(8, usable_cores())
-    named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
+    named, pairs, failures = organs or pool.organs, matched.pairs, [*matched.failures]
+    if not named:
+        named, unread = _organs_seen(pairs, ignore, workers)
+        failures += unread
+        pairs = tuple(pair for pair in pairs if pair.case not in {failure.case for failure in unread})
     scoring = Scoring(dict(named), ignore, tolerance_mm, element)
-    scored, failed = _score_all(matched.pairs, scoring, workers, console)
+    scored, failed = _score_all(pairs, scoring, workers, console)
     rows = _covered(scored, pool.annotated)
     evaluation = Evaluation(
         scoring=scoring,
         rows=rows,
         summary=summarise(rows),
-        failures=tuple(sorted((*matched.failures, *failed), key=lambda failure: failure.case)),
+        failures=tuple(sorted((*failures, *failed), key=lambda failure: failure.case)),
         not_predicted=matched.not_predicted,
         pairs=matched.pairs,
         images={**pool.images, **(images or {})},
@@ -147,12 +151,14 @@ def _score_all(
     return scored, [one for one in done if isinstance(one, Failure)]
 
 
-def _organs_seen(pairs: Sequence[Pair], ignore: int | None, workers: int) -> dict[str, int]:
-    found = [one for one in _each_case(values_seen, pairs, workers, None) if not isinstance(one, Failure)]
+def _organs_seen(pairs: Sequence[Pair], ignore: int | None, workers: int) -> tuple[dict[str, int], list[Failure]]:
+    """A name for every value of the cases that can be read, and why the others cannot."""
+    done = _each_case(values_seen, pairs, workers, None)
+    found = [one for one in done if not isinstance(one, Failure)]
     values = [value for value in sorted(set().union(*found) - {0, ignore}) if value > 0]
     if found and not values:
         raise DataError(pairs[0].reference.parent, "holds no label, and no prediction does", "Name them with --labels")
-    return {f"label {value}": value for value in values}
+    return {f"label {value}": value for value in values}, [one for one in done if isinstance(one, Failure)]
 
 
 def _tell_of_one_folder(predictions: Path, pool: References) -> None:

@@ -115,8 +115,6 @@ def values_seen(pair: Pair) -> set[int]:
     for path in (pair.prediction, pair.reference):
         labels = read_labels(path).array[0]
         counts = value_counts(labels)
-        if min(counts) < 0:
-            raise DataError(path, f"holds the value {min(counts)}, which is no label", "Name the labels with --labels")
         if looks_like_scan(labels, counts):
             problem = f"holds {len(counts)} different values as noise has them: a scan, not a label map"
             raise DataError(path, problem, "Give the folder of the label maps")
