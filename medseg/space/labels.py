@@ -81,8 +81,12 @@ class WholeNumbers:
     exact: bool
 
 
-def whole_numbers(voxels: NDArray[Any]) -> WholeNumbers:
+def whole_numbers(voxels: NDArray[Any], *, step: float = 0.0) -> WholeNumbers:
     """Read numbers of any type as whole ones.
+
+    Args:
+        voxels: Any shape.
+        step: Between numbers that the file can hold: half of it is rounding too.
 
     Raises:
         ValueError: They do not fit into 64 bits, or (floats) are beyond 2^53, where not every whole number exists.
@@ -109,7 +113,7 @@ def whole_numbers(voxels: NDArray[Any]) -> WholeNumbers:
         if not np.array_equal(near, source):
             away = np.abs(source - near)
             gap = max(gap, float(away.max()))
-            exact &= bool((away <= ROUNDING + np.minimum(np.abs(near) * _RELATIVE, 0.1)).all())
+            exact &= bool((away <= ROUNDING + step / 2 + np.minimum(np.abs(near) * _RELATIVE, 0.1)).all())
     return WholeNumbers(whole, gap, exact)
 
 

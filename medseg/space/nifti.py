@@ -23,6 +23,7 @@ from medseg.space.volume import Affine, Shape, Spacing, Volume, orientation_of, 
 
 Number = TypeVar("Number", bound=np.generic)
 _ROWS = 8
+_FINE = 0.1  # a scale of steps this short was made for other numbers than those it holds; coarser ones are meant
 NEARLY = 0.01  # numbers of a label file no further than this from whole ones are those, badly kept
 _QUATERNION_ROUNDING = 1e-3
 NIFTI_ENDINGS = (".nii.gz", ".nii")
@@ -144,7 +145,8 @@ def read_label_file(path: Path) -> LabelFile:
     )
     whole_steps = integers and slope.is_integer() and inter.is_integer()
     try:
-        found = whole_numbers(_voxels(path, image, None if whole_steps else np.float64, raw=whole_steps))
+        voxels = _voxels(path, image, None if whole_steps else np.float64, raw=whole_steps)
+        found = whole_numbers(voxels, step=abs(slope) if integers and abs(slope) < _FINE else 0.0)
         if whole_steps and (slope, inter) != (1, 0):
             found = _stretched(found, int(slope), int(inter))
     except ValueError as error:

@@ -228,7 +228,7 @@ def _inspect_label(
         return None
     _remark_on_header(path, notes)
     _check_grid(path, file.volume, reference, notes)
-    if file.gap > NEARLY:
+    if file.gap > NEARLY and not file.exact:
         problem = "holds values that are not whole numbers"
         notes.add(
             path, "fractional", problem, "Resample labels with nearest neighbour; if it is a scan, name the label"

@@ -102,6 +102,7 @@ TAKEN = {
     "scaled by whole numbers": scaled(1.0, -3.0, "int16"),
     "scaled by a half": scaled(0.5, 0.0, "uint8"),
     "scaled by 9 / 65535": scaled(9 / 65535, 0.0, "uint16"),
+    "scaled by 9 / 255": scaled(9 / 255, 0.0, "uint8"),
     "scaled by 1 / 255": scaled(1 / 255, 0.0, "int16"),
     "noise of rounding": lambda r: label(r, lambda v: v.astype(np.float32) * np.float32(1 + 1e-7)),
     "16777217 as integers": far(16777217, "int32"),
@@ -125,7 +126,7 @@ TAKEN = {
     "a pixdim of zeros": lambda r: both(r, forms=(0, 1), pixdim=[1, 0, 0, 0, 0, 0, 0, 0]),
     "a pixdim of its own": lambda r: both(r, forms=(0, 1), pixdim=[1, 3, 3, 3, 0, 0, 0, 0]),
     "a gantry tilt": lambda r: both(r, affine=TILT @ np.diag([1.5, 1.5, 4.0, 1.0])),
-    "metres everywhere": lambda r: in_metres(r, *CASES),
+    "metres everywhere": lambda r: (in_metres(r, *CASES), say(r, test=[])),
     "one intensity in all organs": lambda r: [image(r, lambda v: np.where(v > 90, 100, -50), case=c) for c in CASES],
     "one file with both channels": lambda r: several_files(r, modalities=2, files=1),
     "a channel per file": lambda r: several_files(r, modalities=2, files=2),
@@ -153,7 +154,6 @@ REFUSED = {
     "a folder in place of a label": lambda r: folder_for_file(r, LABEL),
     "a link to nothing": lambda r: dangling(r, IMAGE),
     "a label that is a link to nothing": lambda r: dangling(r, LABEL),
-    "no labelled case": lambda r: say(r, training=[]),
 }
 
 
@@ -189,3 +189,12 @@ def test_what_is_refused_is_named_by_both(name, tmp_path, capsys):
     named = [problem for problem in problems if not problem["harmless"] and problem["file"]]
     assert len(problems) <= 5
     assert any(Path(problem["file"]).name in told for problem in named), (told, problems)
+
+
+def test_a_dataset_without_labels_is_named_by_both(tmp_path, capsys):
+    root = write_toy_dataset(tmp_path)
+    say(root, training=[])
+    seen, problems, prepared, told = seen_and_prepared(root, tmp_path, capsys)
+    assert (seen, prepared) == (1, 1)
+    assert [problem["kind"] for problem in problems if not problem["harmless"]] == ["unlabelled"]
+    assert "has no labelled case" in told
