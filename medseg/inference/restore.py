@@ -63,7 +63,7 @@ def _best(window: Window, values: tuple[int, ...]) -> Tensor:
     best = background.new_empty(window.shape)
     for place, score in window.interpolated(background):
         best[place] = score
-    winner = torch.zeros(window.shape, dtype=torch.int32, device=best.device)
+    winner = torch.zeros(window.shape, dtype=_wide(values), device=best.device)
     for index in range(1, window.classes):
         rivals = window.of_class(index)
         box = box_of(rivals > background)
@@ -78,7 +78,7 @@ def _best(window: Window, values: tuple[int, ...]) -> Tensor:
 
 def _painted(window: Window, values: tuple[int, ...], threshold: float) -> Tensor:
     """The values of overlapping regions, later ones over earlier ones."""
-    painted = torch.zeros(window.shape, dtype=torch.int32, device=window.slab.device)
+    painted = torch.zeros(window.shape, dtype=_wide(values), device=window.slab.device)
     for index, value in enumerate(values):
         scores = window.of_class(index)
         box = box_of(scores > threshold)
@@ -87,6 +87,11 @@ def _painted(window: Window, values: tuple[int, ...], threshold: float) -> Tenso
         for place, score in window.interpolated(scores, box):
             painted[place].masked_fill_(score > threshold, value)
     return painted
+
+
+def _wide(values: tuple[int, ...]) -> torch.dtype:
+    """The type of integers that holds the values while they are decided."""
+    return torch.int32 if max(values) < 2**31 else torch.int64
 
 
 def _activated(window: Window, plan: Plan) -> Window:
