@@ -13,19 +13,16 @@ from pytorch_lightning.callbacks import Callback, ProgressBar
 
 from medseg.checkpoints.run import Run
 from medseg.training.averages import AveragedWeights
-from medseg.training.clock import StepClock
-from medseg.training.ending import ValidateTheEnd
+from medseg.training.ending import StopEarly, ValidateTheEnd
 from medseg.training.interrupt import StopOnRequest
 from medseg.training.keep import KeepCheckpoints
-from medseg.training.metrics_log import RateLog
-from medseg.training.patience import StopEarly
+from medseg.training.log import RateLog, StepClock
+from medseg.training.loss import WeighClasses
 from medseg.training.peers import WatchPeers
 from medseg.training.progress import FitProgress
-from medseg.training.randomness import SeedSteps
 from medseg.training.signing import SignOrigin
-from medseg.training.steps import SkipBadSteps
+from medseg.training.steps import SeedSteps, SkipBadSteps
 from medseg.training.study import LossStudy
-from medseg.training.weighing import WeighClasses
 
 
 def of_run(

@@ -16,7 +16,7 @@ from medseg.errors import CheckpointError, MedsegError, UsageError
 from medseg.nets import estimate
 from medseg.plan.plan import Plan
 from medseg.segmenter import net_spec
-from medseg.training.children import ExplainingLauncher
+from medseg.training.peers import ExplainingLauncher
 
 
 class MemoryShortError(MedsegError):
@@ -67,7 +67,7 @@ def explained(error: BaseException, plan: Plan, *, obituary: Callable[..., str] 
     Args:
         error: What was raised while training.
         plan: Of the run, for the numbers in the sentence.
-        obituary: Says who died, where this process knows; `medseg.training.children.ExplainingLauncher.obituary`.
+        obituary: Says who died, where this process knows; `medseg.training.peers.ExplainingLauncher.obituary`.
     """
     text = str(error)
     if isinstance(error, torch.cuda.OutOfMemoryError):

@@ -26,15 +26,15 @@ from medseg.machine.hardware import best_precision, memory_bytes
 from medseg.nets import list_nets
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.training.callbacks import of_run
-from medseg.training.children import explain_deaths
 from medseg.training.failures import in_sentences, require_memory, unusable_device
+from medseg.training.keep import CheckpointFiles
 from medseg.training.lightning import callbacks_of, rehearses
-from medseg.training.metrics_log import RunLog
-from medseg.training.own import name_of
+from medseg.training.log import RunLog
+from medseg.training.loss import name_of
+from medseg.training.peers import explain_deaths
 from medseg.training.ranges import require_in_range
 from medseg.training.start import find_start, taken
 from medseg.training.task import SegmentationTask
-from medseg.training.writing import CheckpointFiles
 
 PrecisionName = Literal["auto", 16, 32, "16", "32", "32-true", "16-mixed", "bf16-mixed"]
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]

@@ -30,14 +30,13 @@ from medseg.patches.datamodule import Batch
 from medseg.plan.plan import Plan
 from medseg.segmenter import Segmenter, class_values, lay_out, net_spec, require_same_kinds
 from medseg.space.labels import IGNORED
-from medseg.training.beginning import frozen_norms, take_over
 from medseg.training.callbacks import of_task
-from medseg.training.levels import judge
 from medseg.training.lightning import count_epochs_right, trainer_of
+from medseg.training.loss import Own, OwnLoss, judge, name_of
 from medseg.training.optimise import FollowBudget, build_optimizer, find_optimizer, schedule_factor
-from medseg.training.own import Own, OwnLoss, name_of
 from medseg.training.pace import start_compiler
 from medseg.training.sharding import gather, part, require_shardable, shard
+from medseg.training.start import frozen_norms, take_over
 from medseg.training.study import study_criteria
 from medseg.types import Image, Levels, Logits
 
@@ -53,7 +52,7 @@ class SegmentationTask(pl.LightningModule):
         net: A name of `medseg.nets.list_nets`, the dotted path of an ``nn.Module``, or a module.
         net_options: Knobs of that network.
         loss: A weighted sum of names of `medseg.losses.list_losses`, such as ``dice + 0.5 * focal(gamma=2)``, or a
-            function of logits and labels, see `medseg.training.own.Own`.
+            function of logits and labels, see `medseg.training.loss.Own`.
         optimizer: A name of `medseg.training.optimise.OPTIMIZERS` or the dotted path of an ``Optimizer``.
         optimizer_options: Keyword arguments of that optimizer, which count for more than ``lr`` and ``weight_decay``.
         lr: Learning rate at its peak.

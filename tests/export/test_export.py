@@ -35,7 +35,7 @@ from medseg.plan.grid import labels_to_plan_grid, to_plan_grid
 from medseg.plan.plan import Normalisation, Plan, read_plan
 from medseg.space.nifti import read_labels
 from medseg.space.volume import Volume
-from medseg.training.levels import target_of
+from medseg.training.loss import target_of
 from medseg.training.task import SegmentationTask
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -17,7 +17,7 @@ from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.store.prepare import prepare
 from medseg.training.fit import Trainer
-from medseg.training.levels import judge, nearest_labels
+from medseg.training.loss import judge, nearest_labels
 from medseg.training.steps import NonFiniteError, SkipBadSteps
 from medseg.training.task import SegmentationTask
 

@@ -20,11 +20,11 @@ from medseg.errors import CheckpointError, DataError
 from medseg.machine.hardware import memory_bytes
 from medseg.plan.plan import Plan, read_plan
 from medseg.store.store import Store
-from medseg.training import metrics_log
+from medseg.training import log
 from medseg.training.failures import MemoryShortError, explained, require_memory
-from medseg.training.metrics_log import RunLog, forget_steps
+from medseg.training.keep import CheckpointFiles
+from medseg.training.log import RunLog, forget_steps
 from medseg.training.task import SegmentationTask
-from medseg.training.writing import CheckpointFiles
 
 FOUR, EIGHT = ["--trainer.max_steps", "4"], ["--trainer.max_steps", "8"]
 
@@ -42,7 +42,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 SMALL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from medseg.training.writing import CheckpointFiles
+from medseg.training.keep import CheckpointFiles
 from medseg.errors import MachineError
 path = Path(sys.argv[1]) / "last.ckpt"
 CheckpointFiles().save_checkpoint({"medseg": {}, "state_dict": {}, "weights": torch.zeros(3)}, path)
@@ -86,7 +86,7 @@ def test_a_full_disk_leaves_the_log_of_before(tmp_path, monkeypatch):
     logger.log_metrics({"loss": 1.0}, step=0)
     logger.save()
     before = (tmp_path / "metrics.csv").read_text()
-    monkeypatch.setattr(metrics_log.csv.DictWriter, "writerows", half)
+    monkeypatch.setattr(log.csv.DictWriter, "writerows", half)
     for metrics in ({"loss": 2.0}, {"dice": 0.5}):  # appended, and written anew for its column
         logger.log_metrics(metrics, step=1)
         with pytest.raises(DataError, match=r"metrics.csv cannot be written .*what it held before is whole"):

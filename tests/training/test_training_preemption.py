@@ -6,7 +6,7 @@ import signal
 import pytest
 from support.runs import assert_same_runs, fit, load, rows
 
-from medseg.training.signals import REQUEUE, STOP
+from medseg.training.interrupt import REQUEUE, STOP
 from medseg.training.task import SegmentationTask
 
 STEPS = ["--trainer.max_steps", "8"]

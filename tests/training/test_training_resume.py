@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.runs import assert_same_runs, fit, load
 
-from medseg.training.writing import CheckpointFiles
+from medseg.training.keep import CheckpointFiles
 
 SETTINGS = [
     ["--trainer.max_steps", "8"],

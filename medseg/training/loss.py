@@ -1,0 +1,161 @@
+"""The loss of a step: over all levels of deep supervision, by a function of one's own, with classes weighed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Integer
+from lightning_utilities.core.rank_zero import rank_zero_info
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor, nn
+
+from medseg.errors import UsageError
+from medseg.losses import NonFiniteLogitsError
+from medseg.losses.class_weights import class_weights, words_in
+from medseg.patches.batch import Batch
+from medseg.space.labels import IGNORED
+from medseg.types import Labels, Levels, Logits
+
+
+def judge(loss: nn.Module, outputs: Logits | Levels, batch: Batch, membership: Tensor | None) -> Tensor:
+    """The loss, each level with half the weight of the finer; the terms that it logs are those of the finest.
+
+    Args:
+        loss: A `medseg.losses.Criterion`, or what is called as one.
+        outputs: Logits, or those of all levels, the finest first.
+        batch: With the labels.
+        membership: See `target_of`.
+    """
+    levels = outputs if isinstance(outputs, tuple) else (outputs,)
+    weights = [0.5**depth for depth in range(len(levels))]
+    total = torch.zeros((), device=batch.image.device)
+    for logits, weight in reversed(list(zip(levels, weights, strict=True))):  # finest last: its terms remain
+        labels = nearest_labels(batch.labels, logits.shape[2:])
+        sizes = [torch.tensor(tensor.shape[-3:], device=total.device) for tensor in (batch.labels, logits)]
+        spacing_mm = batch.spacing_mm * (sizes[0] / sizes[1])
+        try:
+            value = loss(logits, target_of(labels, membership), spacing_mm, class_mask=batch.class_mask)
+        except NonFiniteLogitsError:  # a gradient that is not finite either lets every process skip the step
+            value = logits.sum() * math.nan
+        total = total + weight / sum(weights) * value
+    return total
+
+
+def target_of(labels: Integer[Tensor, "b *space"], membership: Tensor | None) -> Integer[Tensor, "b *target"]:
+    """Class indices as they are, or for overlapping regions a 0/1 map ``(b, c, i, j, k)``; ignored ones stay −1.
+
+    Args:
+        labels: Of the store.
+        membership: Which value (columns) lies in which region (rows), where regions may overlap.
+    """
+    if membership is None:
+        return labels
+    masks = membership[:, labels.clamp(min=0).long()].transpose(0, 1).to(torch.int8)
+    return masks.masked_fill((labels == IGNORED).unsqueeze(1), IGNORED)
+
+
+def nearest_labels(labels: Labels, shape: torch.Size) -> Integer[Tensor, "b *coarse"]:
+    """Labels at a coarser grid: of each of its voxels, the one in the middle of the finer voxels that it covers."""
+    for axis, (fine, coarse) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
+        if fine != coarse:
+            centres = (torch.arange(coarse, device=labels.device) + 0.5) * (fine / coarse)
+            labels = labels.index_select(axis, centres.long())
+    return labels
+
+
+Own = Callable[[Tensor, Tensor], Tensor]
+"""Logits (b, c, i, j, k) and labels (b, i, j, k), -1 where ignored, or maps (b, c, i, j, k) -> a scalar."""
+
+
+def name_of(given: Any) -> Any:
+    """What stands for an object in a checkpoint, which holds plain data only: the dotted path of what it is.
+
+    Example:
+        >>> name_of("unet"), name_of(nn.Conv3d(1, 2, 1))
+        ('unet', 'torch.nn.modules.conv.Conv3d')
+    """
+    if given is None or isinstance(given, str):
+        return given
+    kind = type(given) if isinstance(given, nn.Module) or not hasattr(given, "__qualname__") else given
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+class OwnLoss(nn.Module):
+    """A callable as the task takes its loss.
+
+    Args:
+        judge: See `Own`; a module's weights are trained with those of the network.
+    """
+
+    def __init__(self, judge: Own) -> None:
+        super().__init__()
+        self.judge = judge
+        self.terms: dict[str, Tensor] = {}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: it has no schedule."""
+
+    def forward(
+        self, logits: Tensor, target: Tensor, spacing_mm: Any = None, *, class_mask: Tensor | None = None
+    ) -> Tensor:
+        """Ask it, in float32.
+
+        Raises:
+            UsageError: It answers with something else than a scalar, or organs of the batch are not annotated, which
+                it is not told.
+        """
+        if class_mask is not None and not bool(class_mask.all()):
+            raise UsageError(
+                "not every case has all organs annotated, which a loss that is a plain function is not told",
+                "Name a loss of medseg, or register yours with medseg.losses.table.loss",
+            )
+        value = self.judge(logits.float(), target)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(f"the loss returned {found}", "Return a scalar tensor, such as a mean")
+        return value.reshape(())
+
+
+class WeighClasses(Callback):
+    """Tells a loss the numbers behind its words, and keeps them in the hyperparameters: in every checkpoint.
+
+    A resumed run goes on with those it began with, whatever cases have come since.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Count the voxels of the training cases.
+
+        Raises:
+            UsageError: Nobody can count them.
+        """
+        options = pl_module.hparams
+        words = [word for word in words_in(options["loss"]) if word not in (options["class_weights"] or {})]
+        if not words:
+            return
+        count = getattr(getattr(trainer, "datamodule", None), "class_counts", None)
+        if count is None:
+            raise UsageError(
+                f"the loss weighs classes by {words[0]}, but no datamodule counts the voxels of the training cases",
+                "Give model.class_weights, as medseg.losses.class_weights tells them from your counts",
+            )
+        counts = count()
+        weights = {word: class_weights(counts, word) for word in words}
+        for word, numbers in weights.items():
+            told = ", ".join(f"{number:.4g}" for number in numbers)
+            rank_zero_info(f"class weights {word}, from {len(counts)} training cases: {told}")
+        _tell(pl_module, weights)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over what the run began with."""
+        _tell(pl_module, checkpoint["hyper_parameters"].get("class_weights") or {})
+
+
+def _tell(task: LightningModule, weights: dict[str, list[float]]) -> None:
+    """Add to what the loss and the hyperparameters know."""
+    if weights:
+        task.hparams["class_weights"] = known = {**(task.hparams["class_weights"] or {}), **weights}
+        task.loss.set_class_weights(known)  # type: ignore[operator, union-attr]  # a Criterion
