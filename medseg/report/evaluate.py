@@ -184,6 +184,8 @@ def _each_case(
                 return work(pair)
         except DataError as error:
             return Failure(pair.case, str(error).removesuffix("."))
+        except MemoryError:
+            return Failure(pair.case, "needs more memory than there is. Use fewer workers, or crop it")
 
     with ThreadPoolExecutor(max_workers=workers) as threads:
         results: Iterable[_Result | Failure] = threads.map(guarded, pairs)

@@ -52,24 +52,25 @@ def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> ScoredCase:
     """Score every organ of one case.
 
     Raises:
-        DataError: As `read_pair`, or a file holds a value that no organ declares.
+        DataError: As `read_pair`, a file holds a value that no organ declares, or `score_case` knows no way.
     """
     prediction, reference = read_pair(pair, scoring.organs)
     _require_declared(pair.prediction, prediction, scoring.organs, None)
     _require_declared(pair.reference, reference, scoring.organs, scoring.ignore)
-    if scoring.element == "areas" and reference.sheared:
-        remedy = "Score between voxels, or resample both to a square grid"
-        raise DataError(pair.reference, "has sheared voxels, for which no areas of surface elements are known", remedy)
-    scores = score_case(
-        _labels_or_masks(prediction),
-        _labels_or_masks(reference),
-        scoring.organs,
-        spacing_mm=reference.steps_mm,
-        tolerance_mm=scoring.tolerance_mm,
-        element=scoring.element,
-        ignore=scoring.ignore,
-        workers=workers,
-    )
+    try:
+        scores = score_case(
+            _labels_or_masks(prediction),
+            _labels_or_masks(reference),
+            scoring.organs,
+            spacing_mm=reference.steps_mm,
+            tolerance_mm=scoring.tolerance_mm,
+            element=scoring.element,
+            ignore=scoring.ignore,
+            workers=workers,
+        )
+    except ValueError as error:
+        problem, _, remedy = str(error).partition("; ")
+        raise DataError(pair.reference, f"cannot be scored: {problem}", remedy.capitalize() or "Mend it") from None
     return ScoredCase(
         tuple(CaseRow(pair.case, organ, score) for organ, score in scores.items()), _digest(pair.case, reference)
     )

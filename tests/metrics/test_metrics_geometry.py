@@ -57,7 +57,7 @@ def test_areas_of_sheared_voxels_are_refused(tmp_path):
     ]
     pair = Pair("a", *files)
     assert score_pair(pair, Scoring({"ball": 1})).rows[0].scores.volume_ml == pytest.approx(two_balls()[0].sum() * 3e-3)
-    with pytest.raises(DataError, match=r"has sheared voxels.*Score between voxels"):
+    with pytest.raises(DataError, match=r"cannot be scored: the areas .*\. Measure between"):
         score_pair(pair, Scoring({"ball": 1}, element="areas"))
     with pytest.raises(ValueError, match="square voxels only"):
         score_case(*two_balls(), {"ball": 1}, spacing_mm=GANTRY, element="areas")

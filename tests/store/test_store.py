@@ -473,10 +473,10 @@ def test_a_case_that_vanished_meanwhile_is_told(toy_dataset, tmp_path, monkeypat
     real = one_case.prepare_case
 
     def vanishing(task):
-        name = real(task)
+        prepared = real(task)
         if task.case.id == "toy_2":
-            shutil.rmtree(task.store / "cases" / name)
-        return name
+            shutil.rmtree(task.store / "cases" / prepared.folder)
+        return prepared
 
     monkeypatch.setattr("medseg.store.prepare.prepare_case", vanishing)
     with pytest.raises(MachineError, match="lost toy_2: another process works on it"):
