@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from support.floors import FLOORS
+from support.sweeps import jobs_in_this_process
 from support.toys import toy_case, write_nifti, write_toy_dataset
 
 from medseg.cli import main
@@ -66,6 +67,10 @@ RUNS = {"export.md": "data/runs/hippocampus"}
 
 WANTS = {"export.md": "onnxruntime"}
 """What a page cannot be run without."""
+
+
+LONG = ("extending.md",)
+"""Pages with a dozen trainings."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,8 @@ def run_ours(words, *, only_parsed):
     if only_parsed or "--print_config" in words or words[0] == "download":  # no network here
         parse([word for word in words if word != "--print_config"])
     else:
-        status = main(shortened(words))
+        with jobs_in_this_process():
+            status = main(shortened(words))
         assert status == 0, f"medseg {shlex.join(words)} ended with {status}"
 
 
@@ -215,7 +221,11 @@ def check_python(block, names):
         sys.path.remove(str(Path.cwd()))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page.name in LONG else page for page in PAGES],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
 def test_everything_on_the_page_runs(page, workplace, tmp_path, monkeypatch):
     place = shutil.copytree(workplace, tmp_path / "place", symlinks=True)
     monkeypatch.chdir(place)

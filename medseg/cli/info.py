@@ -19,10 +19,6 @@ from medseg.plan.plan import Plan
 def describe_path(path: Path, net: str = "unet") -> dict[str, Any]:
     """Facts about a checkpoint (of a run, its best), a store, an exported network or a dataset, as plain data.
 
-    Args:
-        path: What to describe.
-        net: For a store, the network to say the cost of.
-
     Raises:
         DataError: The path is missing or none of these.
         UsageError: There is no such network.

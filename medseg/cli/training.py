@@ -31,10 +31,7 @@ from medseg.training.task import SegmentationTask, judge_of
 
 
 def run_lightning(words: Sequence[str]) -> int:
-    """Run ``fit``, ``validate`` or ``test``, which the first word names.
-
-    Returns:
-        The exit status.
+    """Run ``fit``, ``validate`` or ``test``, which the first word names, and give the exit status.
 
     Raises:
         UsageError: The config or the command line is at fault.
@@ -47,15 +44,7 @@ def run_lightning(words: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Fit:
-    """A training that is built but for its trainer, and not begun.
-
-    Attributes:
-        run: Its folder.
-        config: All options as plain data, but for those of this command alone.
-        data: What it learns from.
-        task: What learns.
-        options: As they were parsed, with ``trainer`` as `build_trainer` takes it.
-    """
+    """A training that is built but for its trainer, and not begun; its config lacks what is for this command alone."""
 
     run: Run
     config: dict[str, Any]
@@ -125,7 +114,7 @@ def test(words: Sequence[str]) -> int:
     status = report_failures(written.failures)
     trainer.strategy.barrier()  # the first process scores what all of them have written
     if trainer.is_global_zero:
-        evaluation = report_test(scored.run, store, scored.data.cases.val, scored.segmenter.plan, note=scored.note)
+        evaluation = report_test(scored.run, store, scored.data.cases.val, note=scored.note)
         status = max(status, evaluation.exit_status)
     trainer.strategy.barrier()
     return status

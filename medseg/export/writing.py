@@ -31,13 +31,7 @@ FACTS = "medseg.json"
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export came to.
-
-    Attributes:
-        files: What was written.
-        verdict: How the written network compares with PyTorch.
-        facts: The content of ``medseg.json``.
-    """
+    """What an export came to; the facts are the content of ``medseg.json``."""
 
     files: tuple[Path, ...]
     verdict: Verdict
@@ -72,8 +66,8 @@ def export(
     patches = _patches(model, image)
     try:
         with scratch(output) as partial:
-            model, run = _written(model, partial, form, checkpoint.path)
-            verdict = compare(model, run, patches, what=form, checkpoint=checkpoint.path)
+            model, run = _written(model, partial, form)
+            verdict = compare(model, run, patches, what=form)
             known = facts(model) | {"format": form, "checked": verdict.to_dict()}
             write_json(partial / FACTS, known)
             write_plan(partial / "plan.yaml", model.plan)
@@ -108,18 +102,18 @@ def _patches(model: Model, image: Volume | None) -> Tensor:
         ) from None
 
 
-def _written(model: Model, folder: Path, form: str, checkpoint: Path) -> tuple[Model, Callable[[Tensor], Tensor]]:
+def _written(model: Model, folder: Path, form: str) -> tuple[Model, Callable[[Tensor], Tensor]]:
     """Write with free sizes, or where the network does not allow that, for its window alone."""
     if form == "monai-bundle":
         return model, write_bundle(model, facts(model), folder)
     write, name = {"onnx": (write_onnx, "model.onnx"), "pt2": (write_program, "model.pt2")}[form]
     try:
-        return model, write(model, facts(model), folder / name, checkpoint=checkpoint)
+        return model, write(model, facts(model), folder / name)
     except CheckpointError:
         if not any(model.resizable):
             raise
         model = replace(model, fixed=True)
-        return model, write(model, facts(model), folder / name, checkpoint=checkpoint)
+        return model, write(model, facts(model), folder / name)
 
 
 def _moved(partial: Path, output: Path) -> tuple[Path, ...]:

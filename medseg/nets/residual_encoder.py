@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medseg.nets.blocks import SLOPE, ConvNorm, Triple, initialise
 from medseg.nets.padding import PadToMultiple
-from medseg.nets.supervision import Supervised, supervised_levels
+from medseg.nets.supervision import supervised
 from medseg.nets.table import NetSpec, net
 from medseg.types import Image, Logits
 
@@ -134,10 +134,6 @@ def residual_encoder_unet(
     stages = len(spec.strides)
     counts = list(blocks or _BLOCKS)
     counts = [*counts, *counts[-1:] * stages][:stages]
-    backbone = ResidualEncoderUNet(spec, counts)
-    network: nn.Module = backbone
-    if deep_supervision:
-        coarse = slice(1, 1 + supervised_levels(stages))
-        levels = list(backbone.decoder)[::-1][coarse]
-        network = Supervised(backbone, levels=levels, channels=spec.features[coarse], out_channels=spec.out_channels)
-    return PadToMultiple(network, spec.multiple)
+    network = ResidualEncoderUNet(spec, counts)
+    decoder = list(network.decoder)[::-1]
+    return PadToMultiple(supervised(network, decoder, spec) if deep_supervision else network, spec.multiple)

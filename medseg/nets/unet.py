@@ -7,7 +7,7 @@ from torch import nn
 
 from medseg.nets.norm import with_fast_norms
 from medseg.nets.padding import PadToMultiple
-from medseg.nets.supervision import Supervised, supervised_levels
+from medseg.nets.supervision import supervised
 from medseg.nets.table import NetSpec, net
 
 _FEWEST_STAGES = 3  # MONAI's DynUNet wants an input block, a bottleneck and a stage between
@@ -51,7 +51,5 @@ def unet(
         res_block=residual,
     )
     if deep_supervision:
-        coarse = slice(1, 1 + supervised_levels(len(spec.strides)))
-        levels = list(network.upsamples)[::-1][coarse]
-        network = Supervised(network, levels=levels, channels=spec.features[coarse], out_channels=spec.out_channels)
+        network = supervised(network, list(network.upsamples)[::-1], spec)
     return PadToMultiple(with_fast_norms(network), spec.multiple)

@@ -10,6 +10,7 @@ from medseg.datasets.case import read_dataset
 from medseg.errors import DataError
 from medseg.metrics.overlap import Organs
 from medseg.space.nifti import NIFTI_ENDINGS, case_name
+from medseg.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -98,16 +99,23 @@ def _of_dataset(place: Path) -> References:
     )
 
 
+def references_of(store: Store, cases: Sequence[str]) -> References:
+    """The labels that cases of a store were prepared from, each of which must be predicted."""
+    infos = {case: store.info(case) for case in cases}
+    return References(
+        {case: Path(str(info.label)) for case, info in infos.items()},
+        {case: Path(info.images[0]) for case, info in infos.items()},
+        store.plan.labels,
+        store.plan.ignore,
+        all_expected=True,
+        annotated={case: info.annotated for case, info in infos.items() if info.annotated is not None},
+    )
+
+
 def match(
     predictions: Path, references: dict[str, Path], *, cases: Sequence[str] | None, all_expected: bool
 ) -> Matched:
-    """Pair the predictions of a folder with references by case name.
-
-    Args:
-        predictions: Folder of ``CASE.nii.gz``.
-        references: Case name -> label file.
-        cases: The cases that count, such as one fold; None for all.
-        all_expected: Whether a reference without a prediction is a failure.
+    """Pair the predictions of a folder with references by case name; without ``cases``, all of them count.
 
     Raises:
         DataError: The folder is missing or holds no NIfTI file.
