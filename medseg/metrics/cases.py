@@ -55,8 +55,7 @@ def score_case(
             an array or a tensor.
         reference: Label values in the same vocabulary, or one mask per organ.
         organs: Organ name -> value or values; 0, the background, may be one.
-        spacing_mm: Distance between voxel centres along each axis, or the matrix (mm, axes) of the steps of a sheared
-            grid. An image of one slice is scored as one in two dimensions: its organs end at their outlines.
+        spacing_mm: Edges of a voxel, or the matrix (mm, axes) of the steps of a sheared grid; one slice counts as 2D.
         tolerance_mm: Tolerance of the surface Dice, one for all or by name (others have the default, 2 mm).
         element: ``voxels`` measures surfaces as MONAI does, ``areas`` as deepmind's surface-distance does.
         ignore: Reference value of voxels that count for nothing; they are outside of both masks.
@@ -83,12 +82,11 @@ def score_case(
         raise ValueError("expected label values of 0 or more, got a negative one; name it with ignore= or remap it")
     boxes = zip(_boxes(mine, organs), _boxes(true, organs), strict=True)
     diagonal_mm = image_diagonal_mm(space, edges_mm(spacing_mm))
-    flat = space.index(1) if len(space) == 3 and space.count(1) == 1 else None
 
     def score(index: int, name: str, box: Box | None) -> OrganScores:
         box = (slice(0, 0),) * len(space) if box is None else box
         found, there = (_cut(part, index, checked_values(organs[name]), box) for part in (mine, true))
-        pair = OrganPair(found, there, spacing_mm, diagonal_mm, element, flat)
+        pair = OrganPair(found, there, spacing_mm, diagonal_mm, element, _flat_axis(space))
         values = {row.name: row.value(pair, {"tolerance_mm": tolerances[name]}) for row in rows().values()}
         return OrganScores(pair.counts.outcome, values)
 
@@ -110,6 +108,11 @@ def _without(
     other = np.min_scalar_type(nowhere).type(nowhere)
     kept = prediction & ~ignored if prediction.dtype == bool else np.where(ignored, other, prediction)
     return kept, np.where(ignored, other, reference)
+
+
+def _flat_axis(space: tuple[int, ...]) -> int | None:
+    """The axis of an image of one slice: its organs end at their outlines, not at every voxel of it."""
+    return space.index(1) if len(space) == 3 and space.count(1) == 1 else None
 
 
 def _space_of(prediction: np.ndarray, reference: np.ndarray, organs: Organs, spacing_mm: Steps) -> tuple[int, ...]:
