@@ -149,7 +149,8 @@ def shortened(words):
         return [*words, "--trainer.enable_progress_bar", "false"] if words[0] in LIGHTNING_COMMANDS else words
     if {"--model.net", "--nets"} & set(words):  # not every network takes these channels, or patches that small
         return [*words, *SMALL, "--data.patch_size", "[32,32,32]"]
-    return [*words, *SMALL, "--model.net_options", "{features: [4, 8, 8]}"]
+    flat = ["--data.patch_size", "[16,16,1]"] if "configs/pictures.yaml" in words else []
+    return [*words, *SMALL, "--model.net_options", "{features: [4, 8, 8]}", *flat]
 
 
 def run_ours(words, *, only_parsed):

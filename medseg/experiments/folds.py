@@ -23,6 +23,7 @@ from medseg.report.matching import Pair, references_of
 from medseg.report.rows import by_case
 from medseg.report.scoring import Scoring
 from medseg.report.summary import summarise
+from medseg.space.reading import case_name, images_in
 from medseg.store.store import Store
 
 
@@ -67,14 +68,15 @@ def pool_folds(
         raise DataError(store.path, f"no longer holds {listed(gone)}, which was tested", "Choose another --output")
     rows = tuple(sorted((row for some in scores for row in some.rows), key=lambda row: row.case))
     references = references_of(store, list(by_case(rows)))
-    predictions = _gather([Run(result.job.run).test.predictions for result in results], Scores(output).predictions)
+    folder = _gather([Run(result.job.run).test.predictions for result in results], Scores(output).predictions)
+    found = {case_name(path): path for path in images_in(folder)}
     evaluation = Evaluation(
-        scoring=Scoring(dict(plan.labels), plan.ignore, DEFAULT_TOLERANCE_MM, "voxels"),
+        scoring=Scoring(dict(plan.labels), plan.ignore, DEFAULT_TOLERANCE_MM, "voxels", plan.others_value),
         rows=rows,
         summary=summarise(rows),
         failures=tuple(failure for some in scores for failure in some.failures),
         not_predicted=0,
-        pairs=tuple(Pair(case, predictions / f"{case}.nii.gz", label) for case, label in references.labels.items()),
+        pairs=tuple(Pair(case, found.get(case, folder / case), label) for case, label in references.labels.items()),
         images=references.images,
         output=output,
         digests={case: digest for some in scores for case, digest in some.references.items()},
@@ -94,7 +96,7 @@ def pool_folds(
 def _gather(folders: Sequence[Path], target: Path) -> Path:
     """Put the predictions of all folds into one folder, as links where the file system has them."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in (path for folder in folders for path in sorted(folder.glob("*.nii.gz"))):
+    for path in (path for folder in folders for path in images_in(folder)):
         link = target / path.name
         link.unlink(missing_ok=True)
         try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import medseg
 from medseg.machine.files import write_json
+from medseg.space.reading import parts_of
 
 MANIFEST = "predictions.json"
 JOURNAL = ".predictions.jsonl"
@@ -61,7 +62,7 @@ class Record:
                 self._journal.unlink()
 
     def _entry(self, sources: Iterable[Path]) -> dict[str, Any]:
-        files = [file for path in sources for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        files = [file for path in sources for file in parts_of(path)]
         states = [(os.path.realpath(file), file.stat()) for file in files if file.is_file()]
         return {
             "settings": self.settings,

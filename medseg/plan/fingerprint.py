@@ -17,7 +17,8 @@ from medseg.errors import DataError
 from medseg.machine.crew import default_workers, run_tasks
 from medseg.space.distance import nonzero_box, voxel_size
 from medseg.space.labels import value_counts
-from medseg.space.nifti import Header, read_header
+from medseg.space.nifti import Header
+from medseg.space.reading import is_flat, read_header
 from medseg.space.volume import Shape, Spacing, Volume
 
 ORIENTATION = "RAS"
@@ -93,10 +94,12 @@ class Fingerprint:
     Attributes:
         dataset: Names, modalities, labels; its list of cases is left out.
         cases: One per labelled case, by id.
+        unscaled: Whether some are pictures, which do not say how large a pixel is.
     """
 
     dataset: Dataset
     cases: dict[str, CaseFingerprint]
+    unscaled: bool = False
 
     @property
     def spacings_mm(self) -> Float[np.ndarray, "n 3"]:
@@ -160,7 +163,8 @@ def fingerprint(dataset: Dataset, workers: int | None = None) -> Fingerprint:
     count = workers or default_workers(max((_peak_bytes(header, bare) for header in headers.values()), default=0))
     outcome = run_tasks(fingerprint_case, tasks, workers=count, title=f"measuring {dataset.name}")
     results = outcome.or_raise(labelled[0].images[0].parent)
-    return Fingerprint(bare, {name: results[name] for name in sorted(results)})
+    unscaled = any(is_flat(path) for case in labelled for path in case.images)
+    return Fingerprint(bare, {name: results[name] for name in sorted(results)}, unscaled)
 
 
 def fingerprint_case(task: FingerprintTask) -> CaseFingerprint:

@@ -17,7 +17,7 @@ from medseg.errors import DataError
 from medseg.machine.documents import parse_document, read_text
 from medseg.machine.files import write_text
 from medseg.machine.typed import fields_of, misspelt, to_plain
-from medseg.space.labels import IGNORED, LabelValue, overlap, values_of
+from medseg.space.labels import IGNORED, LabelValue, Others, others_value, overlap, values_of
 
 Triple = tuple[int, int, int]
 
@@ -93,6 +93,7 @@ class Plan:
             earlier; None when organs exclude each other.
         mirror_axes: Axes that augmentation and prediction may flip.
         swap_labels: Pairs of organ names that a flip of axis 0 exchanges.
+        others: What the values of label files that ``labels`` leaves out count as; None where there may be none.
         schema: Version of this layout.
         reasons: Why each number is so, by field; written as comments, no part of equality.
 
@@ -123,6 +124,7 @@ class Plan:
     paint_order: tuple[int, ...] | None = None
     mirror_axes: tuple[int, ...] = (0, 1, 2)
     swap_labels: tuple[tuple[str, str], ...] = ()
+    others: Others | None = None
     schema: int = SCHEMA
     reasons: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -153,6 +155,11 @@ class Plan:
         if self.exclusive:
             return tuple(values[0] for values in self.values)
         return tuple(sorted({value for values in self.values for value in values}))
+
+    @property
+    def others_value(self) -> int | None:
+        """The value that undeclared values of a label file count as, None where they are refused."""
+        return others_value(self.others, self.ignore)
 
     @property
     def painted(self) -> dict[str, int]:
@@ -195,6 +202,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain data: str, int, float, None, list and dict only, so that it loads under ``weights_only=True``."""
         data = {spec.name: to_plain(getattr(self, spec.name)) for spec in fields(self) if spec.name != "reasons"}
+        if self.others is None:  # as in plans of before there was a choice
+            del data["others"]
         return {"schema": data.pop("schema")} | data
 
     @classmethod

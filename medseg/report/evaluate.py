@@ -117,7 +117,7 @@ def evaluate(
         named, unread = _organs_seen(pairs, ignore, workers)
         failures += unread
         pairs = tuple(pair for pair in pairs if pair.case not in {failure.case for failure in unread})
-    scoring = Scoring(dict(named), ignore, tolerance_mm, element)
+    scoring = Scoring(dict(named), ignore, tolerance_mm, element, pool.others)
     scored, failed = _score_all(pairs, scoring, workers, console)
     rows = _covered(scored, pool.annotated)
     evaluation = Evaluation(

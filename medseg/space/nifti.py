@@ -59,19 +59,6 @@ class Header:
         return orientation_of(self.affine)
 
 
-def case_name(path: Path) -> str:
-    """The file name without its NIfTI ending.
-
-    Example:
-        >>> case_name(Path("imagesTr/spleen_2.nii.gz"))
-        'spleen_2'
-    """
-    for ending in NIFTI_ENDINGS:
-        if path.name.endswith(ending):
-            return path.name[: -len(ending)]
-    return path.stem
-
-
 def read_header(path: Path) -> Header:
     """Read shape, channels and affine without touching the voxels.
 
@@ -111,6 +98,18 @@ class LabelFile:
     gap: float
     exact: bool
 
+    def require_labels(self) -> Volume:
+        """The volume, where its numbers are labels.
+
+        Raises:
+            DataError: The file holds NaN or fractions.
+        """
+        if not self.exact:
+            far = f", up to {self.gap:.2g} away" if self.gap < NEARLY else ""
+            remedy = "Let medseg verify --fix round them" if far else "Resample labels with nearest neighbour"
+            raise DataError(self.path, f"holds values that are not whole numbers{far}", remedy)
+        return self.volume
+
 
 def read_labels(path: Path) -> Volume:
     """Read a label volume with one channel, exactly: integers of every type, scaled ones and floats of whole numbers.
@@ -118,12 +117,7 @@ def read_labels(path: Path) -> Volume:
     Raises:
         DataError: As `read_label_file`, or the file holds NaN or fractions.
     """
-    file = read_label_file(path)
-    if not file.exact:
-        far = f", up to {file.gap:.2g} away" if file.gap < NEARLY else ""
-        remedy = "Let medseg verify --fix round them" if far else "Resample labels with nearest neighbour"
-        raise DataError(path, f"holds values that are not whole numbers{far}", remedy)
-    return file.volume
+    return read_label_file(path).require_labels()
 
 
 def read_label_file(path: Path) -> LabelFile:

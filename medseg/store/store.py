@@ -13,13 +13,12 @@ import numpy as np
 from jaxtyping import Integer
 
 from medseg.errors import DataError
-from medseg.machine.typed import to_plain
 from medseg.plan.grid import GridChange
 from medseg.plan.plan import Plan, read_plan
 from medseg.store.arrays import LazyArray, open_array
 
 SCHEMA = 1
-GRID_FIELDS = ("modalities", "labels", "ignore", "orientation", "spacing_mm", "normalisation")
+GRID_FIELDS = ("modalities", "labels", "ignore", "others", "orientation", "spacing_mm", "normalisation")
 """The fields of a plan that decide what is in the store; the others (patch, network) may be edited afterwards."""
 
 
@@ -229,7 +228,8 @@ def read_info(folder: Path) -> CaseInfo:
 
 def grid_of(plan: Plan) -> dict[str, Any]:
     """The part of a plan that decides what is in the store, as plain data."""
-    return {name: to_plain(getattr(plan, name)) for name in GRID_FIELDS}
+    told = plan.to_dict()
+    return {name: told[name] for name in GRID_FIELDS if name in told}
 
 
 def require_same_grid(path: Path, plan: Plan, grid: Mapping[str, Any], remedy: str) -> None:

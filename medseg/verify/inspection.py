@@ -22,7 +22,8 @@ from medseg.datasets.case import (
 from medseg.errors import DataError, listed
 from medseg.space.distance import nonzero_box
 from medseg.space.labels import cut_away, value_counts
-from medseg.space.nifti import NEARLY, LabelFile, read_label_file, read_volume
+from medseg.space.nifti import NEARLY, LabelFile
+from medseg.space.reading import is_nifti, read_label_file, read_volume
 from medseg.space.volume import Affine, Shape, Volume, spacing_of
 from medseg.verify.headers import ROUNDING_VOXELS, header_remarks
 
@@ -158,7 +159,7 @@ def _read_image(path: Path, notes: _Notes) -> Volume | None:
 
 
 def _remark_on_header(path: Path, notes: _Notes) -> None:
-    for remark in header_remarks(path):
+    for remark in header_remarks(path) if is_nifti(path) else ():
         notes.add(path, *remark, harmless=True)
 
 
@@ -197,7 +198,7 @@ def _check_grid(path: Path, volume: Volume, reference: tuple[Path, Volume] | Non
             "rounding",
             f"has an affine that puts voxels up to {apart:.2g} of a voxel away from those of {like.name}",
             "Let --fix copy the affine",
-            repair="affine",
+            repair="affine" if is_nifti(path) and is_nifti(like) else "",
             like=like,
             harmless=apart <= FORGIVEN_VOXELS,
         )
@@ -240,7 +241,7 @@ def _inspect_label(
         require_declared(path, labels, dataset)
     except DataError as error:
         notes.add_error("undeclared", error)
-    if not np.any((labels != 0) & (labels != (dataset.ignore or 0))):
+    if not np.isin(labels, list(set(dataset.values) - {0, dataset.ignore})).any():
         remedy = "Make sure that nothing is there, or that nobody forgot to draw"
         notes.add(path, "no-foreground", "marks no organ at all", remedy, harmless=True)
     return labels
@@ -250,7 +251,14 @@ def _check_label_type(file: LabelFile, notes: _Notes) -> None:
     if np.issubdtype(np.dtype(file.stored.split()[0]), np.integer) and " " not in file.stored:
         return
     problem = f"holds labels as {file.stored}" + (f", up to {file.gap:.2g} from whole numbers" if file.gap else "")
-    notes.add(file.path, "float-labels", problem, "Let --fix write integers", repair="integers", harmless=file.exact)
+    notes.add(
+        file.path,
+        "float-labels",
+        problem,
+        "Let --fix write integers" if is_nifti(file.path) else "Export it as integers",
+        repair="integers" if is_nifti(file.path) else "",
+        harmless=file.exact,
+    )
 
 
 def _check_cropping(
