@@ -23,6 +23,7 @@ from medseg.cli.command import (
 )
 from medseg.cli.experiments import EXPERIMENTS
 from medseg.cli.export import EXPORT
+from medseg.cli.nnunet import IMPORT
 from medseg.errors import MedsegError, UsageError
 
 
@@ -327,6 +328,7 @@ COMMANDS = {
     ),
     **EXPERIMENTS,
     "export": EXPORT,
+    "import-nnunet": IMPORT,
     "losses": Command("list the losses, or explain one", _losses_options, _losses),
     "info": Command("say what a checkpoint, a store or a dataset is", _info_options, _info),
 }

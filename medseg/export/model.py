@@ -107,7 +107,9 @@ def facts(model: Model) -> dict[str, Any]:
             "values": list(plan.painted_classes),
             "activation": "softmax" if plan.exclusive else "sigmoid",
         },
-        "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"},
+        "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"}
+        | {"centre": "n // 2" if kept.as_nnunet else "(n - 1) / 2"},
+        "averages_of_flips": "logits" if kept.as_nnunet else "probabilities",
         "flips_in_training": None if model.flips is None else list(model.flips),
         "plan": plan.to_dict(),
         "cleaning": kept.cleaning,
