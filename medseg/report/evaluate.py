@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,6 @@ from medseg.report.scoring import ScoredCase, Scoring, score_pair, values_seen
 from medseg.report.summary import Summary, summarise
 
 _Result = TypeVar("_Result")
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,15 +106,10 @@ def evaluate(
     _require_lengths(tolerance_mm)
     pool = references if isinstance(references, References) else read_references(Path(references))
     ignore = pool.ignore if ignore is None else ignore
-    _tell_of_one_folder(Path(predictions), pool)
     matched = match(Path(predictions), pool.labels, cases=cases, all_expected=pool.all_expected)
     require_writable(output := Path(output))
     workers = workers or min(8, usable_cores())
-    named, pairs, failures = organs or pool.organs, matched.pairs, [*matched.failures]
-    if not named:
-        named, unread = _organs_seen(pairs, ignore, workers)
-        failures += unread
-        pairs = tuple(pair for pair in pairs if pair.case not in {failure.case for failure in unread})
+    named, pairs, unread = _named(organs or pool.organs, matched.pairs, ignore, workers)
     scoring = Scoring(dict(named), ignore, tolerance_mm, element, pool.others)
     scored, failed = _score_all(pairs, scoring, workers, console)
     rows = _covered(scored, pool.annotated)
@@ -124,7 +117,7 @@ def evaluate(
         scoring=scoring,
         rows=rows,
         summary=summarise(rows),
-        failures=tuple(sorted((*failures, *failed), key=lambda failure: failure.case)),
+        failures=tuple(sorted((*matched.failures, *unread, *failed), key=lambda failure: failure.case)),
         not_predicted=matched.not_predicted,
         pairs=matched.pairs,
         images={**pool.images, **(images or {})},
@@ -151,6 +144,17 @@ def _score_all(
     return scored, [one for one in done if isinstance(one, Failure)]
 
 
+def _named(
+    organs: Organs, pairs: tuple[Pair, ...], ignore: int | None, workers: int
+) -> tuple[Organs, tuple[Pair, ...], list[Failure]]:
+    """The organs, named by their values where nobody named them, the pairs that can be read, and why others cannot."""
+    if organs:
+        return organs, pairs, []
+    seen, unread = _organs_seen(pairs, ignore, workers)
+    bad = {failure.case for failure in unread}
+    return seen, tuple(pair for pair in pairs if pair.case not in bad), unread
+
+
 def _organs_seen(pairs: Sequence[Pair], ignore: int | None, workers: int) -> tuple[dict[str, int], list[Failure]]:
     """A name for every value of the cases that can be read, and why the others cannot."""
     done = _each_case(values_seen, pairs, workers, None)
@@ -159,12 +163,6 @@ def _organs_seen(pairs: Sequence[Pair], ignore: int | None, workers: int) -> tup
     if found and not values:
         raise DataError(pairs[0].reference.parent, "holds no label, and no prediction does", "Name them with --labels")
     return {f"label {value}": value for value in values}, [one for one in done if isinstance(one, Failure)]
-
-
-def _tell_of_one_folder(predictions: Path, pool: References) -> None:
-    """Scores of files against themselves are perfect, and say nothing."""
-    if any(path.parent.resolve() == predictions.resolve() for path in pool.labels.values()):
-        _log.warning("%s holds the references too: every file is scored against itself", predictions)
 
 
 def _require_lengths(tolerance_mm: float | Mapping[str, float]) -> None:

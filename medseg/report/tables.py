@@ -47,6 +47,8 @@ def print_summary(evaluation: Evaluation, console: Console | None = None) -> Non
     lines = []
     if evaluation.not_predicted:
         lines.append(f"{evaluation.not_predicted} further cases of the dataset were not predicted.")
+    if same := sum(pair.prediction.samefile(pair.reference) for pair in evaluation.pairs if pair.prediction.exists()):
+        lines.append(f"{same} predictions are the very files that they were scored against: that says nothing of them.")
     if evaluation.failures:
         lines.append(f"{len(evaluation.failures)} case{'s' * (len(evaluation.failures) != 1)} could not be scored:")
         lines += [f"  {line}" for line in few([f"{one.case}: {one.reason}." for one in evaluation.failures])]
