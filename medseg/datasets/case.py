@@ -21,6 +21,8 @@ from medseg.space.nifti import require_finite
 from medseg.space.reading import ENDINGS, is_there, read_labels, read_volume
 from medseg.space.volume import Volume, same_place
 
+_CHANNELS = "Give one file per modality, or one 4D file that holds them all in this order"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -186,6 +188,8 @@ def read_image(files: Sequence[Path], modalities: Sequence[str]) -> Volume:
     """
     if not files:
         raise ValueError("expected at least one image file, got none")
+    if len(files) not in (1, len(modalities)):
+        raise DataError(files[0], f"is one of {len(files)} files, expected 1 or {len(modalities)}", _CHANNELS)
     volumes: list[Volume] = []
     for path in files:
         volume = read_volume(path)
@@ -199,7 +203,7 @@ def read_image(files: Sequence[Path], modalities: Sequence[str]) -> Volume:
         raise DataError(
             where,
             f"has {counted(len(array), 'channel')}, expected {len(modalities)} ({', '.join(modalities)})",
-            "Give one file per modality, or one 4D file that holds them all in this order",
+            _CHANNELS,
         )
     return Volume(array, volumes[0].affine)
 
@@ -324,7 +328,7 @@ def require_complete(case: Case, dataset: Dataset) -> None:
             case.images[0],
             f"is one of {counted(len(case.images), 'image file')} of case {case.id!r}, but the dataset declares "
             f"{counted(len(dataset.modalities), 'modality', 'modalities')}",
-            "Give one file per modality, or one 4D file that holds them all",
+            _CHANNELS,
         )
 
 

@@ -10,11 +10,11 @@ import torch
 from scipy.spatial.distance import cdist
 from support.toys import write_nifti
 
+from medseg.datasets.matching import Pair
 from medseg.errors import DataError
 from medseg.metrics.cases import score_case
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import count_labels
-from medseg.report.matching import Pair
 from medseg.report.scoring import Scoring, score_pair
 from medseg.space.distance import surface
 
