@@ -61,7 +61,7 @@ class CaseTask:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class StoredCase:
     """What became of one case.
 
     Attributes:
@@ -75,7 +75,7 @@ class Prepared:
     too_small: tuple[str, ...] = ()
 
 
-def prepare_case(task: CaseTask) -> Prepared:
+def prepare_case(task: CaseTask) -> StoredCase:
     """Prepare one case, unless the store already holds it.
 
     Returns:
@@ -90,7 +90,7 @@ def prepare_case(task: CaseTask) -> Prepared:
     final = task.store / "cases" / name
     if final.is_dir():
         _refresh(final, task, sources)
-        return Prepared(name)
+        return StoredCase(name)
     image, labels = read_case(task.case, task.dataset)
     if not all(source.unchanged() for source in sources):
         raise DataError(task.case.images[0], "or its label changed while it was read", "Run again when it is complete")
@@ -114,10 +114,10 @@ def prepare_case(task: CaseTask) -> Prepared:
     )
     _write(final, array, atoms, info, task.plan)
     if labels is None:
-        return Prepared(name)
+        return StoredCase(name)
     kept = kept_box(labels.array[0], change)
     cropped = cut_away(labels.array[0], kept, task.plan.labels)
-    return Prepared(name, tuple(cropped), lost_organs(kept, info.voxels, task.plan))
+    return StoredCase(name, tuple(cropped), lost_organs(kept, info.voxels, task.plan))
 
 
 def lost_organs(values: NDArray[np.integer[Any]], voxels: Mapping[int, int], plan: Plan) -> tuple[str, ...]:

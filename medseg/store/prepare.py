@@ -18,7 +18,7 @@ from medseg.plan.fingerprint import fingerprint
 from medseg.plan.plan import Plan, read_plan, write_plan
 from medseg.plan.planning import make_plan
 from medseg.space.reading import read_header
-from medseg.store.one_case import REMEDY, CaseTask, Prepared, is_case_folder, prepare_case
+from medseg.store.one_case import REMEDY, CaseTask, StoredCase, is_case_folder, prepare_case
 from medseg.store.store import SCHEMA, CaseInfo, Store, grid_of, read_index, read_info, require_same_grid
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def prepare(
     return Store(out)
 
 
-def _tell_what_is_lost(prepared: Mapping[str, Prepared], plan: Plan) -> None:
+def _tell_what_is_lost(prepared: Mapping[str, StoredCase], plan: Plan) -> None:
     """Two lines at most: what was cropped away, and what is too small for the plan's voxels."""
     cropped = [f"{name}: {listed(one.cut_away)}" for name, one in sorted(prepared.items()) if one.cut_away]
     small = [f"{name}: {listed(one.too_small)}" for name, one in sorted(prepared.items()) if one.too_small]
