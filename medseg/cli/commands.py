@@ -71,8 +71,7 @@ def _verify(options: Options) -> int:
     if options.figures:
         _draw_what_can_be_read(options)
     if options.fix:
-        left = repair(report, options.fix)
-        say(f"a repaired copy is in {options.fix}; {len(left)} problems are left in it")
+        say("\n".join(repair(report, options.fix).sentences(options.fix)))
     return 0 if report.ok else 1
 
 
@@ -247,7 +246,12 @@ def _choose_cleaning(options: Options) -> int:
     from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.choose import choose_cleaning
 
-    choices = choose_cleaning(checkpoints_in(options.ckpt), options.predictions, options.references)
+    choices = choose_cleaning(
+        checkpoints_in(options.ckpt),
+        options.predictions,
+        options.references,
+        tell=lambda line: sys.stderr.write(f"{line}\n"),
+    )
     say("\n".join(lines({organ: choice.sentence for organ, choice in choices.items()})))
     return 0
 

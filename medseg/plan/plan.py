@@ -173,8 +173,7 @@ class Plan:
     @property
     def highest(self) -> int:
         """The highest value that a predicted label file may hold."""
-        regions = () if self.exclusive else tuple(max(values) for values in self.values)
-        return max(*self.painted_classes, *regions, 0)
+        return int(max((*self.painted_classes, *(() if self.exclusive else map(max, self.values)))))
 
     @property
     def others_value(self) -> int | None:
