@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import DataError, MedsegError
 from medseg.inference.images import read_case_image, voxel_bytes
+from medseg.inference.objects import OBJECT_ENDINGS, write_object
 from medseg.inference.predict import Predictor, Prepared
 from medseg.inference.resume import Record
 from medseg.machine.files import scratch, whole
@@ -47,16 +48,27 @@ class Work:
         output: The folder to write to.
         save_probabilities: Whether to write those too.
         record: The manifest of the folder, where it is to have one.
+        form: Of the objects of DICOM that are written in place of label files, if any.
     """
 
-    def __init__(self, predictor: Predictor, output: Path, save_probabilities: bool, record: Record | None) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        output: Path,
+        save_probabilities: bool,
+        record: Record | None,
+        form: str | None = None,
+    ) -> None:
         self.predictor = predictor
         self.output = output
         self.save_probabilities = save_probabilities
         self.record = record
+        self.form = form
 
     def label_file(self, case: str, files: tuple[Path, ...]) -> Path:
         """Where the labels of a case go."""
+        if self.form:
+            return self.output / f"{case}{OBJECT_ENDINGS[self.form]}"
         return label_file(self.output, case, files, self.predictor.plan)
 
     def _probability_file(self, case: str) -> Path:
@@ -92,11 +104,15 @@ class Work:
         return labels, prepared.change
 
     def write(self, case: str, files: tuple[Path, ...], labels: NDArray[Any], change: GridChange) -> None:
-        """Clean the labels and write them on the grid of their image."""
+        """Clean the labels and write them on the grid of their image, or as an object that refers to it."""
         target = self.label_file(case, files)
         with explained(target, "could not be written"):
             cleaned = self.predictor.clean(labels, change)
-            write_labels_for(files[0], target, cleaned, np.array(change.source_affine))
+            if self.form:
+                told = "+".join(self.predictor.digests) or "untold"
+                write_object(self.form, target, cleaned, files[0], self.predictor.plan, told)
+            else:
+                write_labels_for(files[0], target, cleaned, np.array(change.source_affine))
         if self.record is not None:
             self.record.add(case, files, self._outputs(case, files))
 

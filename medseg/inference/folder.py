@@ -11,6 +11,7 @@ from pathlib import Path
 from medseg.errors import MedsegError, UsageError
 from medseg.inference.belt import Belt, Work, explained, label_file
 from medseg.inference.images import find_cases
+from medseg.inference.objects import require_series
 from medseg.inference.predict import Predictor
 from medseg.inference.resume import Record
 from medseg.machine.files import require_writable
@@ -42,6 +43,7 @@ def predict_cases(
     save_probabilities: bool = False,
     training_too: bool = False,
     overwrite: bool = False,
+    form: str | None = None,
     tell: Callable[[str], object] = log.info,
 ) -> FolderOutcome:
     """Segment an image or a folder of images, each written on its grid, in its format if that holds labels.
@@ -61,6 +63,7 @@ def predict_cases(
             grid, ``classes`` (their names) and ``affine``; NIfTI has no float16.
         training_too: Of a dataset, predict its training cases, too.
         overwrite: Predict every case anew.
+        form: Write objects of DICOM in place of label files, see `medseg.inference.objects`.
         tell: Takes a line per case that is segmented.
 
     Raises:
@@ -70,10 +73,14 @@ def predict_cases(
     predictors = [predictor] if isinstance(predictor, Predictor) else list(predictor)
     cases, left_out = find_cases(source, predictors[0].plan, training_too=training_too)
     _require_apart(source, cases, output, predictors[0].plan)
+    if form:
+        require_series(cases, form)
     require_writable(output)
-    work = Work(predictors[0], output, save_probabilities, Record(output, predictors[0].settings))
+    record = Record(output, predictors[0].settings)
+    work = Work(predictors[0], output, save_probabilities, record, form)
     todo = cases if overwrite else {case: files for case, files in cases.items() if not work.done(case, files)}
     results = Belt(work, todo, tell).run(predictors)
+    record.close()
     return FolderOutcome(
         tuple(work.label_file(case, files) for case, files in todo.items() if results[case] is None),
         (*left_out, *(problem for case in todo if (problem := results[case]) is not None)),
