@@ -16,7 +16,7 @@ from medseg.datasets.manifest import Manifest, read_manifest
 from medseg.errors import DataError, meant
 from medseg.space.labels import LabelValue, Others, others_value, settle_others, values_of
 from medseg.space.nifti import require_finite
-from medseg.space.reading import ENDINGS, is_there, read_labels, read_volume
+from medseg.space.reading import ENDINGS, is_flat, is_there, read_labels, read_volume
 from medseg.space.volume import Volume, same_place
 
 _MOST_VALUES = 10_000  # of a table of counts: label files that hold intensities by mistake are counted by sorting
@@ -197,7 +197,9 @@ def read_image(files: Sequence[Path], modalities: Sequence[str]) -> Volume:
         raise DataError(
             where,
             f"has {counted(len(array), 'channel')}, expected {len(modalities)} ({', '.join(modalities)})",
-            "Give one file per modality, or one 4D file that holds them all in this order",
+            'Declare "modality": ["R", "G", "B"] for colours and one modality for grey, or save the picture accordingly'
+            if is_flat(where)
+            else "Give one file per modality, or one 4D file that holds them all in this order",
         )
     return Volume(array, volumes[0].affine)
 

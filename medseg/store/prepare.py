@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 
 from medseg.datasets.case import Dataset, read_dataset
-from medseg.errors import DataError, MachineError
+from medseg.errors import DataError, MachineError, listed
 from medseg.machine.crew import default_workers, run_tasks
 from medseg.machine.files import sweep, write_json
 from medseg.plan.adopt import adopt, differences, stale
@@ -102,6 +102,9 @@ def _settle_plan(root: Path, dataset: Dataset, out: Path, plan: Plan | None) -> 
     for sentence in stale(plan) if given else ():
         _log.warning("%s", sentence)
     if (out / "index.json").is_file():
+        new = [case.id for case in dataset.cases if case.id not in read_index(out)["cases"]]
+        if new and not given:
+            _log.warning("the plan was made without %s; prepare into a new folder to have it measure them", listed(new))
         remedy = "Choose another --out, or leave --plan away" if given else "Undo the edit, or choose another --out"
         require_same_grid(out if given else file, plan, read_index(out)["grid"], remedy)
     return plan
