@@ -238,8 +238,9 @@ def require_same_grid(path: Path, plan: Plan, grid: Mapping[str, Any], remedy: s
     Raises:
         DataError: Naming the first field that differs and both values.
     """
-    for name, value in grid_of(plan).items():
-        if json.dumps(value) != json.dumps(grid.get(name)):  # the order of the labels counts too
-            raise DataError(
-                path, f"says {name} {value}, but the store was prepared with another plan: {grid.get(name)}", remedy
-            )
+    ours = grid_of(plan)
+    for name in GRID_FIELDS:
+        value, prepared = ours.get(name), grid.get(name)
+        if json.dumps(value) != json.dumps(prepared):  # the order of the labels counts too
+            problem = f"says {name} {value}, but the store was prepared with another plan: {prepared}"
+            raise DataError(path, problem, remedy)
