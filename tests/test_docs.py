@@ -9,13 +9,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from support.floors import FLOORS
+from support.nnunet import PLAN, exported
 from support.sweeps import jobs_in_this_process
 from support.toys import toy_case, write_nifti, write_toy_dataset
 
@@ -24,6 +25,7 @@ from medseg.cli.main import LIGHTNING_COMMANDS, build_parser
 from medseg.losses import build_loss
 from medseg.phantom.phantom import write_phantom
 from medseg.phantom.recipes import recipe_for
+from medseg.plan.plan import Normalisation
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -45,6 +47,7 @@ SWEEPS = ("compare", "cross-validate")
 
 STANDS_FOR = {
     "NEW_IMAGES": "data/raw/Task04_Hippocampus/imagesTs",
+    "MODEL_FOLDER": "nnunet/model",
     "IMAGES": "data/raw/Task04_Hippocampus/imagesTs",
     "LABELS": "data/raw/Task04_Hippocampus/labelsTs",
     "CKPT": "run/checkpoints/best.ckpt",
@@ -118,6 +121,7 @@ def workplace(tmp_path_factory):
         write_nifti(mine / "scans" / f"{name}.nii.gz", image, torch.tensor(affine).double().numpy())
         write_nifti(mine / "masks" / f"{name}.nii.gz", label, torch.tensor(affine).double().numpy())
     shutil.copytree(raw, folder / "data/raw/Dataset004_Hippocampus")
+    exported(folder / "nnunet", replace(PLAN, modalities=("MRI",), normalisation=(Normalisation(),)))
     shutil.rmtree(toy)
     assert main(["prepare", str(raw), "--out", str(folder / "data/store/Task04_Hippocampus"), "--workers", "1"]) == 0
     shutil.copytree(folder / "data/store/Task04_Hippocampus", folder / "data/store/Task09_Spleen")

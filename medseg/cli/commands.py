@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg.cli.command import (
+    NSD_MM,
+    SURFACES,
     Command,
     Options,
     above_zero,
@@ -23,6 +25,7 @@ from medseg.cli.command import (
 )
 from medseg.cli.experiments import EXPERIMENTS
 from medseg.cli.export import EXPORT
+from medseg.cli.nnunet import IMPORT
 from medseg.errors import MedsegError, UsageError
 
 
@@ -174,7 +177,13 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a checkpoint, a run or a cross-validation; several are averaged",
     )
-    parser.add_argument("--input", type=Path, required=True, help="an image, or a folder of images")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        help="an image, a folder of images, or a dataset, whose test cases are meant",
+    )
+    parser.add_argument("--all", action="store_true", help="of a dataset, predict the training cases, too")
     parser.add_argument("--output", type=Path, required=True, help="folder for the label files")
     parser.add_argument(
         "--tta",
@@ -209,6 +218,7 @@ def _predict(options: Options) -> int:
         options.input,
         options.output,
         save_probabilities=options.save_probabilities,
+        training_too=options.all,
         overwrite=options.overwrite,
         tell=lambda line: sys.stderr.write(f"{line}\n"),
     )
@@ -220,7 +230,7 @@ def _predict(options: Options) -> int:
 def _choose_cleaning_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help="the checkpoints to write the rules into")
     parser.add_argument("--predictions", type=Path, required=True, help="uncleaned predictions of held-out cases")
-    parser.add_argument("--references", type=Path, required=True, help="folder of their reference labels")
+    parser.add_argument("--references", type=Path, required=True, help="folder of reference labels, or a dataset")
 
 
 def _choose_cleaning(options: Options) -> int:
@@ -237,7 +247,8 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", type=Path, required=True, help="folder of reference labels, or a dataset")
     parser.add_argument("--labels", type=Path, help="a dataset.json that names the labels")
     parser.add_argument("--output", type=Path, required=True, help="folder for summary.json, cases.csv, report.html")
-    parser.add_argument("--tolerance", type=float, metavar="MM", help="tolerance of the surface Dice (default: 2)")
+    parser.add_argument("--nsd_mm", "--tolerance", type=float, metavar="MM", help=NSD_MM)
+    parser.add_argument("--surfaces", choices=("voxels", "areas"), default="voxels", help=SURFACES)
     workers_option(parser)
 
 
@@ -245,9 +256,9 @@ def _evaluate(options: Options) -> int:
     from rich.console import Console
 
     from medseg.datasets.manifest import read_manifest
+    from medseg.datasets.matching import read_references
     from medseg.report.evaluate import evaluate
     from medseg.report.html import write_report
-    from medseg.report.matching import read_references
     from medseg.report.tables import print_summary
     from medseg.space.labels import others_value
 
@@ -263,7 +274,8 @@ def _evaluate(options: Options) -> int:
         ignore=named.ignore if named else None,
         workers=options.workers,
         console=Console(stderr=True),
-        **({} if options.tolerance is None else {"tolerance_mm": options.tolerance}),
+        element=options.surfaces,
+        **({} if options.nsd_mm is None else {"tolerance_mm": options.nsd_mm}),
     )
     write_report(evaluation, commands=[shlex.join(["medseg", *sys.argv[1:]])])
     print_summary(evaluation)
@@ -328,6 +340,7 @@ COMMANDS = {
     ),
     **EXPERIMENTS,
     "export": EXPORT,
+    "import-nnunet": IMPORT,
     "losses": Command("list the losses, or explain one", _losses_options, _losses),
     "info": Command("say what a checkpoint, a store or a dataset is", _info_options, _info),
 }

@@ -13,10 +13,12 @@ from torch import Tensor
 
 import medseg
 from medseg.checkpoints.reading import read_plain
+from medseg.errors import UsageError
 from medseg.export.definition import Definition, define, needs_medseg
 from medseg.export.model import Model
 from medseg.export.transforms import left_out, postprocessing, preprocessing
 from medseg.machine.files import write_json
+from medseg.space.volume import STORED
 
 CASES = (
     "$[@dataset_dir] if os.path.isfile(@dataset_dir) else "
@@ -36,8 +38,14 @@ def write_bundle(model: Model, facts: dict[str, Any], folder: Path) -> Callable[
     Returns:
         What runs the written weights in the network that MONAI's parser builds from the written definition.
 
+    Raises:
+        UsageError: MONAI's transforms cannot bring an image onto the plan's grid.
+
     Source: the MONAI Bundle Specification.
     """
+    if set(model.plan.orientation) == STORED or model.plan.own_spacing:
+        problem = "MONAI's transforms cannot take the axes as a file stores them, or leave one spacing alone"
+        raise UsageError(problem, "Choose --format onnx or nnunet")
     definition, weights = define(model)
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -53,7 +61,15 @@ def write_bundle(model: Model, facts: dict[str, Any], folder: Path) -> Callable[
 def inference(model: Model, definition: Definition) -> dict[str, Any]:
     """The config that ``python -m monai.bundle run`` executes."""
     return {
-        "imports": ["$import functools", "$import glob", "$import os", "$import re", "$import numpy", "$import torch"],
+        "imports": [
+            "$import functools",
+            "$import glob",
+            "$import itertools",
+            "$import os",
+            "$import re",
+            "$import numpy",
+            "$import torch",
+        ],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
@@ -141,11 +157,8 @@ def metadata(model: Model, definition: Definition) -> dict[str, Any]:
 def _readme(model: Model, facts: dict[str, Any], definition: Definition) -> str:
     values = zip(facts["output"]["classes"], facts["output"]["values"], strict=True)
     medseg_too = " medseg" if needs_medseg(definition) else ""
-    cleaning = (
-        "\nRules that remove small parts of a single organ have no counterpart in MONAI and are left out.\n"
-        if left_out(facts["cleaning"])
-        else ""
-    )
+    why = "Rules that remove small parts of one organ, or clean overlapping regions, have no counterpart in MONAI"
+    cleaning = f"\n{why} and are left out.\n" if left_out(model) else ""
     return f"""# {model.plan.name}
 
 {model.checkpoint.net}, trained by medseg on {", ".join(model.plan.modalities)}. Research only.

@@ -105,14 +105,23 @@ def facts(model: Model) -> dict[str, Any]:
             "axes": ["batch", "class", "i", "j", "k"],
             "classes": [*(["background"] if plan.exclusive else []), *plan.organs],
             "values": list(plan.painted_classes),
+            **({} if plan.exclusive else {"sets": _sets(plan)}),
             "activation": "softmax" if plan.exclusive else "sigmoid",
         },
-        "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"},
+        "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"}
+        | {"centre": "n // 2" if kept.as_nnunet else "(n - 1) / 2"},
+        "averages_of_flips": "logits" if kept.as_nnunet else "probabilities",
         "flips_in_training": None if model.flips is None else list(model.flips),
         "plan": plan.to_dict(),
         "cleaning": kept.cleaning,
         "scores": kept.scores,
     }
+
+
+def _sets(plan: Plan) -> list[dict[str, Any]]:
+    """What a voxel of several regions is called; of sets that are not here, it is painted in the order of classes."""
+    named = plan.painting.sets.items()
+    return [{"classes": [plan.organs[index] for index in members], "value": value} for members, value in named]
 
 
 def patches_of(model: Model, image: Volume | None = None) -> Float[Tensor, "b m i j k"]:

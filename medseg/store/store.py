@@ -18,7 +18,10 @@ from medseg.plan.plan import Plan, read_plan
 from medseg.store.arrays import LazyArray, open_array
 
 SCHEMA = 1
-GRID_FIELDS = ("modalities", "labels", "ignore", "others", "orientation", "spacing_mm", "normalisation")
+GRID_FIELDS = (
+    *("modalities", "labels", "ignore", "others", "independent"),
+    *("orientation", "spacing_mm", "own_spacing", "normalisation"),
+)
 """The fields of a plan that decide what is in the store; the others (patch, network) may be edited afterwards."""
 
 
@@ -240,7 +243,8 @@ def require_same_grid(path: Path, plan: Plan, grid: Mapping[str, Any], remedy: s
     """
     ours = grid_of(plan)
     for name in GRID_FIELDS:
-        value, prepared = ours.get(name), grid.get(name)
-        if json.dumps(value) != json.dumps(prepared):  # the order of the labels counts too
-            problem = f"says {name} {value}, but the store was prepared with another plan: {prepared}"
-            raise DataError(path, problem, remedy)
+        value = ours.get(name)
+        if json.dumps(value) != json.dumps(grid.get(name)):  # the order of the labels counts too
+            raise DataError(
+                path, f"says {name} {value}, but the store was prepared with another plan: {grid.get(name)}", remedy
+            )

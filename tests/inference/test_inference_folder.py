@@ -17,12 +17,12 @@ from medseg.checkpoints.reading import read_checkpoint
 from medseg.cli import main
 from medseg.errors import DataError, UsageError
 from medseg.inference import folder
-from medseg.inference.clean import Rule
 from medseg.inference.folder import predict_cases
 from medseg.inference.images import list_cases, read_case_image
 from medseg.inference.predict import Predictor
 from medseg.inference.resume import MANIFEST, Record
 from medseg.machine.dotted import Trust
+from medseg.plan.cleaning import Rule
 
 
 def named(**options):
@@ -57,7 +57,7 @@ def test_what_is_done_is_kept_until_something_changes(images, tmp_path):
     other = named()
     other.digests = ("another",)
     assert names(predict_cases(other, images, out).written) == every
-    other.rules = {1: Rule(largest_component=True)}
+    other.rules = {"liver": Rule(largest_component=True)}
     assert names(predict_cases(other, images, out).written) == every
     assert names(predict_cases(other, images, out, save_probabilities=True).written) == every
     assert names(predict_cases(other, images, out).kept) == every

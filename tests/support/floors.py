@@ -10,8 +10,9 @@ FLOORS = {
     "store": 5, "checkpoints": 5,
     "patches": 6,
     "segmenter": 7,
-    "training": 8, "inference": 8, "report": 8, "export": 8,
-    "experiments": 9,
-    "cli": 10,
-    "__main__": 11,
+    "nnunet": 8,
+    "training": 9, "inference": 9, "report": 9, "export": 9,
+    "experiments": 10,
+    "cli": 11,
+    "__main__": 12,
 }  # fmt: skip
