@@ -323,7 +323,7 @@ CAUSES = {
 
 EDITED = "Edited by hand."
 STALE = "Chosen before"
-_MARK = re.compile(r"(?<=[: ])(\w+)=([0-9a-f]{6})(?=\s)")  # in the last lines of a plan
+_MARK = re.compile(r"\b(\w+)=([0-9a-f]{6})\b")  # in the last lines of a plan
 
 REQUIRED = tuple(spec.name for spec in fields(Plan) if spec.default is MISSING and spec.default_factory is MISSING)
 _SELDOM = (
