@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 from medseg.datasets.manifest import Manifest
 from medseg.datasets.names import Channels, apart, by_channel, by_suffix, composed, existing, single, volumes
 from medseg.datasets.patterns import FIELDS, fill, find_files, mistake_in, pattern_of
-from medseg.errors import DataError
+from medseg.errors import DataError, listed
 from medseg.space.reading import ENDINGS, case_name, is_there
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
     mask = existing(root / _slashed(label)) if label else None
     case = case_name(mask or paths[0])
     if len(paths) == 1 and not is_there(paths[0]):
-        paths = _channel_files(paths[0]) or paths
+        paths = _channel_files(paths[0], len(manifest.modalities)) or paths
     return Files(
         id=case,
         images=paths,
@@ -109,10 +111,12 @@ def _is_apple_double(entry: Any) -> bool:
     return isinstance(name, str) and Path(name).name.startswith("._")
 
 
-def _channel_files(image: Path) -> tuple[Path, ...]:
+def _channel_files(image: Path, channels: int) -> tuple[Path, ...]:
     """Older nnU-Net lists name ``a.nii.gz`` where the files are called ``a_0000.nii.gz``, ``a_0001.nii.gz``."""
     ending = next((ending for ending in ENDINGS if image.name.endswith(ending)), "")
-    return tuple(sorted(image.parent.glob(f"{escape(image.name.removesuffix(ending))}_[0-9][0-9][0-9][0-9]{ending}")))
+    stem = image.name.removesuffix(ending)
+    numbered = (image.with_name(f"{stem}_{number:04d}{ending}") for number in range(channels))
+    return tuple(path for path in numbered if path.is_file())
 
 
 def _distinct(entries: list[Files]) -> list[Files]:
@@ -217,6 +221,11 @@ def _patterned(root: Path, manifest: Manifest) -> FilesOfDataset:
         remedy = "Compare it with the path of a file; {case} stands for what differs from case to case"
         raise DataError(manifest.file, f'finds no file that fits "image": "{image}"', remedy)
     images, labels = map(single, apart(scans, find_files(root, label)))
+    if "*" in image:  # which also finds what was not meant
+        nobodys = sorted(set(images) - set(labels))
+        if nobodys and labels:
+            _log.warning("%s: %d images without a label left out: %s", manifest.file, len(nobodys), listed(nobodys))
+            images = {case: files for case, files in images.items() if case in labels}
     training = [_fitted(root, manifest, (image, label), images, labels, case) for case in set(images) | set(labels)]
     tests = single(find_files(root, test, manifest.modalities)) if test else {}
     return training, [_fitted(root, manifest, (test, ""), tests, {}, case) for case in tests]
