@@ -54,7 +54,6 @@ def cbdice(
         iterations: Erosions in thinning, at least the largest radius in voxels.
         inverse: How the weight of a centre line falls with its radius.
         smooth: Added to numerators and denominators.
-        include_background: Whether channel 0 counts.
     """
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0, got {iterations}")

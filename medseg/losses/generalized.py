@@ -44,7 +44,6 @@ def generalized_dice(
     Public code: MONAI agrees. 1 / (n + 1e-10)², as in SegLossOdyssey, makes an absent class the whole loss.
 
     Args:
-        x: The comparison.
         w_type: 1/n² (square), 1/n (simple), 1 (uniform), or one number per class.
         absent_weight: What an absent class weighs: the largest weight of the others (max), or nothing (zero).
         include_background: Whether channel 0 counts in multiclass mode.
@@ -92,7 +91,6 @@ def penalty_generalized_dice(x: Comparison, *, k: float = 2.5, **knobs: Any) -> 
     Public code: SegLossOdyssey puts the negative score into the formula, which breaks it.
 
     Args:
-        x: The comparison.
         k: Strength of the penalty; 0 is generalized_dice.
         **knobs: Those of generalized_dice.
     """
@@ -129,7 +127,6 @@ def generalized_wasserstein_dice(
     Public code: The author's code and MONAI agree; both ask for a matrix.
 
     Args:
-        x: The comparison.
         dist_matrix: Distance between each pair of classes, C rows of C, scaled here so that the largest is 1;
             None for 1 between any two.
         background: The class whose hits do not count as true positives.

@@ -42,7 +42,6 @@ def l1_ace(x: Comparison, *, bins: int = 20, binning: Literal["hard", "soft"] = 
     in the mean, where absent="ignore" here leaves it out.
 
     Args:
-        x: The comparison.
         bins: M, at least 1.
         binning: Give a voxel to one bin, or share it between two.
     """

@@ -47,10 +47,8 @@ def cldice(x: Comparison, *, iterations: int = 3, smooth: float = 1.0, include_b
     decides, and adds 1e-4 to the last denominator.
 
     Args:
-        x: The comparison.
         iterations: Erosions, at least the largest radius in voxels.
         smooth: Added to numerators and denominators.
-        include_background: Whether channel 0 counts.
     """
     first = first_channel(x, include_background=include_background)
     return all_channels(_centre_line_dice(x, first, iterations=iterations, smooth=smooth), first)
@@ -94,11 +92,9 @@ def dice_cldice(
     Public code: See cldice.
 
     Args:
-        x: The comparison.
         alpha: Share of clDice.
         iterations: Erosions, at least the largest radius in voxels.
         smooth: Added to numerators and denominators of both.
-        include_background: Whether channel 0 counts.
     """
     first = first_channel(x, include_background=include_background)
     lines = all_channels(_centre_line_dice(x, first, iterations=iterations, smooth=smooth), first)
@@ -137,9 +133,7 @@ def skeleton_recall(x: Comparison, *, smooth: float = 1e-5, include_background: 
     here each keeps a voxel.
 
     Args:
-        x: The comparison.
         smooth: Added to numerator and denominator.
-        include_background: Whether channel 0 counts.
     """
     first = first_channel(x, include_background=include_background)
     tube = _tubes(x, first)
