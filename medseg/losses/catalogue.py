@@ -9,9 +9,10 @@ from typing import Any
 
 from medseg.errors import nearest
 from medseg.losses import table
-from medseg.losses.knobs import knob_type, words
+from medseg.losses.knobs import knob_type
 from medseg.losses.table import Row
 from medseg.machine.files import write_text
+from medseg.machine.typed import words
 
 HANDLES = {"imbalance": "class imbalance", "small": "small organs", "boundary": "boundary", "missing": "missing labels"}
 COSTS = {

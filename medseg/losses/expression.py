@@ -9,9 +9,10 @@ from typing import Any, get_type_hints
 
 from medseg.errors import nearest
 from medseg.losses.class_weights import tree_of
-from medseg.losses.knobs import Real, checked_knobs, fits, real, words
+from medseg.losses.knobs import Real, checked_knobs
 from medseg.losses.schedule import OPERATORS, SCHEDULES, Arithmetic, Constant, Weight, first_fault
 from medseg.losses.table import Row, row_named, rows
+from medseg.machine.typed import typed
 
 GRAMMAR = "Write a sum such as: dice + 0.5 * focal(gamma=2)"
 
@@ -115,12 +116,13 @@ def _schedule(node: ast.Call) -> Weight:
         raise ValueError(
             f"{ast.unparse(node)!r} is not a schedule ({error}), such as linear(0, 1, epochs=50)"
         ) from error
-    types = get_type_hints(inspect.unwrap(schedule))
+    types, numbers = get_type_hints(inspect.unwrap(schedule)), {}
     for name, value in given.arguments.items():
-        if not fits(value, Real if types[name] is float else types[name]):
-            expected = "a finite number" if types[name] is float else words(types[name])
-            raise ValueError(f"{ast.unparse(node)!r}: expected {expected} for {name}")
-    return schedule(**{name: real(value, types[name]) for name, value in given.arguments.items()})
+        try:
+            numbers[name] = typed(value, Real if types[name] is float else types[name])
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{ast.unparse(node)!r}: {name} is {value!r} ({error})") from None
+    return schedule(**numbers)
 
 
 def _path(node: ast.expr) -> str:

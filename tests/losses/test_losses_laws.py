@@ -10,7 +10,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from medseg.losses import build_loss
-from medseg.losses.knobs import checked_knobs, fits, knob_type
+from medseg.losses.knobs import checked_knobs, knob_type
 from medseg.losses.table import Row, rows
 
 pytestmark = pytest.mark.sweep(5)
@@ -324,10 +324,17 @@ def others(row, name, default, channels):
             found = OTHER_NUMBERS[name]
             values.append(found[:channels] if isinstance(found, list) else found)
     elif isinstance(default, float) and not isinstance(default, bool):
-        values += [v for v in (default * 0.7, default * 1.4 + 0.05, default - 0.5) if fits(v, kind)]
+        values += [v for v in (default * 0.7, default * 1.4 + 0.05, default - 0.5) if takes(row, name, v)]
     elif isinstance(default, int) and not isinstance(default, bool):
         values += [default + 1]
     return values
+
+
+def takes(row, name, value):
+    try:
+        return bool(checked_knobs(row, {name: value}))
+    except ValueError:
+        return False
 
 
 SEEN_ELSEWHERE = {
