@@ -224,9 +224,13 @@ def exp_log(
     """
     knobs = {"smooth_nr": smooth, "smooth_dr": smooth, "batch": batch, "absent": absent}
     knobs["include_background"] = include_background
-    overlap = reduced(dice, x, knobs, bend=lambda loss_: power(-torch.log1p(-loss_), gamma_dice))
+    overlap = reduced(dice, x, knobs, bend=lambda loss_: power(-torch.log1p(-loss_.clamp_max(MOST)), gamma_dice))
     voxels = power(-x.log_p_true, gamma_ce) * _rarity(x, class_weight)
     return w_dice * overlap + w_ce * mean_over_voxels(voxels, x)
+
+
+MOST = 1 - 1e-7
+"""The largest loss whose Dice still has a logarithm in single precision."""
 
 
 def _rarity(x: Comparison, class_weight: Weights) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
-from medseg.losses.reduction import class_vector, classes_that_count, reduced
+from medseg.losses.reduction import class_vector, classes_that_count, ratio, reduced
 from medseg.losses.table import Reduced, loss
 from medseg.types import PerClass, PerSample
 
@@ -52,8 +52,8 @@ def generalized_dice(
     """
     counts = classes_that_count(x, include_background=include_background)
     w = _volume_weights(x.sum_g, w_type, absent_weight, counts, x) * counts
-    numerator = 2 * (w * x.tp).sum(1) + smooth_nr
-    return 1 - numerator / ((w * (x.sum_p + x.sum_g)).sum(1) + smooth_dr)
+    errors = (w * (x.fp + x.fn)).sum(1) + smooth_dr - smooth_nr
+    return ratio(errors, (w * (x.sum_p + x.sum_g)).sum(1) + smooth_dr)
 
 
 def _volume_weights(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medseg.losses.comparison import Comparison
 from medseg.losses.knobs import Share
-from medseg.losses.reduction import reduced
+from medseg.losses.reduction import power, ratio, reduced
 from medseg.losses.table import Reduced, loss
 from medseg.types import PerClass
 
@@ -186,8 +186,8 @@ def sensitivity_specificity(x: Comparison, *, r: Share = 0.05, smooth: float = 1
         r: Share of the error on the structure (sensitivity).
         smooth: Added to both denominators.
     """
-    inside = x.error_inside / (x.sum_g + smooth)
-    outside = x.error_outside / (x.voxels - x.sum_g + smooth)
+    inside = ratio(x.error_inside, x.sum_g + smooth)
+    outside = ratio(x.error_outside, x.voxels - x.sum_g + smooth)
     return r * inside + (1 - r) * outside
 
 
@@ -217,5 +217,5 @@ def mcc(x: Comparison, *, eps: float = 1e-5) -> PerClass:
     """
     tp, fp, fn, tn = x.sums("overlap")
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-    correlation = (tp * tn - fp * fn) / (product.clamp_min(0) + eps).sqrt()
+    correlation = ratio(tp * tn - fp * fn, power(product.clamp_min(0) + eps, 0.5))
     return torch.where((fp == 0) & (fn == 0), 0 * correlation, 1 - correlation)

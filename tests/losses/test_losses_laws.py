@@ -93,6 +93,22 @@ def test_absent_and_full_classes_are_finite(row, mode):
 
 
 @EVERY_CELL
+def test_no_smoothing_is_finite(row, mode):
+    """Whatever is added to a quotient may be 0: nothing over nothing is a number."""
+    for name in (k for k, v in row.knobs.items() if k.startswith(("smooth", "eps")) and takes(row, k, 0) and v):
+        for target in (example(mode)[1], 0 * example(mode)[1], 0 * example(mode)[1] + 1):
+            try:
+                value, gradient = value_and_gradient(
+                    build_loss(f"{row.name}({name}=0)", mode=mode), example(mode)[0], target
+                )
+            except ValueError as error:
+                assert name in str(error)  # noqa: PT017  it may be refused in a sentence
+                continue
+            assert value.isfinite()
+            assert gradient.isfinite().all()
+
+
+@EVERY_CELL
 def test_one_voxel_volumes_are_finite(row, mode):
     logits, target = example(mode)
     one = (slice(None), slice(None), *[slice(2, 3)] * 3)
