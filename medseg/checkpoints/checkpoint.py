@@ -88,6 +88,11 @@ class Checkpoint:
         return None if told is None else tuple(told)
 
     @property
+    def as_nnunet(self) -> bool:
+        """Whether it predicts as nnU-Net does: its weights of windows, and logits averaged, not probabilities."""
+        return bool(self.signature.get("as_nnunet", False))
+
+    @property
     def config(self) -> dict[str, Any]:
         """The config of the training by dotted key; empty where it does not say."""
         return dict(self.origin.get("config", {}).get("values", {}))
@@ -263,7 +268,7 @@ def _plain(value: Any, depth: int = 16) -> bool:
 
 def _rule(value: Any) -> bool:
     kinds = {"value": _whole, "largest_component": _flag, "minimum_mm3": _number, "fill_holes": _flag}
-    known = isinstance(value, dict) and value.keys() == kinds.keys()
+    known = isinstance(value, dict) and value.keys() - {"organ"} == kinds.keys() and _text(value.get("organ", ""))
     return known and all(fits(value[key]) for key, fits in kinds.items()) and 0 <= value["minimum_mm3"] < math.inf
 
 
@@ -292,6 +297,8 @@ _LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "medseg.scores": ("mapping of numbers", lambda value: _dict(value, _number), False),
     "medseg.peak_gib": ("number", _number, False),
     "medseg.flips": ("list of axes", _axes, False),
+    "medseg.as_nnunet": ("true or false", _flag, False),
+    "medseg.imported": ("mapping of plain data", _plain_dict, False),
     "medseg.cleaning": ("list of rules", lambda value: _list(value, _rule), False),
     "global_step": ("whole number", _whole, False),
     "epoch": ("whole number", _whole, False),

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medseg.errors import few
+
 Options = argparse.Namespace
 
 
@@ -36,6 +38,10 @@ def dataset_option(parser: argparse.ArgumentParser) -> None:
 
 
 TRUST = "a class outside medseg that the checkpoint names and that you trust, such as mynet.Plain; may be repeated"
+
+
+NSD_MM = "tolerance of the surface Dice in mm (default: 2)"
+SURFACES = "what surfaces are made of: voxels, as in MONAI, or areas, as in surface-distance (default: voxels)"
 
 
 def trust_option(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +74,9 @@ def above_zero(text: str) -> float:
 
 
 def report_failures(failures: Sequence[Exception]) -> int:
-    """A line per failure on the standard error; the exit status that follows."""
-    for failure in failures:
-        sys.stderr.write(f"medseg: {failure}\n")
+    """A line for each of the first failures on the standard error; the exit status that follows."""
+    for line in few([str(failure) for failure in failures]):
+        sys.stderr.write(f"medseg: {line}\n")
     return 1 if failures else 0
 
 

@@ -6,9 +6,12 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from medseg.cli.command import (
+    NSD_MM,
+    SURFACES,
     Command,
     Options,
     above_zero,
@@ -22,6 +25,7 @@ from medseg.cli.command import (
 )
 from medseg.cli.experiments import EXPERIMENTS
 from medseg.cli.export import EXPORT
+from medseg.cli.nnunet import IMPORT
 from medseg.errors import MedsegError, UsageError
 
 
@@ -67,8 +71,7 @@ def _verify(options: Options) -> int:
     if options.figures:
         _draw_what_can_be_read(options)
     if options.fix:
-        left = repair(report, options.fix)
-        say(f"a repaired copy is in {options.fix}; {len(left)} problems are left in it")
+        say("\n".join(repair(report, options.fix).sentences(options.fix)))
     return 0 if report.ok else 1
 
 
@@ -131,23 +134,40 @@ def _plan(options: Options) -> int:
 def _prepare_options(parser: argparse.ArgumentParser) -> None:
     dataset_option(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the prepared dataset")
-    parser.add_argument("--plan", type=Path, help="a plan to follow; made from the dataset where not given")
+    parser.add_argument(
+        "--plan", type=Path, help="a plan to follow, or a checkpoint with one; made from the dataset where not given"
+    )
+    parser.add_argument(
+        "--adopt",
+        action="store_true",
+        help="follow a plan that was made for another dataset, such as to go on training its network: its grid, "
+        "normalisation, patch and network, with the channels and labels of this one",
+    )
     _left_right_option(parser)
     workers_option(parser)
 
 
 def _prepare(options: Options) -> int:
+    from medseg.checkpoints.facts import read_facts
     from medseg.plan.plan import read_plan
     from medseg.store.prepare import prepare
 
-    plan = read_plan(options.plan) if options.plan else None
+    of_training = options.plan is not None and options.plan.suffix == ".ckpt"
+    plan = read_facts(options.plan).plan if of_training else read_plan(options.plan) if options.plan else None
+    if options.adopt and plan is None:
+        raise UsageError("--adopt does not say which plan", "Give it with --plan SOURCE/plan.yaml")
     if options.left_right and (plan or (options.out / "plan.yaml").is_file()):
         raise UsageError(
             f"--left-right is for a new plan, but {options.plan or options.out / 'plan.yaml'} is there already",
             "Write mirror_axes and swap_labels into it, or leave --left-right away",
         )
     swap = options.left_right == "swap"
-    store = prepare(options.dataset, options.out, plan, workers=options.workers, swap_sides=swap)
+    store = prepare(
+        options.dataset, options.out, plan, workers=options.workers, adopting=options.adopt, swap_sides=swap
+    )
+    if plan is not None and options.adopt:
+        ours, theirs = (", ".join(one.modalities) for one in (store.plan, plan))
+        say(f"{ours} follows the plan for {plan.name} ({theirs}); it learns {', '.join(store.plan.organs)}")
     say(f"{len(store.ids)} case{' is' if len(store.ids) == 1 else 's are'} ready in {options.out}")
     return 0
 
@@ -160,7 +180,13 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a checkpoint, a run or a cross-validation; several are averaged",
     )
-    parser.add_argument("--input", type=Path, required=True, help="an image, or a folder of images")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        help="an image, a folder of images, or a dataset, whose test cases are meant",
+    )
+    parser.add_argument("--all", action="store_true", help="of a dataset, predict the training cases, too")
     parser.add_argument("--output", type=Path, required=True, help="folder for the label files")
     parser.add_argument(
         "--tta",
@@ -169,6 +195,11 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="AXIS",
         help="average over the flips of the training, or over those along some of its axes (0, 1, 2)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("dicom-seg", "rtstruct"),
+        help="write DICOM objects that refer to the series of --input (default: label files in the image's format)",
     )
     parser.add_argument("--save-probabilities", action="store_true", help="also write CASE.npz, in float16")
     parser.add_argument("--no-cleaning", action="store_true", help="leave out the rules of medseg choose-cleaning")
@@ -195,7 +226,9 @@ def _predict(options: Options) -> int:
         options.input,
         options.output,
         save_probabilities=options.save_probabilities,
+        training_too=options.all,
         overwrite=options.overwrite,
+        form=options.format,
         tell=lambda line: sys.stderr.write(f"{line}\n"),
     )
     kept = f" ({len(outcome.kept)} of them from before)" if outcome.kept else ""
@@ -206,14 +239,19 @@ def _predict(options: Options) -> int:
 def _choose_cleaning_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help="the checkpoints to write the rules into")
     parser.add_argument("--predictions", type=Path, required=True, help="uncleaned predictions of held-out cases")
-    parser.add_argument("--references", type=Path, required=True, help="folder of their reference labels")
+    parser.add_argument("--references", type=Path, required=True, help="folder of reference labels, or a dataset")
 
 
 def _choose_cleaning(options: Options) -> int:
     from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.choose import choose_cleaning
 
-    choices = choose_cleaning(checkpoints_in(options.ckpt), options.predictions, options.references)
+    choices = choose_cleaning(
+        checkpoints_in(options.ckpt),
+        options.predictions,
+        options.references,
+        tell=lambda line: sys.stderr.write(f"{line}\n"),
+    )
     say("\n".join(lines({organ: choice.sentence for organ, choice in choices.items()})))
     return 0
 
@@ -223,7 +261,8 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", type=Path, required=True, help="folder of reference labels, or a dataset")
     parser.add_argument("--labels", type=Path, help="a dataset.json that names the labels")
     parser.add_argument("--output", type=Path, required=True, help="folder for summary.json, cases.csv, report.html")
-    parser.add_argument("--tolerance", type=float, metavar="MM", help="tolerance of the surface Dice (default: 2)")
+    parser.add_argument("--nsd_mm", "--tolerance", type=float, metavar="MM", help=NSD_MM)
+    parser.add_argument("--surfaces", choices=("voxels", "areas"), default="voxels", help=SURFACES)
     workers_option(parser)
 
 
@@ -231,20 +270,26 @@ def _evaluate(options: Options) -> int:
     from rich.console import Console
 
     from medseg.datasets.manifest import read_manifest
+    from medseg.datasets.matching import read_references
     from medseg.report.evaluate import evaluate
     from medseg.report.html import write_report
     from medseg.report.tables import print_summary
+    from medseg.space.labels import others_value
 
     named = read_manifest(options.labels) if options.labels else None
+    references = read_references(options.references)
+    if named and named.others:
+        references = replace(references, others=others_value(named.others, named.ignore))
     evaluation = evaluate(
         options.predictions,
-        options.references,
+        references,
         output=options.output,
         organs=named.labels if named else None,
         ignore=named.ignore if named else None,
         workers=options.workers,
         console=Console(stderr=True),
-        **({} if options.tolerance is None else {"tolerance_mm": options.tolerance}),
+        element=options.surfaces,
+        **({} if options.nsd_mm is None else {"tolerance_mm": options.nsd_mm}),
     )
     write_report(evaluation, commands=[shlex.join(["medseg", *sys.argv[1:]])])
     print_summary(evaluation)
@@ -309,6 +354,7 @@ COMMANDS = {
     ),
     **EXPERIMENTS,
     "export": EXPORT,
+    "import-nnunet": IMPORT,
     "losses": Command("list the losses, or explain one", _losses_options, _losses),
     "info": Command("say what a checkpoint, a store or a dataset is", _info_options, _info),
 }

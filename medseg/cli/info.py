@@ -10,18 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.checkpoints.facts import read_facts
 from medseg.checkpoints.run import Run
 from medseg.errors import DataError
+from medseg.plan.cleaning import rules_from_plain
 from medseg.plan.plan import Plan
 
 
 def describe_path(path: Path, net: str = "unet") -> dict[str, Any]:
     """Facts about a checkpoint (of a run, its best), a store, an exported network or a dataset, as plain data.
-
-    Args:
-        path: What to describe.
-        net: For a store, the network to say the cost of.
 
     Raises:
         DataError: The path is missing or none of these.
@@ -49,15 +47,28 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "written by": f"medseg {signed['version']}, torch {signed.get('torch', 'unknown')}",
         **_plan(kept.plan),
         "network": kept.net,
+        **({"net_options": options["net_options"]} if options["net_options"] else {}),
+        **_imported(signed.get("imported", {})),
         "parameters": sum(math.prod(weight.shape) for weight in {w.place: w for w in kept.weights.values()}.values()),
         "training memory": "unknown" if peak_gib is None else f"{peak_gib:.1f} GiB at its peak",
         "flips in training": "unknown" if kept.flips is None else ", ".join(map(str, kept.flips)) or "none",
         "loss": options["loss"],
         "optimizer": ", ".join(filter(None, (options["optimizer"], rate and f"lr {rate:g}", options.get("schedule")))),
+        "cleaning": _cleaning(kept),
         "trained": f"{kept.steps} steps, {kept.epochs} epochs",
         "scores": {name: round(score, 4) for name, score in kept.scores.items()},
         **(_origin(kept.origin) if kept.origin else {}),
     }
+
+
+def _cleaning(kept: Checkpoint) -> dict[str, str] | str:
+    return {organ: str(rule) for organ, rule in rules_from_plain(kept.cleaning, kept.plan).items()} or "none"
+
+
+def _imported(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Whose network it was, where it was not trained here."""
+    further = ", ".join(f"{name} {value}" for name, value in told.items() if name != "program")
+    return {"imported from": f"{told['program']}, {further}"} if told else {}
 
 
 def _origin(origin: Mapping[str, Any]) -> dict[str, Any]:

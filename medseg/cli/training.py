@@ -31,10 +31,7 @@ from medseg.training.task import SegmentationTask, judge_of
 
 
 def run_lightning(words: Sequence[str]) -> int:
-    """Run ``fit``, ``validate`` or ``test``, which the first word names.
-
-    Returns:
-        The exit status.
+    """Run ``fit``, ``validate`` or ``test``, which the first word names, and give the exit status.
 
     Raises:
         UsageError: The config or the command line is at fault.
@@ -47,15 +44,7 @@ def run_lightning(words: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Fit:
-    """A training that is built but for its trainer, and not begun.
-
-    Attributes:
-        run: Its folder.
-        config: All options as plain data, but for those of this command alone.
-        data: What it learns from.
-        task: What learns.
-        options: As they were parsed, with ``trainer`` as `build_trainer` takes it.
-    """
+    """A training that is built but for its trainer, and not begun; its config lacks what is for this command alone."""
 
     run: Run
     config: dict[str, Any]
@@ -112,9 +101,11 @@ def validate(words: Sequence[str]) -> int:
 def test(words: Sequence[str]) -> int:
     """``medseg test``: predict the held-back cases from their files, score and report them; returns the exit status."""
     from medseg.inference.writer import WritePredictions
+    from medseg.report.evaluate import require_lengths
     from medseg.report.run_report import report_test
 
     scored = _finished(words, "test")
+    require_lengths(scored.scoring["tolerance_mm"])
     store, trainer = Store(scored.data.store), scored.trainer
     written = WritePredictions(scored.run.test.predictions, store, scored.segmenter)
     judge = judge_of(scored.segmenter)
@@ -125,7 +116,8 @@ def test(words: Sequence[str]) -> int:
     status = report_failures(written.failures)
     trainer.strategy.barrier()  # the first process scores what all of them have written
     if trainer.is_global_zero:
-        evaluation = report_test(scored.run, store, scored.data.cases.val, scored.segmenter.plan, note=scored.note)
+        cases, note = scored.data.cases.val, scored.note
+        evaluation = report_test(scored.run, store, cases, note=note, **scored.scoring)
         status = max(status, evaluation.exit_status)
     trainer.strategy.barrier()
     return status
@@ -138,6 +130,7 @@ class _Finished:
     segmenter: Segmenter
     trainer: Trainer
     note: str
+    scoring: dict[str, Any]
 
 
 def _finished(words: Sequence[str], command: str) -> _Finished:
@@ -159,7 +152,8 @@ def _finished(words: Sequence[str], command: str) -> _Finished:
         dice = checkpoint.scores.get("val/dice", float("nan"))
         told = f"{checkpoint.path} is scored, of step {checkpoint.steps} with val/dice {dice:.4f}"
         say(told + (f"; {note}" if note else ""))
-    return _Finished(run, data, segmenter, trainer, note)
+    scoring = {"tolerance_mm": options.nsd_mm, "element": options.surfaces} if command == "test" else {}
+    return _Finished(run, data, segmenter, trainer, note, scoring)
 
 
 def _on_training_cases(checkpoint: Checkpoint, data: VolumesDataModule, *, allowed: bool) -> str:

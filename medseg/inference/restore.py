@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 from medseg.inference.slabs import Slabs, Window, box_of, windows
 from medseg.plan.grid import GridChange, kept_box
 from medseg.plan.plan import Plan
+from medseg.segmenter import Canvas
+from medseg.space.labels import Painting
 
 
 def restore(
@@ -44,13 +47,14 @@ def restore(
         Integers of the smallest type that holds the values, on the grid of the file.
     """
     values = plan.painted_classes
-    labels = np.zeros(change.source_shape, dtype=np.min_scalar_type(max(values)))
+    labels = np.zeros(change.source_shape, dtype=np.min_scalar_type(plan.highest))
     target = np.moveaxis(kept_box(labels, change), axis, 0)
     channels = [] if probabilities is None else [np.moveaxis(kept_box(p, change), axis, 0) for p in probabilities]
     if probabilities is not None and plan.exclusive:
         probabilities[0] = 1  # outside of the box that was kept there is nothing but background
     for window in windows(slabs, change, axis=axis):
-        decided = _best(window, values) if plan.exclusive else _painted(window, values, 0.5 if averaged else 0.0)
+        threshold = 0.5 if averaged else 0.0
+        decided = _best(window, values) if plan.exclusive else _painted(window, plan.painting, threshold)
         target[window.rows] = decided.cpu().numpy()
         if channels:
             _write_probabilities(window if averaged else _activated(window, plan), channels)
@@ -63,7 +67,7 @@ def _best(window: Window, values: tuple[int, ...]) -> Tensor:
     best = background.new_empty(window.shape)
     for place, score in window.interpolated(background):
         best[place] = score
-    winner = torch.zeros(window.shape, dtype=torch.int32, device=best.device)
+    winner = torch.zeros(window.shape, dtype=_wide(values), device=best.device)
     for index in range(1, window.classes):
         rivals = window.of_class(index)
         box = box_of(rivals > background)
@@ -76,17 +80,23 @@ def _best(window: Window, values: tuple[int, ...]) -> Tensor:
     return winner
 
 
-def _painted(window: Window, values: tuple[int, ...], threshold: float) -> Tensor:
-    """The values of overlapping regions, later ones over earlier ones."""
-    painted = torch.zeros(window.shape, dtype=torch.int32, device=window.slab.device)
-    for index, value in enumerate(values):
+def _painted(window: Window, painting: Painting, threshold: float) -> Tensor:
+    """The values of overlapping regions."""
+    kind = _wide([value for values in painting.regions for value in values])
+    canvas = Canvas(painting, torch.zeros(window.shape, dtype=kind, device=window.slab.device))
+    for index in range(window.classes):
         scores = window.of_class(index)
         box = box_of(scores > threshold)
         if box is None:
             continue
         for place, score in window.interpolated(scores, box):
-            painted[place].masked_fill_(score > threshold, value)
-    return painted
+            canvas.add(index, place, score > threshold)
+    return canvas.finished()
+
+
+def _wide(values: Sequence[int]) -> torch.dtype:
+    """The type of integers that holds the values while they are decided."""
+    return torch.int32 if max(values) < 2**31 else torch.int64
 
 
 def _activated(window: Window, plan: Plan) -> Window:

@@ -4,7 +4,8 @@
 outcome    reference    prediction   overlap (Dice, IoU, precision, recall,    distances (HD, HD95,
                                      NSD, lesion F1)                           ASSD) in mm
 ========== ============ ============ ========================================= =======================
-found      has it       has it       as computed; 0/0 cannot happen            as computed
+found      has it       overlaps it  as computed; 0/0 cannot happen            as computed
+missed     has it       elsewhere    as computed, which is 0 but for the NSD   as computed
 missed     has it       lacks it     0                                         diagonal of the image
 false      lacks it     has it       0                                         diagonal of the image
 absent     lacks it     lacks it     1, it agrees                              0, it agrees
@@ -35,45 +36,16 @@ class Outcome(str, Enum):
     ABSENT = "absent"
 
 
-def outcome(predicted_voxels: int, reference_voxels: int) -> Outcome:
-    """Name what became of an organ from the sizes of its prediction and its reference.
+def outcome(predicted_voxels: int, reference_voxels: int, shared_voxels: int) -> Outcome:
+    """Name what became of an organ from the sizes of its prediction, of its reference, and of what they share.
 
     Example:
-        >>> outcome(0, 812)
-        <Outcome.MISSED: 'missed'>
+        >>> outcome(0, 812, 0), outcome(700, 812, 0)
+        (<Outcome.MISSED: 'missed'>, <Outcome.MISSED: 'missed'>)
     """
     if reference_voxels:
-        return Outcome.FOUND if predicted_voxels else Outcome.MISSED
+        return Outcome.FOUND if shared_voxels else Outcome.MISSED
     return Outcome.FALSE if predicted_voxels else Outcome.ABSENT
-
-
-def overlap_score(numerator: int, denominator: int, case: Outcome) -> float:
-    """Divide, except where one side is empty: then the table above decides.
-
-    Example:
-        >>> overlap_score(2, 4, Outcome.FOUND), overlap_score(0, 0, Outcome.MISSED), overlap_score(0, 0, Outcome.ABSENT)
-        (0.5, 0.0, 1.0)
-    """
-    if case is Outcome.ABSENT:
-        return 1.0
-    if case is not Outcome.FOUND:
-        return 0.0
-    return numerator / denominator
-
-
-def distance_without_surfaces_mm(case: Outcome, worst_mm: float) -> float:
-    """Return the distance of an organ that lacks one surface or both.
-
-    Args:
-        case: Any outcome but ``FOUND``, whose distances are computed from its two surfaces.
-        worst_mm: What a missed or invented organ scores, see `image_diagonal_mm`.
-
-    Raises:
-        ValueError: The organ was found.
-    """
-    if case is Outcome.FOUND:
-        raise ValueError("expected an organ with an empty side, got a found one; compute its distances instead")
-    return 0.0 if case is Outcome.ABSENT else worst_mm
 
 
 def image_diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Overlap of two masks from three counted numbers: Dice, IoU, precision, recall."""
+"""Overlap of two masks from three counted numbers, and the Dice they come to."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medseg.errors import listed
-from medseg.metrics.empty import Outcome, outcome, overlap_score
+from medseg.metrics.empty import Outcome, outcome
 from medseg.space.labels import LabelValue, values_of
 
 Organs = Mapping[str, int | tuple[int, ...]]
 """Organ name -> its label value, or the values whose union it is (overlapping regions)."""
 
 _CHUNK_VOXELS = 1 << 22  # bounds the int64 copies that bincount needs to 32 MiB, whatever the volume
+_TABLE = 1 << 12  # values below it are looked up in a table, larger ones searched
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Counts:
     @property
     def outcome(self) -> Outcome:
         """Found, missed, false or absent."""
-        return outcome(self.predicted, self.reference)
+        return outcome(self.predicted, self.reference, self.tp)
 
 
 def dice(counts: Counts) -> float:
@@ -64,37 +65,9 @@ def dice(counts: Counts) -> float:
     References:
         Dice, "Measures of the amount of ecologic association between species", Ecology 1945.
     """
-    return overlap_score(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn, counts.outcome)
-
-
-def iou(counts: Counts) -> float:
-    r"""Overlap over union (Jaccard index): $TP / (TP + FP + FN)$; empty sides as for `dice`.
-
-    Example:
-        >>> iou(Counts(tp=3, fp=1, fn=1))
-        0.6
-    """
-    return overlap_score(counts.tp, counts.tp + counts.fp + counts.fn, counts.outcome)
-
-
-def precision(counts: Counts) -> float:
-    r"""Share of the prediction that is right: $TP / (TP + FP)$; empty sides as for `dice`.
-
-    Example:
-        >>> precision(Counts(tp=3, fp=1, fn=9))
-        0.75
-    """
-    return overlap_score(counts.tp, counts.predicted, counts.outcome)
-
-
-def recall(counts: Counts) -> float:
-    r"""Share of the reference that is found: $TP / (TP + FN)$; empty sides as for `dice`.
-
-    Example:
-        >>> recall(Counts(tp=3, fp=9, fn=1))
-        0.75
-    """
-    return overlap_score(counts.tp, counts.reference, counts.outcome)
+    if counts.outcome is not Outcome.FOUND:
+        return float(counts.outcome is Outcome.ABSENT)
+    return 2 * counts.tp / (2 * counts.tp + counts.fp + counts.fn)
 
 
 def checked_values(organ: LabelValue) -> tuple[int, ...]:
@@ -134,16 +107,10 @@ def count_labels(
     *,
     ignore: int | None = None,
 ) -> dict[str, Counts]:
-    """Count every organ of two label maps in one pass, on their device.
+    """Count every organ of two label maps in one pass, on their device; no voxel whose reference is ``ignore`` counts.
 
     The joint histogram of (prediction, reference) values is summed in chunks, so that regions which share values cost
     nothing extra and the memory does not grow with the organs.
-
-    Args:
-        prediction: Label values, not negative, in the same vocabulary as the reference.
-        reference: Label values, not negative except for ``ignore``.
-        organs: Organ name -> value or values.
-        ignore: Reference value of voxels that count for nothing.
 
     Raises:
         ValueError: The shapes differ, or a value is negative or a fraction.
@@ -153,11 +120,18 @@ def count_labels(
         {'one': Counts(tp=1, fp=0, fn=1), 'both': Counts(tp=3, fp=0, fn=0)}
     """
     _require_same_shape(tuple(prediction.shape), tuple(reference.shape))
+    known = torch.tensor(
+        sorted({value for values in organs.values() for value in checked_values(values)}, key=int), dtype=torch.int64
+    )
     for role, labels in (("prediction", prediction), ("reference", reference)):
         if labels.is_floating_point() and not bool((labels % 1 == 0).all()):
             raise ValueError(_NO_LABELS.format(role=role, dtype=labels.dtype, remedy=_DECIDE))
-    joint = _joint_histogram(prediction, reference, ignore)
-    return {name: _counts_of(joint, checked_values(values)) for name, values in organs.items()}
+    joint = _joint_histogram(prediction, reference, ignore, known)
+    place = {value: index for index, value in enumerate(known.tolist())}
+    return {
+        name: _counts_of(joint, tuple(place[value] for value in checked_values(values)))
+        for name, values in organs.items()
+    }
 
 
 def count_masks(
@@ -167,13 +141,7 @@ def count_masks(
     *,
     ignore: int | None = None,
 ) -> dict[str, Counts]:
-    """Count every organ of a stack of masks, which may overlap, against a label map.
-
-    Args:
-        prediction: One mask per organ, in the order of ``organs``.
-        reference: Label values.
-        organs: Organ name -> value or values.
-        ignore: Reference value of voxels that count for nothing.
+    """Count every organ of a stack of masks, one per organ, which may overlap, against a label map.
 
     Raises:
         ValueError: The number of masks or the shape does not fit.
@@ -214,22 +182,34 @@ def _chunks(prediction: Tensor, reference: Tensor, ignore: int | None) -> Iterat
             yield part_prediction, part_reference
 
 
-def _joint_histogram(prediction: Tensor, reference: Tensor, ignore: int | None) -> Int64[Tensor, "p r"]:
-    joint = torch.zeros(1, 1, dtype=torch.int64)
+def _joint_histogram(
+    prediction: Tensor, reference: Tensor, ignore: int | None, known: Int64[Tensor, " values"]
+) -> Int64[Tensor, "values_and_other values_and_other"]:
+    """Voxels by the place of both their values among the known ones; the last row and column count all others."""
+    size = len(known) + 1
+    joint = torch.zeros(size * size, dtype=torch.int64)
+    known = known.to(reference.device)
     for part_prediction, part_reference in _chunks(prediction, reference, ignore):
         if min(int(part_prediction.min()), int(part_reference.min())) < 0:
             raise ValueError("expected label values of 0 or more, got a negative one; name it with ignore= or remap it")
-        rows, columns = int(part_prediction.max()) + 1, int(part_reference.max()) + 1
-        pairs = torch.bincount(part_prediction * columns + part_reference, minlength=rows * columns)
-        grown = torch.zeros(max(rows, joint.shape[0]), max(columns, joint.shape[1]), dtype=torch.int64)
-        grown[: joint.shape[0], : joint.shape[1]] += joint
-        grown[:rows, :columns] += pairs.reshape(rows, columns).cpu()
-        joint = grown
-    return joint
+        pairs = _place_of(part_prediction, known) * size + _place_of(part_reference, known)
+        joint += torch.bincount(pairs, minlength=size * size).cpu()
+    return joint.reshape(size, size)
 
 
-def _counts_of(joint: Int64[Tensor, "p r"], values: tuple[int, ...]) -> Counts:
-    rows = [value for value in values if value < joint.shape[0]]
-    columns = [value for value in values if value < joint.shape[1]]
-    tp = int(joint[rows][:, columns].sum())
-    return Counts(tp, int(joint[rows].sum()) - tp, int(joint[:, columns].sum()) - tp)
+def _place_of(labels: Tensor, known: Int64[Tensor, " values"]) -> Tensor:
+    """The place of each value among the known ones, their number for any other; by a table where that is small."""
+    highest = int(labels.max())
+    if highest < _TABLE:
+        table = torch.full((_TABLE,), len(known), device=labels.device)
+        small = known[known < _TABLE]
+        table[small] = torch.arange(len(small), device=labels.device)
+        return table[labels]
+    place = torch.searchsorted(known, labels).clamp(max=len(known) - 1)
+    return torch.where(known[place] == labels, place, len(known))
+
+
+def _counts_of(joint: Int64[Tensor, "p r"], places: tuple[int, ...]) -> Counts:
+    rows = list(places)
+    tp = int(joint[rows][:, rows].sum())
+    return Counts(tp, int(joint[rows].sum()) - tp, int(joint[:, rows].sum()) - tp)

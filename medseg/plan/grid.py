@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import Any
 
 import nibabel as nib
@@ -13,20 +12,21 @@ from jaxtyping import Float, Int16
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medseg.plan.fingerprint import nonzero_box
 from medseg.plan.plan import Normalisation, Plan
+from medseg.space.distance import nonzero_box
+from medseg.space.labels import replaced, strangers
 from medseg.space.resample import (
+    is_absurd,
     resample_image,
     resample_labels,
     resampled_shape,
     through_plane_axis,
 )
-from medseg.space.volume import Affine, Shape, Volume
+from medseg.space.volume import Affine, Shape, Volume, turn_to
 
 Box = tuple[slice, slice, slice]
 
-MOST_IN_ONE_VOXEL = 1000  # of the image's; where more become one, the plan is wrong and not the image small
-MOST_VOXELS = 1 << 32  # of a prepared volume; 1600 along each edge: a spacing or a header is wrong
+_UNKNOWN = -2  # in place of an atom's index: the plan has none for the value
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class GridChange:
         size: Voxels of that box.
         spacing_mm: Edge lengths of its voxels.
         shape: Voxels of the plan's grid.
-        target_mm: Edge lengths of the plan's voxels.
+        target_mm: Edge lengths of the plan's voxels, of this case's own along an axis that the plan leaves alone.
     """
 
     source_shape: Shape
@@ -55,8 +55,13 @@ class GridChange:
 
     @property
     def through_plane(self) -> int | None:
-        """The axis along which slices are copied rather than blended."""
+        """The axis along which slices are copied rather than blended on the way to the plan's grid."""
         return through_plane_axis(self.spacing_mm, self.target_mm)
+
+    @property
+    def through_plane_back(self) -> int | None:
+        """The same on the way back, where the plan's grid is the source: another axis if both have thick slices."""
+        return through_plane_axis(self.target_mm, self.spacing_mm)
 
     @property
     def box(self) -> Box:
@@ -87,11 +92,7 @@ class GridChange:
 
     def _turn(self) -> NDArray[np.float64]:
         """The turn from the file's axes to the plan's, as nibabel writes it."""
-        source = nib.io_orientation(np.array(self.source_affine))
-        turn: NDArray[np.float64] = nib.orientations.ornt_transform(
-            source, nib.orientations.axcodes2ornt(tuple(self.orientation))
-        )
-        return turn
+        return turn_to(self.orientation, np.array(self.source_affine))
 
 
 def to_plan_grid(volume: Volume, plan: Plan) -> tuple[Float[np.ndarray, "m i j k"], GridChange]:
@@ -224,11 +225,11 @@ def _root_mean_square(values: NDArray[np.float32]) -> float:
 def _change(volume: Volume, turned: Volume, box: Box, plan: Plan) -> GridChange:
     i, j, k = (side.start for side in box)
     size = (box[0].stop - i, box[1].stop - j, box[2].stop - k)
-    shape = resampled_shape(size, turned.spacing_mm, plan.spacing_mm)
-    if prod(shape) > MOST_VOXELS or (prod(shape) == 1 and prod(size) > MOST_IN_ONE_VOXEL):
-        became, was, will = (
-            " x ".join(f"{edge:.4g}" for edge in edges) for edges in (shape, turned.spacing_mm, plan.spacing_mm)
-        )
+    own, planned = turned.spacing_mm, plan.spacing_mm
+    x, y, z = (own[axis] if axis in plan.own_spacing else planned[axis] for axis in range(3))
+    shape = resampled_shape(size, own, (x, y, z))
+    if is_absurd(size, shape):
+        became, was, will = (" x ".join(f"{edge:.4g}" for edge in edges) for edges in (shape, own, planned))
         raise ValueError(f"would have {became} voxels: its own are of {was} mm, the plan's of {will} mm")
     return GridChange(
         source_shape=volume.shape,
@@ -236,22 +237,18 @@ def _change(volume: Volume, turned: Volume, box: Box, plan: Plan) -> GridChange:
         orientation=plan.orientation,
         corner=(i, j, k),
         size=size,
-        spacing_mm=turned.spacing_mm,
+        spacing_mm=own,
         shape=shape,
-        target_mm=plan.spacing_mm,
+        target_mm=(x, y, z),
     )
 
 
 def _look_up(values: NDArray[np.integer[Any]], table: dict[int, int]) -> NDArray[np.int16]:
     """Replace file values by atom indices."""
-    lowest, highest = min(min(table), int(values.min())), max(max(table), int(values.max()))
-    if lowest == 0 and all(table.get(value) == value for value in range(highest + 1)):
+    highest = int(values.max())
+    if int(values.min()) >= 0 and highest < len(table) and all(table.get(v) == v for v in range(highest + 1)):
         return values.astype(np.int16)  # the usual case: the file already counts its organs from 1 on
-    known = np.full(highest - lowest + 1, -2, dtype=np.int16)
-    for value, index in table.items():
-        known[value - lowest] = index
-    atoms: NDArray[np.int16] = known[values - lowest] if lowest else known[values]
-    if (known == -2).any() and (atoms == -2).any():
-        stray = sorted({int(value) for value in np.unique(values[atoms == -2])})
-        raise ValueError(f"labels hold the values {stray}, the plan knows {sorted(table)}; name them in dataset.json")
+    atoms = replaced(values, table, other=_UNKNOWN).astype(np.int16)
+    if problem := strangers(values, table) if (atoms == _UNKNOWN).any() else "":
+        raise ValueError(f"the label file {problem}; name them in dataset.json")
     return atoms

@@ -9,19 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medseg.errors import few
 from medseg.report.evaluate import Evaluation
 from medseg.report.summary import OrganSummary, Summary
 
 
 def console_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", names: int = 1) -> Table:
-    """A table whose first columns are names, which may fold, and the others numbers, which stand to the right.
-
-    Args:
-        heads: Column headings.
-        rows: Cells as plain text.
-        title: Written above.
-        names: How many columns are names.
-    """
+    """A table whose first columns are ``names``, which may fold, and the others numbers, which stand to the right."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column, head in enumerate(heads):
         if column < names:
@@ -34,7 +28,10 @@ def console_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, title:
 
 
 def summary_table(summary: Summary) -> Table:
-    """Lay out a row per organ: Dice with spread and interval, HD95, NSD, and how often it was missed or invented."""
+    """Lay out a row per organ: Dice with spread and interval, HD95, NSD, and how often it was missed or invented.
+
+    Missed is counted out of the cases whose reference has the organ, false out of the others.
+    """
     rows = ((name, *_cells(organ)) for name, organ in summary.organs.items())
     heads = ("organ", "Dice", "95 % interval", "HD95 mm", "NSD", "missed", "false")
     table = console_table(heads, rows, title=summary.counted)
@@ -46,17 +43,24 @@ def summary_table(summary: Summary) -> Table:
 
 
 def print_summary(evaluation: Evaluation, console: Console | None = None) -> None:
-    """Print the table, then every case that failed and why, then where the files are."""
+    """Print the table, then the first cases that failed and why, then where the files are."""
     console = console or Console()
     if evaluation.summary.cases:
         console.print(summary_table(evaluation.summary))
     lines = []
     if evaluation.not_predicted:
         lines.append(f"{evaluation.not_predicted} further cases of the dataset were not predicted.")
+    if same := sum(pair.prediction.samefile(pair.reference) for pair in evaluation.pairs if pair.prediction.exists()):
+        lines.append(f"{same} predictions are the very files that they were scored against: that says nothing of them.")
     if evaluation.failures:
         lines.append(f"{len(evaluation.failures)} case{'s' * (len(evaluation.failures) != 1)} could not be scored:")
-        lines += [f"  {failure.case}: {failure.reason}." for failure in evaluation.failures]
-    for line in (*lines, f"Written to {evaluation.output}"):
+        lines += [f"  {line}" for line in few([f"{one.case}: {one.reason}." for one in evaluation.failures])]
+    tell(console, *lines, f"Written to {evaluation.output}")
+
+
+def tell(console: Console, *lines: str) -> None:
+    """Print lines as they are, not folded and without colours."""
+    for line in lines:
         console.print(escape(line), soft_wrap=True, highlight=False)
 
 
@@ -67,5 +71,5 @@ def _cells(organ: OrganSummary) -> list[str]:
         f"{dice.ci95[0]:.3f}-{dice.ci95[1]:.3f}" if organ.spread else "-",
         organ.measures["hd95_mm"].text(".2f", spread=False),
         organ.measures["nsd"].text(spread=False),
-        *(str(count) if count else "-" for count in (organ.missed, organ.false)),
+        *(f"{count} of {all_}" if count else "-" for count, all_ in (organ.missed_of, organ.false_of)),
     ]

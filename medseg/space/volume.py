@@ -13,11 +13,26 @@ Affine = NDArray[np.float64]
 Spacing = tuple[float, float, float]
 Shape = tuple[int, int, int]
 
+ROUNDING_DEGREES = 0.1
+"""Edges this far from a right angle are square, and the header's numbers rounded."""
+
 
 def spacing_of(affine: Affine) -> Spacing:
     """Edge lengths of a voxel in mm: the column norms of the affine, exact for oblique grids too."""
     i, j, k = (float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
     return i, j, k
+
+
+def shear_degrees(affine: Affine) -> float:
+    """How far the edges of a voxel are from meeting at right angles, at most.
+
+    Example:
+        >>> tilted = np.array([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        >>> round(shear_degrees(tilted), 6), shear_degrees(np.eye(4))
+        (45.0, 0.0)
+    """
+    edges = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.degrees(np.arcsin(np.abs(edges.T @ edges - np.eye(3)).max().clip(0, 1))))
 
 
 def orientation_of(affine: Affine) -> str:
@@ -28,6 +43,29 @@ def orientation_of(affine: Affine) -> str:
         'LPS'
     """
     return "".join(str(code) for code in nib.aff2axcodes(affine))
+
+
+STORED = frozenset("ijk")
+
+
+def turn_to(codes: str, affine: Affine) -> NDArray[np.float64]:
+    """Where each axis of a file goes and in which direction, as nibabel writes it.
+
+    Args:
+        codes: Anatomical, such as ``"RAS"``; or the letters of the file's own axes, such as ``"kji"``: as they are
+            stored, in this order and none of them flipped.
+        affine: Of the file.
+
+    Example:
+        >>> turn_to("kji", np.eye(4)).tolist(), turn_to("LAS", np.eye(4)).tolist()
+        ([[2.0, 1.0], [1.0, 1.0], [0.0, 1.0]], [[0.0, -1.0], [1.0, 1.0], [2.0, 1.0]])
+    """
+    if set(codes) == STORED:
+        return np.array([[codes.index(axis), 1.0] for axis in "ijk"])
+    turn: NDArray[np.float64] = nib.orientations.ornt_transform(
+        nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(codes))
+    )
+    return turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +98,22 @@ class Volume:
         return spacing_of(self.affine)
 
     @property
+    def sheared(self) -> bool:
+        """Whether the edges of a voxel meet at angles that are not right by more than rounding."""
+        return shear_degrees(self.affine) > ROUNDING_DEGREES
+
+    @property
+    def steps_mm(self) -> Spacing | Affine:
+        """As `medseg.space.distance.Steps`: the edges or, under shear, the matrix of the steps."""
+        return self.affine[:3, :3] if self.sheared else self.spacing_mm
+
+    @property
     def orientation(self) -> str:
         """Axis codes, such as ``"RAS"``."""
         return orientation_of(self.affine)
 
     def reoriented(self, codes: str) -> Volume:
-        """The same voxels with axes permuted and flipped to point towards ``codes``; nothing is interpolated.
+        """The same voxels with axes permuted and flipped as `turn_to` says; nothing is interpolated.
 
         Example:
             >>> lps = Volume(np.arange(8.0).reshape(1, 2, 2, 2), np.diag([-1.0, -1.0, 1.0, 1.0]))
@@ -74,9 +122,7 @@ class Volume:
         """
         if codes == self.orientation:
             return self
-        transform = nib.orientations.ornt_transform(
-            nib.io_orientation(self.affine), nib.orientations.axcodes2ornt(tuple(codes))
-        )
+        transform = turn_to(codes, self.affine)
         channels = [nib.orientations.apply_orientation(channel, transform) for channel in self.array]
         affine = self.affine @ nib.orientations.inv_ornt_aff(transform, self.shape)
         return Volume(np.stack(channels), affine)

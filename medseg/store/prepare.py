@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -9,15 +10,18 @@ from math import prod
 from pathlib import Path
 
 from medseg.datasets.case import Dataset, read_dataset
-from medseg.errors import DataError, MachineError
+from medseg.errors import DataError, MachineError, listed
 from medseg.machine.crew import default_workers, run_tasks
 from medseg.machine.files import sweep, write_json
+from medseg.plan.adopt import adopt, differences, stale
 from medseg.plan.fingerprint import fingerprint
 from medseg.plan.plan import Plan, read_plan, write_plan
 from medseg.plan.planning import make_plan
-from medseg.space.nifti import read_header
-from medseg.store.one_case import REMEDY, CaseTask, is_case_folder, prepare_case
+from medseg.space.reading import read_header
+from medseg.store.one_case import REMEDY, CaseTask, StoredCase, is_case_folder, prepare_case
 from medseg.store.store import SCHEMA, CaseInfo, Store, grid_of, read_index, read_info, require_same_grid
+
+_log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -26,6 +30,7 @@ def prepare(
     plan: Plan | None = None,
     workers: int | None = None,
     *,
+    adopting: bool = False,
     swap_sides: bool = False,
     cases: Collection[str] | None = None,
 ) -> Store:
@@ -39,6 +44,7 @@ def prepare(
         out: The folder of the store; made when missing.
         plan: None takes the plan that the store already has, or makes one from the dataset.
         workers: Processes; None takes a core each, as far as the free memory reaches.
+        adopting: Take a plan that was made for another dataset, as `medseg.plan.adopt.adopt` does.
         swap_sides: As in `make_plan`, for a plan that is made here.
         cases: Names of those that the store shall hold, and no others; None means all.
 
@@ -57,7 +63,9 @@ def prepare(
     dataset = read_dataset(Path(dataset_root))
     if cases is not None:
         dataset = replace(dataset, cases=tuple(case for case in dataset.cases if case.id in cases))
-    if plan is None and not (out / "plan.yaml").is_file():
+    if plan is not None and adopting:
+        plan = adopt(plan, dataset, swap_sides=swap_sides)
+    elif plan is None and not (out / "plan.yaml").is_file():
         plan = make_plan(fingerprint(dataset, workers), swap_sides=swap_sides)
     settled = _settle_plan(Path(dataset_root), dataset, out, plan)
     bare = replace(dataset, cases=(), test=())
@@ -69,9 +77,25 @@ def prepare(
         _begin(out, settled)
         count = workers or default_workers(max(map(_peak_bytes, missing.values()), default=0))
         outcome = run_tasks(prepare_case, missing, workers=count, title=f"preparing {dataset.name}")
-        folders = done | outcome.or_raise(Path(dataset_root))
+        prepared = outcome.or_raise(Path(dataset_root))
+        _tell_what_is_lost(prepared, settled)
+        folders = done | {name: one.folder for name, one in prepared.items()}
         _finish(out, settled, dataset, folders)
     return Store(out)
+
+
+def _tell_what_is_lost(prepared: Mapping[str, StoredCase], plan: Plan) -> None:
+    """Two lines at most: what was cropped away, and what is too small for the plan's voxels."""
+    cropped = [f"{name}: {listed(one.cut_away)}" for name, one in sorted(prepared.items()) if one.cut_away]
+    small = [f"{name}: {listed(one.too_small)}" for name, one in sorted(prepared.items()) if one.too_small]
+    if cropped:
+        _log.warning("labels where every channel is zero were cropped away with it: %s", listed(cropped))
+    if small:
+        spacing = " x ".join(f"{edge:g}" for edge in plan.spacing_mm)
+        problem = (
+            "organs have voxels in the label file but none at the plan's %s mm; a finer spacing_mm would keep them: %s"
+        )
+        _log.warning(problem, spacing, listed(small))
 
 
 def _is_foreign(out: Path) -> bool:
@@ -87,19 +111,21 @@ def _settle_plan(root: Path, dataset: Dataset, out: Path, plan: Plan | None) -> 
     file, given = out / "plan.yaml", plan is not None
     if plan is None:
         plan = read_plan(file)
-    for what, ours, theirs in (
-        ("labels", plan.labels, dataset.labels),
-        ("ignore", plan.ignore, dataset.ignore),
-        ("channels", len(plan.modalities), len(dataset.modalities)),
-    ):
-        if ours != theirs:
-            raise DataError(
-                root, f"has {what} {theirs}, the plan for {plan.name} has {ours}", "Make a new plan and a new store"
-            )
+    for what, ours, theirs in differences(plan, dataset):
+        problem = f"has {what} {_told(theirs)}, the plan for {plan.name} has {_told(ours)}"
+        remedy = "Make a new plan and a new store"
+        raise DataError(root, problem, f"{remedy}, or take this one all the same with --adopt" if given else remedy)
+    for sentence in stale(plan) if given else ():
+        _log.warning("%s", sentence)
     if (out / "index.json").is_file():
         remedy = "Choose another --out, or leave --plan away" if given else "Undo the edit, or choose another --out"
         require_same_grid(out if given else file, plan, read_index(out)["grid"], remedy)
     return plan
+
+
+def _told(declared: object) -> object:
+    """Names in their order, and values with them, as dataset.json has them."""
+    return ", ".join(declared) if isinstance(declared, tuple) else declared
 
 
 def _finished(tasks: Mapping[str, CaseTask], cases: Path) -> dict[str, str]:
@@ -146,8 +172,9 @@ def _finish(out: Path, plan: Plan, dataset: Dataset, folders: Mapping[str, str])
     if gone:
         raise MachineError(out, f"lost {', '.join(gone)}: another process works on it", "Run again when it has ended")
     write_json(out / "index.json", _index(plan, dataset, folders), remedy=REMEDY)
+    named = set(folders.values())
     for folder in (out / "cases").iterdir():
-        if is_case_folder(folder.name) and folder.name not in folders.values():
+        if is_case_folder(folder.name) and folder.name not in named:
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -30,13 +30,14 @@ from medseg.patches.datamodule import Batch
 from medseg.plan.plan import Plan
 from medseg.segmenter import Segmenter, class_values, lay_out, net_spec, require_same_kinds
 from medseg.space.labels import IGNORED
+from medseg.training.beginning import take_over
 from medseg.training.callbacks import of_task
 from medseg.training.lightning import count_epochs_right, trainer_of
 from medseg.training.loss import Own, OwnLoss, judge, name_of
 from medseg.training.optimise import FollowBudget, build_optimizer, find_optimizer, schedule_factor
 from medseg.training.pace import start_compiler
 from medseg.training.sharding import gather, part, require_shardable, shard
-from medseg.training.start import frozen_norms, take_over
+from medseg.training.start import frozen_norms
 from medseg.training.study import study_criteria
 from medseg.types import Image, Levels, Logits
 
@@ -64,8 +65,9 @@ class SegmentationTask(pl.LightningModule):
             (1 + t) / (10 + t); 0 trains without averaging.
         deep_supervision: Also judge the coarser outputs of the decoder, each level with half the weight of the finer.
         patience: Validations without a better ``val/dice`` after which training stops; None never stops early.
-        init_from: A checkpoint whose network to start from, once, at the first step of all; weights of another shape
-            keep their initial values, and so do those of the last layer where the organs have other names.
+        init_from: A checkpoint of medseg, nnU-Net or nnssl whose network to start from, once, at the first step of all;
+            weights of another shape keep their initial values, and so do those of the last layer where the organs have
+            other names.
         freeze: Patterns of weights that stay as they are, such as ``net.*downsamples*``; running statistics among them.
         bad_steps: Steps in a row with a gradient that is NaN or infinite which are skipped before training stops.
         overlap: Share by which neighbouring windows overlap when a whole volume is predicted.

@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 from scipy.stats import bootstrap
 
+from medseg.datasets.matching import References
 from medseg.errors import DataError, UsageError
 from medseg.metrics import Outcome
 from medseg.report.evaluate import evaluate
 from medseg.report.html import render
-from medseg.report.matching import References
 from medseg.report.ranking import holm, signed_rank_p
 from medseg.report.rows import COLUMNS, read_rows
 from medseg.report.summary import bootstrap_means, summarise
@@ -124,9 +124,9 @@ def _truncated(p, r):
         (
             lambda p, r: save(p / "b.nii.gz", labels() + 2),
             "b",
-            "holds the label value 2, 3, 7, which no organ declares",
+            "3 values that no label names: 2, 3, 7",
         ),
-        (lambda p, r: save(r / "b.nii.gz", labels() * 2), "b", "which no organ declares"),
+        (lambda p, r: save(r / "b.nii.gz", labels() * 2), "b", "that no label names"),
         (lambda p, r: save(p / "b.nii.gz", labels() * 0.5), "b", "not whole numbers"),
         (_truncated, "b", "b.nii.gz"),
         (lambda p, r: save(p / "b.nii.gz", np.zeros((10, 12, 8, 3), np.uint8)), "b", "has 3 channels"),
@@ -180,7 +180,7 @@ def test_progress_is_shown_where_it_is_asked_for(folders, tmp_path):
 
 def test_two_files_of_one_case_are_named(folders, tmp_path):
     save(folders[0] / "b.nii", labels())
-    with pytest.raises(DataError, match=r"b.nii and b.nii.gz, two files of one case"):
+    with pytest.raises(DataError, match=r"b.nii and b.nii.gz could both be case b"):
         run(folders, tmp_path)
 
 
