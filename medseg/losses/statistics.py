@@ -45,7 +45,7 @@ class Walk:
     """
 
     function: ChunkFunction
-    quick: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]] | None = None
+    quick: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None, Tensor]] | None = None
     slope: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None], None] | None = None
 
     def __call__(
