@@ -61,10 +61,14 @@ class Checkpoint:
         return {**(self.options["net_options"] or {}), **supervised}
 
     @property
+    def state(self) -> Mapping[str, Any]:
+        """All weights of the task, those of its loss too, by their names."""
+        return _mapping(self.content[WEIGHTS])
+
+    @property
     def weights(self) -> dict[str, Any]:
         """The network's, by their names within it; averages where they were averaged."""
-        named = _mapping(self.content[WEIGHTS])
-        return {name.removeprefix(_NET): weight for name, weight in named.items() if name.startswith(_NET)}
+        return {name.removeprefix(_NET): weight for name, weight in self.state.items() if name.startswith(_NET)}
 
     @property
     def signature(self) -> Mapping[str, Any]:
@@ -75,6 +79,16 @@ class Checkpoint:
     def scores(self) -> dict[str, float]:
         """The last validation's, by name."""
         return dict(self.signature.get("scores", {}))
+
+    @property
+    def class_weights(self) -> dict[str, list[float]]:
+        """The numbers behind the words for class weights that the training began with, by word."""
+        return dict(self.options.get("class_weights") or {})
+
+    @property
+    def loops(self) -> dict[str, Any]:
+        """Where Lightning's loops are, which the content itself holds."""
+        return self.content["loops"]  # type: ignore[no-any-return]  # Lightning's
 
     @property
     def cleaning(self) -> list[dict[str, Any]]:
@@ -163,6 +177,14 @@ def require_ours(path: Path, content: Any) -> dict[str, Any]:
     return content
 
 
+def with_names(content: Mapping[str, Any], name_of: Callable[[Any], Any]) -> dict[str, Any]:
+    """The content with names in the place of the objects that whoever loads it may give for options."""
+    options = {
+        name: name_of(value) if callable(value) else value for name, value in content["hyper_parameters"].items()
+    }
+    return {**content, "hyper_parameters": options}
+
+
 def organs_of(content: Mapping[str, Any]) -> list[str] | None:
     """The organs in the order of their classes, of a content that may be broken; None where it does not say."""
     found: Any = content
@@ -191,12 +213,19 @@ def checked(path: Path, content: Any, digest: str = "") -> Checkpoint:
     return made
 
 
-def signature(
-    *, version: str, torch: str, scores: Mapping[str, float], peak_gib: float, flips: Iterable[int] | None
-) -> dict[str, Any]:
-    """What medseg writes under ``medseg`` into a checkpoint.
+def sign(
+    content: dict[str, Any],
+    *,
+    version: str,
+    torch: str,
+    scores: Mapping[str, float],
+    peak_gib: float,
+    flips: Iterable[int] | None,
+) -> None:
+    """Say in a checkpoint that medseg wrote it, and what else `Checkpoint.signature` tells.
 
     Args:
+        content: Of the checkpoint.
         version: Of medseg.
         torch: Version of torch.
         scores: Of the last validation.
@@ -204,7 +233,12 @@ def signature(
         flips: The axes that training flips; None if nobody knows.
     """
     told = {} if flips is None else {"flips": [*flips]}
-    return {"version": version, "torch": torch, "scores": dict(scores), "peak_gib": peak_gib, **told}
+    content["medseg"] = {"version": version, "torch": torch, "scores": dict(scores), "peak_gib": peak_gib, **told}
+
+
+def tell_origin(content: dict[str, Any], origin: Mapping[str, Any]) -> None:
+    """Say in a checkpoint where it comes from."""
+    content["origin"] = dict(origin)
 
 
 _MISSING = object()
@@ -232,6 +266,10 @@ def _whole(value: Any) -> bool:
 
 def _number(value: Any) -> bool:
     return type(value) in (int, float)
+
+
+def _numbers(value: Any) -> bool:
+    return _list(value, _number)
 
 
 def _share(value: Any) -> bool:
@@ -283,6 +321,7 @@ _LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "hyper_parameters.overlap": ("share below 1", _share, True),
     "hyper_parameters.channels_last": ("true, false or auto", lambda v: v == "auto" or _flag(v), True),
     "hyper_parameters.loss": ("text", _text, False),
+    "hyper_parameters.class_weights": ("mapping of lists of numbers", lambda v: v is None or _dict(v, _numbers), False),
     "hyper_parameters.study": ("list of texts", lambda value: value is None or _list(value, _text), False),
     "hyper_parameters.optimizer": ("name", _text, False),
     "hyper_parameters.schedule": ("name", _text, False),

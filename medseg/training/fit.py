@@ -33,7 +33,7 @@ from medseg.training.log import RunLog
 from medseg.training.loss import name_of
 from medseg.training.peers import explain_deaths
 from medseg.training.ranges import require_in_range
-from medseg.training.start import find_start, taken
+from medseg.training.start import Start, find_start, taken
 from medseg.training.task import SegmentationTask
 
 PrecisionName = Literal["auto", 16, 32, "16", "32", "32-true", "16-mixed", "bf16-mixed"]
@@ -204,16 +204,14 @@ def run_fit(
     trainer = build_trainer(run, config, first_step=start.step, **options)
     written = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     with taken(run, start, written) if trainer.is_global_zero and not rehearses(trainer) else nullcontext():
-        train(trainer, task, data, checkpoint=start.checkpoint, first_step=start.step)
+        train(trainer, task, data, start)
 
 
 def train(
     trainer: pl.Trainer,
     task: SegmentationTask,
     data: VolumesDataModule,
-    *,
-    checkpoint: Path | None = None,
-    first_step: int = 0,
+    start: Start = Start(),  # noqa: B008  frozen
 ) -> None:
     """Train; refuse what cannot fit into memory; say where nothing was done.
 
@@ -221,8 +219,7 @@ def train(
         trainer: Of `build_trainer`.
         task: What learns.
         data: What it learns from.
-        checkpoint: What to go on from.
-        first_step: The steps that are behind it there.
+        start: Where it begins.
 
     Raises:
         MedsegError: What torch or Lightning raised, where there is a sentence for it.
@@ -230,11 +227,13 @@ def train(
     if trainer.strategy.root_device.type == "cpu" and task.hparams["net"] in list_nets():
         require_memory(task.net, data.plan, memory_bytes())
     require_logged(trainer, task)
+    if start.files is not None:
+        start.files.hand_over(trainer.strategy)
     with in_sentences(trainer, data.plan):
-        trainer.fit(task, data, ckpt_path=checkpoint)
-    if trainer.global_step == first_step and not rehearses(trainer):
+        trainer.fit(task, data, ckpt_path=start.checkpoint)
+    if trainer.global_step == start.step and not rehearses(trainer):
         rank_zero_info(
-            f"no step was taken, the budget is spent after step {first_step}: to train on, raise "
+            f"no step was taken, the budget is spent after step {start.step}: to train on, raise "
             "--trainer.max_steps, --trainer.max_epochs or --trainer.max_time"
         )
 

@@ -83,11 +83,11 @@ def between_steps(trainer: pl.Trainer) -> bool:
     return not loop._should_accumulate() and fetcher is not None and not loop._should_check_val_fx(fetcher)
 
 
-def forget_validation(checkpoint: dict[str, Any]) -> None:
-    """Let a validation that a checkpoint was written in begin anew in the run that goes on from it."""
+def forget_validation(loops: dict[str, Any]) -> None:
+    """Let a validation that a checkpoint was written in begin anew in the run that goes on from its loops."""
     begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # as Lightning knows a broken one
     none = dict.fromkeys(begun, 0)
-    checkpoint["loops"]["fit_loop"][_VALIDATION] = {"total": begun, "current": none, "is_last_batch": False}
+    loops["fit_loop"][_VALIDATION] = {"total": begun, "current": none, "is_last_batch": False}
 
 
 def count_steps_right(trainer: pl.Trainer) -> None:

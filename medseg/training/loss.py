@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
+from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.errors import UsageError
 from medseg.losses import NonFiniteLogitsError
 from medseg.losses.class_weights import class_weights, words_in
@@ -151,7 +153,7 @@ class WeighClasses(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over what the run began with."""
-        _tell(pl_module, checkpoint["hyper_parameters"].get("class_weights") or {})
+        _tell(pl_module, Checkpoint(Path("--ckpt_path"), checkpoint).class_weights)
 
 
 def _tell(task: LightningModule, weights: dict[str, list[float]]) -> None:

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 import medseg
-from medseg.checkpoints.checkpoint import WEIGHTS, Checkpoint, checked, signature
+from medseg.checkpoints.checkpoint import Checkpoint, checked, sign, with_names
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, MedsegError, listed
 from medseg.losses import build_loss
@@ -305,10 +305,7 @@ class SegmentationTask(pl.LightningModule):
         Raises:
             CheckpointError: It was trained on others, or is not one of ours.
         """
-        options = {
-            name: name_of(value) if callable(value) else value for name, value in checkpoint["hyper_parameters"].items()
-        }
-        kept = checked(Path("--ckpt_path"), {**checkpoint, "hyper_parameters": options})
+        kept = checked(Path("--ckpt_path"), with_names(checkpoint, name_of))
         kept.require_same_training(self.plan, self.hparams["optimizer"])
         self._scores = kept.scores
         self._start = ""
@@ -316,7 +313,8 @@ class SegmentationTask(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint, so that a foreign one is told apart, and note how it scored."""
         scores = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name[:8] == "val/dice"}
-        checkpoint["medseg"] = signature(
+        sign(
+            checkpoint,
             version=medseg.__version__,
             torch=torch.__version__.split("+")[0],
             scores=scores or self._scores,
@@ -367,8 +365,8 @@ def load_task(path: Path, trust: Trust | None = None) -> SegmentationTask:
     require_trusted(checkpoint, trust)
     try:
         task = SegmentationTask(**checkpoint.options)
-        require_same_kinds(task.state_dict(), checkpoint.content[WEIGHTS])
-        task.load_state_dict(checkpoint.content[WEIGHTS])
+        require_same_kinds(task.state_dict(), checkpoint.state)
+        task.load_state_dict(checkpoint.state)
     except (TypeError, ValueError, RuntimeError, KeyError, MedsegError) as error:
         raise CheckpointError(
             path,
