@@ -46,9 +46,12 @@ def test_a_run_goes_on_from_every_checkpoint_that_was_ever_its_last(store, tmp_p
 
 def test_what_a_training_goes_on_from_is_read_once(store, tmp_path, monkeypatch):
     read, load_file = [], torch.load
-    monkeypatch.setattr(
-        torch, "load", lambda path, **options: (read.append(Path(path).name), load_file(path, **options))[1]
-    )
+
+    def noted(path, **options):
+        read.append(Path(path).name)
+        return load_file(path, **options)
+
+    monkeypatch.setattr(torch, "load", noted)
     run = tmp_path / "run"
     assert fit(store, run, "--trainer.max_steps", "1") == 0
     assert read == []
