@@ -112,6 +112,11 @@ class Checkpoint:
         return _mapping(self.content.get("origin", {}))
 
     @property
+    def cases(self) -> set[str]:
+        """Letters of all cases of its store, as `medseg.store.identity.identity` tells; empty where it does not say."""
+        return set(self.origin.get("data", {}).get("cases", ()))
+
+    @property
     def trained_on(self) -> set[str]:
         """Traces of the cases that it was trained on, as `medseg.store.identity.traces` tells; empty if unknown."""
         return set(self.origin.get("data", {}).get("trained_on", ()))
@@ -314,6 +319,7 @@ def _texts(value: Any) -> bool:
 
 
 _LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
+    "hyper_parameters": ("mapping of plain data", _plain_dict, True),
     "hyper_parameters.plan": ("mapping of plain data", _plain_dict, True),
     "hyper_parameters.net": ("name", _text, True),
     "hyper_parameters.net_options": ("mapping of plain data", lambda value: value is None or _plain_dict(value), True),
@@ -332,6 +338,8 @@ _LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "medseg.peak_gib": ("number", _number, False),
     "medseg.flips": ("list of axes", _axes, False),
     "medseg.cleaning": ("list of rules", lambda value: _list(value, _rule), False),
+    "loops": ("mapping of plain data", _plain_dict, False),
+    "VolumesDataModule": ("mapping of whole numbers", lambda value: _dict(value, _whole), False),
     "global_step": ("whole number", _whole, False),
     "epoch": ("whole number", _whole, False),
     "origin": ("mapping", lambda value: isinstance(value, dict), False),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from medseg.cli.command import (
+    METRIC,
     Command,
     Options,
     above_zero,
@@ -178,6 +179,8 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(options: Options) -> int:
+    from rich.console import Console
+
     from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.folder import predict_cases
     from medseg.inference.predict import Predictor
@@ -196,7 +199,7 @@ def _predict(options: Options) -> int:
         options.output,
         save_probabilities=options.save_probabilities,
         overwrite=options.overwrite,
-        tell=lambda line: sys.stderr.write(f"{line}\n"),
+        console=Console(stderr=True),
     )
     kept = f" ({len(outcome.kept)} of them from before)" if outcome.kept else ""
     say(f"{len(outcome.written) + len(outcome.kept)} predictions are in {options.output}{kept}")
@@ -224,6 +227,7 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=Path, help="a dataset.json that names the labels")
     parser.add_argument("--output", type=Path, required=True, help="folder for summary.json, cases.csv, report.html")
     parser.add_argument("--tolerance", type=float, metavar="MM", help="tolerance of the surface Dice (default: 2)")
+    parser.add_argument("--metric", action="append", metavar="PATH", help=METRIC)
     workers_option(parser)
 
 
@@ -231,10 +235,12 @@ def _evaluate(options: Options) -> int:
     from rich.console import Console
 
     from medseg.datasets.manifest import read_manifest
+    from medseg.metrics.table import take_in
     from medseg.report.evaluate import evaluate
     from medseg.report.html import write_report
     from medseg.report.tables import print_summary
 
+    take_in(options.metric)
     named = read_manifest(options.labels) if options.labels else None
     evaluation = evaluate(
         options.predictions,

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from medseg.errors import DataError, MedsegError, UsageError
 from medseg.inference.images import find_cases, read_case_image, voxel_bytes
 from medseg.inference.predict import Predictor, Prepared
 from medseg.inference.resume import Record
 from medseg.machine.files import require_writable, scratch, whole
+from medseg.machine.progress import progress
 from medseg.plan.grid import GridChange
 from medseg.space.formats import is_foreign, write_labels_at
 from medseg.space.nifti import write_labels
-
-log = logging.getLogger(__name__)
 
 AHEAD_BYTES = 2**30
 """The next image is read beside the one in work while both together are smaller than this in memory."""
@@ -51,7 +50,7 @@ def predict_cases(
     *,
     save_probabilities: bool = False,
     overwrite: bool = False,
-    tell: Callable[[str], object] = log.info,
+    console: Console | None = None,
 ) -> FolderOutcome:
     """Segment an image or a folder of images, each written as ``CASE.nii.gz`` on the grid of its image.
 
@@ -68,7 +67,7 @@ def predict_cases(
         save_probabilities: Also write ``CASE.npz`` with ``probabilities`` ``(c, i, j, k)`` in float16 on the image's
             grid, ``classes`` (their names) and ``affine``; NIfTI has no float16.
         overwrite: Predict every case anew.
-        tell: Takes a line per case that is segmented.
+        console: Where to show how far it is, with a line per case; None shows nothing.
 
     Raises:
         DataError: The source is missing or holds no image, or nothing can be written to the output.
@@ -80,9 +79,10 @@ def predict_cases(
     work = _Work(predictor, output, save_probabilities)
     todo = cases if overwrite else {case: files for case, files in cases.items() if not work.done(case, files)}
     results: dict[str, MedsegError | None] = {}
-    with ThreadPoolExecutor(1) as writer:
+    shown = progress("predicting", len(todo), console) if console else nullcontext(lambda case: None)
+    with shown as advance, ThreadPoolExecutor(1) as writer:
         pending: tuple[str, Future[None]] | None = None
-        for number, (case, read) in enumerate(_read_ahead(work, todo), start=1):
+        for case, read in _read_ahead(work, todo):
             try:
                 labels, change = work.segment(case, todo[case], read)
             except MedsegError as failure:
@@ -92,7 +92,7 @@ def predict_cases(
                 pending = (case, writer.submit(work.write, case, todo[case], labels, change))
                 del labels  # the writer's now, which lets go of them when they are written
             del read
-            tell(f"{number} of {len(todo)}: {case}")
+            advance(case)
         _collect(results, pending)
     return FolderOutcome(
         tuple(work.label_file(case) for case in todo if results[case] is None),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from medseg.checkpoints.run import Run
 from medseg.plan.plan import Plan
 from medseg.report.evaluate import Evaluation, evaluate
@@ -14,7 +16,9 @@ from medseg.report.tables import print_summary
 from medseg.store.store import Store
 
 
-def report_test(run: Run, store: Store, cases: Sequence[str], plan: Plan, *, note: str = "") -> Evaluation:
+def report_test(
+    run: Run, store: Store, cases: Sequence[str], plan: Plan, *, note: str = "", console: Console | None = None
+) -> Evaluation:
     """Score the predictions of `medseg test` against the source files, print the table, write the report.
 
     Args:
@@ -23,6 +27,7 @@ def report_test(run: Run, store: Store, cases: Sequence[str], plan: Plan, *, not
         cases: Those that were predicted.
         plan: Names the organs.
         note: What a reader of the scores must know, for the title.
+        console: Where to show how far it is; None shows nothing.
     """
     infos = {case: store.info(case) for case in cases}
     evaluation = evaluate(
@@ -37,6 +42,7 @@ def report_test(run: Run, store: Store, cases: Sequence[str], plan: Plan, *, not
         ),
         output=run.test.path,
         cases=cases,
+        console=console,
     )
     write_report(
         evaluation,

@@ -76,7 +76,7 @@ class Trainer(pl.Trainer):
             max_epochs = _DEFAULT_EPOCHS
         if not str(strategy).startswith("deepspeed"):  # which writes folders of its own
             known = {"plugins": None, **options}
-            options["plugins"] = [*_listed(known["plugins"]), CheckpointFiles()]
+            options["plugins"] = [*as_list(known["plugins"]), CheckpointFiles()]
         if str(strategy).endswith("_spawn"):
             raise UsageError(f"trainer.strategy {strategy} is not supported", "Take ddp, which is faster")
         if strategy == "fsdp":  # which the task applies to the network
@@ -126,7 +126,7 @@ def build_trainer(
     with usable(options):
         return Trainer(  # the task itself says in a line what a model summary would
             **{"enable_model_summary": False, **options, "default_root_dir": str(run.path), "logger": logs},
-            callbacks=of_run(run, config, _listed(callbacks), minutes=minutes, bar=bar),
+            callbacks=of_run(run, config, as_list(callbacks), minutes=minutes, bar=bar),
         )
 
 
@@ -276,7 +276,7 @@ def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:
         "mlflow": lambda: MLFlowLogger("medseg", name, save_dir=str(folder / "mlruns")),
     }
     found: list[Logger] = []
-    for each in ["tensorboard"] if chosen in (None, True) else [] if chosen is False else _listed(chosen):
+    for each in ["tensorboard"] if chosen in (None, True) else [] if chosen is False else as_list(chosen):
         if each == "csv":  # metrics.csv, which is always there
             continue
         if isinstance(each, str) and each not in made:
@@ -328,7 +328,8 @@ def _no_tip(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
 
-def _listed(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """A list of what may be one thing, several or None."""
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 

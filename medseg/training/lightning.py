@@ -14,6 +14,7 @@ from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher as 
 __all__ = ["ScriptLauncher"]
 
 _OBSERVER = "child-process-observer"  # Lightning's thread, which looks at the processes every five seconds
+_RESTORER = "pytorch_lightning.trainer.connectors.checkpoint_connector"
 _VALIDATION = "epoch_loop.val_loop.batch_progress"
 
 
@@ -81,6 +82,17 @@ def between_steps(trainer: pl.Trainer) -> bool:
     """Whether the weights have just been updated, and the next thing is neither a validation nor the end."""
     loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
     return not loop._should_accumulate() and fetcher is not None and not loop._should_check_val_fx(fetcher)
+
+
+def while_restoring(error: BaseException) -> bool:
+    """Whether something was raised while Lightning gave everyone what a checkpoint holds of theirs."""
+    trace = error.__traceback__
+    while trace is not None:
+        code, module = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__", "")
+        if module == _RESTORER and code.co_name.lstrip("_").startswith("restore"):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def forget_validation(loops: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from medseg.segmenter import Segmenter, class_values, lay_out, net_spec, require
 from medseg.space.labels import IGNORED
 from medseg.training.callbacks import of_task
 from medseg.training.lightning import count_epochs_right, trainer_of
-from medseg.training.loss import Own, OwnLoss, judge, name_of
+from medseg.training.loss import Own, OwnLoss, judge, name_of, short_window, tell_of_short_epochs
 from medseg.training.optimise import FollowBudget, build_optimizer, find_optimizer, schedule_factor
 from medseg.training.pace import start_compiler
 from medseg.training.sharding import gather, part, require_shardable, shard
@@ -187,6 +186,7 @@ class SegmentationTask(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Tell the loss the epoch, which may go on in its middle, and the optimizer what the config says now."""
+        tell_of_short_epochs(self.trainer)
         self.loss.set_epoch(self.current_epoch)
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, FollowBudget):
@@ -341,16 +341,6 @@ def build_task_loss(loss: str | Own, plan: Plan) -> Any:
     return build_loss(loss, mode=plan.mode, ignore_index=IGNORED, counts=[1] * plan.num_classes)
 
 
-def short_window(trainer: pl.Trainer, batch_index: int) -> float:
-    """What the loss of a batch is multiplied by, where an epoch ends before so many batches as a step accumulates.
-
-    Lightning divides by the whole number whatever remains; a step is to be a mean over the batches that it has.
-    """
-    accumulated, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
-    rest = batches % accumulated if math.isfinite(batches) else 0
-    return accumulated / rest if rest and batch_index >= batches - rest else 1.0
-
-
 def load_task(path: Path, trust: Trust | None = None) -> SegmentationTask:
     """The task of a checkpoint as it was trained, weights loaded, in evaluation mode; to predict, see `Segmenter`.
 
@@ -391,5 +381,9 @@ def require_trusted(checkpoint: Checkpoint, trust: Trust | None, replaced: Colle
     told = {name: value for name, value in checkpoint.options.items() if name not in replaced}
     names = [str(told.get(name)) for name in ("net", "optimizer")]
     losses = [str(told.get("loss")), *(told.get("study") or ())]
-    for path in [*(name for name in names if "." in name), *(path for loss in losses for path in paths_in(loss))]:
+    try:
+        paths = [path for loss in losses for path in paths_in(loss)]
+    except ValueError as error:
+        raise CheckpointError(checkpoint.path, f"cannot be read: {error}", "Use another checkpoint") from None
+    for path in [*(name for name in names if "." in name), *paths]:
         (trust or Trust()).require(path, checkpoint.path)
