@@ -141,7 +141,8 @@ class Checkpoint:
         Raises:
             CheckpointError: It lacks something.
         """
-        lacking = [name for name, kind in _TO_GO_ON.items() if not isinstance(self.content.get(name), kind)]
+        found = {name: self.content.get(name) for name in _TO_GO_ON}
+        lacking = [name for name, kind in _TO_GO_ON.items() if not isinstance(found[name], kind) or found[name] == []]
         if lacking:
             remedy = "Go on from another one, or start from its weights with --model.init_from"
             raise CheckpointError(self.path, f"lacks {', '.join(lacking)}, which a training needs to go on", remedy)
@@ -180,14 +181,6 @@ def require_ours(path: Path, content: Any) -> dict[str, Any]:
     if not all(isinstance(name, str) and hasattr(weight, "shape") for name, weight in content[WEIGHTS].items()):
         raise CheckpointError(path, f"has a {WEIGHTS} that is not made of named tensors", _ANOTHER)
     return content
-
-
-def with_names(content: Mapping[str, Any], name_of: Callable[[Any], Any]) -> dict[str, Any]:
-    """The content with names in the place of the objects that whoever loads it may give for options."""
-    options = {
-        name: name_of(value) if callable(value) else value for name, value in content["hyper_parameters"].items()
-    }
-    return {**content, "hyper_parameters": options}
 
 
 def organs_of(content: Mapping[str, Any]) -> list[str] | None:

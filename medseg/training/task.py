@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 import medseg
-from medseg.checkpoints.checkpoint import Checkpoint, checked, sign, with_names
+from medseg.checkpoints.checkpoint import Checkpoint, checked, sign
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, MedsegError, listed
 from medseg.losses import build_loss
@@ -257,20 +258,35 @@ class SegmentationTask(pl.LightningModule):
         return self
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: Iterable[str] = (), **options: Any) -> Any:
-        """As Lightning's, without running what a checkpoint names; see `medseg.machine.dotted.Trust`.
+    def load_from_checkpoint(  # type: ignore[override]  # what a checkpoint names is not built by Lightning
+        cls, checkpoint_path: Any, map_location: Any = "cpu", *, trust: Iterable[str] = (), **options: Any
+    ) -> Any:
+        """The task as it was trained, with its weights; to predict, see `medseg.segmenter.Segmenter`.
 
         Args:
             checkpoint_path: The file.
-            args: As Lightning's.
-            trust: The dotted paths that it may name.
-            options: As Lightning's; a network or a loss that is given here takes the place of the one that is named.
+            map_location: The device to put it on.
+            trust: The dotted paths that it may name; see `medseg.machine.dotted.Trust`.
+            options: Take the place of what the task was built with, such as a network or a loss that it names.
 
         Raises:
-            CheckpointError: It cannot be read, or names what is not trusted.
+            CheckpointError: It cannot be read, names what is not trusted, or does not fit.
         """
-        require_trusted(read_checkpoint(Path(checkpoint_path)), Trust.of(trust), options)
-        return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **options})
+        checkpoint = read_checkpoint(Path(checkpoint_path))
+        require_trusted(checkpoint, Trust.of(trust), options)
+        known = {name: value for name, value in checkpoint.options.items() if name in signature(cls).parameters}
+        try:
+            task = cls(**{**known, **options})
+            require_same_kinds(task.state_dict(), checkpoint.state)
+            task.load_state_dict(checkpoint.state)
+        except (TypeError, ValueError, RuntimeError, KeyError, MedsegError) as error:
+            raise CheckpointError(
+                checkpoint.path,
+                f"does not fit this version of medseg ({error})",
+                f"Train again, or use the version that wrote it ({checkpoint.signature['version']})",
+            ) from None
+        task._scores = checkpoint.scores
+        return task.to(map_location or "cpu")
 
     def configure_model(self) -> None:
         """Under the strategy ``fsdp``, for training: part the weights over the processes."""
@@ -305,7 +321,7 @@ class SegmentationTask(pl.LightningModule):
         Raises:
             CheckpointError: It was trained on others, or is not one of ours.
         """
-        kept = checked(Path("--ckpt_path"), with_names(checkpoint, name_of))
+        kept = checked(Path("--ckpt_path"), checkpoint)
         kept.require_same_training(self.plan, self.hparams["optimizer"])
         self._scores = kept.scores
         self._start = ""
@@ -339,31 +355,6 @@ def build_task_loss(loss: str | Own, plan: Plan) -> Any:
     if not isinstance(loss, str):
         return OwnLoss(loss)
     return build_loss(loss, mode=plan.mode, ignore_index=IGNORED, counts=[1] * plan.num_classes)
-
-
-def load_task(path: Path, trust: Trust | None = None) -> SegmentationTask:
-    """The task of a checkpoint as it was trained, weights loaded, in evaluation mode; to predict, see `Segmenter`.
-
-    Args:
-        path: The checkpoint.
-        trust: The dotted paths that it may name.
-
-    Raises:
-        CheckpointError: It is missing, unreadable or not ours, names what is not trusted, or does not fit.
-    """
-    checkpoint = read_checkpoint(path)
-    require_trusted(checkpoint, trust)
-    try:
-        task = SegmentationTask(**checkpoint.options)
-        require_same_kinds(task.state_dict(), checkpoint.state)
-        task.load_state_dict(checkpoint.state)
-    except (TypeError, ValueError, RuntimeError, KeyError, MedsegError) as error:
-        raise CheckpointError(
-            path,
-            f"does not fit this version of medseg ({error})",
-            f"Train again, or use the version that wrote it ({checkpoint.signature['version']})",
-        ) from None
-    return task.eval()
 
 
 def judge_of(segmenter: Segmenter) -> SegmentationTask:
