@@ -15,6 +15,7 @@ from medseg.losses import (
     contours,
     difference,
     distribution,
+    exclusion,
     focal,
     generalized,
     instances,
@@ -41,7 +42,8 @@ __all__ = ["Criterion", "NonFiniteLogitsError", "build_loss", "class_weights", "
 
 _CHAPTERS = (  # importing a chapter files its losses in the table
     *(distribution, focal, noisy, mining, robust, weight_maps),
-    *(region, tversky, generalized, lovasz, soft_overlap, difference, sizes, mutual_information, reliability),
+    *(region, tversky, generalized, lovasz, soft_overlap, difference, sizes, exclusion),
+    *(mutual_information, reliability),
     *(boundary, contours, topology, centreline),
     *(compound, unified, instances, voronoi),
 )

@@ -31,6 +31,7 @@ PAIRS = {"cpu": 1 << 20, "cuda": 1 << 26}
     alone=False,
     handles=("boundary", "small"),
     cost="distance",
+    excepts={"correct": "its second term asks for probability around every voxel of the target, background included"},
 )
 def weighted_hausdorff(
     x: Comparison,

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
+from medseg.losses.ranks import mean_over_ranks
 from medseg.losses.reduction import ratio
-from medseg.losses.table import loss
-from medseg.types import PerSample
+from medseg.losses.table import Reduced, loss
 
 BERMAN = (
     "Berman et al. 2018, The Lovász-Softmax loss: a tractable surrogate for the optimization of the "
@@ -21,7 +21,7 @@ BERMAN = (
 @loss(family="region", paper=BERMAN, handles=("imbalance", "small", "missing"), cost="sort", range="[0, 1]")
 def lovasz_softmax(
     x: Comparison, *, classes: Literal["present", "all"] = "present", per_image: bool = False
-) -> PerSample:
+) -> Reduced:
     """One minus the IoU, extended from hard predictions to probabilities without changing its value there.
 
     Equation:
@@ -40,7 +40,7 @@ def lovasz_softmax(
         per_image: Sort each sample on its own instead of the batch as one.
     """
     errors = (x.probs - x.onehot).abs()
-    return _extension(errors, x, per_image=per_image or x.reduction == "none", present_only=classes == "present")
+    return _extension(errors, x, per_image=per_image, present_only=classes == "present")
 
 
 @loss(
@@ -50,7 +50,7 @@ def lovasz_softmax(
     handles=("imbalance", "small", "missing"),
     cost="sort",
 )
-def lovasz_hinge(x: Comparison, *, per_image: bool = True) -> PerSample:
+def lovasz_hinge(x: Comparison, *, classes: Literal["all", "present"] = "all", per_image: bool = True) -> Reduced:
     """The Lovász extension at hinge errors: stops pulling once a voxel is right with a margin.
 
     Equation:
@@ -58,31 +58,33 @@ def lovasz_hinge(x: Comparison, *, per_image: bool = True) -> PerSample:
 
     Use: As lovasz_softmax, in the sigmoid modes.
 
-    Known trouble: Unbounded in the logits; sorts every channel's voxels.
+    Known trouble: Unbounded in the logits; sorts every channel's voxels. An image without the structure costs its worst
+    false positive alone.
 
-    Public code: The author's code agrees.
+    Public code: The author's code agrees, with classes="all".
 
     Args:
         x: The comparison.
+        classes: Average over all channels and samples, or over those that show the structure.
         per_image: Sort each sample on its own instead of the batch as one.
     """
     errors = (1 - (2 * x.onehot - 1) * x.logits).relu()
-    return _extension(errors, x, per_image=per_image or x.reduction == "none", present_only=False)
+    return _extension(errors, x, per_image=per_image, present_only=classes == "present")
 
 
-def _extension(errors: Tensor, x: Comparison, *, per_image: bool, present_only: bool) -> PerSample:
-    """Σ errors times the Jaccard steps of their order, averaged over the classes that count; (b,) or (1,)."""
+def _extension(errors: Tensor, x: Comparison, *, per_image: bool, present_only: bool) -> Reduced:
+    """Σ errors times the Jaccard steps of their order, averaged over the classes and samples that count."""
     weight = errors.new_ones(()) if x.weight is None else x.weight
     weight = weight.expand(errors.shape)
     if x.class_mask is not None:
         weight = weight * x.class_mask.reshape(*x.class_mask.shape, *[1] * (errors.ndim - 2))
     groups = [values.flatten(2) for values in (errors, x.onehot * weight, weight)]
-    if not per_image:
+    if not (per_image or x.reduction == "none"):
         groups = [values.transpose(0, 1).flatten(1).unsqueeze(0) for values in groups]
     steps = torch.stack([_jaccard_steps(*(v[:, c].detach() for v in groups)) for c in range(errors.shape[1])], 1)
-    values = (groups[0] * steps).sum(-1)
-    counts = (groups[1].sum(-1) > 0) if present_only else (groups[2].sum(-1) > 0)
-    return ratio((values * counts).sum(1), counts.sum(1).to(values.dtype))
+    counts = groups[1 if present_only else 2].sum(-1) > 0
+    values = ratio(((groups[0] * steps).sum(-1) * counts).sum(1), counts.sum(1).to(errors.dtype))
+    return values if x.reduction == "none" else ratio(values.sum(), mean_over_ranks(counts.any(1).sum().to(values)))
 
 
 def _jaccard_steps(errors: Tensor, positive: Tensor, weight: Tensor) -> Tensor:

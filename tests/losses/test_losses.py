@@ -30,10 +30,10 @@ def test_value_of_the_specification(entry, dtype, tolerance):
 
 
 def test_all_names_of_the_specification_are_there():
-    assert len(list_losses()) == 66
+    assert len(list_losses()) == 67
     assert {f: len(list_losses(f)) for f in ("distribution", "region", "boundary", "compound")} == {
         "distribution": 18,
-        "region": 25,
+        "region": 26,
         "boundary": 10,
         "compound": 13,
     }

@@ -16,26 +16,37 @@ from medseg.losses.table import Row, rows
 pytestmark = pytest.mark.sweep(5)
 
 CELLS = [(row, mode) for row in rows().values() for mode in row.modes]
-EVERY_CELL = pytest.mark.parametrize(("row", "mode"), CELLS, ids=lambda v: v.name if isinstance(v, Row) else v)
+DISTANCES = [(row, mode) for row, mode in CELLS if row.cost == "distance"]
+
+
+def named(value):
+    return value.name if isinstance(value, Row) else value
+
+
+EVERY_CELL = pytest.mark.parametrize(("row", "mode"), CELLS, ids=named)
 CHANNELS = {"multiclass": 3, "binary": 1, "multilabel": 2}
-LAWS = {"crop", "mirror", "half", "rank"}
+LAWS = {"crop", "mirror", "half", "rank", "correct", "scale"}
 
 
-def law(test):
-    """Run a test over every cell; where the row declares an exception, the test must fail."""
-    name = test.__name__.removeprefix("test_").split("_")[0]
-    assert name in LAWS
+def law(cells):
+    """Run a test over cells; where the row declares an exception, the test must fail."""
 
-    @EVERY_CELL
-    @functools.wraps(test)
-    def run(row, mode):
-        if name not in row.excepts and f"{name} {mode}" not in row.excepts:
-            return test(row, mode)
-        with pytest.raises(AssertionError):
-            test(row, mode)
-        return None
+    def over_cells(test):
+        name = test.__name__.removeprefix("test_").split("_")[0]
+        assert name in LAWS
 
-    return run
+        @pytest.mark.parametrize(("row", "mode"), cells, ids=named)
+        @functools.wraps(test)
+        def run(row, mode):
+            if name not in row.excepts and f"{name} {mode}" not in row.excepts:
+                return test(row, mode)
+            with pytest.raises(AssertionError):
+                test(row, mode)
+            return None
+
+        return run
+
+    return over_cells
 
 
 def example(mode, space=(8, 7, 6), batch=2, seed=0, dtype=torch.float32):
@@ -137,7 +148,7 @@ def test_ignored_voxels_have_no_gradient_and_no_say(row, mode):
     torch.testing.assert_close(loss(logits, target), value)
 
 
-@law
+@law(CELLS)
 def test_crop_equals_ignoring(row, mode):
     logits, target = example(mode, dtype=torch.float64)
     loss, plain = build_loss(row.name, mode=mode, ignore_index=7), build_loss(row.name, mode=mode)
@@ -153,7 +164,7 @@ def test_sample_order_does_not_matter(row, mode):
     torch.testing.assert_close(loss(logits.flip(0), target.flip(0)), loss(logits, target))
 
 
-@law
+@law(CELLS)
 def test_mirror_images_cost_the_same(row, mode):
     logits, target = example(mode, dtype=torch.float64)
     loss = build_loss(row.name, mode=mode)
@@ -161,7 +172,7 @@ def test_mirror_images_cost_the_same(row, mode):
         torch.testing.assert_close(loss(logits.flip(axis), target.flip(axis)), loss(logits, target))
 
 
-@law
+@law(CELLS)
 def test_half_precision_logits_agree(row, mode):
     loss = build_loss(row.name, mode=mode)
     for scale in (1.0, 30.0, 1e4):
@@ -178,7 +189,7 @@ def test_half_precision_logits_agree(row, mode):
             torch.testing.assert_close(value, value_and_gradient(loss, logits, target)[0], rtol=1e-2, atol=1e-4)
 
 
-@law
+@law(CELLS)
 def test_rank_of_the_knobs_is_full(row, mode):
     """No two numeric knobs are one: the derivatives by the knobs, over random inputs, are linearly independent."""
     knobs = {k: v for k, v in row.knobs.items() if isinstance(v, float) and not k.startswith(("smooth", "eps"))}
@@ -227,6 +238,47 @@ def test_rows_are_complete(row):
     assert row.paper
     assert set(row.handles) <= {"imbalance", "small", "boundary", "missing"}
     assert row.cost in ("streamed", "maps", "distance", "sort")
+
+
+# ---------------------------------------------------------------------------------------------- millimetres
+
+SPACINGS = (None, (0.03, 0.03), (0.3, 0.12), (1.0, 5.0), (3.0, 3.0), (30.0, 12.0))
+
+
+def shapes(mode):
+    """A target in the plane, and what may be predicted of it: itself, less, more, elsewhere, nothing, all, noise."""
+    target = example(mode, (14, 13), batch=1)[1]
+    maps = torch.nn.functional.one_hot(target, 3).movedim(-1, 1) if mode == "multiclass" else target
+    organs = maps[:, 1:].double() if mode == "multiclass" else maps.double()
+    pool = functools.partial(torch.nn.functional.max_pool2d, kernel_size=3, stride=1, padding=1)
+    noise = torch.rand(organs.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).round()
+    found = [organs, 1 - pool(1 - organs), pool(organs), organs.roll(2, -1), 0 * organs, 0 * organs + 1, noise]
+    if mode == "multiclass":
+        found = [torch.cat([0.5 + 0 * organs[:, :1], organs], 1) for organs in found]
+    return target, maps, [(2 * organs - 1) * 12 for organs in found]
+
+
+@law(DISTANCES)
+def test_scale_of_millimetres_moves_no_minimum(row, mode):
+    """Whatever the unit and the shape of voxels, no other prediction is the best: of a distance-based loss, too."""
+    target, _, predictions = shapes(mode)
+    loss = build_loss(row.name, mode=mode)
+    for spacing in SPACINGS:
+        right, *others = (loss(prediction, target, spacing) for prediction in predictions)
+        assert right <= min(others) + 1e-4 * max(others).abs()
+
+
+@law(DISTANCES)
+def test_correct_voxels_cost_nothing_at_any_spacing(row, mode):
+    """A voxel that is right and becomes surer never raises a distance-based loss."""
+    target, maps, _ = shapes(mode)
+    loss = build_loss(row.name, mode=mode)
+    generator = torch.Generator().manual_seed(1)
+    for spacing in SPACINGS:
+        right = (2.0 * maps - 1) * (0.5 + 3 * torch.rand(maps.shape, generator=generator, dtype=torch.float64))
+        _, gradient = value_and_gradient(loss, right, target, spacing_mm=spacing)
+        assert (gradient * maps).max() <= 1e-9
+        assert mode == "multiclass" or (gradient * (maps - 1)).max() <= 1e-9
 
 
 # ---------------------------------------------------------------------------------------------- knobs and precision

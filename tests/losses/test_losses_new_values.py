@@ -58,7 +58,9 @@ def test_value_of_a_public_implementation(entry, dtype, tolerance):
     target, expression = changed(maps, entry.get("target", "hard")), entry["loss"]
     if entry.get("note") == "divides by Σp + Σg":
         expression = expression[:-1] + f", weight={sizes_for_squares(logits, maps)}, weight_mode='plain')"
-    value = build_loss(expression, mode=case["mode"])(torch.tensor(logits, dtype=dtype), torch.tensor(target))
+    mask = torch.tensor([[c in (0, entry["drawn"]) for c in range(3)]] * 2) if "drawn" in entry else None
+    loss = build_loss(expression, mode=case["mode"])
+    value = loss(torch.tensor(logits, dtype=dtype), torch.tensor(target), class_mask=mask)
     assert value.dtype == dtype
     assert math.isclose(value.item(), entry["value"], rel_tol=tolerance, abs_tol=1e-12)
 

@@ -17,6 +17,7 @@ COMPANIONS = {
     "skeleton_recall": "dice + cross_entropy + skeleton_recall",
     "weighted_hausdorff": "dice + 0.1 * weighted_hausdorff",
     "cbdice": "dice + cross_entropy + cbdice",
+    "exclusion": "dice + cross_entropy + exclusion",
     "l1_ace": "dice + cross_entropy + l1_ace",
     "generalized_cross_entropy": "dice + generalized_cross_entropy",
     "symmetric_cross_entropy": "dice + symmetric_cross_entropy",

@@ -10,6 +10,7 @@ from medseg.losses import build_loss
 from medseg.losses.table import rows
 
 MULTICLASS = [row for row in rows().values() if "multiclass" in row.modes]
+MERGED = [row for row in MULTICLASS if row.name != "exclusion"]  # which looks at each of the merged channels
 CLASSES = 5
 DRAWN = (0, 1, 3)
 MASK = torch.tensor([[1, 1, 0, 1, 0]])
@@ -28,7 +29,7 @@ def example(space=(8, 7, 6), seed=0):
     return logits, labels, merged, torch.where(labels == 3, 2, labels)
 
 
-@pytest.mark.parametrize("row", MULTICLASS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", MERGED, ids=lambda row: row.name)
 def test_it_is_the_loss_of_a_network_without_the_undrawn_channels(row):
     logits, labels, merged, merged_labels = example()
     loss = build_loss(row.name)
@@ -79,6 +80,31 @@ def test_nothing_pushes_an_undrawn_organ_out_of_the_background(row):
     torch.testing.assert_close(
         loss(found, labels, class_mask=mask), loss(sure, labels, class_mask=mask), rtol=1e-6, atol=1e-9
     )
+
+
+@pytest.mark.parametrize("form", ["dice", "cross_entropy"])
+def test_exclusion_looks_where_a_class_cannot_be(form):
+    """The paper's equations over its exclusion labels, of all classes: the complement, or all that was drawn."""
+    logits, labels, *_ = example()
+    labels[:, :, :, 0], p = 255, logits.softmax(1)
+    here = (labels != 255).double()
+    terms = []
+    for n, c in ((n, c) for n in range(2) for c in range(CLASSES)):
+        e = here[n] * (labels[n] != c if MASK[0, c] else labels[n] != 0)
+        if form == "dice":
+            terms.append(2 * (p[n, c] * e).sum() / ((p[n, c] * here[n]).sum() + e.sum() + 1e-5))
+        else:
+            terms.append(((p[n, c] + 1).log() * e).sum() / here[n].sum())
+    loss = build_loss(f"exclusion(form={form!r})", ignore_index=255)
+    torch.testing.assert_close(loss(logits, labels, class_mask=MASK.expand(2, -1)), torch.stack(terms).mean())
+
+
+def test_exclusion_alone_pushes_an_undrawn_organ_off_those_that_are_drawn():
+    logits, labels, *_ = example()
+    found = torch.autograd.grad(build_loss("exclusion")(logits, labels, class_mask=MASK.expand(2, -1)), logits)[0]
+    assert (found[:, 2][labels > 0] > 0).all()
+    sure = 40 * nn.functional.one_hot(labels, CLASSES).movedim(-1, 1).double()
+    assert build_loss("exclusion")(sure, labels, class_mask=MASK.expand(2, -1)) < 1e-12
 
 
 # ---------------------------------------------------------------------------------------------- it is learnt
