@@ -139,6 +139,7 @@ ONE_PLACE = {
     "<svg": "pictures/charts.py",
     'checkpoint["': "checkpoints/checkpoint.py",
     "torch.load": "checkpoints/reading.py",
+    "json.loads": "machine/",
 }
 """What one file alone does, since every rule about it is there: a second place would keep other rules."""
 

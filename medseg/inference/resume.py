@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import medseg
-from medseg.machine.files import write_json
+from medseg.machine.files import read_json, write_json
 
 MANIFEST = "predictions.json"
 
@@ -67,7 +67,7 @@ def _sizes(outputs: Iterable[Path]) -> dict[str, int]:
 def _read(path: Path) -> dict[str, Any]:
     """The cases of a manifest; none where it is missing or damaged, for then everything is predicted anew."""
     try:
-        cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
+        cases = read_json(path)["cases"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return cases if isinstance(cases, dict) else {}

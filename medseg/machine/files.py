@@ -70,6 +70,19 @@ def write_json(path: Path, content: Any, *, remedy: str = "Free space or choose 
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n", remedy=remedy)
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` has written, or somebody else in its place.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not JSON, or nests so deeply that nobody can read it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
     """A hidden folder in a folder, which is made where it is missing, for what is needed only until the block ends."""

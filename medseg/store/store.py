@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from medseg.errors import DataError, listed
+from medseg.machine.files import read_json
 from medseg.machine.typed import to_plain
 from medseg.plan.grid import GridChange
 from medseg.plan.plan import Plan, read_plan
@@ -192,7 +193,7 @@ def read_index(path: Path) -> dict[str, Any]:
         DataError: There is none, or it is not ours.
     """
     try:
-        index = json.loads((path / "index.json").read_text(encoding="utf-8"))
+        index = read_json(path / "index.json")
     except FileNotFoundError:
         problem, remedy = _no_store(path)
         raise DataError(path, problem, remedy) from None
@@ -231,7 +232,7 @@ def read_info(folder: Path) -> CaseInfo:
     """
     path = folder / "info.json"
     try:
-        return CaseInfo.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        return CaseInfo.from_dict(read_json(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(path, f"cannot be read ({error})", f"Delete {folder} and run medseg prepare again") from None
 
