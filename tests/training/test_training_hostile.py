@@ -111,7 +111,7 @@ def test_only_weights_are_taken_from_what_a_training_starts_with(store, trained,
 
 
 def test_a_loss_that_nests_too_deeply_is_a_sentence(store, trained, place, capsys):
-    nested = "-" * 3000 + "dice"
+    nested = "0.5 * " * 3000 + "dice"
     assert fit(store, place / "run", "--model.loss", nested) == 2
     assert "nested more than 100 levels deep" in capsys.readouterr().err
     assert not (place / "run").exists()
