@@ -12,7 +12,7 @@ from .plan.plan import Plan as Plan
 from .plan.plan import read_plan as read_plan
 from .report.evaluate import evaluate as evaluate
 from .segmenter import Segmenter as Segmenter
-from .space.nifti import read_volume as read_volume
+from .space.reading import read_volume as read_volume
 from .space.volume import Volume as Volume
 from .store.prepare import prepare as prepare
 from .store.store import Store as Store

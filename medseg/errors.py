@@ -95,8 +95,13 @@ def meant(word: object, legal: Iterable[str]) -> str:
     return f", did you mean {found!r}" if found else ""
 
 
-def nearest(word: str, legal: list[str]) -> str:
+def nearest(word: str, legal: list[str], *, alike: float = 0.5) -> str:
     """Name the legal word that a misspelt or abbreviated one was most likely meant to be, or an empty string.
+
+    Args:
+        word: What was written.
+        legal: What could have been meant.
+        alike: How much of two words must be the same, from 0 to 1.
 
     Example:
         >>> nearest("dcie", ["dice", "focal"]), nearest("ce", ["bce", "cross_entropy"])
@@ -107,7 +112,7 @@ def nearest(word: str, legal: list[str]) -> str:
     abbreviated = [name for name in legal if "".join(part[:1] for part in name.split("_")) == word]
     if len(word) > 1 and abbreviated:
         return abbreviated[0]
-    found = difflib.get_close_matches(word, legal, n=1, cutoff=0.5)
+    found = difflib.get_close_matches(word, legal, n=1, cutoff=alike)
     return found[0] if found else ""
 
 

@@ -30,6 +30,7 @@ class Segmenter:
         overlap: Share by which neighbouring windows overlap.
         channels_last: Lay out activations with the channels innermost, which matrix units prefer.
         flips: The axes along which patches were flipped in training; None where nobody knows.
+        as_nnunet: Whether windows are weighted, and flips and several networks averaged, as nnU-Net does it.
     """
 
     net: nn.Module
@@ -37,6 +38,7 @@ class Segmenter:
     overlap: float = 0.5
     channels_last: bool = True
     flips: tuple[int, ...] | None = None
+    as_nnunet: bool = False
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, trust: Trust | None = None) -> Segmenter:
@@ -67,7 +69,13 @@ class Segmenter:
         channels_last = checkpoint.options["channels_last"] is not False
         lay_out(net, channels_last=channels_last)
         overlap = float(checkpoint.options["overlap"])
-        return cls(net.eval(), checkpoint.plan, overlap, channels_last, _flips(checkpoint))
+        flips, as_nnunet = _flips(checkpoint), checkpoint.as_nnunet
+        return cls(net.eval(), checkpoint.plan, overlap, channels_last, flips, as_nnunet)
+
+    @property
+    def tiling(self) -> str:
+        """How windows lie and count, see `medseg.patches.stitch.tile_starts`."""
+        return "nnunet" if self.as_nnunet else "even"
 
     def on(self, device: torch.device) -> Segmenter:
         """The same on a device, in evaluation mode."""
@@ -99,7 +107,7 @@ class Segmenter:
         shape, patch = tuple(image.shape[2:]), self.plan.patch_size
         axis = sweep_axis(shape, patch)
         whole = torch.empty(0)
-        for where, slab in stitched_slabs(image, patch, self, overlap=self.overlap, axis=axis):
+        for where, slab in stitched_slabs(image, patch, self, overlap=self.overlap, tiling=self.tiling, axis=axis):
             decided = self.decide(slab[None])
             if not whole.numel():
                 kind = torch.int16 if self.plan.exclusive else torch.bool

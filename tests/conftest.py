@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -12,32 +11,42 @@ from pathlib import Path
 import jaxtyping
 import pytest
 from hypothesis import settings
+from support import FULL
 from support.toys import write_toy_dataset
 
-settings.register_profile("medseg", deadline=None)  # the machine may be busy: nothing here is a race
+# the machine may be busy: nothing here is a race
+settings.register_profile("medseg", deadline=None, max_examples=100 if FULL else 30)
 settings.load_profile("medseg")
-
-FULL = "MEDSEG_FULL_TESTS"
-"""Set (by ``make test-all``), every cell of every sweep runs; else `sampled` ones only."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what `sampled` does not choose."""
-    if os.environ.get(FULL):
+    if FULL:
         return
-    left_out = [item for item in items if not sampled(item)]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if sampled(item)]
+    chosen = sampled(items)
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
+    items[:] = [item for item in items if item.nodeid in chosen]
 
 
-def sampled(item: pytest.Item) -> bool:
-    """Whether one cell of a sweep runs in ``make test``: of ``@pytest.mark.sweep(n)`` one in ``n``, by its name.
+def sampled(items: list[pytest.Item]) -> set[str]:
+    """What runs in ``make test``: of the cells of a ``@pytest.mark.sweep(n)`` one in ``n``, and of every test one.
 
-    Only parametrised tests are cells. A name always falls the same way, so that what failed once can be run again;
-    cells are spread over all parameters.
+    Only parametrised tests are cells. They are chosen by their names, so that what failed once can be run again, and
+    spread over all parameters.
     """
-    marker = item.get_closest_marker("sweep")
-    return marker is None or not hasattr(item, "callspec") or zlib.crc32(item.name.encode()) % int(marker.args[0]) == 0
+    chosen: set[str] = set()
+    least: dict[str, tuple[int, str]] = {}
+    for item in items:
+        marker = item.get_closest_marker("sweep")
+        if marker is None or not hasattr(item, "callspec"):
+            chosen.add(item.nodeid)
+            continue
+        number = zlib.crc32(item.name.encode())
+        if number % int(marker.args[0]) == 0:
+            chosen.add(item.nodeid)
+        test = item.nodeid.partition("[")[0]
+        least[test] = min(least.get(test, (number, item.nodeid)), (number, item.nodeid))
+    return chosen | {nodeid for test, (_, nodeid) in least.items() if not any(c.startswith(f"{test}[") for c in chosen)}
 
 
 TABLES = {

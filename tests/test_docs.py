@@ -9,13 +9,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from support.floors import FLOORS
+from support.nnunet import PLAN, exported
+from support.sweeps import jobs_in_this_process
 from support.toys import toy_case, write_nifti, write_toy_dataset
 
 from medseg.cli import main
@@ -23,6 +25,7 @@ from medseg.cli.main import LIGHTNING_COMMANDS, build_parser
 from medseg.losses import build_loss
 from medseg.phantom.phantom import write_phantom
 from medseg.phantom.recipes import recipe_for
+from medseg.plan.plan import Normalisation
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -44,6 +47,7 @@ SWEEPS = ("compare", "cross-validate")
 
 STANDS_FOR = {
     "NEW_IMAGES": "data/raw/Task04_Hippocampus/imagesTs",
+    "MODEL_FOLDER": "nnunet/model",
     "IMAGES": "data/raw/Task04_Hippocampus/imagesTs",
     "LABELS": "data/raw/Task04_Hippocampus/labelsTs",
     "CKPT": "run/checkpoints/best.ckpt",
@@ -66,6 +70,10 @@ RUNS = {"export.md": "data/runs/hippocampus"}
 
 WANTS = {"export.md": "onnxruntime"}
 """What a page cannot be run without."""
+
+
+LONG = ("extending.md",)
+"""Pages with a dozen trainings."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,7 @@ def workplace(tmp_path_factory):
         write_nifti(mine / "scans" / f"{name}.nii.gz", image, torch.tensor(affine).double().numpy())
         write_nifti(mine / "masks" / f"{name}.nii.gz", label, torch.tensor(affine).double().numpy())
     shutil.copytree(raw, folder / "data/raw/Dataset004_Hippocampus")
+    exported(folder / "nnunet", replace(PLAN, modalities=("MRI",), normalisation=(Normalisation(),)))
     shutil.rmtree(toy)
     assert main(["prepare", str(raw), "--out", str(folder / "data/store/Task04_Hippocampus"), "--workers", "1"]) == 0
     shutil.copytree(folder / "data/store/Task04_Hippocampus", folder / "data/store/Task09_Spleen")
@@ -144,7 +153,8 @@ def shortened(words):
         return [*words, "--trainer.enable_progress_bar", "false"] if words[0] in LIGHTNING_COMMANDS else words
     if {"--model.net", "--nets"} & set(words):  # not every network takes these channels, or patches that small
         return [*words, *SMALL, "--data.patch_size", "[32,32,32]"]
-    return [*words, *SMALL, "--model.net_options", "{features: [4, 8, 8]}"]
+    flat = ["--data.patch_size", "[16,16,1]"] if "configs/pictures.yaml" in words else []
+    return [*words, *SMALL, "--model.net_options", "{features: [4, 8, 8]}", *flat]
 
 
 def run_ours(words, *, only_parsed):
@@ -153,7 +163,8 @@ def run_ours(words, *, only_parsed):
     if only_parsed or "--print_config" in words or words[0] == "download":  # no network here
         parse([word for word in words if word != "--print_config"])
     else:
-        status = main(shortened(words))
+        with jobs_in_this_process():
+            status = main(shortened(words))
         assert status == 0, f"medseg {shlex.join(words)} ended with {status}"
 
 
@@ -215,7 +226,11 @@ def check_python(block, names):
         sys.path.remove(str(Path.cwd()))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page.name in LONG else page for page in PAGES],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
 def test_everything_on_the_page_runs(page, workplace, tmp_path, monkeypatch):
     place = shutil.copytree(workplace, tmp_path / "place", symlinks=True)
     monkeypatch.chdir(place)

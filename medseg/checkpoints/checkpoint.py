@@ -102,6 +102,11 @@ class Checkpoint:
         return None if told is None else tuple(told)
 
     @property
+    def as_nnunet(self) -> bool:
+        """Whether it predicts as nnU-Net does: its weights of windows, and logits averaged, not probabilities."""
+        return bool(self.signature.get("as_nnunet", False))
+
+    @property
     def config(self) -> dict[str, Any]:
         """The config of the training by dotted key; empty where it does not say."""
         return dict(self.origin.get("config", {}).get("values", {}))
@@ -211,19 +216,12 @@ def checked(path: Path, content: Any, digest: str = "") -> Checkpoint:
     return made
 
 
-def sign(
-    content: dict[str, Any],
-    *,
-    version: str,
-    torch: str,
-    scores: Mapping[str, float],
-    peak_gib: float,
-    flips: Iterable[int] | None,
-) -> None:
-    """Say in a checkpoint that medseg wrote it, and what else `Checkpoint.signature` tells.
+def signature(
+    *, version: str, torch: str, scores: Mapping[str, float], peak_gib: float, flips: Iterable[int] | None
+) -> dict[str, Any]:
+    """What medseg says of a checkpoint that it writes, see `Checkpoint.signature`.
 
     Args:
-        content: Of the checkpoint.
         version: Of medseg.
         torch: Version of torch.
         scores: Of the last validation.
@@ -231,7 +229,12 @@ def sign(
         flips: The axes that training flips; None if nobody knows.
     """
     told = {} if flips is None else {"flips": [*flips]}
-    content["medseg"] = {"version": version, "torch": torch, "scores": dict(scores), "peak_gib": peak_gib, **told}
+    return {"version": version, "torch": torch, "scores": dict(scores), "peak_gib": peak_gib, **told}
+
+
+def sign(content: dict[str, Any], signed: Mapping[str, Any]) -> None:
+    """Say in a checkpoint that medseg wrote it."""
+    content["medseg"] = dict(signed)
 
 
 def tell_origin(content: dict[str, Any], origin: Mapping[str, Any]) -> None:
@@ -330,6 +333,8 @@ _LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "medseg.scores": ("mapping of numbers", lambda value: _dict(value, _number), False),
     "medseg.peak_gib": ("number", _number, False),
     "medseg.flips": ("list of axes", _axes, False),
+    "medseg.as_nnunet": ("true or false", _flag, False),
+    "medseg.imported": ("mapping of plain data", _plain_dict, False),
     "medseg.cleaning": ("list of rules", lambda value: _list(value, _rule), False),
     "loops": ("mapping of plain data", _plain_dict, False),
     "VolumesDataModule": ("mapping of whole numbers", lambda value: _dict(value, _whole), False),

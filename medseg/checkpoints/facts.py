@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,6 +25,10 @@ _DAMAGE = (
     zipfile.BadZipFile,
 )
 """What zipfile, pickle and torch raise over files that are cut short, overwritten or something else."""
+
+
+_NAMED = re.compile(r"GLOBAL ([\w.]+)|([\w.]+) is not plain data")
+"""How torch and this file name what they refuse to load."""
 
 
 class Weights(NamedTuple):
@@ -62,10 +67,11 @@ def explained(path: Path, read: Callable[[], Any]) -> Any:
         return read()
     except FileNotFoundError:
         raise CheckpointError(path, "does not exist", "Check the path; a run keeps checkpoints/best.ckpt") from None
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            path, "is not a checkpoint, or holds code that could run on loading", "Use one that medseg wrote"
-        ) from None
+    except pickle.UnpicklingError as error:
+        told = _NAMED.search(str(error))
+        named = f" ({told[1] or told[2]})" if told else ""
+        problem = f"is not a checkpoint, or holds code that could run on loading{named}"
+        raise CheckpointError(path, problem, "Use one that medseg wrote") from None
     except _DAMAGE as error:
         said = "" if isinstance(error, LookupError) else str(error).split("\n")[0].split(". ")[0]
         reason = said or "it is no file of torch.save, or not all of one"

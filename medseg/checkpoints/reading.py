@@ -7,7 +7,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -26,11 +26,11 @@ def read_content(path: Path) -> dict[str, Any]:
     return require_ours(path, explained(path, lambda: read_plain(path)))
 
 
-def read_plain(path: Path) -> Any:
+def read_plain(file: Path | IO[bytes]) -> Any:
     """What ``torch.save`` wrote, as plain data and tensors on the CPU; no code in it runs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # on a foreign pickle's protocol; `explained` says more
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -72,39 +72,22 @@ def require_numbers(path: Path, weights: Mapping[str, Tensor]) -> None:
             )
 
 
-def matching_weights(
-    path: Path, state: Mapping[str, Tensor], prefix: str = "net."
-) -> tuple[dict[str, Tensor], tuple[str, ...], list[str] | None]:
-    """The weights of a checkpoint that fit a network, for fine-tuning on other labels or channels.
+def own_weights(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str] | None]:
+    """The weights of a checkpoint of medseg to start from, of which nothing else is looked at.
 
     Args:
-        path: The checkpoint to start from, of which nothing else is looked at.
-        state: The weights of the new task, by name.
-        prefix: Only names that begin so are taken: the network's, not the loss's.
+        path: Its file.
+        content: What was read from it.
 
     Returns:
-        The weights whose name and shape fit, the names of the new task that keep their initial values, and the organs
-        that the checkpoint was trained on, in the order of its classes; None if it does not say.
+        The weights by name, and the organs that it was trained on in the order of its classes; None if it does not say.
 
     Raises:
-        CheckpointError: As `read_checkpoint`, or nothing fits: another network.
+        CheckpointError: It is no checkpoint of medseg, or its weights are no numbers.
     """
-    content = read_content(path)
-    kept = content[WEIGHTS]
+    kept = require_ours(path, content)[WEIGHTS]
     require_numbers(path, kept)
-    stems = {_stem(name): tensor for name, tensor in kept.items()}
-    theirs = {name: stems[_stem(name)] for name in state if _stem(name) in stems}
-    wanted = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
-    fitting = {
-        name: theirs[name] for name, tensor in wanted.items() if name in theirs and theirs[name].shape == tensor.shape
-    }
-    if 2 * len(fitting) < len(wanted):
-        raise CheckpointError(
-            path,
-            f"holds another network: {len(fitting)} of {len(wanted)} weights fit",
-            "Start from a checkpoint of the same net and net_options",
-        )
-    return fitting, tuple(name for name in wanted if name not in fitting), organs_of(content)
+    return kept, organs_of(content)
 
 
 def _digest(path: Path) -> str:
@@ -112,10 +95,3 @@ def _digest(path: Path) -> str:
     with zipfile.ZipFile(path) as archive:
         parts = [(part.filename.partition("/")[2], part.file_size, part.CRC) for part in archive.infolist()]
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-
-
-def _stem(name: str) -> str:
-    """A weight's name without the wrappings around a network, which deep supervision has one more of."""
-    while name.startswith("net.net."):
-        name = name.removeprefix("net.")
-    return name

@@ -13,91 +13,71 @@ ENSEMBLE = "ensemble.json"
 """In the folder of a cross-validation: the checkpoints that predict together, by paths relative to it."""
 
 
+class _Part:
+    """A file or folder of a fixed name in a folder that is a type."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __get__(self, folder: Scores | Run, kind: type) -> Path:
+        return folder.path.joinpath(*self.names)
+
+
 @dataclass(frozen=True)
 class Scores:
-    """The folder of an evaluation.
-
-    Attributes:
-        path: It.
-    """
+    """The folder of an evaluation."""
 
     path: Path
 
-    @property
-    def summary(self) -> Path:
-        """Scores per organ, and the cases without."""
-        return self.path / "summary.json"
+    summary = _Part("summary.json")
+    """Scores per organ, and the cases without."""
 
-    @property
-    def cases(self) -> Path:
-        """A row per case and organ."""
-        return self.path / "cases.csv"
+    cases = _Part("cases.csv")
+    """A row per case and organ."""
 
-    @property
-    def predictions(self) -> Path:
-        """The label files that were scored, where a command wrote them itself."""
-        return self.path / "predictions"
+    predictions = _Part("predictions")
+    """The label files that were scored, where a command wrote them itself."""
 
-    @property
-    def report(self) -> Path:
-        """The page."""
-        return self.path / "report.html"
+    report = _Part("report.html")
+    """The page."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """The folder that one training writes.
-
-    Attributes:
-        path: It.
-    """
+    """The folder that one training writes."""
 
     path: Path
 
-    @classmethod
-    def holding(cls, checkpoint: str | Path) -> Run:
-        """The run that a checkpoint was written by, if it lies where it was written."""
-        return cls(Path(checkpoint).parent.parent)
+    config = _Part("config.yaml")
+    """The config of the training, with all defaults."""
 
-    @property
-    def config(self) -> Path:
-        """The config of the training, with all defaults."""
-        return self.path / "config.yaml"
+    lock = _Part(".training.lock")
+    """Held by the process that trains here, while it does."""
 
-    @property
-    def lock(self) -> Path:
-        """Held by the process that trains here, while it does."""
-        return self.path / ".training.lock"
+    metrics = _Part("metrics.csv")
+    """What was logged, a row per step or validation."""
 
-    @property
-    def metrics(self) -> Path:
-        """What was logged, a row per step or validation."""
-        return self.path / "metrics.csv"
+    report = _Part("report.html")
+    """The page about training and test."""
 
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of `best` and `last`."""
-        return self.path / "checkpoints"
+    checkpoints = _Part("checkpoints")
+    """The folder of `best` and `last`."""
 
-    @property
-    def best(self) -> Path:
-        """The checkpoint with the highest mean Dice in a validation."""
-        return self.checkpoints / "best.ckpt"
+    best = _Part("checkpoints", "best.ckpt")
+    """The checkpoint with the highest mean Dice in a validation."""
 
-    @property
-    def last(self) -> Path:
-        """The checkpoint that a training goes on from."""
-        return self.checkpoints / "last.ckpt"
+    last = _Part("checkpoints", "last.ckpt")
+    """The checkpoint that a training goes on from."""
 
     @property
     def test(self) -> Scores:
         """What `medseg test` predicted and scored."""
         return Scores(self.path / "test")
 
-    @property
-    def report(self) -> Path:
-        """The page about training and test."""
-        return self.path / "report.html"
+    @classmethod
+    def holding(cls, checkpoint: str | Path) -> Run:
+        """The run that a checkpoint was written by, if it lies where it was written."""
+        return cls(Path(checkpoint).parent.parent)
 
     def checkpoint(self, name: str | None = None) -> Path:
         """The checkpoint called ``best`` (the default) or ``last``, or any path.

@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from medseg.cli.command import (
@@ -23,6 +24,7 @@ from medseg.cli.command import (
 )
 from medseg.cli.experiments import EXPERIMENTS
 from medseg.cli.export import EXPORT
+from medseg.cli.nnunet import IMPORT
 from medseg.errors import MedsegError, UsageError
 
 
@@ -133,6 +135,12 @@ def _prepare_options(parser: argparse.ArgumentParser) -> None:
     dataset_option(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the prepared dataset")
     parser.add_argument("--plan", type=Path, help="a plan to follow; made from the dataset where not given")
+    parser.add_argument(
+        "--adopt",
+        action="store_true",
+        help="follow a plan that was made for another dataset, such as to go on training its network: its grid, "
+        "normalisation, patch and network, with the channels and labels of this one",
+    )
     _left_right_option(parser)
     workers_option(parser)
 
@@ -142,13 +150,20 @@ def _prepare(options: Options) -> int:
     from medseg.store.prepare import prepare
 
     plan = read_plan(options.plan) if options.plan else None
+    if options.adopt and plan is None:
+        raise UsageError("--adopt does not say which plan", "Give it with --plan SOURCE/plan.yaml")
     if options.left_right and (plan or (options.out / "plan.yaml").is_file()):
         raise UsageError(
             f"--left-right is for a new plan, but {options.plan or options.out / 'plan.yaml'} is there already",
             "Write mirror_axes and swap_labels into it, or leave --left-right away",
         )
     swap = options.left_right == "swap"
-    store = prepare(options.dataset, options.out, plan, workers=options.workers, swap_sides=swap)
+    store = prepare(
+        options.dataset, options.out, plan, workers=options.workers, adopting=options.adopt, swap_sides=swap
+    )
+    if plan is not None and options.adopt:
+        ours, theirs = (", ".join(one.modalities) for one in (store.plan, plan))
+        say(f"{ours} follows the plan for {plan.name} ({theirs}); it learns {', '.join(store.plan.organs)}")
     say(f"{len(store.ids)} case{' is' if len(store.ids) == 1 else 's are'} ready in {options.out}")
     return 0
 
@@ -238,13 +253,18 @@ def _evaluate(options: Options) -> int:
     from medseg.metrics.table import take_in
     from medseg.report.evaluate import evaluate
     from medseg.report.html import write_report
+    from medseg.report.matching import read_references
     from medseg.report.tables import print_summary
+    from medseg.space.labels import others_value
 
     take_in(options.metric)
     named = read_manifest(options.labels) if options.labels else None
+    references = read_references(options.references)
+    if named and named.others:
+        references = replace(references, others=others_value(named.others, named.ignore))
     evaluation = evaluate(
         options.predictions,
-        options.references,
+        references,
         output=options.output,
         organs=named.labels if named else None,
         ignore=named.ignore if named else None,
@@ -315,6 +335,7 @@ COMMANDS = {
     ),
     **EXPERIMENTS,
     "export": EXPORT,
+    "import-nnunet": IMPORT,
     "losses": Command("list the losses, or explain one", _losses_options, _losses),
     "info": Command("say what a checkpoint, a store or a dataset is", _info_options, _info),
 }

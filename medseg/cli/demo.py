@@ -28,10 +28,7 @@ CONFIG = "demo.yaml"
 
 
 def demo(out: Path) -> int:
-    """Run the journey in the folder ``out``, which may hold an earlier demo but nothing else.
-
-    Returns:
-        The exit status: 0 if every unseen case was predicted and scored.
+    """Run the journey in the folder ``out``, which may hold an earlier demo but nothing else; give the exit status.
 
     Raises:
         DataError: The folder holds something that is not a demo's.

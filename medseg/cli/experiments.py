@@ -54,26 +54,19 @@ def _compare(options: Options) -> int:
     from medseg.experiments.comparison_files import write_comparison
     from medseg.experiments.comparison_jobs import comparison_jobs
     from medseg.experiments.comparison_page import JobComparison
-    from medseg.experiments.data import data_of, require_unchanged
-    from medseg.experiments.results import read_result
-    from medseg.experiments.sweep import print_failures, run_sweep
+    from medseg.experiments.sweep import print_failures
     from medseg.report.ranking import rank_runs
     from medseg.report.scores import doubts, require_same_references
-    from medseg.store.identity import identity
-    from medseg.store.store import Store
 
     _refuse(options, [*(["--model.loss"] if options.losses else []), *(["--model.net"] if options.nets else [])])
     _require_own_folder(options.output)
     jobs = comparison_jobs(_fit_words(options), options.losses, options.nets, options.output)
     data, *_ = [check_fit(job.words, here=not options.slurm).data for job in jobs]  # the same for all
-    letters = identity(Store(data.store))
-    same = data_of(letters, data.plan, data.cases.train, data.cases.val)
-    jobs = tuple(replace(job, data=same) for job in jobs)
-    ends = run_sweep(jobs, executor_of(options))
-    require_unchanged(data.store, letters)
-    results = [read_result(end.job) for end in ends if not end.failure]
+    ends, results, status = _trained_and_tested(options, jobs, data, [data.cases] * len(jobs))
     require_same_references([result.scores for result in results])
-    baseline = jobs[0].title if options.against == "first" and any(r.job == jobs[0] for r in results) else None
+    baseline = (
+        jobs[0].title if options.against == "first" and any(r.job.title == jobs[0].title for r in results) else None
+    )
     if results:
         comparison = JobComparison(
             title=f"{len(jobs)} {'networks' if not options.losses else 'losses'} compared",
@@ -88,7 +81,25 @@ def _compare(options: Options) -> int:
         files = write_comparison(comparison, options.output)
         say("\n".join([*doubts([result.scores for result in results]), f"Written to {', '.join(map(str, files[:3]))}"]))
     print_failures(ends)
-    return exit_status(ends, not_scored=sum(len(result.scores.failures) for result in results))
+    return status
+
+
+def _trained_and_tested(options: Options, jobs: Sequence[Any], data: Any, folds: Sequence[Any]) -> tuple[Any, Any, int]:
+    """What became of the jobs, each of a fold of the data; the results of those that have one; the exit status."""
+    from medseg.experiments.data import data_of, require_unchanged
+    from medseg.experiments.results import read_result
+    from medseg.experiments.sweep import run_sweep
+    from medseg.store.identity import identity
+    from medseg.store.store import Store
+
+    letters = identity(Store(data.store))
+    noted = [data_of(letters, data.plan, fold.train, fold.val) for fold in folds]
+    jobs = [replace(job, data=its) for job, its in zip(jobs, noted, strict=True)]
+    ends = run_sweep(jobs, executor_of(options))
+    require_unchanged(data.store, letters)
+    results = [read_result(end.job) for end in ends if not end.failure]
+    bad = len(results) < len(jobs) or any(result.scores.failures for result in results)
+    return ends, results, int(bad)
 
 
 def _cross_validate_options(parser: argparse.ArgumentParser) -> None:
@@ -101,12 +112,9 @@ def _cross_validate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _cross_validate(options: Options) -> int:
-    from medseg.experiments.data import data_of, require_unchanged
     from medseg.experiments.folds import fold_jobs, pool_folds, require_each_case_once, write_ensemble
-    from medseg.experiments.results import read_result
-    from medseg.experiments.sweep import print_failures, run_sweep
+    from medseg.experiments.sweep import print_failures
     from medseg.report.tables import print_summary
-    from medseg.store.identity import identity
     from medseg.store.store import Store
 
     _refuse(options, ["--data.fold"])
@@ -117,15 +125,7 @@ def _cross_validate(options: Options) -> int:
     jobs = fold_jobs(words, dict.fromkeys(options.folds or range(data.fold_count)), options.output)
     folds = [check_fit(job.words).data.cases for job in jobs]
     require_each_case_once([fold.val for fold in folds])
-    letters = identity(Store(data.store))
-    jobs = tuple(
-        replace(job, data=data_of(letters, data.plan, fold.train, fold.val))
-        for job, fold in zip(jobs, folds, strict=True)
-    )
-    ends = run_sweep(jobs, executor_of(options))
-    require_unchanged(data.store, letters)
-    results = [read_result(end.job) for end in ends if not end.failure]
-    status = exit_status(ends, not_scored=sum(len(result.scores.failures) for result in results))
+    ends, results, status = _trained_and_tested(options, jobs, data, folds)
     if results:
         command = shlex.join(["medseg", *sys.argv[1:]])
         print_summary(pool_folds(results, ends, Store(data.store), options.output, command=command))
@@ -173,11 +173,6 @@ def _predict(options: Options) -> int:
     outcome = predict_cases(predictor, options.predict, target, console=Console(stderr=True))
     say(f"{len(outcome.written) + len(outcome.kept)} predictions are in {target}")
     return report_failures(outcome.failures)
-
-
-def exit_status(ends: Sequence[Any], *, not_scored: int) -> int:
-    """1 if a job failed or a case could not be scored, else 0."""
-    return 1 if not_scored or any(end.failure for end in ends) else 0
 
 
 def _fit_words(options: Options) -> tuple[str, ...]:
@@ -231,14 +226,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def check_fit(words: Sequence[str], *, here: bool = False) -> Any:
-    """Build the data and the task of a training as it would be, so that every mistake is found before any starts.
-
-    Args:
-        words: What follows ``medseg fit``.
-        here: Whether it is to run on this machine, so that its trainer can be built too.
-
-    Returns:
-        `medseg.cli.training.Fit`; nothing was run or written.
+    """Build a training as it would be, with its trainer if it is to run here: mistakes are found before any starts.
 
     Raises:
         UsageError: The config, the loss, the network or an option is at fault.

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from medseg.cli.command import Command, Options, say, trust_option
 
-FORMATS = ("onnx", "pt2", "monai-bundle")
+FORMATS = ("onnx", "pt2", "monai-bundle", "nnunet")
 """As `medseg.export.FORMATS`, which would load torch to print a help."""
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint, or the folder of a run: its best")
     parser.add_argument(
-        "--format", choices=FORMATS, required=True, help="ONNX, a program of torch.export, or a MONAI bundle"
+        "--format", choices=FORMATS, required=True, help="ONNX, a program of torch.export, a MONAI bundle, or nnU-Net"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the network and its plan")
     parser.add_argument("--check", type=Path, metavar="IMAGE", help="compare with PyTorch on this image, not on noise")
@@ -38,9 +38,11 @@ def _run(options: Options) -> int:
     done = export(kept, options.output, form=options.format, image=image, trust=Trust.of(options.trust))
     for path in done.files:
         say(f"wrote {path}")
+    for remark in done.facts.get("remarks", ()):
+        say(remark)
     on = options.check or "noise"
     say(f"on {done.verdict.patches} patches of {on} it differs from PyTorch by {done.verdict.largest_difference:.1e}")
     return 0
 
 
-EXPORT = Command("write a network for onnxruntime, torch.export or MONAI, checked against PyTorch", _options, _run)
+EXPORT = Command("write a network for onnxruntime, torch.export, MONAI or nnU-Net, checked first", _options, _run)

@@ -19,10 +19,6 @@ from medseg.plan.plan import Plan
 def describe_path(path: Path, net: str = "unet") -> dict[str, Any]:
     """Facts about a checkpoint (of a run, its best), a store, an exported network or a dataset, as plain data.
 
-    Args:
-        path: What to describe.
-        net: For a store, the network to say the cost of.
-
     Raises:
         DataError: The path is missing or none of these.
         UsageError: There is no such network.
@@ -49,6 +45,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "written by": f"medseg {signed['version']}, torch {signed.get('torch', 'unknown')}",
         **_plan(kept.plan),
         "network": kept.net,
+        **_imported(signed.get("imported", {})),
         "parameters": sum(math.prod(weight.shape) for weight in {w.place: w for w in kept.weights.values()}.values()),
         "training memory": "unknown" if peak_gib is None else f"{peak_gib:.1f} GiB at its peak",
         "flips in training": "unknown" if kept.flips is None else ", ".join(map(str, kept.flips)) or "none",
@@ -58,6 +55,12 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "scores": {name: round(score, 4) for name, score in kept.scores.items()},
         **(_origin(kept.origin) if kept.origin else {}),
     }
+
+
+def _imported(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Whose network it was, where it was not trained here."""
+    further = ", ".join(f"{name} {value}" for name, value in told.items() if name != "program")
+    return {"imported from": f"{told['program']}, {further}"} if told else {}
 
 
 def _origin(origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,12 +23,6 @@ def write_pictures(root: Path, out: Path, plan: Plan | None = None, *, workers: 
 
     The cases are prepared into a store that is thrown away afterwards.
 
-    Args:
-        root: The folder of a dataset.
-        out: Folder for the pictures.
-        plan: None makes one from the few cases alone.
-        workers: Processes.
-
     Returns:
         A sentence about what was written.
 

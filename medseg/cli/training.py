@@ -36,10 +36,7 @@ from medseg.training.task import SegmentationTask, judge_of
 
 
 def run_lightning(words: Sequence[str]) -> int:
-    """Run ``fit``, ``validate`` or ``test``, which the first word names.
-
-    Returns:
-        The exit status.
+    """Run ``fit``, ``validate`` or ``test``, which the first word names, and give the exit status.
 
     Raises:
         UsageError: The config or the command line is at fault.
@@ -52,15 +49,7 @@ def run_lightning(words: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Fit:
-    """A training that is built but for its trainer, and not begun.
-
-    Attributes:
-        run: Its folder.
-        config: All options as plain data, but for those of this command alone.
-        data: What it learns from.
-        task: What learns.
-        options: As they were parsed, with ``trainer`` as `build_trainer` takes it.
-    """
+    """A training that is built but for its trainer, and not begun; its config lacks what is for this command alone."""
 
     run: Run
     config: dict[str, Any]
@@ -131,9 +120,8 @@ def test(words: Sequence[str]) -> int:
     trainer.strategy.barrier()  # the first process scores what all of them have written
     if trainer.is_global_zero:
         console = next((one.console for one in callbacks_of(trainer) if isinstance(one, CaseProgress)), None)
-        evaluation = report_test(
-            scored.run, store, scored.data.cases.val, scored.segmenter.plan, note=scored.note, console=console
-        )
+        cases = scored.data.cases.val
+        evaluation = report_test(scored.run, store, cases, note=scored.note, console=console)
         status = max(status, evaluation.exit_status)
     trainer.strategy.barrier()
     return status

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from medseg.datasets.layout import Files, list_files
 from medseg.datasets.manifest import Manifest, read_manifest
 from medseg.errors import DataError, meant
-from medseg.space.labels import LabelValue, values_of
-from medseg.space.nifti import NIFTI_ENDINGS, read_labels, read_volume, require_finite
+from medseg.space.labels import LabelValue, Others, others_value, settle_others, values_of
+from medseg.space.nifti import require_finite
+from medseg.space.reading import ENDINGS, is_there, read_labels, read_volume
 from medseg.space.volume import Volume, same_place
 
 _MOST_VALUES = 10_000  # of a table of counts: label files that hold intensities by mistake are counted by sorting
@@ -53,6 +54,7 @@ class Dataset:
         cases: The labelled cases.
         test: Cases to predict; they may lack a label.
         paint_order: For overlapping regions, the value to paint for each region, first region first.
+        others: What becomes of values that no label has; None refuses them.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Dataset:
     cases: tuple[Case, ...]
     test: tuple[Case, ...] = ()
     paint_order: tuple[int, ...] | None = None
+    others: Others | None = None
 
     @property
     def organs(self) -> tuple[str, ...]:
@@ -125,6 +128,7 @@ class Listing:
             cases=tuple(_case(manifest.file, files, manifest) for files in self.training),
             test=tuple(_case(manifest.file, files, manifest) for files in self.test),
             paint_order=manifest.paint_order,
+            others=manifest.others,
         )
 
 
@@ -138,7 +142,7 @@ def read_listing(root: Path) -> Listing:
     manifest = read_manifest(file)
     training, test = list_files(file.parent, manifest)
     if not training and not test:
-        remedy = 'Add entries to "training", or NIfTI files to its image and label folders'
+        remedy = 'Add entries to "training", or files to its image and label folders'
         raise DataError(file, f"lists no cases{_instead(file.parent)}", remedy)
     _require_known(file, manifest, [files.id for files in (*training, *test)])
     return Listing(manifest, training, test)
@@ -153,18 +157,21 @@ def read_case(case: Case, dataset: Dataset) -> tuple[Volume, Volume | None]:
 
     Returns:
         The image ``(m, i, j, k)`` in float32 with one channel per modality, and the labels ``(1, i, j, k)`` in int32
-        with the values of the file, or None where the case has no label.
+        with the values that the dataset names, or None where the case has no label.
 
     Raises:
         DataError: A file is missing, unreadable or truncated; holds NaN or infinite voxels; the number of channels is
             not the number of modalities; the images and the label do not share one grid; the label holds a value that
-            the dataset does not name.
+            the dataset neither names nor counts among the others.
     """
     image = read_image(case.images, dataset.modalities)
     if case.label is None:
         return image, None
     labels = read_labels(case.label)
     require_same_grid(case.label, labels, case.images[0], image)
+    becomes = others_value(dataset.others, dataset.ignore)
+    if becomes is not None:
+        return image, Volume(settle_others(labels.array, dataset.values, becomes), labels.affine)
     _require_declared(case.label, labels.array, dataset)
     return image, labels
 
@@ -288,9 +295,11 @@ def _instead(folder: Path) -> str:
     """What lies in a folder without cases, for whoever thought that it held some."""
     others = (path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".json")
     found = next(others, None)
-    if found is None or found.name.endswith(NIFTI_ENDINGS):
-        return ""
-    return f"; {found.relative_to(folder)} is no NIfTI file"
+    return (
+        ""
+        if found is None or found.name.endswith(ENDINGS)
+        else f"; {found.relative_to(folder)} is no image of a known format"
+    )
 
 
 def _case(file: Path, files: Files, manifest: Manifest) -> Case:
@@ -313,7 +322,7 @@ def _patient(file: Path, case: str, manifest: Manifest) -> str:
 
 def _require_files(file: Path, files: Files, manifest: Manifest) -> None:
     for path in (*files.images, *([files.label] if files.label else [])):
-        if not path.is_file():
+        if not is_there(path):
             raise DataError(path, f"is missing, {file.name} needs it for case {files.id!r}", files.remedy)
     if len(files.images) not in (1, len(manifest.modalities)):
         raise DataError(
@@ -348,7 +357,8 @@ def _require_declared(path: Path, labels: NDArray[Any], dataset: Dataset) -> Non
             path,
             f"holds {counted(sum(strays.values()), 'voxel')} with values that the dataset does not name: "
             f"{', '.join(map(str, strays))}",
-            f'Name the value under "labels" in dataset.json ("...": {value}), or set those voxels to 0',
+            f'Name the value under "labels" in dataset.json ("...": {value}), or say what becomes of all that are not '
+            'named: "others": "background" or "ignore"',
         )
 
 

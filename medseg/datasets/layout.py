@@ -14,7 +14,7 @@ from typing import Any
 from medseg.datasets.manifest import Manifest
 from medseg.datasets.patterns import FIELDS, fill, find_files, mistake_in, pattern_of
 from medseg.errors import DataError
-from medseg.space.nifti import NIFTI_ENDINGS, case_name
+from medseg.space.reading import ENDINGS, case_name, images_in, is_there
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def list_files(root: Path, manifest: Manifest) -> FilesOfDataset:
         manifest: The description; its content decides the dialect.
 
     Raises:
-        DataError: A list entry makes no sense, a folder is missing, or the files are not NIfTI.
+        DataError: A list entry makes no sense, a folder is missing, or the files are no images.
     """
     if "channel_names" in manifest.content:
         training, test = _nnunet(root, manifest)
@@ -87,7 +87,7 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
         )
     names, label = [_slashed(name) for name in names], _slashed(label) if label else None
     paths = tuple(root / name for name in names)
-    if len(paths) == 1 and not paths[0].is_file():
+    if len(paths) == 1 and not is_there(paths[0]):
         paths = _channel_files(paths[0]) or paths
     return Files(
         id=case_name(root / (label or names[0])),
@@ -133,12 +133,12 @@ def _distinct(entries: list[Files]) -> list[Files]:
 
 def _nnunet(root: Path, manifest: Manifest) -> FilesOfDataset:
     ending = manifest.content.get("file_ending")
-    if ending is not None and ending not in NIFTI_ENDINGS:
-        remedy = 'Convert them to .nii.gz and write "file_ending": ".nii.gz"'
+    if ending is not None and ending not in ENDINGS:
+        remedy = f'Convert them, and write one of {", ".join(ENDINGS)} as "file_ending"'
         raise DataError(manifest.file, f"declares files ending in {ending!r}", remedy)
     if isinstance(manifest.content.get("dataset"), dict):
         return _nnunet_listed(root, manifest, manifest.content["dataset"]), []
-    endings = (ending,) if ending else NIFTI_ENDINGS
+    endings = (ending,) if ending else ENDINGS
     test = _nnunet_folder(root, manifest, "Ts", endings) if (root / "imagesTs").is_dir() else []
     if test and not (root / "imagesTr").is_dir():
         return [], test
@@ -248,7 +248,7 @@ def _plain(root: Path, manifest: Manifest) -> FilesOfDataset:
     label_folder = _folder(root, manifest, "label_folder", ("labels", "labelsTr"))
     suffix = str(content.get("label_suffix", ""))
     images = images_by_name(image_folder, manifest.modalities)
-    labels = {_without(case_name(path), suffix): path for path in _volumes(label_folder, NIFTI_ENDINGS)}
+    labels = {_without(case_name(path), suffix): path for path in _volumes(label_folder)}
     _require_pairs(manifest, (image_folder, images), (label_folder, labels))
     remedy = (
         'Add it; if the names differ by an ending, state it as "label_suffix" in dataset.json; images without labels '
@@ -305,11 +305,7 @@ def _folder(root: Path, manifest: Manifest, key: str, defaults: tuple[str, ...])
 
 
 def images_by_name(
-    folder: Path,
-    modalities: tuple[str, ...],
-    *,
-    endings: Sequence[str] = NIFTI_ENDINGS,
-    leave_out: Collection[Path] = (),
+    folder: Path, modalities: tuple[str, ...], *, leave_out: Collection[Path] = ()
 ) -> dict[str, tuple[Path, ...]]:
     """Group files by case; ``_0000`` or the modality's own name may end the name of a file that holds one channel.
 
@@ -317,7 +313,7 @@ def images_by_name(
         DataError: The folder is missing, or two files could be the same channel of a case.
     """
     cases: dict[str, dict[int, Path]] = {}
-    for path in _volumes(folder, endings, leave_out):
+    for path in _volumes(folder, leave_out=leave_out):
         case, channel = channel_of(path, modalities)
         other = cases.setdefault(case, {}).setdefault(channel, path)
         if other != path:
@@ -344,15 +340,12 @@ def _without(name: str, ending: str) -> str:
     return name[: -len(ending)] if ending and name.endswith(ending) else name
 
 
-def _volumes(folder: Path, endings: Sequence[str], leave_out: Collection[Path] = ()) -> list[Path]:
-    """The NIfTI files of a folder, sorted; hidden files, such as the ``._`` companions of macOS, are left out."""
+def _volumes(folder: Path, endings: Sequence[str] = ENDINGS, leave_out: Collection[Path] = ()) -> list[Path]:
+    """The images of a folder with one of these endings and its DICOM series; no two of one name."""
     if not folder.is_dir():
         raise DataError(folder, "is missing", "Check the dataset's path, or name the folder in dataset.json")
-    visible = [path for path in folder.iterdir() if not path.name.startswith(".") and path not in leave_out]
-    found = sorted(path for path in visible if path.name.endswith(tuple(endings)))
-    shouted = sorted({path for path in visible if path.name.lower().endswith(tuple(endings))} - set(found))
-    if shouted:
-        raise DataError(shouted[0], "has capitals in its ending, which not every program reads", "Write it small")
+    found = [path for path in images_in(folder) if path.name.endswith(tuple(endings)) or path.is_dir()]
+    found = [path for path in found if path not in leave_out]
     for one, other in pairwise(found):
         if case_name(one) == case_name(other):
             raise DataError(one, f"lies beside {other.name}: either could be meant", "Keep one of the two")

@@ -8,9 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import DataError, listed, meant
+from medseg.errors import DataError, listed, meant, nearest
 from medseg.machine.documents import parse_document, read_text
-from medseg.space.labels import LabelValue, values_of
+from medseg.space.labels import LabelValue, Others, others_value, values_of
+
+KEYS = (
+    *("name", "labels", "modality", "modalities", "channel_names", "others", "regions_class_order"),
+    *("patient", "patients", "annotated", "training", "test", "dataset", "file_ending", "numTraining"),
+    *("image", "label", "test_image", "image_folder", "label_folder", "label_suffix", "test_folder"),
+)
+"""What is read of a ``dataset.json``, in all dialects."""
+
+_ALIKE = 0.8  # of two keys, from which on one is taken for the other, misspelt
+_BACKGROUND = (
+    *("background", "bg", "clear label", "clear", "none", "nothing", "unlabeled", "unlabelled", "unknown", "void"),
+    *("empty", "exterior", "outside", "other", "others", "rest", "null", "0"),
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,7 @@ class Manifest:
     modalities: tuple[str, ...]
     labels: dict[str, LabelValue]
     ignore: int | None = None
+    others: Others | None = None
     paint_order: tuple[int, ...] | None = None
     patients: dict[str, str] = field(default_factory=dict)
     patient_pattern: str | None = None
@@ -36,13 +50,16 @@ def read_manifest(file: Path) -> Manifest:
         DataError: It is empty, not JSON, not an object, lacks labels, or declares something contradictory.
     """
     content = _load(file)
+    _require_spelling(file, content)
     labels, ignore = _labels(file, content)
+    others = _others(file, content)
     return Manifest(
         file=file,
         name=str(content.get("name") or file.resolve().parent.name),
         modalities=_modalities(file, content),
         labels=labels,
-        ignore=ignore,
+        ignore=others_value(others, ignore) if others == "ignore" else ignore,
+        others=others,
         paint_order=_paint_order(file, content, labels),
         patients=_patients(file, content),
         patient_pattern=_patient_pattern(file, content),
@@ -61,6 +78,23 @@ def _load(file: Path) -> dict[str, Any]:
     if not content:
         raise DataError(file, "declares nothing", 'Declare at least "labels" and the cases in it')
     return content
+
+
+def _require_spelling(file: Path, content: Mapping[str, Any]) -> None:
+    """Keys of others may be there; one that is all but ours would be left out without a word."""
+    for key in content:
+        close = "" if key in KEYS else nearest(key.casefold(), list(KEYS), alike=_ALIKE)
+        if close:
+            remedy = "Correct it, or call it something else if it is not for medseg"
+            raise DataError(file, f"has the key {key!r}, which means nothing; did you mean {close!r}?"[:-1], remedy)
+
+
+def _others(file: Path, content: Mapping[str, Any]) -> Others | None:
+    others = content.get("others")
+    if others in (None, "background", "ignore"):
+        return others
+    remedy = 'Write "others": "background" or "others": "ignore", or leave it out to have such values refused'
+    raise DataError(file, f'says "others": {others!r} of the values that "labels" leaves out', remedy)
 
 
 def _labels(file: Path, content: dict[str, Any]) -> tuple[dict[str, LabelValue], int | None]:
@@ -98,6 +132,10 @@ def _split_roles(file: Path, table: dict[str, LabelValue]) -> tuple[dict[str, La
     ignore = table.pop(spelt[0]) if spelt else None
     if isinstance(ignore, tuple) or ignore == 0:
         raise DataError(file, 'has an "ignore" label that is not one value other than 0', 'Write it as "ignore": 255')
+    for name, value in table.items():
+        if value in (0, (0,)) and name.strip().casefold() not in _BACKGROUND:
+            problem = f"gives {name!r} the value 0, which is what everything has that is no organ"
+            raise DataError(file, problem, 'Give it a value of its own, and 0 to "background"')
     organs = {name: value for name, value in table.items() if value not in (0, (0,))}
     if not organs:
         raise DataError(file, "declares no label besides background", 'Add one to "labels", such as "liver": 1')

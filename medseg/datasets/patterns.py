@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
+from medseg.space.reading import is_there
+
 _FIELD = re.compile(r"\{(.*?)\}")
 FIELDS = ("case", "modality")
 
@@ -48,7 +50,7 @@ def find_files(root: Path, pattern: str, modalities: Sequence[str] = ()) -> dict
     found: dict[str, dict[int, Path]] = {}
     for path in sorted(root.glob(_FIELD.sub("*", re.sub(r"([*?\[])", r"[\1]", pattern)))):
         fit = form.fullmatch(path.relative_to(root).as_posix())
-        if fit is not None and not path.name.startswith(".") and path.is_file():
+        if fit is not None and not path.name.startswith(".") and is_there(path):
             found.setdefault(fit["case"], {})[names.get(fit.groupdict().get("modality", ""), 0)] = path
     return found
 

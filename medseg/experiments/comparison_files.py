@@ -29,10 +29,6 @@ from medseg.report.rows import cells_of, columns
 def write_comparison(comparison: JobComparison, output: Path) -> tuple[Path, ...]:
     """Write everything a reader needs; each file appears whole or not at all.
 
-    Args:
-        comparison: What is to be told.
-        output: Folder to write to.
-
     Returns:
         The files: ``report.html``, ``compare.csv``, ``compare.md`` and the SVG plots that it shows.
     """

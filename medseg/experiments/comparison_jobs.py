@@ -16,13 +16,7 @@ _EPOCHS = (0, 1, 10, 100, 1000)
 
 
 def comparison_jobs(words: Sequence[str], losses: Sequence[str], nets: Sequence[str], output: Path) -> tuple[Job, ...]:
-    """A job per loss, or per network and loss; nothing else differs between them.
-
-    Args:
-        words: What follows ``medseg fit`` in all of them.
-        losses: Loss expressions; empty leaves the config's.
-        nets: Names of networks; empty leaves the config's.
-        output: Folder of the run folders.
+    """A job per loss, or per network and loss, none of which leaves the config's; nothing else differs between them.
 
     Raises:
         UsageError: There is nothing to compare, or one is given twice.

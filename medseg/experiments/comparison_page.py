@@ -119,12 +119,7 @@ def explanations(comparison: JobComparison) -> list[tuple[str, str]]:
 
 
 def ranking_rows(ranking: Ranking, marked: Callable[[int], str] = str) -> list[list[str]]:
-    """A row per job under `RANKING_HEADS`.
-
-    Args:
-        ranking: Of one organ.
-        marked: Writes a number that should be 0.
-    """
+    """A row per job under `RANKING_HEADS`; ``marked`` writes the numbers that should be 0."""
     return [_cells(entry, ranking.reference, marked) for entry in ranking.entries]
 
 

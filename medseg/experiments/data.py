@@ -52,24 +52,13 @@ class JobData:
 
 
 def data_of(letters: Mapping[str, str], plan: Plan, train: Sequence[str], held_out: Sequence[str]) -> JobData:
-    """The data of a training on some cases of a store.
-
-    Args:
-        letters: Of all its cases, as `medseg.store.identity.identity` tells.
-        plan: What the training uses.
-        train: Names of the cases that train.
-        held_out: Names of the cases that are tested.
-    """
+    """The data of a training on some cases of a store, of whose letters `medseg.store.identity.identity` tells."""
     ours, theirs = ({case: letters[case] for case in cases} for cases in (train, held_out))
     return JobData(ours, theirs, to_plain(plan))
 
 
 def require_unchanged(store: Path, letters: Mapping[str, str]) -> None:
-    """Refuse results of trainings while which the store was prepared anew.
-
-    Args:
-        store: Its folder.
-        letters: Of all its cases, from before.
+    """Refuse results of trainings while which the store was prepared anew: its cases had other letters before.
 
     Raises:
         DataError: It was.

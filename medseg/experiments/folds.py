@@ -19,21 +19,16 @@ from medseg.pictures.markup import Markup, element
 from medseg.pictures.page import table
 from medseg.report.evaluate import Evaluation, write_evaluation
 from medseg.report.html import write_report
-from medseg.report.matching import Pair
+from medseg.report.matching import Pair, references_of
 from medseg.report.rows import by_case
 from medseg.report.scoring import Scoring
 from medseg.report.summary import summarise
+from medseg.space.reading import case_name, images_in
 from medseg.store.store import Store
 
 
 def fold_jobs(words: Sequence[str], folds: Iterable[int], output: Path) -> tuple[Job, ...]:
-    """A job per fold; nothing else differs between them.
-
-    Args:
-        words: What follows ``medseg fit`` in all of them.
-        folds: Their numbers.
-        output: Folder of the run folders.
-    """
+    """A job per fold; nothing else differs between them."""
     return tuple(
         Job(f"fold {fold}", output / f"fold{fold}", (*words, "--data.fold", str(fold)), {"fold": str(fold)})
         for fold in folds
@@ -61,13 +56,6 @@ def pool_folds(
 ) -> Evaluation:
     """Pool the held-out cases of the folds: ``cases.csv``, ``summary.json``, ``report.html`` and ``predictions/``.
 
-    Args:
-        results: The finished folds.
-        ends: Of all folds; those that failed are named in the report, their cases are not in the pool.
-        store: Knows where references and images are.
-        output: Folder to write to.
-        command: What to type to have this again.
-
     Raises:
         UsageError: Two folds scored the same case.
         DataError: One scored a case that the store no longer holds.
@@ -79,16 +67,17 @@ def pool_folds(
     if gone:
         raise DataError(store.path, f"no longer holds {listed(gone)}, which was tested", "Choose another --output")
     rows = tuple(sorted((row for some in scores for row in some.rows), key=lambda row: row.case))
-    infos = {row.case: store.info(row.case) for row in rows}
-    predictions = _gather([Run(result.job.run).test.predictions for result in results], Scores(output).predictions)
+    references = references_of(store, list(by_case(rows)))
+    folder = _gather([Run(result.job.run).test.predictions for result in results], Scores(output).predictions)
+    found = {case_name(path): path for path in images_in(folder)}
     evaluation = Evaluation(
-        scoring=Scoring(dict(plan.labels), plan.ignore, DEFAULT_TOLERANCE_MM, "voxels"),
+        scoring=Scoring(dict(plan.labels), plan.ignore, DEFAULT_TOLERANCE_MM, "voxels", plan.others_value),
         rows=rows,
         summary=summarise(rows),
         failures=tuple(failure for some in scores for failure in some.failures),
         not_predicted=0,
-        pairs=tuple(Pair(case, predictions / f"{case}.nii.gz", Path(str(i.label))) for case, i in infos.items()),
-        images={case: Path(info.images[0]) for case, info in infos.items()},
+        pairs=tuple(Pair(case, found.get(case, folder / case), label) for case, label in references.labels.items()),
+        images=references.images,
         output=output,
         digests={case: digest for some in scores for case, digest in some.references.items()},
     )
@@ -107,7 +96,7 @@ def pool_folds(
 def _gather(folders: Sequence[Path], target: Path) -> Path:
     """Put the predictions of all folds into one folder, as links where the file system has them."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in (path for folder in folders for path in sorted(folder.glob("*.nii.gz"))):
+    for path in (path for folder in folders for path in images_in(folder)):
         link = target / path.name
         link.unlink(missing_ok=True)
         try:
@@ -144,11 +133,7 @@ def _dice(result: Result, organ: str) -> str:
 
 
 def write_ensemble(results: Sequence[Result], ends: Sequence[JobEnd], output: Path) -> Path:
-    """List the checkpoints of the finished folds in ``ensemble.json``, which `medseg predict --ckpt DIR` reads.
-
-    Returns:
-        The file; paths in it are relative to it.
-    """
+    """List the checkpoints of finished folds in ``ensemble.json``, relative to it, for `medseg predict --ckpt DIR`."""
     members = [Run(result.job.run).best.relative_to(output).as_posix() for result in results]
     lost = [end.job.title for end in ends if end.failure]
     write_json(output / ENSEMBLE, {"checkpoints": members, "lost": lost})

@@ -8,19 +8,16 @@ from statistics import median
 
 from medseg.checkpoints.run import Run
 from medseg.experiments.job import Job
-from medseg.report.record import Curve, read_curves
+from medseg.report.record import Curve, read_columns
 from medseg.report.scores import SavedScores, read_scores
 from medseg.report.summary import Summary, summarise
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished job.
+    """A finished job: its scores, the Dice of validations as training went on, and its cost, where that is known.
 
     Attributes:
-        job: It.
-        scores: Of its held-out cases.
-        dice_by_step: ``val/dice`` over steps.
         dice_by_minute: ``val/dice`` over minutes of training, validations included.
         step_ms: Median over epochs of the median milliseconds of a step, without waiting for data; None if unknown.
         peak_gib: The most memory its process held; None if unknown.
@@ -56,7 +53,7 @@ def read_result(job: Job) -> Result:
         DataError: It lacks a file, or holds one that cannot be read.
     """
     run = Run(job.run)
-    curves = {name: line for chart in read_curves(run.metrics).values() for name, line in chart.items()}
+    curves = read_columns(run.metrics)
     dice, elapsed = curves.get("val/dice", ()), dict(curves.get("time/elapsed_s", ()))
     steps_s = [value for _, value in curves.get("time/compute_median_s", ())]
     return Result(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import signal
 import threading
 import time
@@ -14,26 +13,20 @@ from types import FrameType
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 
 from medseg.checkpoints.run import Run
 from medseg.errors import listed
 from medseg.experiments.executors import Executor, Handle
 from medseg.experiments.job import Job, State
-from medseg.report.tables import console_table
+from medseg.report.record import read_columns
+from medseg.report.tables import console_table, tell
 
 _GLANCE_S = 1.0
 
 
 @dataclass(frozen=True)
 class JobEnd:
-    """What became of a job.
-
-    Attributes:
-        job: It.
-        failure: Why it has no result; None if it has.
-        kept: Whether an earlier sweep had finished it.
-    """
+    """What became of a job: why it has no result, None if it has; whether an earlier sweep had finished it."""
 
     job: Job
     failure: str | None
@@ -46,11 +39,6 @@ def run_sweep(jobs: Sequence[Job], executor: Executor, *, console: Console | Non
     A sweep remembers nothing: whatever it needs is read from the run folders, so the same call goes on where an earlier
     one was stopped. A job that fails is named and the others go on. An interrupt or SIGTERM ends all processes.
 
-    Args:
-        jobs: What to do.
-        executor: Where.
-        console: Where progress is shown: a live table in a terminal, else a line whenever a job changes.
-
     Returns:
         What became of each job, in their order.
 
@@ -61,8 +49,7 @@ def run_sweep(jobs: Sequence[Job], executor: Executor, *, console: Console | Non
     console = console or Console(stderr=True)
     unknown = [job.title for job in jobs if not job.claim() and job.data is not None]
     if unknown:
-        text = f"Whether the data are as they were cannot be told of {listed(unknown)}: they do not note them."
-        console.print(escape(text), highlight=False, soft_wrap=True)
+        tell(console, f"Whether the data are as they were cannot be told of {listed(unknown)}: they do not note them.")
     kept = {job.run for job in jobs if job.read_state() is State.DONE}
     handles: dict[Path, Handle] = {}
     with _terminated_as_interrupted():
@@ -123,7 +110,7 @@ def _watch(jobs: Sequence[Job], handles: Mapping[Path, Handle], console: Console
                     said[job.run] = word
                     step, dice = progress_of(job.run)
                     detail = f", val/dice {dice} at step {step}" if dice else ""
-                    console.print(escape(f"{job.title}: {word}{detail}"), highlight=False, soft_wrap=True)
+                    tell(console, f"{job.title}: {word}{detail}")
             if finished:
                 return
             time.sleep(_GLANCE_S)
@@ -141,13 +128,10 @@ def _word(job: Job, handle: Handle | None) -> str:
 
 def progress_of(run: Path) -> tuple[str, str]:
     """The last step and the last ``val/dice`` that a run has written, empty where there is none yet."""
-    try:
-        lines = list(csv.DictReader(Run(run).metrics.read_text(encoding="utf-8").splitlines()))
-    except OSError:
-        return "", ""
-    steps = [line["step"] for line in lines if line.get("step")]
-    scores = [line["val/dice"] for line in lines if line.get("val/dice")]
-    return steps[-1] if steps else "", f"{float(scores[-1]):.3f}" if scores else ""
+    columns = read_columns(Run(run).metrics)
+    steps = [curve[-1][0] for curve in columns.values()]
+    scores = columns.get("val/dice")
+    return f"{max(steps):.0f}" if steps else "", f"{scores[-1][1]:.3f}" if scores else ""
 
 
 def print_failures(ends: Sequence[JobEnd], console: Console | None = None) -> None:
@@ -156,6 +140,4 @@ def print_failures(ends: Sequence[JobEnd], console: Console | None = None) -> No
     failed = [end for end in ends if end.failure]
     if failed:
         console.print(f"[bold]{len(failed)} of {len(ends)} jobs failed:[/bold]")
-    for end in failed:
-        text = f"  {end.job.title}: {end.failure}. See {end.job.log}"
-        console.print(escape(text), soft_wrap=True, highlight=False)
+    tell(console, *(f"  {end.job.title}: {end.failure}. See {end.job.log}" for end in failed))

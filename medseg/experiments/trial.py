@@ -26,12 +26,7 @@ _PATIENCE_S = 15.0  # for a training to end by itself once it is asked to
 
 
 class Trial:
-    """Does a job in this process's children; calling it waits for them.
-
-    Args:
-        job: What to do.
-        environment: Variables for its processes, such as ``CUDA_VISIBLE_DEVICES``.
-    """
+    """Does a job in this process's children, which get some variables more; calling it waits for them."""
 
     def __init__(self, job: Job, environment: Mapping[str, str] | None = None) -> None:
         self.job = job
@@ -107,13 +102,7 @@ def trusted_in(run: Path) -> Trust:
 
 
 def explain_exit(status: int, log: Path, begin: int = 0) -> str | None:
-    """Say why a command failed: the signal that killed it, or the last sentence in its log.
-
-    Args:
-        status: Its exit status, negative for a signal.
-        log: Its log.
-        begin: Where in the log it began, in bytes.
-    """
+    """Say why a command failed: the signal that killed it, or its last sentence, from a byte of its log on."""
     if status == 0:
         return None
     if status < 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +13,12 @@ from torch import Tensor
 
 import medseg
 from medseg.checkpoints.reading import read_plain
+from medseg.errors import UsageError
 from medseg.export.definition import Definition, define, needs_medseg
 from medseg.export.model import Model
 from medseg.export.transforms import left_out, postprocessing, preprocessing
+from medseg.machine.files import write_json
+from medseg.space.volume import STORED
 
 CASES = (
     "$[@dataset_dir] if os.path.isfile(@dataset_dir) else "
@@ -36,14 +38,20 @@ def write_bundle(model: Model, facts: dict[str, Any], folder: Path) -> Callable[
     Returns:
         What runs the written weights in the network that MONAI's parser builds from the written definition.
 
+    Raises:
+        UsageError: MONAI's transforms cannot bring an image onto the plan's grid.
+
     Source: the MONAI Bundle Specification.
     """
+    if set(model.plan.orientation) == STORED or model.plan.own_spacing:
+        problem = "MONAI's transforms cannot take the axes as a file stores them, or leave one spacing alone"
+        raise UsageError(problem, "Choose --format onnx or nnunet")
     definition, weights = define(model)
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     torch.save({key: tensor.clone() for key, tensor in weights.items()}, folder / "models" / "model.pt")
-    _write_json(folder / "configs" / "inference.json", inference(model, definition))
-    _write_json(folder / "configs" / "metadata.json", metadata(model, definition))
+    write_json(folder / "configs" / "inference.json", inference(model, definition))
+    write_json(folder / "configs" / "metadata.json", metadata(model, definition))
     (folder / "docs" / "README.md").write_text(_readme(model, facts, definition), encoding="utf-8")
     network: torch.nn.Module = ConfigParser({"network_def": definition}).get_parsed_content("network_def")
     network.load_state_dict(read_plain(folder / "models" / "model.pt"))
@@ -91,7 +99,7 @@ def inference(model: Model, definition: Definition) -> dict[str, Any]:
 
 def metadata(model: Model, definition: Definition) -> dict[str, Any]:
     """What the bundle is, with the keys that the specification asks for."""
-    plan = model.plan
+    plan, name = model.plan, model.checkpoint.net
     classes = [*(["background"] if plan.exclusive else []), *plan.organs]
     packages = {"nibabel": version("nibabel"), "scipy": version("scipy"), "pytorch-ignite": "0.4.11"}
     if needs_medseg(definition):
@@ -107,12 +115,12 @@ def metadata(model: Model, definition: Definition) -> dict[str, Any]:
         "required_packages_version": packages,
         "name": plan.name,
         "task": f"Segmentation of {', '.join(plan.organs)}",
-        "description": f"A {model.name} trained by medseg on {plan.name} to segment {', '.join(plan.organs)} in 3D.",
+        "description": f"A {name} trained by medseg on {plan.name} to segment {', '.join(plan.organs)} in 3D.",
         "authors": "n/a",
         "copyright": "n/a",
         "data_source": plan.name,
         "data_type": "nibabel",
-        "eval_metrics": model.scores,
+        "eval_metrics": model.checkpoint.scores,
         "intended_use": "Research only",
         "network_data_format": {
             "inputs": {
@@ -148,7 +156,7 @@ def _readme(model: Model, facts: dict[str, Any], definition: Definition) -> str:
     )
     return f"""# {model.plan.name}
 
-{model.name}, trained by medseg on {", ".join(model.plan.modalities)}. Research only.
+{model.checkpoint.net}, trained by medseg on {", ".join(model.plan.modalities)}. Research only.
 
 ```
 pip install "monai[ignite,nibabel,fire]" scipy{medseg_too}
@@ -161,7 +169,3 @@ A label file `CASE_seg.nii.gz` is written on the grid of each.
 | label | value |
 | --- | --- |
 """ + "".join(f"| {name} | {value} |\n" for name, value in values)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

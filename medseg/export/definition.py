@@ -10,6 +10,7 @@ from unittest import mock
 from torch import Tensor, nn
 
 from medseg.export.model import Model, innermost
+from medseg.machine.typed import to_plain
 from medseg.nets import NetSpec, build_net
 from medseg.segmenter import net_spec
 
@@ -29,7 +30,7 @@ def define(model: Model) -> tuple[Definition, dict[str, Tensor]]:
         return _by_medseg(model), model.net.state_dict()
     name = f"{type(inner).__module__}.{type(inner).__qualname__}"
     fresh: dict[str, Tensor] = type(inner)(**arguments).state_dict()  # some have weights that nothing uses and we drop
-    return {"_target_": name, **_listed(arguments)}, {**fresh, **inner.state_dict()}
+    return {"_target_": name, **to_plain(arguments)}, {**fresh, **inner.state_dict()}
 
 
 def needs_medseg(definition: Definition) -> bool:
@@ -48,7 +49,7 @@ def _constructor_arguments(model: Model, kind: type[nn.Module]) -> dict[str, Any
         construct(self, *args, **kwargs)
 
     with mock.patch.object(kind, "__init__", noted):
-        build_net(model.name, net_spec(model.plan), model.knobs)
+        build_net(model.checkpoint.net, net_spec(model.plan), model.checkpoint.knobs)
     return calls[0] if len(calls) == 1 else None
 
 
@@ -56,8 +57,8 @@ def _by_medseg(model: Model) -> Definition:
     spec = net_spec(model.plan)
     numbers = {field.name: getattr(spec, field.name) for field in fields(NetSpec)}
     written = {key: f"${value!r}" if isinstance(value, tuple) else value for key, value in numbers.items()}
-    knobs = {key: value for key, value in model.knobs.items() if key != "deep_supervision"}
-    target = {"_target_": "medseg.nets.build_net", "name": model.name}
+    knobs = {key: value for key, value in model.checkpoint.knobs.items() if key != "deep_supervision"}
+    target = {"_target_": "medseg.nets.build_net", "name": model.checkpoint.net}
     return {**target, "spec": {"_target_": "medseg.nets.NetSpec", **written}, "knobs": knobs}
 
 
@@ -67,10 +68,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _listed(value: Any) -> Any:
-    """The same with lists for tuples, as JSON has them."""
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value

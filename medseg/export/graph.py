@@ -23,7 +23,7 @@ AXES = ("i", "j", "k")
 _REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError)
 
 
-def write_onnx(model: Model, facts: dict[str, Any], path: Path, *, checkpoint: Path) -> Callable[[Tensor], Tensor]:
+def write_onnx(model: Model, facts: dict[str, Any], path: Path) -> Callable[[Tensor], Tensor]:
     """Write ``model.onnx`` with the facts as JSON in its metadata under ``medseg``.
 
     The batch is of any size; so are, by multiples of the network's strides, those axes that `Model.resizable` names.
@@ -40,7 +40,7 @@ def write_onnx(model: Model, facts: dict[str, Any], path: Path, *, checkpoint: P
     import onnxruntime
 
     image, sizes = example(model)
-    with _explained(checkpoint, "ONNX"):
+    with _explained(model.checkpoint.path, "ONNX"):
         program = torch.onnx.export(
             model.net,
             (image,),
@@ -52,7 +52,9 @@ def write_onnx(model: Model, facts: dict[str, Any], path: Path, *, checkpoint: P
             verbose=False,
         )
     if program is None:
-        raise CheckpointError(checkpoint, "holds a network that came out of ONNX empty", "Choose another --format")
+        raise CheckpointError(
+            model.checkpoint.path, "holds a network that came out of ONNX empty", "Choose another --format"
+        )
     program.model.metadata_props["medseg"] = json.dumps(facts)
     program.save(str(path), external_data=False)
     onnx.checker.check_model(str(path))
@@ -62,7 +64,7 @@ def write_onnx(model: Model, facts: dict[str, Any], path: Path, *, checkpoint: P
     return lambda patches: torch.from_numpy(session.run(["logits"], {"image": patches.numpy()})[0])
 
 
-def write_program(model: Model, facts: dict[str, Any], path: Path, *, checkpoint: Path) -> Callable[[Tensor], Tensor]:
+def write_program(model: Model, facts: dict[str, Any], path: Path) -> Callable[[Tensor], Tensor]:
     """Write ``model.pt2``, a program of `torch.export`, with the facts in its extra file ``medseg.json``.
 
     PyTorch deprecates TorchScript in its favour.
@@ -74,7 +76,7 @@ def write_program(model: Model, facts: dict[str, Any], path: Path, *, checkpoint
         CheckpointError: The network cannot be exported.
     """
     image, sizes = example(model)
-    with _explained(checkpoint, "torch.export"):
+    with _explained(model.checkpoint.path, "torch.export"):
         program = torch.export.export(model.net, (image,), dynamic_shapes=(sizes,))
         torch.export.save(program, path, extra_files={"medseg.json": json.dumps(facts)})
         run: Callable[[Tensor], Tensor] = torch.export.load(path).module()

@@ -32,29 +32,26 @@ class Model:
 
     Attributes:
         net: Maps ``(b, m, i, j, k)`` to logits ``(b, c, i, j, k)``; on the CPU, in float32, in evaluation mode.
-        plan: What it was trained on.
-        name: Of the network.
-        knobs: Its options, as it was built with them.
+        checkpoint: What it was taken out of.
         window: Voxels of a tile of the sliding window: the plan's patch, rounded up to what the network takes.
         multiple: Per axis, what any input size must be a multiple of.
         overlap: Share by which neighbouring tiles overlap.
-        scores: Of its last validation.
-        cleaning: Rules of `medseg choose-cleaning`, as plain data.
         flips: The axes along which training flipped patches; None where nobody knows.
         fixed: Whether it takes the window's size only.
     """
 
     net: nn.Module
-    plan: Plan
-    name: str
-    knobs: dict[str, Any]
+    checkpoint: Checkpoint
     window: Shape
     multiple: Shape
     overlap: float
-    scores: dict[str, float]
-    cleaning: list[dict[str, Any]]
     flips: tuple[int, ...] | None = None
     fixed: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        """What it was trained on."""
+        return self.checkpoint.plan
 
     @property
     def resizable(self) -> tuple[bool, bool, bool]:
@@ -73,20 +70,16 @@ def model_of(checkpoint: Checkpoint, trust: Trust | None = None) -> Model:
         CheckpointError: Its network is not trusted, or of another version.
     """
     segmenter = Segmenter.from_checkpoint(checkpoint, trust)
-    plan, net = segmenter.plan, segmenter.net.float()
+    net = segmenter.net.float()
     lay_out(net, channels_last=False)
     multiple = _multiple(net)
-    i, j, k = (size + -size % step for size, step in zip(plan.patch_size, multiple, strict=True))
+    i, j, k = (size + -size % step for size, step in zip(checkpoint.plan.patch_size, multiple, strict=True))
     return Model(
         net=_without_heads(net).requires_grad_(False),
-        plan=plan,
-        name=checkpoint.net,
-        knobs=checkpoint.knobs,
+        checkpoint=checkpoint,
         window=(i, j, k),
         multiple=multiple,
         overlap=segmenter.overlap,
-        scores=checkpoint.scores,
-        cleaning=checkpoint.cleaning,
         flips=segmenter.flips,
         fixed=checkpoint.net in FIXED_SIZE,
     )
@@ -94,10 +87,10 @@ def model_of(checkpoint: Checkpoint, trust: Trust | None = None) -> Model:
 
 def facts(model: Model) -> dict[str, Any]:
     """All that a program without medseg must know to use the network, as plain data for JSON."""
-    plan = model.plan
+    plan, kept = model.plan, model.checkpoint
     return {
         "medseg": medseg.__version__,
-        "network": model.name,
+        "network": kept.net,
         "input": {
             "name": "image",
             "axes": ["batch", "modality", "i", "j", "k"],
@@ -114,21 +107,18 @@ def facts(model: Model) -> dict[str, Any]:
             "values": list(plan.painted_classes),
             "activation": "softmax" if plan.exclusive else "sigmoid",
         },
-        "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"},
+        "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"}
+        | {"centre": "n // 2" if kept.as_nnunet else "(n - 1) / 2"},
+        "averages_of_flips": "logits" if kept.as_nnunet else "probabilities",
         "flips_in_training": None if model.flips is None else list(model.flips),
         "plan": plan.to_dict(),
-        "cleaning": model.cleaning,
-        "scores": model.scores,
+        "cleaning": kept.cleaning,
+        "scores": kept.scores,
     }
 
 
 def patches_of(model: Model, image: Volume | None = None) -> Float[Tensor, "b m i j k"]:
-    """A few tiles to try the exported network on.
-
-    Args:
-        model: Decides size and channels.
-        image: A real image, brought onto the plan's grid and cut as for prediction; noise where not given.
-    """
+    """A few tiles to try the exported network on: cut from an image as for prediction, or noise."""
     channels = len(model.plan.modalities)
     if image is None:
         return torch.randn(2, channels, *model.window, generator=torch.Generator().manual_seed(0))

@@ -34,7 +34,7 @@ def postprocessing(model: Model) -> list[Step]:
     return [
         _step("Invertd", "pred", transform="@preprocessing", orig_keys="image", nearest_interp=False, to_tensor=True),
         *(_exclusive(values) if plan.exclusive else _painted(values)),
-        *_cleaning(model.cleaning),
+        *_cleaning(model.checkpoint.cleaning),
         _step(
             "SaveImaged",
             "pred",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +19,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an exported network compares with PyTorch.
-
-    Attributes:
-        largest_difference: Of any logit.
-        largest_logit: Of the reference, in magnitude.
-        patches: How many were tried.
-    """
+    """How an exported network compares with PyTorch: in any logit, beside the largest, on so many patches."""
 
     largest_difference: float
     largest_logit: float
@@ -38,16 +31,9 @@ class Verdict:
 
 
 def compare(
-    model: Model, run: Callable[[Tensor], Tensor], patches: Float[Tensor, "b m i j k"], *, what: str, checkpoint: Path
+    model: Model, run: Callable[[Tensor], Tensor], patches: Float[Tensor, "b m i j k"], *, what: str
 ) -> Verdict:
     """Run both on the patches, one alone and all at once.
-
-    Args:
-        model: The reference.
-        run: The exported network.
-        patches: What to run on.
-        what: How the exported network is called in the error.
-        checkpoint: Where the model came from.
 
     Raises:
         CheckpointError: The two differ by more than `TOLERANCE`.
@@ -59,7 +45,7 @@ def compare(
     verdict = Verdict(difference, float(expected.abs().max()), len(patches))
     if not difference <= TOLERANCE * max(1.0, verdict.largest_logit):  # NaN differs too
         raise CheckpointError(
-            checkpoint,
+            model.checkpoint.path,
             f"holds a network whose {what} differs from PyTorch by {difference:.2g} in logits up to "
             f"{verdict.largest_logit:.2g}",
             "Nothing was written; choose another --format",

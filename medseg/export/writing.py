@@ -12,6 +12,7 @@ from torch import Tensor
 from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.errors import CheckpointError, DataError, UsageError, meant
 from medseg.export.bundle import write_bundle
+from medseg.export.folder import remarks, write_nnunet
 from medseg.export.graph import write_onnx, write_program
 from medseg.export.model import Model, facts, model_of, patches_of
 from medseg.export.verdict import Verdict, compare
@@ -24,19 +25,14 @@ FORMATS = {
     "onnx": "model.onnx for onnxruntime and whatever else reads ONNX",
     "pt2": "model.pt2 for torch.export.load, which replaces TorchScript",
     "monai-bundle": "a folder for python -m monai.bundle run",
+    "nnunet": "a folder for nnUNetv2_predict_from_modelfolder",
 }
 FACTS = "medseg.json"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export came to.
-
-    Attributes:
-        files: What was written.
-        verdict: How the written network compares with PyTorch.
-        facts: The content of ``medseg.json``.
-    """
+    """What an export came to; the facts are the content of ``medseg.json``."""
 
     files: tuple[Path, ...]
     verdict: Verdict
@@ -71,9 +67,10 @@ def export(
     patches = _patches(model, image)
     try:
         with scratch(output) as partial:
-            model, run = _written(model, partial, form, checkpoint.path)
-            verdict = compare(model, run, patches, what=form, checkpoint=checkpoint.path)
+            model, run = _written(model, partial, form)
+            verdict = compare(model, run, patches, what=form)
             known = facts(model) | {"format": form, "checked": verdict.to_dict()}
+            known |= {"remarks": remarks(model)} if form == "nnunet" else {}
             write_json(partial / FACTS, known)
             write_plan(partial / "plan.yaml", model.plan)
             return Exported(_moved(partial, output), verdict, known)
@@ -109,18 +106,20 @@ def _patches(model: Model, image: Volume | None) -> Tensor:
         ) from None
 
 
-def _written(model: Model, folder: Path, form: str, checkpoint: Path) -> tuple[Model, Callable[[Tensor], Tensor]]:
+def _written(model: Model, folder: Path, form: str) -> tuple[Model, Callable[[Tensor], Tensor]]:
     """Write with free sizes, or where the network does not allow that, for its window alone."""
     if form == "monai-bundle":
         return model, write_bundle(model, facts(model), folder)
+    if form == "nnunet":
+        return model, write_nnunet(model, folder)
     write, name = {"onnx": (write_onnx, "model.onnx"), "pt2": (write_program, "model.pt2")}[form]
     try:
-        return model, write(model, facts(model), folder / name, checkpoint=checkpoint)
+        return model, write(model, facts(model), folder / name)
     except CheckpointError:
         if not any(model.resizable):
             raise
         model = replace(model, fixed=True)
-        return model, write(model, facts(model), folder / name, checkpoint=checkpoint)
+        return model, write(model, facts(model), folder / name)
 
 
 def _moved(partial: Path, output: Path) -> tuple[Path, ...]:

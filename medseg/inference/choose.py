@@ -17,7 +17,7 @@ from medseg.errors import CheckpointError, DataError, listed
 from medseg.inference.clean import Choice, choose_rules, rules_to_plain
 from medseg.machine.files import digest_of, whole
 from medseg.plan.plan import Plan
-from medseg.space.nifti import NIFTI_ENDINGS, case_name, read_labels
+from medseg.space.reading import case_name, images_in, read_labels
 from medseg.store.identity import trace
 
 
@@ -68,10 +68,10 @@ def _require_held_out(kept: Sequence[Checkpoint], references: Sequence[Path]) ->
 
 
 def _pairs(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
-    found = sorted(path for path in predictions.glob("*") if path.name.endswith(NIFTI_ENDINGS) and path.name[0] != ".")
+    found = images_in(predictions)
     if not found:
         raise DataError(predictions, "holds no prediction", "Give the folder that medseg test or predict wrote")
-    by_case = {case_name(path): path for path in references.glob("*") if path.name.endswith(NIFTI_ENDINGS)}
+    by_case = {case_name(path): path for path in images_in(references)}
     for path in found:
         if case_name(path) not in by_case:
             raise DataError(references, f"holds no reference for {path.name}", "Give the folder of its label files")

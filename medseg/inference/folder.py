@@ -21,8 +21,8 @@ from medseg.inference.resume import Record
 from medseg.machine.files import require_writable, scratch, whole
 from medseg.machine.progress import progress
 from medseg.plan.grid import GridChange
-from medseg.space.formats import is_foreign, write_labels_at
-from medseg.space.nifti import write_labels
+from medseg.plan.plan import Plan
+from medseg.space.writing import label_ending, write_labels_for
 
 AHEAD_BYTES = 2**30
 """The next image is read beside the one in work while both together are smaller than this in memory."""
@@ -52,7 +52,7 @@ def predict_cases(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> FolderOutcome:
-    """Segment an image or a folder of images, each written as ``CASE.nii.gz`` on the grid of its image.
+    """Segment an image or a folder of images, each written on its grid, in its format if that holds labels.
 
     While the network works on one image, the next is read and the last is cleaned and written, one of each. A case that
     fails is reported and the others go on; a file appears whole or not at all. A prediction that is there already, made
@@ -61,8 +61,7 @@ def predict_cases(
     Args:
         predictor: What to segment with.
         source: An image file, or a folder; a case with several modalities is one 4D file, or a file per modality
-            ending in ``_0000``, ``_0001`` and so on, or in the modality's name. NIfTI, NRRD, MetaImage or folders of
-            DICOM slices, see `medseg.inference.images`.
+            ending in ``_0000``, ``_0001`` and so on, or in the modality's name. See `medseg.inference.images`.
         output: Folder to write to.
         save_probabilities: Also write ``CASE.npz`` with ``probabilities`` ``(c, i, j, k)`` in float16 on the image's
             grid, ``classes`` (their names) and ``affine``; NIfTI has no float16.
@@ -74,7 +73,7 @@ def predict_cases(
         UsageError: A prediction would overwrite its image, or be taken for one the next time.
     """
     cases, doubles = find_cases(source, predictor.plan)
-    _require_apart(source, cases, output)
+    _require_apart(source, cases, output, predictor.plan)
     require_writable(output)
     work = _Work(predictor, output, save_probabilities)
     todo = cases if overwrite else {case: files for case, files in cases.items() if not work.done(case, files)}
@@ -95,10 +94,15 @@ def predict_cases(
             advance(case)
         _collect(results, pending)
     return FolderOutcome(
-        tuple(work.label_file(case) for case in todo if results[case] is None),
+        tuple(work.label_file(case, files) for case, files in todo.items() if results[case] is None),
         (*doubles, *(problem for case in todo if (problem := results[case]) is not None)),
-        tuple(work.label_file(case) for case in cases if case not in todo),
+        tuple(work.label_file(case, files) for case, files in cases.items() if case not in todo),
     )
+
+
+def label_file(folder: Path, case: str, images: tuple[Path, ...], plan: Plan) -> Path:
+    """The label file of a case: in the format of its first image where that holds every label."""
+    return folder / f"{case}{label_ending(images[0], max(plan.painted_classes))}"
 
 
 def predict_case(predictor: Predictor, images: tuple[Path, ...], target: Path) -> None:
@@ -107,7 +111,7 @@ def predict_case(predictor: Predictor, images: tuple[Path, ...], target: Path) -
     Args:
         predictor: What to segment with.
         images: A file per modality, or one with all of them.
-        target: The label file, ending in ``.nii.gz``.
+        target: The label file, see `label_file`.
 
     Raises:
         DataError: An image is unreadable or holds NaN, memory ran out, or the target cannot be written; there is no
@@ -130,17 +134,17 @@ class _Work:
         self.save_probabilities = save_probabilities
         self.record = Record(output, predictor.settings)
 
-    def label_file(self, case: str) -> Path:
-        return self.output / f"{case}.nii.gz"
+    def label_file(self, case: str, files: tuple[Path, ...]) -> Path:
+        return label_file(self.output, case, files, self.predictor.plan)
 
     def probability_file(self, case: str) -> Path:
         return self.output / f"{case}.npz"
 
-    def outputs(self, case: str) -> list[Path]:
-        return [self.label_file(case), *([self.probability_file(case)] if self.save_probabilities else [])]
+    def outputs(self, case: str, files: tuple[Path, ...]) -> list[Path]:
+        return [self.label_file(case, files), *([self.probability_file(case)] if self.save_probabilities else [])]
 
     def done(self, case: str, files: tuple[Path, ...]) -> bool:
-        return bool(self.predictor.digests) and self.record.done(case, files, self.outputs(case))
+        return bool(self.predictor.digests) and self.record.done(case, files, self.outputs(case, files))
 
     def read(self, files: tuple[Path, ...]) -> Prepared:
         return _prepared(self.predictor, files)
@@ -160,8 +164,8 @@ class _Work:
         return labels, prepared.change
 
     def write(self, case: str, files: tuple[Path, ...], labels: NDArray[Any], change: GridChange) -> None:
-        _write(self.predictor, labels, change, images=files, target=self.label_file(case))
-        self.record.add(case, files, self.outputs(case))
+        _write(self.predictor, labels, change, images=files, target=self.label_file(case, files))
+        self.record.add(case, files, self.outputs(case, files))
 
     def _pack(self, path: Path, maps: NDArray[np.float16], change: GridChange) -> None:
         plan = self.predictor.plan
@@ -180,10 +184,7 @@ def _write(
     """Clean the labels and write them on the grid of their image."""
     with _explained(target, "could not be written"):
         cleaned = predictor.clean(labels, change)
-        if is_foreign(images[0]):
-            write_labels_at(target, cleaned, np.array(change.source_affine))
-        else:
-            write_labels(target, cleaned, like=images[0])
+        write_labels_for(images[0], target, cleaned, np.array(change.source_affine))
 
 
 def _read_ahead(work: _Work, cases: Mapping[str, tuple[Path, ...]]) -> Iterator[tuple[str, Future[Prepared]]]:
@@ -231,9 +232,11 @@ def _explained(path: Path, problem: str) -> Iterator[None]:
         raise lack from None
 
 
-def _require_apart(source: Path, cases: Mapping[str, tuple[Path, ...]], output: Path) -> None:
+def _require_apart(source: Path, cases: Mapping[str, tuple[Path, ...]], output: Path, plan: Plan) -> None:
     for case, files in cases.items():
-        target = os.path.realpath(output / f"{case}.nii.gz")  # unlike Path.resolve content with a link to itself
+        target = os.path.realpath(
+            label_file(output, case, files, plan)
+        )  # unlike Path.resolve content with a link to itself
         if any(target == os.path.realpath(path) for path in files):
             raise UsageError(f"the prediction of {files[0]} would overwrite it", "Choose another --output")
     if source.is_dir() and os.path.realpath(source) == os.path.realpath(output):

@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
-
-from medseg.datasets.case import read_image, require_same_grid
+from medseg.datasets.case import read_image
 from medseg.datasets.layout import channel_of, images_by_name
 from medseg.errors import DataError
 from medseg.plan.plan import Plan
-from medseg.space.formats import FOREIGN_ENDINGS, is_dicom, is_dicom_folder, is_foreign, read_foreign
-from medseg.space.nifti import NIFTI_ENDINGS, case_name, read_header, require_finite
+from medseg.space.formats import is_dicom, is_dicom_folder
+from medseg.space.reading import ENDINGS, case_name, images_in, read_header
 from medseg.space.volume import Volume
-
-ENDINGS = (*NIFTI_ENDINGS, *FOREIGN_ENDINGS)
 
 _MOST_UNLIKE = 1e5
 """Ratio of the volumes of two voxels beyond which one of them cannot be meant; a wrong unit is a factor of 1e9."""
@@ -36,9 +32,9 @@ def list_cases(source: Path, plan: Plan) -> dict[str, tuple[Path, ...]]:
 def find_cases(source: Path, plan: Plan) -> tuple[dict[str, tuple[Path, ...]], tuple[DataError, ...]]:
     """Case name -> its image files, for a folder or for the case that one file belongs to; and what is ambiguous.
 
-    NIfTI, NRRD and MetaImage files are told by their endings; a folder of DICOM slices is a case of its own, whether it
-    is the source or lies in it. Images that share their case name, ``a.nii`` beside ``a.nii.gz`` or ``a.mha``, would
-    overwrite each other's prediction: they are left out and told.
+    Files are told by their endings; a folder of DICOM slices is an image, whether it is the source or lies in it.
+    Images that share their case name, ``a.nii`` beside ``a.nii.gz`` or ``a.mha``, would overwrite each other's
+    prediction: they are left out and told.
 
     Raises:
         DataError: The source is missing or holds no image.
@@ -53,13 +49,8 @@ def find_cases(source: Path, plan: Plan) -> tuple[dict[str, tuple[Path, ...]], t
         return {source.resolve().name: (source,)}, ()
     doubles = _doubles(source, plan)
     leave_out = {path for files in doubles.values() for path in files}
-    cases = images_by_name(source, plan.modalities, endings=ENDINGS, leave_out=leave_out)
+    cases = images_by_name(source, plan.modalities, leave_out=leave_out)
     told = [_double(second, first.name) for first, second, *_ in doubles.values()]
-    for folder in sorted(path for path in source.iterdir() if is_dicom_folder(path)):
-        if folder.name in cases or folder.name in doubles:
-            told.append(_double(folder, (*cases.pop(folder.name, ()), *doubles.get(folder.name, ()))[0].name))
-        else:
-            cases[folder.name] = (folder,)
     if not cases and not told:
         raise DataError(
             source,
@@ -74,7 +65,7 @@ def _case_of(file: Path, plan: Plan) -> dict[str, tuple[Path, ...]]:
     if not file.name.endswith(ENDINGS):
         return {case_name(file): (file,)}
     doubles = {path for files in _doubles(file.parent, plan).values() for path in files}
-    others = images_by_name(file.parent, plan.modalities, endings=ENDINGS, leave_out=doubles)
+    others = images_by_name(file.parent, plan.modalities, leave_out=doubles)
     return {case: files for case, files in others.items() if file in files} or {case_name(file): (file,)}
 
 
@@ -85,10 +76,9 @@ def _double(path: Path, other: str) -> DataError:
 def _doubles(folder: Path, plan: Plan) -> dict[str, list[Path]]:
     """The files of the cases of which two could be the same channel, those two first."""
     named: dict[str, dict[int, list[Path]]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.endswith(ENDINGS) and not path.name.startswith("."):
-            case, channel = channel_of(path, plan.modalities)
-            named.setdefault(case, {}).setdefault(channel, []).append(path)
+    for path in images_in(folder):
+        case, channel = channel_of(path, plan.modalities)
+        named.setdefault(case, {}).setdefault(channel, []).append(path)
     return {
         case: [path for paths in sorted(channels.values(), key=len, reverse=True) for path in paths]
         for case, channels in named.items()
@@ -103,7 +93,7 @@ def read_case_image(files: tuple[Path, ...], plan: Plan) -> Volume:
         DataError: A file is unreadable or holds NaN, the files do not share a grid, the channels are not the plan's, or
             the voxels are so unlike the plan's that their unit must be another.
     """
-    image = _read_channels(files, plan)
+    image = read_image(files, plan.modalities)
     _require_plausible(files[0], image, plan)
     return image
 
@@ -121,42 +111,10 @@ def _require_plausible(path: Path, image: Volume, plan: Plan) -> None:
     )
 
 
-def _read_channels(files: tuple[Path, ...], plan: Plan) -> Volume:
-    """The files as one volume, whatever its channels mean."""
-    if not any(is_foreign(path) for path in files):
-        return read_image(files, plan.modalities)
-    volumes = [_read(path, plan) for path in files]
-    for path, volume in zip(files[1:], volumes[1:], strict=True):
-        require_same_grid(path, volume, files[0], volumes[0])
-    image = Volume(np.concatenate([volume.array for volume in volumes]), volumes[0].affine)
-    if len(image.array) != len(plan.modalities):
-        raise DataError(
-            files[0],
-            f"has {len(image.array)} channels, expected {len(plan.modalities)} ({', '.join(plan.modalities)})",
-            "Give one file per modality, or one that holds them all in this order",
-        )
-    return image
-
-
 def voxel_bytes(files: tuple[Path, ...]) -> int:
-    """About how large the image is in memory; 0 where that cannot be told before it is read."""
-    total = 0
-    for path in files:
-        if is_foreign(path):
-            parts = [part for part in (path.iterdir() if path.is_dir() else (path,)) if part.is_file()]
-            total += 2 * sum(part.stat().st_size for part in parts)  # int16 that becomes float32
-            continue
-        try:
-            header = read_header(path)
-        except DataError:  # said when it is read
-            continue
-        total += 4 * header.channels * int(np.prod(header.shape))
-    return total
-
-
-def _read(path: Path, plan: Plan) -> Volume:
-    if not is_foreign(path):
-        return read_image((path,), plan.modalities[:1])
-    volume = read_foreign(path)
-    require_finite(path, volume)
-    return volume
+    """How large the image is in memory; 0 where that cannot be told before it is read."""
+    try:
+        headers = [read_header(path) for path in files]
+    except DataError:  # said when it is read
+        return 0
+    return sum(4 * header.channels * math.prod(header.shape) for header in headers)

@@ -127,8 +127,12 @@ class Predictor:
 
     @property
     def averages(self) -> bool:
-        """Whether scores are probabilities: logits of different networks or flips have no common scale."""
-        return bool(self.mirror) or len(self.segmenters) > 1
+        """Whether scores are probabilities: logits of different networks or flips have no common scale.
+
+        Those of imported networks are averaged nevertheless, for that is how they were judged.
+        """
+        of_logits = all(segmenter.as_nnunet for segmenter in self.segmenters)
+        return (bool(self.mirror) or len(self.segmenters) > 1) and not of_logits
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -166,6 +170,7 @@ class Predictor:
             self.plan.patch_size,
             self._network(),
             overlap=self.segmenters[0].overlap,
+            tiling=self.segmenters[0].tiling,
             batch_size=max(1, min(_TILES_PER_CALL, _VOXELS_PER_CALL // math.prod(self.plan.patch_size))),
             axis=axis,
             dtype=dtype,
@@ -192,23 +197,25 @@ class Predictor:
         return axis, torch.float16 if size > HALF_BEYOND_BYTES else torch.float32
 
     def _network(self) -> Predict:
-        """From tiles to logits, or to probabilities averaged over networks and flips."""
-        if not self.averages:
-            return self._in_precision(self.segmenters[0])
+        """From tiles to logits, or to logits or probabilities averaged over networks and flips."""
         networks = [self._in_precision(segmenter) for segmenter in self.segmenters]
-        exclusive = self.plan.exclusive
+        if len(networks) == 1 and not self.mirror:
+            return networks[0]
+        activate = self._activated if self.averages else Tensor.float
 
         def averaged(tiles: Tensor) -> Tensor:
             total: Tensor | None = None
             for network in networks:
-                logits = network(tiles)
-                one = logits.softmax(dim=1, dtype=torch.float32) if exclusive else logits.float().sigmoid_()
+                one = activate(network(tiles))
                 total = one if total is None else total.add_(one)
             return tiles.new_zeros(()) if total is None else total.div_(len(networks))
 
         if not self.mirror:
             return averaged
         return mirrored(averaged, self.mirror, pairs=geometry_of(self.plan).swap_labels)
+
+    def _activated(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=1, dtype=torch.float32) if self.plan.exclusive else logits.float().sigmoid_()
 
     def _in_precision(self, network: Segmenter) -> Predict:
         def predict(tiles: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import medseg
 from medseg.machine.files import read_json, write_json
+from medseg.space.reading import parts_of
 
 MANIFEST = "predictions.json"
 
@@ -51,7 +52,7 @@ class Record:
             write_json(self.path, content)
 
     def _entry(self, sources: Iterable[Path]) -> dict[str, Any]:
-        files = [file for path in sources for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        files = [file for path in sources for file in parts_of(path)]
         states = [(os.path.realpath(file), file.stat()) for file in files if file.is_file()]
         return {
             "settings": self.settings,

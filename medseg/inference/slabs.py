@@ -99,7 +99,7 @@ def windows(slabs: Slabs, change: GridChange, *, axis: int) -> Iterator[Window]:
     """
     order = (axis, *(other for other in range(3) if other != axis))
     along, down, across = (
-        linear_axis(change.shape[a], change.size[a], nearest=a == change.through_plane) for a in order
+        linear_axis(change.shape[a], change.size[a], nearest=a == change.through_plane_back) for a in order
     )
     before: Tensor | None = None
     done = 0

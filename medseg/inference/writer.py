@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from medseg.errors import MedsegError
-from medseg.inference.folder import predict_case
+from medseg.inference.folder import label_file, predict_case
 from medseg.inference.predict import Predictor
 from medseg.patches.datamodule import Batch
 from medseg.segmenter import Segmenter
@@ -16,7 +16,7 @@ from medseg.store.store import Store
 
 
 class WritePredictions(Callback):
-    """Writes ``CASE.nii.gz`` for each case of a test loop, the file that `medseg predict --no-cleaning` would write.
+    """Writes the label file of each case of a test loop, the one that `medseg predict --no-cleaning` would write.
 
     The image is read again from its own file, for the store rounds intensities; and it goes slab by slab, so that no
     more memory is needed than `medseg predict` needs. A case that fails is kept in `failures`, the others go on.
@@ -49,6 +49,6 @@ class WritePredictions(Callback):
         for case in batch.id:
             images = tuple(Path(image) for image in self.store.info(case).images)
             try:
-                predict_case(self._predictor, images, self.folder / f"{case}.nii.gz")
+                predict_case(self._predictor, images, label_file(self.folder, case, images, self.store.plan))
             except MedsegError as failure:
                 self.failures.append(failure)

@@ -11,6 +11,7 @@ import shutil
 import socket
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -70,7 +71,7 @@ def write_json(path: Path, content: Any, *, remedy: str = "Free space or choose 
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n", remedy=remedy)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path | zipfile.Path) -> Any:
     """What `write_json` has written, or somebody else in its place.
 
     Raises:

@@ -1,11 +1,11 @@
 """Scores of a segmentation against its reference: functions that compute, and torchmetrics shells that remember."""
 
 from medseg.metrics.cases import OrganScores, score_case
-from medseg.metrics.detection import Lesions, lesion_f1, match_lesions, volume_ml
+from medseg.metrics.detection import Lesions, match_lesions
 from medseg.metrics.elements import element_distances
 from medseg.metrics.empty import Outcome, image_diagonal_mm, outcome
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
-from medseg.metrics.overlap import Counts, Organs, count_labels, count_masks, dice, iou, precision, recall
+from medseg.metrics.overlap import Counts, Organs, count_labels, count_masks, dice
 from medseg.metrics.per_organ import PerOrganDice
 from medseg.metrics.surface import Surfaces, average_distance_mm, hausdorff_mm, surface_dice, surface_distances
 from medseg.metrics.table import Element, OrganPair, metric
@@ -28,15 +28,10 @@ __all__ = [
     "element_distances",
     "hausdorff_mm",
     "image_diagonal_mm",
-    "iou",
-    "lesion_f1",
     "match_lesions",
     "metric",
     "outcome",
-    "precision",
-    "recall",
     "score_case",
     "surface_dice",
     "surface_distances",
-    "volume_ml",
 ]

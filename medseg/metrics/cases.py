@@ -21,12 +21,7 @@ from medseg.space.distance import Box, bounding_box
 
 @dataclass(frozen=True)
 class OrganScores:
-    """The metrics of one organ in one case; each can be read by its name, as in ``scores.hd95_mm``.
-
-    Attributes:
-        outcome: Whether the organ was found, missed, invented or rightly absent.
-        values: Name of a metric -> its number.
-    """
+    """The metrics of one organ in one case; each can be read by its name, as in ``scores.hd95_mm``."""
 
     outcome: Outcome
     values: Mapping[str, float]

@@ -1,15 +1,12 @@
-"""Was it found at all: lesions matched by touch, and volumes in millilitres."""
+"""Was it found at all: lesions matched by touch."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool
 
-from medseg.metrics.empty import outcome, overlap_score
 from medseg.space.components import connected_components
 
 
@@ -43,29 +40,3 @@ def match_lesions(prediction: Bool[np.ndarray, "*space"], reference: Bool[np.nda
     found = np.unique(true_labels[shared]).size
     matched = np.unique(predicted_labels[shared]).size
     return Lesions(found, true_count - found, predicted_count - matched)
-
-
-def lesion_f1(lesions: Lesions) -> float:
-    r"""Lesion-wise F1: $2 TP / (2 TP + FP + FN)$ over components; empty sides as for Dice.
-
-    TP and FN are components of the reference, FP components of the prediction, as in the ISLES challenge.
-
-    Example:
-        >>> lesion_f1(Lesions(found=1, missed=1, false=1))
-        0.5
-
-    References:
-        Hernandez Petzsche et al., "ISLES 2022", Scientific Data 2022.
-    """
-    tp, fp, fn = lesions.found, lesions.false, lesions.missed
-    return overlap_score(2 * tp, 2 * tp + fp + fn, outcome(tp + fp, tp + fn))
-
-
-def volume_ml(voxels: int, spacing_mm: Sequence[float]) -> float:
-    """Turn a number of voxels into millilitres.
-
-    Example:
-        >>> volume_ml(500, (1.0, 1.0, 2.0))
-        1.0
-    """
-    return voxels * math.prod(spacing_mm) / 1000.0

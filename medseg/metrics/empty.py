@@ -47,35 +47,6 @@ def outcome(predicted_voxels: int, reference_voxels: int) -> Outcome:
     return Outcome.FALSE if predicted_voxels else Outcome.ABSENT
 
 
-def overlap_score(numerator: int, denominator: int, case: Outcome) -> float:
-    """Divide, except where one side is empty: then the table above decides.
-
-    Example:
-        >>> overlap_score(2, 4, Outcome.FOUND), overlap_score(0, 0, Outcome.MISSED), overlap_score(0, 0, Outcome.ABSENT)
-        (0.5, 0.0, 1.0)
-    """
-    if case is Outcome.ABSENT:
-        return 1.0
-    if case is not Outcome.FOUND:
-        return 0.0
-    return numerator / denominator
-
-
-def distance_without_surfaces_mm(case: Outcome, worst_mm: float) -> float:
-    """Return the distance of an organ that lacks one surface or both.
-
-    Args:
-        case: Any outcome but ``FOUND``, whose distances are computed from its two surfaces.
-        worst_mm: What a missed or invented organ scores, see `image_diagonal_mm`.
-
-    Raises:
-        ValueError: The organ was found.
-    """
-    if case is Outcome.FOUND:
-        raise ValueError("expected an organ with an empty side, got a found one; compute its distances instead")
-    return 0.0 if case is Outcome.ABSENT else worst_mm
-
-
 def image_diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
     r"""Measure the diagonal of the image, $\sqrt{\sum_i (n_i s_i)^2}$, outer edges of the voxels included.
 

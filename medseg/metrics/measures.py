@@ -1,8 +1,13 @@
-"""The metrics themselves: each reads an `OrganPair`, most in a line; what they compute lies in the files beside."""
+"""The metrics themselves: each reads an `OrganPair`, most in a line; what they compute lies in the files beside.
+
+`MetricRow.value` decides the organs that one side lacks, so what is divided by here is never 0.
+"""
 
 from __future__ import annotations
 
-from medseg.metrics import detection, overlap, surface
+import math
+
+from medseg.metrics import overlap, surface
 from medseg.metrics.table import OrganPair, metric
 
 DEFAULT_TOLERANCE_MM = 2.0
@@ -30,19 +35,19 @@ def nsd(x: OrganPair, *, tolerance_mm: float = DEFAULT_TOLERANCE_MM) -> float:
 @metric(better="higher", best=1.0, empty="overlap", symmetric=True)
 def iou(x: OrganPair) -> float:
     """TP / (TP + FP + FN)."""
-    return overlap.iou(x.counts)
+    return x.counts.tp / (x.counts.tp + x.counts.fp + x.counts.fn)
 
 
 @metric(better="higher", best=1.0, empty="overlap")
 def precision(x: OrganPair) -> float:
     """TP / (TP + FP): the share of the prediction that is right."""
-    return overlap.precision(x.counts)
+    return x.counts.tp / x.counts.predicted
 
 
 @metric(better="higher", best=1.0, empty="overlap")
 def recall(x: OrganPair) -> float:
     """TP / (TP + FN): the share of the reference that is found."""
-    return overlap.recall(x.counts)
+    return x.counts.tp / x.counts.reference
 
 
 @metric(better="lower", best=0.0, empty="distance", symmetric=True)
@@ -60,25 +65,29 @@ def assd_mm(x: OrganPair) -> float:
 @metric(better="neither", empty="computed")
 def volume_ml(x: OrganPair) -> float:
     """Volume of the prediction."""
-    return detection.volume_ml(x.counts.predicted, x.spacing_mm)
+    return _ml(x, x.counts.predicted)
 
 
 @metric(better="neither", empty="computed")
 def reference_volume_ml(x: OrganPair) -> float:
     """Volume of the reference."""
-    return detection.volume_ml(x.counts.reference, x.spacing_mm)
+    return _ml(x, x.counts.reference)
 
 
 @metric(better="neither", best=0.0, empty="computed")
 def volume_error_ml(x: OrganPair) -> float:
     """Prediction minus reference."""
-    return detection.volume_ml(x.counts.predicted - x.counts.reference, x.spacing_mm)
+    return _ml(x, x.counts.predicted - x.counts.reference)
 
 
 @metric(better="higher", best=1.0, empty="overlap")
 def lesion_f1(x: OrganPair) -> float:
-    """F1 over connected components, matched by one shared voxel."""
-    return detection.lesion_f1(x.lesions)
+    """F1 over connected components, matched by one shared voxel.
+
+    2 TP / (2 TP + FP + FN), TP and FN being components of the reference, FP of the prediction: ISLES 2022, Hernandez
+    Petzsche et al., Scientific Data 2022.
+    """
+    return 2 * x.lesions.found / (2 * x.lesions.found + x.lesions.false + x.lesions.missed)
 
 
 @metric(better="neither", empty="computed")
@@ -97,3 +106,7 @@ def lesions_missed(x: OrganPair) -> int:
 def lesions_false(x: OrganPair) -> int:
     """Components of the prediction that touch no reference."""
     return x.lesions.false
+
+
+def _ml(x: OrganPair, voxels: int) -> float:
+    return voxels * math.prod(x.spacing_mm) / 1000.0

@@ -1,4 +1,4 @@
-"""Overlap of two masks from three counted numbers: Dice, IoU, precision, recall."""
+"""Overlap of two masks from three counted numbers, and the Dice they come to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from medseg.errors import listed
-from medseg.metrics.empty import Outcome, outcome, overlap_score
+from medseg.metrics.empty import Outcome, outcome
 from medseg.space.labels import LabelValue, values_of
 
 Organs = Mapping[str, int | tuple[int, ...]]
@@ -64,37 +64,9 @@ def dice(counts: Counts) -> float:
     References:
         Dice, "Measures of the amount of ecologic association between species", Ecology 1945.
     """
-    return overlap_score(2 * counts.tp, 2 * counts.tp + counts.fp + counts.fn, counts.outcome)
-
-
-def iou(counts: Counts) -> float:
-    r"""Overlap over union (Jaccard index): $TP / (TP + FP + FN)$; empty sides as for `dice`.
-
-    Example:
-        >>> iou(Counts(tp=3, fp=1, fn=1))
-        0.6
-    """
-    return overlap_score(counts.tp, counts.tp + counts.fp + counts.fn, counts.outcome)
-
-
-def precision(counts: Counts) -> float:
-    r"""Share of the prediction that is right: $TP / (TP + FP)$; empty sides as for `dice`.
-
-    Example:
-        >>> precision(Counts(tp=3, fp=1, fn=9))
-        0.75
-    """
-    return overlap_score(counts.tp, counts.predicted, counts.outcome)
-
-
-def recall(counts: Counts) -> float:
-    r"""Share of the reference that is found: $TP / (TP + FN)$; empty sides as for `dice`.
-
-    Example:
-        >>> recall(Counts(tp=3, fp=9, fn=1))
-        0.75
-    """
-    return overlap_score(counts.tp, counts.reference, counts.outcome)
+    if counts.outcome is not Outcome.FOUND:
+        return float(counts.outcome is Outcome.ABSENT)
+    return 2 * counts.tp / (2 * counts.tp + counts.fp + counts.fn)
 
 
 def checked_values(organ: LabelValue) -> tuple[int, ...]:
@@ -134,16 +106,10 @@ def count_labels(
     *,
     ignore: int | None = None,
 ) -> dict[str, Counts]:
-    """Count every organ of two label maps in one pass, on their device.
+    """Count every organ of two label maps in one pass, on their device; no voxel whose reference is ``ignore`` counts.
 
     The joint histogram of (prediction, reference) values is summed in chunks, so that regions which share values cost
     nothing extra and the memory does not grow with the organs.
-
-    Args:
-        prediction: Label values, not negative, in the same vocabulary as the reference.
-        reference: Label values, not negative except for ``ignore``.
-        organs: Organ name -> value or values.
-        ignore: Reference value of voxels that count for nothing.
 
     Raises:
         ValueError: The shapes differ, or a value is negative or a fraction.
@@ -167,13 +133,7 @@ def count_masks(
     *,
     ignore: int | None = None,
 ) -> dict[str, Counts]:
-    """Count every organ of a stack of masks, which may overlap, against a label map.
-
-    Args:
-        prediction: One mask per organ, in the order of ``organs``.
-        reference: Label values.
-        organs: Organ name -> value or values.
-        ignore: Reference value of voxels that count for nothing.
+    """Count every organ of a stack of masks, one per organ, which may overlap, against a label map.
 
     Raises:
         ValueError: The number of masks or the shape does not fit.

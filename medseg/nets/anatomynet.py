@@ -34,13 +34,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class ExcitedBlock(nn.Module):
-    """A residual block of two convolutions; a reduction of 0 leaves the squeeze and excitation out.
-
-    Args:
-        channels: Before and after.
-        reduction: How many times fewer channels the gate has inside.
-        short_cut: Kernel of the short cut, where the channels change.
-    """
+    """A residual block of two convolutions; a reduction of 0 leaves the squeeze and excitation out."""
 
     def __init__(self, channels: tuple[int, int], reduction: int, *, short_cut: Triple = (1, 1, 1)) -> None:
         super().__init__()

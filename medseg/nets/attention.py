@@ -6,7 +6,7 @@ from monai.networks.nets import AttentionUnet
 from torch import nn
 
 from medseg.nets.padding import PadToMultiple
-from medseg.nets.supervision import Supervised, supervised_levels
+from medseg.nets.supervision import supervised
 from medseg.nets.table import NetSpec, net
 
 _FEWEST_STAGES = 2
@@ -40,8 +40,6 @@ def attention_unet(
         dropout=dropout,
     )
     if deep_supervision:
-        coarse = slice(1, 1 + supervised_levels(len(spec.strides)))
         layers = [module for module in network.modules() if type(module).__name__ == "AttentionLayer"]  # finest first
-        levels = layers[coarse]
-        network = Supervised(network, levels=levels, channels=spec.features[coarse], out_channels=spec.out_channels)
+        network = supervised(network, layers, spec)
     return PadToMultiple(network, spec.multiple)

@@ -23,9 +23,6 @@ class Cost:
         parameters: Numbers that training moves or could move.
         activation_bytes: What the forward pass keeps for the backward pass; about half in 16-bit precision.
         largest_bytes: The largest single tensor among these.
-        training_bytes: The peak to expect of a training step with SGD: the activations, three copies of the weights
-            (AdamW keeps a fourth), and four of the largest tensor, for the gradients that enter and leave a layer and
-            a convolution's own copies of both. The batch itself and what the loss keeps come on top.
     """
 
     parameters: int
@@ -34,7 +31,12 @@ class Cost:
 
     @property
     def training_bytes(self) -> int:
-        """The peak to expect of a training step."""
+        """The peak to expect of a training step with SGD.
+
+        The activations, three copies of the weights (AdamW keeps a fourth), and four of the largest tensor, for the
+        gradients that enter and leave a layer and a convolution's own copies of both. The batch itself and what the
+        loss keeps come on top.
+        """
         return self.activation_bytes + _COPIES * _BYTES * self.parameters + _WORKING * self.largest_bytes
 
 
@@ -45,11 +47,6 @@ def estimate(network: nn.Module, spec: NetSpec, *, batch_size: int = 2) -> Cost:
     autograd would keep for the backward pass is counted once. What a device's own kernels keep or copy beside that is
     not known here: for the nine networks of the table, on batches of 2 x 48 x 48 x 48 voxels on a CPU, the measured
     peak was 0.7 to 1.4 times ``training_bytes``.
-
-    Args:
-        network: What `build_net` returned, on any device.
-        spec: The numbers it was built from.
-        batch_size: Patches per batch.
 
     Example:
         >>> from medseg.nets import build_net

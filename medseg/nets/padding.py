@@ -36,13 +36,7 @@ class PadToMultiple(nn.Module):
 
 
 class PadToSize(nn.Module):
-    """Pad the input at the far end to the one size a network was built for, and crop the output back.
-
-    Args:
-        net: The network.
-        size: Its input size in voxels.
-        name: What to call it where an input is too large.
-    """
+    """Pad the input at the far end to the one size a network was built for, and crop the output back."""
 
     def __init__(self, net: nn.Module, size: tuple[int, ...], *, name: str) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medseg.nets.blocks import SLOPE, ConvNorm, Triple, initialise
 from medseg.nets.padding import PadToMultiple
-from medseg.nets.supervision import Supervised, supervised_levels
+from medseg.nets.supervision import supervised
 from medseg.nets.table import NetSpec, net
 from medseg.types import Image, Logits
 
@@ -59,7 +59,7 @@ class ResidualBlock(nn.Module):
 class ResidualEncoderUNet(nn.Module):
     """A residual encoder and a decoder of one convolution per stage, on the plan's strides and kernels."""
 
-    def __init__(self, spec: NetSpec, blocks: list[int]) -> None:
+    def __init__(self, spec: NetSpec, blocks: list[int], *, upsampling_bias: bool = False) -> None:
         super().__init__()
         widths, kernels, strides = spec.features, spec.kernels, spec.strides
         self.stem = ConvNorm((spec.in_channels, widths[0]), kernels[0])
@@ -74,7 +74,7 @@ class ResidualEncoderUNet(nn.Module):
         self.decoder = nn.ModuleList([ConvNorm((2 * widths[at], widths[at]), kernels[at]) for at in levels])
         self.upsamplers = nn.ModuleList(
             [
-                nn.ConvTranspose3d(widths[at + 1], widths[at], strides[at + 1], strides[at + 1], bias=False)
+                nn.ConvTranspose3d(widths[at + 1], widths[at], strides[at + 1], strides[at + 1], bias=upsampling_bias)
                 for at in levels
             ]
         )
@@ -115,6 +115,7 @@ def residual_encoder_unet(
     *,
     features: list[int] | None = None,
     blocks: list[int] | None = None,
+    upsampling_bias: bool = False,
     deep_supervision: bool = False,
 ) -> nn.Module:
     """U-Net with a deep residual encoder and a light decoder, as nnU-Net recommends today (ours; MONAI lacks it).
@@ -125,6 +126,7 @@ def residual_encoder_unet(
         spec: The plan's numbers.
         features: Channels per stage instead of the plan's.
         blocks: Residual blocks per stage of the encoder; by default 1, 3, 4, 6, 6, ...; the last number goes on.
+        upsampling_bias: Give the transposed convolutions a bias, as nnU-Net does.
         deep_supervision: Return coarser levels too, in training.
 
     Paper: Isensee et al. 2024, nnU-Net Revisited, arXiv:2404.09556.
@@ -134,10 +136,6 @@ def residual_encoder_unet(
     stages = len(spec.strides)
     counts = list(blocks or _BLOCKS)
     counts = [*counts, *counts[-1:] * stages][:stages]
-    backbone = ResidualEncoderUNet(spec, counts)
-    network: nn.Module = backbone
-    if deep_supervision:
-        coarse = slice(1, 1 + supervised_levels(stages))
-        levels = list(backbone.decoder)[::-1][coarse]
-        network = Supervised(backbone, levels=levels, channels=spec.features[coarse], out_channels=spec.out_channels)
-    return PadToMultiple(network, spec.multiple)
+    network = ResidualEncoderUNet(spec, counts, upsampling_bias=upsampling_bias)
+    decoder = list(network.decoder)[::-1]
+    return PadToMultiple(supervised(network, decoder, spec) if deep_supervision else network, spec.multiple)

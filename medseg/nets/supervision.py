@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from medseg.nets.padding import Level
+from medseg.nets.table import NetSpec
 from medseg.types import Image, Logits
 
 
@@ -49,6 +50,12 @@ class Supervised(nn.Module):
     def _keep(self, level: nn.Module, inputs: Any, output: Tensor) -> None:
         if self.training:
             self._coarse.append(output)
+
+
+def supervised(net: nn.Module, decoder: Sequence[nn.Module], spec: NetSpec) -> Supervised:
+    """A network of the plan's stages with heads on the levels of its decoder, given from fine to coarse, worth one."""
+    coarse = slice(1, 1 + supervised_levels(len(spec.strides)))
+    return Supervised(net, levels=decoder[coarse], channels=spec.features[coarse], out_channels=spec.out_channels)
 
 
 def supervised_levels(stages: int) -> int:

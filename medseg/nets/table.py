@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import Parameter
 from typing import get_type_hints
 
@@ -123,17 +124,21 @@ def build_net(name: str, spec: NetSpec, knobs: Mapping[str, Knob] | None = None)
     chosen = dict(knobs or {})
     if name in NETS:
         _check_knobs(name, NETS[name], chosen)
-        try:
-            return NETS[name](spec, **chosen)
-        except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:  # of torch and MONAI
-            told = " ".join(str(error).split()).rstrip(".")
-            raise UsageError(f"{name} cannot be built with {chosen} ({told})", "Correct net_options") from None
-    if "." in name:
-        return _build_foreign(name, spec, chosen)
-    raise UsageError(
-        f"there is no network {name!r}{meant(name, list_nets())}",
-        f"Choose one of {', '.join(list_nets())}, or the dotted path of an nn.Module class",
-    )
+        build = partial(NETS[name], spec)
+    elif "." in name:
+        factory = named(name, nn.Module, option="model.net")
+        build = partial(factory, in_channels=spec.in_channels, out_channels=spec.out_channels)
+    else:
+        raise UsageError(
+            f"there is no network {name!r}{meant(name, list_nets())}",
+            f"Choose one of {', '.join(list_nets())}, or the dotted path of an nn.Module class",
+        )
+    try:
+        network = build(**chosen)
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:  # of torch and MONAI
+        told = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(f"{name} cannot be built with {chosen} ({told})", "Correct net_options") from None
+    return network if name in NETS else PadToMultiple(network, spec.multiple)
 
 
 def _check_knobs(name: str, builder: Builder, knobs: Mapping[str, Knob]) -> None:
@@ -162,13 +167,3 @@ def _check_value(name: str, knob: Parameter, value: Knob) -> None:
         raise UsageError(
             f"the knob {knob.name} of {name} needs numbers from 1 up, got {value!r}", "Correct net_options"
         )
-
-
-def _build_foreign(path: str, spec: NetSpec, knobs: Mapping[str, Knob]) -> nn.Module:
-    factory = named(path, nn.Module, option="model.net")
-    try:
-        module = factory(**{"in_channels": spec.in_channels, "out_channels": spec.out_channels, **knobs})
-    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
-        told = " ".join(str(error).split()).rstrip(".")
-        raise UsageError(f"{path} cannot be built with {knobs} ({told})", "Correct net_options") from None
-    return PadToMultiple(module, spec.multiple)

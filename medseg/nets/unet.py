@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from monai.networks.nets import DynUNet
 from torch import nn
 
 from medseg.nets.norm import with_fast_norms
 from medseg.nets.padding import PadToMultiple
-from medseg.nets.supervision import Supervised, supervised_levels
-from medseg.nets.table import NetSpec, net
+from medseg.nets.supervision import supervised
+from medseg.nets.table import NetSpec, Triple, net
 
 _FEWEST_STAGES = 3  # MONAI's DynUNet wants an input block, a bottleneck and a stage between
+
+
+class _LevelKernels(DynUNet):  # type: ignore[misc]  # MONAI is untyped
+    """MONAI's, whose decoder has the kernels of its own levels."""
+
+    kernel_size: Sequence[Triple]
+
+    def get_upsamples(self) -> nn.ModuleList:
+        """The steps of the decoder, coarse to fine."""
+        below, self.kernel_size = self.kernel_size, [self.kernel_size[0], *self.kernel_size[:-1]]
+        built: nn.ModuleList = super().get_upsamples()
+        self.kernel_size = below
+        return built
 
 
 @net
@@ -20,6 +35,8 @@ def unet(
     features: list[int] | None = None,
     residual: bool = False,
     dropout: float = 0.0,
+    upsampling_bias: bool = False,
+    level_kernels: bool = False,
     deep_supervision: bool = False,
 ) -> nn.Module:
     """3D U-Net with strided convolutions, instance normalisation and leaky ReLU (MONAI `DynUNet`).
@@ -31,13 +48,16 @@ def unet(
         features: Channels per stage instead of the plan's.
         residual: Residual blocks instead of plain ones.
         dropout: Probability of dropping a channel after each convolution.
+        upsampling_bias: Give the transposed convolutions a bias, as nnU-Net does.
+        level_kernels: On the way up take the kernel that each level has on the way down, as nnU-Net does, rather than
+            that of the level below; the same unless some are 1 along an axis.
         deep_supervision: Return coarser levels too, in training.
 
     Paper: Isensee et al. 2021, nnU-Net, doi:10.1038/s41592-020-01008-z, after Cicek et al. 2016, arXiv:1606.06650.
     """
     spec = spec.reshaped(_FEWEST_STAGES, features)
     spec.require_context("unet", spec.multiple)
-    network = DynUNet(
+    network = (_LevelKernels if level_kernels else DynUNet)(
         spatial_dims=3,
         in_channels=spec.in_channels,
         out_channels=spec.out_channels,
@@ -49,9 +69,8 @@ def unet(
         norm_name=("instance", {"affine": True}),
         act_name=("leakyrelu", {"negative_slope": 0.01, "inplace": True}),
         res_block=residual,
+        trans_bias=upsampling_bias,
     )
     if deep_supervision:
-        coarse = slice(1, 1 + supervised_levels(len(spec.strides)))
-        levels = list(network.upsamples)[::-1][coarse]
-        network = Supervised(network, levels=levels, channels=spec.features[coarse], out_channels=spec.out_channels)
+        network = supervised(network, list(network.upsamples)[::-1], spec)
     return PadToMultiple(with_fast_norms(network), spec.multiple)

@@ -29,7 +29,9 @@ class Geometry:
 
     @property
     def through_plane(self) -> int | None:
-        """The axis across the planes of an anisotropic grid, or None when voxels are close enough to cubes."""
+        """The axis across the planes of an anisotropic grid or of pictures, None when voxels are nearly cubes."""
+        if 1 in self.patch_size:
+            return self.patch_size.index(1)
         largest = max(self.spacing_mm)
         return self.spacing_mm.index(largest) if largest > ANISOTROPY * min(self.spacing_mm) else None
 

@@ -72,10 +72,13 @@ def _window(how: Normalisation) -> tuple[float, float] | None:
     return low, high
 
 
+_AS_IF = str.maketrans("ijk", "RAS")
+
+
 def _affine(plan: Plan) -> np.ndarray:
-    """An affine with the plan's spacing whose axes point where the plan says."""
+    """An affine with the plan's spacing whose axes point where the plan says; those of a file as if it were RAS."""
     affine = np.diag([0.0, 0.0, 0.0, 1.0])
-    directions = nib.orientations.axcodes2ornt(tuple(plan.orientation))
+    directions = nib.orientations.axcodes2ornt(tuple(plan.orientation.translate(_AS_IF)))
     for axis, ((world, sign), edge) in enumerate(zip(directions, plan.spacing_mm, strict=True)):
         affine[int(world), axis] = sign * edge
     return affine

@@ -17,8 +17,8 @@ from medseg.space.volume import Shape
 Predict = Callable[[Tensor], Tensor]
 """A batch of patches ``(b, m, i, j, k)`` to one value per class ``(b, c, i, j, k)``: logits or probabilities."""
 
-TILINGS = ("even", "shifted")
-FLOORS = {"even": 1e-30, "shifted": 1e-3}
+TILINGS = ("even", "nnunet", "shifted")
+FLOORS = {"even": 1e-30, "nnunet": 1e-30, "shifted": 1e-3}
 """Least weight of a voxel, by tiling. MONAI's 0.001 is reached at the border of one axis already: where a volume is one
 tile deep, its border would be a plain mean of neighbouring tiles, their outermost voxels included."""
 _TOGETHER = 2**24  # numbers that are turned into float32 and added at once
@@ -28,6 +28,7 @@ def tile_starts(size: int, patch: int, *, overlap: float = 0.5, tiling: str = "e
     """First voxels of the tiles along one axis; the last tile ends with the volume.
 
     ``"even"`` is nnU-Net's rule: as few tiles as keep the step at most ``patch · (1 − overlap)``, evenly spread.
+    ``"nnunet"`` is the same, and its weights are nnU-Net's too: largest at voxel n // 2, not in the middle.
     ``"shifted"`` is MONAI's: steps of exactly ``int(patch · (1 − overlap))``, the last tile moved back to the border.
     Each goes with the least weight that its author gives to a voxel, see `FLOORS`.
 
@@ -43,25 +44,24 @@ def tile_starts(size: int, patch: int, *, overlap: float = 0.5, tiling: str = "e
     if tiling == "shifted":
         step = max(int(patch * (1 - overlap)), 1)
         return [min(index * step, furthest) for index in range(math.ceil(furthest / step) + 1)]
-    tiles = math.ceil(furthest / (patch * (1 - overlap))) + 1
+    tiles = math.ceil(furthest / max(patch * (1 - overlap), 1)) + 1  # tiles of one voxel do not overlap
     return [round(furthest / max(tiles - 1, 1) * index) for index in range(tiles)]
 
 
-def gaussian_weights(
-    patch_size: Shape, *, sigma: float = 0.125, floor: float = FLOORS["even"]
-) -> Float[Tensor, "i j k"]:
+def gaussian_weights(patch_size: Shape, *, sigma: float = 0.125, tiling: str = "even") -> Float[Tensor, "i j k"]:
     r"""How much each voxel of a tile counts: :math:`\exp(-\sum_a (x_a - c_a)^2 / 2 (\sigma n_a)^2)`.
 
     Args:
         patch_size: Voxels of a tile, n.
         sigma: Standard deviation as a share of the tile's edge; 1/8 as in nnU-Net and MONAI.
-        floor: The least weight.
+        tiling: Decides the centre and the least weight, see `tile_starts`.
     """
     weights = torch.ones(())
     for size in patch_size:
-        distance = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+        centre = size // 2 if tiling == "nnunet" else (size - 1) / 2
+        distance = torch.arange(size, dtype=torch.float32) - centre
         weights = weights.unsqueeze(-1) * torch.exp(-(distance**2) / (2 * (sigma * size) ** 2))
-    return weights.clamp_min(floor)
+    return weights.clamp_min(FLOORS[tiling])
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def stitched_slabs(
         overlap: Least share of a tile that its neighbour covers too.
         batch_size: Tiles per call of ``predict``; the last call may have fewer.
         sigma: Width of the weights as a share of the tile's edge.
-        tiling: ``"even"`` (nnU-Net) or ``"shifted"`` (MONAI), see `tile_starts`.
+        tiling: ``"even"``, ``"nnunet"`` or ``"shifted"`` (MONAI's), see `tile_starts`.
         device: Where the means are kept; the image's own by default. The CPU spares a small GPU the classes x voxels
             of a slab.
         axis: The spatial axis that is cut into slabs; `sweep_axis` names the one that takes least memory.
@@ -163,7 +163,7 @@ def stitched_slabs(
     starts = tuple(tile_starts(max(extent, edge), edge, overlap=overlap, tiling=tiling) for extent, edge in ends)
     sweep = Sweep(shape, tile, starts)
     predictions = _predictions(image, sweep.tiles, predict, batch_size=batch_size, axis=axis)
-    weights = gaussian_weights(tile, sigma=sigma, floor=FLOORS[tiling]).to(device or image.device)
+    weights = gaussian_weights(tile, sigma=sigma, tiling=tiling).to(device or image.device)
     blend = _Blend(weights, sweep.padded[1:], dtype)
     for depth, planes, where in sweep.strips():
         for j, k in sweep.columns:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 Real = float | int
 Triple = tuple[Real, Real, Real]
@@ -73,35 +75,38 @@ class PhantomRecipe:
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-_COLUMN = 6.0  # far beyond the field of view
+def structures(*scenes: str) -> tuple[Structure, ...]:
+    """What lies in some scenes of ``structures.csv``, scene by scene, in the order of its lines."""
+    with Path(__file__).with_name("structures.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    return tuple(_structure(line) for scene in scenes for line in lines if line["scene"] == scene)
 
-TORSO = (
-    Structure((0, 0, 0), (0.86, 0.68, _COLUMN), (-100,), wander=0.02),  # skin and subcutaneous fat
-    Structure((0, 0, 0), (0.78, 0.60, _COLUMN), (55,), wander=0.01),  # abdominal wall
-    Structure((0, 0.02, 0), (0.71, 0.53, _COLUMN), (-90,), wander=0.01, spread=10),  # visceral fat
-    Structure((0, -0.42, 0), (0.16, 0.14, _COLUMN), (280,), wander=0.01, spread=40),  # spine
-    Structure((0.23, -0.40, -0.5), (0.10, 0.10, 0.9), (55,), wander=0.01),  # psoas, right
-    Structure((-0.23, -0.40, -0.5), (0.10, 0.10, 0.9), (55,), wander=0.01),  # psoas, left
-    Structure((-0.07, -0.21, 0), (0.06, 0.06, _COLUMN), (140,), wander=0.02, spread=15),  # aorta
-    Structure((0.09, -0.20, 0), (0.07, 0.06, _COLUMN), (95,), wander=0.02, spread=15),  # vena cava
-    Structure((0, 0.2, -0.55), (0.16, 0.13, 0.14), (35,), wander=0.2, spread=10, count=(3, 5)),  # bowel
-    Structure((-0.28, 0.20, 0.32), (0.24, 0.20, 0.25), (38,), wander=0.04, spread=8),  # stomach
-    Structure((-0.26, 0.30, 0.34), (0.10, 0.06, 0.12), (-850,), wander=0.04),  # its air
-)
-"""A trunk without the organs that are to be found: skin, fat, muscle, bone, vessels and gut."""
+
+def _structure(line: Mapping[str, str]) -> Structure:
+    x, y, z = _numbers(line["centre"])
+    a, b, c = _numbers(line["radii"])
+    fewest, most = _numbers(line["count"])
+    return Structure(
+        (x, y, z),
+        (a, b, c),
+        _numbers(line["intensities"]),
+        line["tissue"] if line["labelled"] else None,
+        wander=float(line["wander"]),
+        spread=float(line["spread"]),
+        within=line["within"] or None,
+        count=(int(fewest), int(most)),
+    )
+
+
+def _numbers(cell: str) -> tuple[float, ...]:
+    return tuple(map(float, cell.split()))
+
 
 ABDOMEN = PhantomRecipe(
     name="Phantom",
     modalities=("CT",),
     labels={"liver": 1, "spleen": 2, "kidney_right": 3, "kidney_left": 4, "gallbladder": 5},
-    structures=(
-        *TORSO,
-        Structure((0.34, 0.06, 0.25), (0.35, 0.38, 0.46), (62,), "liver", spread=7),
-        Structure((-0.46, -0.14, 0.34), (0.16, 0.22, 0.27), (50,), "spleen", spread=7),
-        Structure((0.37, -0.26, -0.32), (0.14, 0.13, 0.26), (130,), "kidney_right", spread=12),
-        Structure((-0.37, -0.26, -0.27), (0.14, 0.13, 0.26), (130,), "kidney_left", spread=12),
-        Structure((0.24, 0.30, -0.06), (0.09, 0.09, 0.105), (6,), "gallbladder", spread=4),
-    ),
+    structures=structures("torso", "abdominal organs"),
     without={3: "kidney_left"},
 )
 """The embedded dataset: five organs between 3 % and 0.04 % of the voxels, low contrast, a left/right pair."""

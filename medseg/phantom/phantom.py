@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from medseg.errors import DataError
 from medseg.machine.files import read_json, whole, write_json
@@ -272,14 +273,8 @@ def _acquire(channel: Floats, grid: _Lattice, rng: np.random.Generator, *, noise
 
 def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     """Turn about x, then y, then z, by angles in radians."""
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        a, b = [(1, 2), (2, 0), (0, 1)][axis]
-        turn = np.eye(3)
-        turn[a, a] = turn[b, b] = np.cos(angle)
-        turn[b, a], turn[a, b] = np.sin(angle), -np.sin(angle)
-        matrix = turn @ matrix
-    return matrix
+    turn: NDArray[np.float64] = Rotation.from_euler("xyz", angles).as_matrix()
+    return turn
 
 
 def _save(volume: Volume, path: Path) -> None:

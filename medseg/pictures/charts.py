@@ -45,13 +45,7 @@ def box_of(values: Sequence[float]) -> Box:
 
 
 def box_plot(measure: str, values: Mapping[str, Sequence[float]], *, inside: Sequence[float]) -> Markup:
-    """Draw the box plot of one measure, a line per organ: name, box, and a tick per case; it stretches to any width.
-
-    Args:
-        measure: What is drawn.
-        values: Organ -> a number per case.
-        inside: What the axis must hold; what lies beyond its ends is drawn there.
-    """
+    """Draw a line per organ: name, box, a tick per case; the axis holds what is ``inside``, the rest is at its ends."""
     texts = ticks(inside)
     axis = min(texts), max(texts)
     scale = element("div", *(element("span", text) for text in texts.values()), css="axis")
@@ -95,14 +89,7 @@ def interval_bar(mean: float, low: float, high: float) -> Markup:
 
 
 def line_chart(title: str, series: Mapping[str, Points], *, x_name: str, ends_at: Sequence[float] = ()) -> Markup:
-    """Draw curves over one axis; the line's dash tells them apart where colour cannot.
-
-    Args:
-        title: What is drawn.
-        series: Name -> points.
-        x_name: Unit of the horizontal axis.
-        ends_at: What the vertical axis must reach, beside the points.
-    """
+    """Draw curves over one axis; dashes tell them apart where colour cannot. The y axis reaches ``ends_at``, too."""
     steps = [x for curve in series.values() for x, _ in curve]
     texts = ticks([*ends_at, *(y for curve in series.values() for _, y in curve)])
     frame = Frame(56.0, 8.0, 296.0, 164.0, (min(steps), max(steps)), (min(texts), max(texts)))
@@ -138,12 +125,7 @@ def legend(lines: Mapping[str, Mapping[str, object]]) -> Markup:
 
 
 def interval_plot(intervals: Mapping[str, tuple[float, float, float]], *, says: str) -> Markup:
-    """Draw a line per job: its mean and the 95 % interval.
-
-    Args:
-        intervals: Title -> mean, low and high, from above.
-        says: What is drawn, in words.
-    """
+    """Draw a line per job, from above: its mean and the 95 % interval, given as mean, low and high."""
     texts = ticks((end for _, *ends in intervals.values() for end in ends), most=5)
     bottom = len(intervals) * _ROW
     frame = Frame(_NAME_WIDTH + 8, 0.0, _PLOT_WIDTH - 16, bottom, (min(texts), max(texts)), (bottom, 0.0))
@@ -164,13 +146,7 @@ def interval_plot(intervals: Mapping[str, tuple[float, float, float]], *, says: 
 
 
 def curve_plot(curves: Mapping[str, Points], *, x_name: str, y_name: str = "val/dice") -> Markup:
-    """Draw a small panel per job: its own curve over those of all others, all on one scale.
-
-    Args:
-        curves: Title -> points; the order of the panels.
-        x_name: Unit of the horizontal axis.
-        y_name: What is drawn.
-    """
+    """Draw a small panel per job: its own curve over those of all others, all on one scale."""
     drawn = {title: curve for title, curve in curves.items() if curve}
     if not drawn:
         return Markup("")
@@ -196,13 +172,7 @@ def curve_plot(curves: Mapping[str, Points], *, x_name: str, y_name: str = "val/
 
 
 def cost_plot(points: Mapping[str, tuple[float, float]], *, x_name: str, y_name: str) -> Markup:
-    """Draw a dot per job, such as its Dice over the cost of its step; the names beside the dots.
-
-    Args:
-        points: Title -> (x, y).
-        x_name: Label of the horizontal axis.
-        y_name: Label of the vertical axis.
-    """
+    """Draw a dot per job, such as its Dice over the cost of its step; the names beside the dots."""
     if not points:
         return Markup("")
     x_texts, y_texts = (ticks(point[axis] for point in points.values()) for axis in (0, 1))

@@ -18,10 +18,7 @@ class Frame:
     """A rectangle of pixels over a rectangle of data; what lies beyond an end of an axis is drawn at that end.
 
     Attributes:
-        left: Of the pixels.
-        top: Of the pixels.
-        width: Of the pixels.
-        height: Of the pixels.
+        left, top, width, height: Of the pixels.
         x: Both ends of the data from left to right.
         y: Both ends of the data from the bottom up.
     """
@@ -80,10 +77,6 @@ def ticks(values: Iterable[float], *, most: int = 4) -> dict[float, str]:
     """Round ticks from below the least to above the greatest value and no further, since a Dice has no 1.2; with texts.
 
     One value is held against 0.
-
-    Args:
-        values: What the axis must hold; none is an axis from 0 to 1.
-        most: How many steps there may be.
 
     Example:
         >>> list(ticks([0.38, 0.935], most=5)), list(ticks([0.0131, 0.0134]).values()), list(ticks([1234.0]))

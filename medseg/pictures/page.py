@@ -17,13 +17,7 @@ Tile = tuple[str, str, str]
 
 
 def page(title: str, tiles: Sequence[Tile], chapters: Iterable[Chapter]) -> str:
-    """Assemble a page that needs nothing else, not even a network; empty chapters are left out, from the contents too.
-
-    Args:
-        title: Heading.
-        tiles: The few numbers on top.
-        chapters: In order.
-    """
+    """Assemble a page that needs nothing else, not even a network; empty chapters are left out, of the contents too."""
     filled = [chapter for chapter in chapters if chapter[2]]
     head = element(
         "head",
@@ -51,14 +45,7 @@ def _tile(name: str, value: str, css: str) -> Markup:
 def table(
     heads: Sequence[str], rows: Iterable[Sequence[str]], *, bars: Sequence[int] = (), total: bool = False
 ) -> Markup:
-    """A table that scrolls sideways where the page is narrow.
-
-    Args:
-        heads: Column headings.
-        rows: Cells; the first of each row names it.
-        bars: Columns that hold drawings.
-        total: Whether the last row sums up the others.
-    """
+    """A table whose rows begin with their names; ``bars`` are columns of drawings, a last row may be the ``total``."""
     looks = ["bar" if column in bars else "" for column in range(len(heads))]
     columns = (element("th", head, scope="col", css=css) for head, css in zip(heads, looks, strict=True))
     cells = [

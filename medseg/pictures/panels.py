@@ -74,13 +74,7 @@ def picture(
 
 
 class _Sheet:
-    """White paper with pictures on it, and something to write with.
-
-    Args:
-        sizes: Width and height of each column's pictures.
-        strips: Rows of pictures, grey or coloured.
-        names: What the legend will hold.
-    """
+    """White paper with rows of pictures on it, sized by column, with room for a legend, and something to write with."""
 
     def __init__(self, sizes: Sequence[tuple[int, ...]], strips: Sequence[Sequence[Any]], names: Sequence[str]) -> None:
         from PIL import Image, ImageDraw, ImageFont  # takes a while, and few commands draw

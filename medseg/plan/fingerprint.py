@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from medseg.datasets.case import Case, Dataset, read_case
 from medseg.errors import DataError
 from medseg.machine.crew import default_workers, run_tasks
-from medseg.space.nifti import read_header
+from medseg.space.reading import is_flat, read_header
 from medseg.space.volume import Shape, Spacing, Volume
 
 ORIENTATION = "RAS"
@@ -85,10 +85,12 @@ class Fingerprint:
     Attributes:
         dataset: Names, modalities, labels; its list of cases is left out.
         cases: One per labelled case, by id.
+        unscaled: Whether some are pictures, which do not say how large a pixel is.
     """
 
     dataset: Dataset
     cases: dict[str, CaseFingerprint]
+    unscaled: bool = False
 
     @property
     def spacings_mm(self) -> Float[np.ndarray, "n 3"]:
@@ -150,7 +152,8 @@ def fingerprint(dataset: Dataset, workers: int | None = None) -> Fingerprint:
     count = workers or default_workers(max(map(_peak_bytes, tasks.values())))
     outcome = run_tasks(fingerprint_case, tasks, workers=count, title=f"measuring {dataset.name}")
     results = outcome.or_raise(labelled[0].images[0].parent)
-    return Fingerprint(bare, {name: results[name] for name in sorted(results)})
+    unscaled = any(is_flat(path) for case in labelled for path in case.images)
+    return Fingerprint(bare, {name: results[name] for name in sorted(results)}, unscaled)
 
 
 def fingerprint_case(task: FingerprintTask) -> CaseFingerprint:

@@ -21,7 +21,7 @@ from medseg.space.resample import (
     resampled_shape,
     through_plane_axis,
 )
-from medseg.space.volume import Affine, Shape, Volume
+from medseg.space.volume import Affine, Shape, Volume, turn_to
 
 Box = tuple[slice, slice, slice]
 
@@ -41,7 +41,7 @@ class GridChange:
         size: Voxels of that box.
         spacing_mm: Edge lengths of its voxels.
         shape: Voxels of the plan's grid.
-        target_mm: Edge lengths of the plan's voxels.
+        target_mm: Edge lengths of the plan's voxels, of this case's own along an axis that the plan leaves alone.
     """
 
     source_shape: Shape
@@ -55,8 +55,13 @@ class GridChange:
 
     @property
     def through_plane(self) -> int | None:
-        """The axis along which slices are copied rather than blended."""
+        """The axis along which slices are copied rather than blended on the way to the plan's grid."""
         return through_plane_axis(self.spacing_mm, self.target_mm)
+
+    @property
+    def through_plane_back(self) -> int | None:
+        """The same on the way back, where the plan's grid is the source: another axis if both have thick slices."""
+        return through_plane_axis(self.target_mm, self.spacing_mm)
 
     @property
     def box(self) -> Box:
@@ -87,11 +92,7 @@ class GridChange:
 
     def _turn(self) -> NDArray[np.float64]:
         """The turn from the file's axes to the plan's, as nibabel writes it."""
-        source = nib.io_orientation(np.array(self.source_affine))
-        turn: NDArray[np.float64] = nib.orientations.ornt_transform(
-            source, nib.orientations.axcodes2ornt(tuple(self.orientation))
-        )
-        return turn
+        return turn_to(self.orientation, np.array(self.source_affine))
 
 
 def to_plan_grid(volume: Volume, plan: Plan) -> tuple[Float[np.ndarray, "m i j k"], GridChange]:
@@ -224,11 +225,11 @@ def _root_mean_square(values: NDArray[np.float32]) -> float:
 def _change(volume: Volume, turned: Volume, box: Box, plan: Plan) -> GridChange:
     i, j, k = (side.start for side in box)
     size = (box[0].stop - i, box[1].stop - j, box[2].stop - k)
-    shape = resampled_shape(size, turned.spacing_mm, plan.spacing_mm)
+    own, planned = turned.spacing_mm, plan.spacing_mm
+    x, y, z = (own[axis] if axis in plan.own_spacing else planned[axis] for axis in range(3))
+    shape = resampled_shape(size, own, (x, y, z))
     if prod(shape) > MOST_VOXELS or (prod(shape) == 1 and prod(size) > MOST_IN_ONE_VOXEL):
-        became, was, will = (
-            " x ".join(f"{edge:.4g}" for edge in edges) for edges in (shape, turned.spacing_mm, plan.spacing_mm)
-        )
+        became, was, will = (" x ".join(f"{edge:.4g}" for edge in edges) for edges in (shape, own, planned))
         raise ValueError(f"would have {became} voxels: its own are of {was} mm, the plan's of {will} mm")
     return GridChange(
         source_shape=volume.shape,
@@ -236,9 +237,9 @@ def _change(volume: Volume, turned: Volume, box: Box, plan: Plan) -> GridChange:
         orientation=plan.orientation,
         corner=(i, j, k),
         size=size,
-        spacing_mm=turned.spacing_mm,
+        spacing_mm=own,
         shape=shape,
-        target_mm=plan.spacing_mm,
+        target_mm=(x, y, z),
     )
 
 

@@ -17,7 +17,8 @@ from medseg.errors import DataError
 from medseg.machine.documents import parse_document, read_text
 from medseg.machine.files import write_text
 from medseg.machine.typed import fields_of, misspelt, to_plain
-from medseg.space.labels import IGNORED, LabelValue, overlap, values_of
+from medseg.space.labels import IGNORED, LabelValue, Others, others_value, overlap, values_of
+from medseg.space.volume import STORED
 
 Triple = tuple[int, int, int]
 
@@ -80,7 +81,8 @@ class Plan:
         modalities: A name per image channel.
         labels: Organ name to the value, or (overlapping regions) the values, that it has in the label files; the
             background 0 is left out. The order is the order of the classes.
-        orientation: Axis codes of the prepared grid, such as ``"RAS"``.
+        orientation: Axis codes of the prepared grid, such as ``"RAS"``; or the letters of the files' own axes, such as
+            ``"kji"``, where these are taken as stored, in this order.
         spacing_mm: Edge lengths of a voxel of the prepared grid.
         patch_size: Voxels of a training patch; a multiple of the product of the strides.
         batch_size: Patches per training step.
@@ -93,6 +95,10 @@ class Plan:
             earlier; None when organs exclude each other.
         mirror_axes: Axes that augmentation and prediction may flip.
         swap_labels: Pairs of organ names that a flip of axis 0 exchanges.
+        own_spacing: Axes along which each case keeps the spacing that it has, as a network of single slices wants it;
+            ``spacing_mm`` then tells a usual one.
+        independent: Whether each organ is decided for itself, as overlapping ones are, although none overlap.
+        others: What the values of label files that ``labels`` leaves out count as; None where there may be none.
         schema: Version of this layout.
         reasons: Why each number is so, by field; written as comments, no part of equality.
 
@@ -123,6 +129,9 @@ class Plan:
     paint_order: tuple[int, ...] | None = None
     mirror_axes: tuple[int, ...] = (0, 1, 2)
     swap_labels: tuple[tuple[str, str], ...] = ()
+    own_spacing: tuple[int, ...] = ()
+    independent: bool = False
+    others: Others | None = None
     schema: int = SCHEMA
     reasons: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -144,8 +153,8 @@ class Plan:
 
     @property
     def exclusive(self) -> bool:
-        """Whether no voxel can belong to two organs."""
-        return not overlap(self.labels.values())
+        """Whether no voxel can be decided to belong to two organs."""
+        return not (self.independent or overlap(self.labels.values()))
 
     @property
     def atoms(self) -> tuple[int, ...]:
@@ -153,6 +162,11 @@ class Plan:
         if self.exclusive:
             return tuple(values[0] for values in self.values)
         return tuple(sorted({value for values in self.values for value in values}))
+
+    @property
+    def others_value(self) -> int | None:
+        """The value that undeclared values of a label file count as, None where they are refused."""
+        return others_value(self.others, self.ignore)
 
     @property
     def painted(self) -> dict[str, int]:
@@ -194,7 +208,9 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: str, int, float, None, list and dict only, so that it loads under ``weights_only=True``."""
-        data = {spec.name: to_plain(getattr(self, spec.name)) for spec in fields(self) if spec.name != "reasons"}
+        told = [spec.name for spec in fields(self) if spec.name != "reasons"]
+        told = [name for name in told if name not in _SELDOM or getattr(self, name)]
+        data = {name: to_plain(getattr(self, name)) for name in told}
         return {"schema": data.pop("schema")} | data
 
     @classmethod
@@ -259,6 +275,11 @@ def _comments(text: str) -> dict[str, str]:
 
 
 REQUIRED = tuple(spec.name for spec in fields(Plan) if spec.default is MISSING and spec.default_factory is MISSING)
+_SELDOM = (
+    "own_spacing",
+    "independent",
+    "others",
+)  # written only where they say something: older versions do not know them
 LEGAL_CODES = ({"L", "R"}, {"P", "A"}, {"I", "S"})
 
 
@@ -287,8 +308,10 @@ def _check_labels(plan: Plan) -> None:
 
 def _check_grid(plan: Plan) -> None:
     codes = plan.orientation
-    if len(codes) != 3 or not all(any(code in pair for code in codes) for pair in LEGAL_CODES):
-        raise ValueError(f"orientation must have one of L/R, P/A and I/S each, such as RAS, got {codes!r}")
+    anatomical = all(any(code in pair for code in codes) for pair in LEGAL_CODES)
+    if len(codes) != 3 or not (anatomical or set(codes) == STORED):
+        problem = f"orientation must have one of L/R, P/A and I/S each, such as RAS, got {codes!r}"
+        raise ValueError(f"{problem}; or i, j and k once each: the axes as stored, in this order")
     if not all(np.isfinite(step) and step > 0 for step in plan.spacing_mm):
         raise ValueError(f"spacing_mm must be three positive numbers, got {plan.spacing_mm}")
     if not plan.modalities or len(plan.normalisation) != len(plan.modalities):
@@ -296,8 +319,9 @@ def _check_grid(plan: Plan) -> None:
             f"normalisation needs one entry per modality: {len(plan.modalities)} modalities, "
             f"{len(plan.normalisation)} entries"
         )
-    if len(set(plan.mirror_axes)) != len(plan.mirror_axes) or not set(plan.mirror_axes) <= {0, 1, 2}:
-        raise ValueError(f"mirror_axes must be distinct axes out of 0, 1 and 2, got {list(plan.mirror_axes)}")
+    for name, axes in (("mirror_axes", plan.mirror_axes), ("own_spacing", plan.own_spacing)):
+        if len(set(axes)) != len(axes) or not set(axes) <= {0, 1, 2}:
+            raise ValueError(f"{name} must be distinct axes out of 0, 1 and 2, got {list(axes)}")
 
 
 def _check_network(plan: Plan) -> None:

@@ -13,17 +13,37 @@ from medseg.errors import DataError
 from medseg.plan.fingerprint import ORIENTATION, Fingerprint
 from medseg.plan.plan import Normalisation, Plan
 from medseg.plan.sides import side_pairs
-from medseg.plan.topology import Topology, topology_for
+from medseg.plan.topology import Topology, deep_axes, topology_for
 from medseg.space.labels import LabelValue, overlap, paint_order, values_of
 from medseg.space.resample import ANISOTROPY, resampled_shape
 
-REFERENCE_ACTIVATIONS = 560_000_000  # of one patch, twice of which nnU-Net found to train within the reference memory
 REFERENCE_MEMORY_GB = 8
-REFERENCE_BATCH = 2
 SMALLEST_BATCH = 2
 LARGEST_SHARE = 0.05  # of all voxels of the dataset that one batch may hold
-LARGEST_VOLUME = 256**3  # voxels of the first guess of a patch
 NONZERO_SHARE = 0.75  # cropping that keeps less makes the mean and std of non-zero voxels the better ones
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What nnU-Net found to train within the reference memory.
+
+    Attributes:
+        activations: Of one patch.
+        batch: So many of them.
+        voxels: Of the first guess of a patch.
+    """
+
+    activations: int
+    batch: int
+    voxels: int
+
+    def budget(self, memory_gb: float) -> float:
+        """Activations of one patch in this memory."""
+        return self.activations * memory_gb / REFERENCE_MEMORY_GB
+
+
+VOLUMES = _Reference(activations=560_000_000, batch=2, voxels=256**3)
+PICTURES = _Reference(activations=85_000_000, batch=12, voxels=2048**2)
 
 
 @dataclass(frozen=True)
@@ -33,6 +53,16 @@ class _Grid:
     spacing_mm: tuple[float, float, float]
     median_shape: tuple[float, float, float]
     reason: str
+
+    @property
+    def deep(self) -> list[int]:
+        """The axes along which the median case has more than one voxel; all where there are none."""
+        return deep_axes(self.median_shape)
+
+    @property
+    def reference(self) -> _Reference:
+        """For volumes, or for pictures."""
+        return VOLUMES if len(self.deep) == 3 else PICTURES
 
 
 def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: bool = False) -> Plan:
@@ -57,12 +87,12 @@ def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: b
         raise ValueError(f"memory_gb must be positive, got {memory_gb}; 8 is what most published plans assume")
     dataset = fingerprint.dataset
     grid = _choose_grid(fingerprint)
-    labels, shared = _ordered(dataset), overlap(dataset.labels.values())
+    labels, painted = classes_of(dataset)
     classes = len(labels) + 1
     topology = _choose_topology(grid, classes, memory_gb)
     batch, batch_reason = _choose_batch(topology, grid, classes, memory_gb, len(fingerprint.cases))
     normalisation, normalisation_reason = _choose_normalisation(fingerprint)
-    mirror_axes, pairs, mirror_reason = _choose_mirroring(dataset, swap_sides)
+    mirror_axes, pairs, mirror_reason = choose_mirroring(dataset, grid.deep, swap=swap_sides)
     return Plan(
         name=dataset.name,
         modalities=dataset.modalities,
@@ -76,7 +106,8 @@ def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: b
         kernels=topology.kernels,
         features=topology.features,
         ignore=dataset.ignore,
-        paint_order=dataset.paint_order or (paint_order(labels.values()) if shared else None),
+        others=dataset.others,
+        paint_order=painted,
         mirror_axes=mirror_axes,
         swap_labels=pairs,
         reasons={
@@ -117,11 +148,17 @@ def _choose_grid(fingerprint: Fingerprint) -> _Grid:
     median = np.median(spacings, axis=0)
     target = median.copy()
     size = np.median(shapes, axis=0)
-    coarsest = int(np.argmax(median))
-    others = [axis for axis in range(3) if axis != coarsest]
+    deep = deep_axes(size.tolist())
+    coarsest = max(deep, key=lambda axis: (median[axis], -axis))
+    others = [axis for axis in deep if axis != coarsest] or deep
     reason = f"The median of {len(spacings)} cases, which range from {_edges(spacings.min(0))} to "
     reason += f"{_edges(spacings.max(0))} mm."
-    coarse = median[coarsest] > ANISOTROPY * median[others].max()
+    if fingerprint.unscaled:
+        reason += " Pictures do not say how large a pixel is: 1 mm is assumed, and all lengths are in pixels."
+    for axis in set(range(3)) - set(deep):
+        target[axis] = spacings[:, axis].max()
+        reason += f" Axis {axis} has one voxel: the thickest slice's, so that none becomes two."
+    coarse = len(deep) == 3 and median[coarsest] > ANISOTROPY * median[others].max()
     if coarse and size[coarsest] * ANISOTROPY < size[others].min():
         tenth = float(np.percentile(spacings[:, coarsest], 10))
         target[coarsest] = max(tenth, float(median[others].max()) + 1e-5)
@@ -140,14 +177,14 @@ def _choose_grid(fingerprint: Fingerprint) -> _Grid:
 
 def _choose_topology(grid: _Grid, classes: int, memory_gb: float) -> Topology:
     """The largest patch, shaped like the median case, that trains twice over in the memory."""
+    deep = grid.deep
     finest = 1 / np.array(grid.spacing_mm)
-    guess = [round(float(edge)) for edge in finest * (LARGEST_VOLUME / finest.prod()) ** (1 / 3)]
-    topology = topology_for(
-        [max(1, min(edge, size)) for edge, size in zip(guess, grid.median_shape, strict=True)], grid.spacing_mm
-    )
-    coarsest = max(range(3), key=lambda axis: (grid.spacing_mm[axis], axis))
-    order = sorted(range(3), key=lambda axis: (axis == coarsest, axis))  # who gives way first when two are level
-    while topology.activations(classes) > _budget(memory_gb):
+    guess = finest * (grid.reference.voxels / finest[deep].prod()) ** (1 / len(deep))
+    wanted = [max(1, min(round(float(edge)), size)) for edge, size in zip(guess, grid.median_shape, strict=True)]
+    topology = topology_for([edge if axis in deep else 1 for axis, edge in enumerate(wanted)], grid.spacing_mm)
+    coarsest = max(deep, key=lambda axis: (grid.spacing_mm[axis], axis))
+    order = sorted(deep, key=lambda axis: (axis == coarsest, axis))  # who gives way first when two are level
+    while topology.activations(classes) > grid.reference.budget(memory_gb):
         size = list(topology.patch_size)
         axis = max(order, key=lambda axis: size[axis] / grid.median_shape[axis])
         if size[axis] <= topology.multiple[axis]:
@@ -160,7 +197,8 @@ def _choose_topology(grid: _Grid, classes: int, memory_gb: float) -> Topology:
 
 
 def _choose_batch(topology: Topology, grid: _Grid, classes: int, memory_gb: float, cases: int) -> tuple[int, str]:
-    fits = round(_budget(memory_gb) / topology.activations(classes) * REFERENCE_BATCH)
+    reference = grid.reference
+    fits = round(reference.budget(memory_gb) / topology.activations(classes) * reference.batch)
     share = round(prod(grid.median_shape) * cases * LARGEST_SHARE / prod(topology.patch_size))
     batch = max(min(fits, share), SMALLEST_BATCH)
     reason = f"{fits} patches fit into {memory_gb:g} GB"
@@ -209,29 +247,30 @@ def _normalisation_of(fingerprint: Fingerprint, index: int, modality: str) -> tu
     return Normalisation("zscore"), "intensities have no unit, so each case's own mean and std."
 
 
-def _choose_mirroring(dataset: Dataset, swap: bool) -> tuple[tuple[int, ...], tuple[tuple[str, str], ...], str]:
-    pairs = side_pairs(tuple(dataset.labels))
-    if not pairs:
-        return (0, 1, 2), (), "All axes may be flipped: no organ is named for its side."
+def choose_mirroring(
+    dataset: Dataset, axes: Sequence[int], *, swap: bool
+) -> tuple[tuple[int, ...], tuple[tuple[str, str], ...], str]:
+    """Which of these axes training may flip, the organs that a flip of axis 0 exchanges, and why."""
+    pairs, flipped = side_pairs(tuple(dataset.labels)), tuple(axes)
+    if not pairs or 0 not in axes:
+        return flipped, (), "All axes may be flipped: no organ is named for its side."
     named = "; ".join(f"{left} and {right}" for left, right in pairs)
     if swap:
-        return (0, 1, 2), pairs, f"Flipping axis 0 (left-right) exchanges the labels of swap_labels: {named}."
+        return flipped, pairs, f"Flipping axis 0 (left-right) exchanges the labels of swap_labels: {named}."
     told = ", ".join(f"[{left}, {right}]" for left, right in pairs)
-    return (
-        (1, 2),
-        (),
-        (
-            f"Axis 0 (left-right) is not flipped, because organs are named for their side: {named}. To flip it and "
-            f"exchange their labels instead, write mirror_axes: [0, 1, 2] and swap_labels: [{told}]."
-        ),
+    reason = (
+        f"Axis 0 (left-right) is not flipped, because organs are named for their side: {named}. To flip it and "
+        f"exchange their labels instead, write mirror_axes: {list(flipped)} and swap_labels: [{told}]."
     )
+    return tuple(axis for axis in flipped if axis != 0), (), reason
 
 
-def _ordered(dataset: Dataset) -> dict[str, LabelValue]:
-    """The labels; overlapping regions without a paint order from the largest to the smallest, to be painted so."""
+def classes_of(dataset: Dataset) -> tuple[dict[str, LabelValue], tuple[int, ...] | None]:
+    """The labels in the order of the classes, and what to paint regions with, from the largest to the smallest."""
     if dataset.paint_order is not None or not overlap(dataset.labels.values()):
-        return dict(dataset.labels)
-    return dict(sorted(dataset.labels.items(), key=lambda item: -len(values_of(item[1]))))
+        return dict(dataset.labels), dataset.paint_order
+    labels = dict(sorted(dataset.labels.items(), key=lambda item: -len(values_of(item[1]))))
+    return labels, paint_order(labels.values())
 
 
 def _labels_reason(fingerprint: Fingerprint) -> str:
@@ -247,10 +286,10 @@ def _labels_reason(fingerprint: Fingerprint) -> str:
 
 def _patch_reason(topology: Topology, grid: _Grid, classes: int, memory_gb: float) -> str:
     share = min(1.0, prod(topology.patch_size) / prod(grid.median_shape))
-    used = memory_gb * topology.activations(classes) / _budget(memory_gb)
+    used = memory_gb * topology.activations(classes) / grid.reference.budget(memory_gb)
     return (
         f"The median case has {_edges(grid.median_shape)} voxels here; a patch covers {share:.0%} of it, has its "
-        f"proportions, and training on {REFERENCE_BATCH} of them takes about {used:.2g} GB of {memory_gb:g}. A "
+        f"proportions, and training on {grid.reference.batch} of them takes about {used:.2g} GB of {memory_gb:g}. A "
         f"multiple of {_edges(topology.multiple)}, which the network halves away."
     )
 
@@ -259,12 +298,8 @@ def _strides_reason(topology: Topology) -> str:
     i, j, k = topology.multiple
     return (
         f"An axis is halved while 8 voxels are left and its spacing is within a factor of 2 of the finest: in all by "
-        f"{i}, {j} and {k}. Kernels are 1 along an axis that is still too coarse to mix."
+        f"{i}, {j} and {k}. Kernels are 1 along an axis that is still too coarse to mix, or has one voxel."
     )
-
-
-def _budget(memory_gb: float) -> float:
-    return REFERENCE_ACTIVATIONS * memory_gb / REFERENCE_MEMORY_GB
 
 
 def _edges(numbers: Sequence[float | int] | np.ndarray) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil, inf, prod
 
 from medseg.plan.plan import Triple
 
 SMALLEST_EDGE = 4  # voxels of a feature map in the bottleneck
 FIRST_FEATURES = 32
-MOST_FEATURES = 320
+MOST_FEATURES = {3: 320, 2: 512, 1: 512}  # by the number of axes with more than one voxel
 CONVOLUTIONS = 2  # per stage, on the way down and on the way up
 
 
@@ -30,8 +30,9 @@ class Topology:
 
     @property
     def features(self) -> tuple[int, ...]:
-        """Channels per stage: doubled from 32, at most 320."""
-        return tuple(min(FIRST_FEATURES * 2**stage, MOST_FEATURES) for stage in range(len(self.strides)))
+        """Channels per stage: doubled from 32, at most 320, or 512 for pictures."""
+        most = MOST_FEATURES[len(deep_axes(self.patch_size))]
+        return tuple(min(FIRST_FEATURES * 2**stage, most) for stage in range(len(self.strides)))
 
     @property
     def multiple(self) -> Triple:
@@ -59,12 +60,22 @@ class Topology:
         return total + classes * prod(self.patch_size)
 
 
+def deep_axes(shape: Sequence[int | float]) -> list[int]:
+    """The axes along which there is more than one voxel to convolve, halve and flip; all where there are none.
+
+    Example:
+        >>> deep_axes((512, 512, 1)), deep_axes((64, 64, 64))
+        ([0, 1], [0, 1, 2])
+    """
+    return [axis for axis in range(3) if shape[axis] > 1] or [0, 1, 2]
+
+
 def topology_for(patch_size: Sequence[int | float], spacing_mm: Sequence[float]) -> Topology:
     """Halve the axes of a patch until nothing is left to halve, the finer axes first.
 
     At each step those axes are halved that have at least 8 voxels left and a spacing within a factor of two of the
     finest among them; a single remaining axis needs 12. A kernel is 1 along an axis until its spacing comes within a
-    factor of two of the finest, and 3 from then on and in the bottleneck.
+    factor of two of the finest, and 3 from then on and in the bottleneck; it stays 1 along an axis of one voxel.
 
     Args:
         patch_size: Voxels wanted; rounded up to what the strides divide.
@@ -75,8 +86,11 @@ def topology_for(patch_size: Sequence[int | float], spacing_mm: Sequence[float])
     Example:
         >>> topology_for((36, 50, 35), (1.0, 1.0, 1.0)).patch_size
         (40, 56, 40)
+        >>> topology_for((16, 16, 1), (1.0, 1.0, 0.1)).kernels
+        ((3, 3, 1), (3, 3, 1), (3, 3, 1))
     """
-    size, spacing = list(patch_size), list(spacing_mm)
+    size, deep = list(patch_size), deep_axes(patch_size)
+    spacing = [edge if axis in deep else inf for axis, edge in enumerate(spacing_mm)]  # too coarse for ever
     kernel = [1, 1, 1]
     strides, kernels = [(1, 1, 1)], []
     while axes := _axes_to_halve(size, spacing):
@@ -89,7 +103,8 @@ def topology_for(patch_size: Sequence[int | float], spacing_mm: Sequence[float])
         for axis in axes:
             size[axis] = ceil(size[axis] / 2)
             spacing[axis] *= 2
-    kernels.append((3, 3, 3))
+    i, j, k = (3 if axis in deep else 1 for axis in range(3))
+    kernels.append((i, j, k))
     found = Topology((0, 0, 0), tuple(strides), tuple(kernels))
     i, j, k = (ceil(count / step) * step for count, step in zip(patch_size, found.multiple, strict=True))
     return Topology((i, j, k), found.strides, found.kernels)

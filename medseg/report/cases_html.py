@@ -16,7 +16,7 @@ from medseg.report.evaluate import Evaluation
 from medseg.report.rows import CaseRow, by_case, organs_of
 from medseg.report.scoring import read_pair
 from medseg.space.labels import values_of
-from medseg.space.nifti import read_volume
+from medseg.space.reading import read_volume
 from medseg.space.volume import Volume, same_place
 
 _PICTURED = 3

@@ -110,7 +110,7 @@ def evaluate(
     require_writable(output := Path(output))
     workers = workers or min(8, usable_cores())
     named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
-    scoring = Scoring(dict(named), ignore, tolerance_mm, element)
+    scoring = Scoring(dict(named), ignore, tolerance_mm, element, pool.others)
     scored, failed = _score_all(matched.pairs, scoring, workers, console)
     rows = _covered(scored, pool.annotated)
     evaluation = Evaluation(

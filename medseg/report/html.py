@@ -31,16 +31,7 @@ _ELEMENTS = {
 
 
 def write_report(evaluation: Evaluation, path: Path | None = None, **parts: Any) -> Path:
-    """Write the report of an evaluation as one self-contained HTML file.
-
-    Args:
-        evaluation: What `medseg.report.evaluate.evaluate` returned.
-        path: Target; None takes ``report.html`` beside summary.json.
-        parts: As `render` takes them.
-
-    Returns:
-        Where it was written.
-    """
+    """Write the report of an evaluation, as ``report.html`` beside summary.json if no path is given; see `render`."""
     path = path or Scores(evaluation.output).report
     write_text(path, render(evaluation, **parts))
     return path

@@ -9,7 +9,9 @@ from pathlib import Path
 from medseg.datasets.case import read_dataset
 from medseg.errors import DataError
 from medseg.metrics.overlap import Organs
-from medseg.space.nifti import NIFTI_ENDINGS, case_name
+from medseg.space.labels import others_value
+from medseg.space.reading import ENDINGS, case_name, images_in
+from medseg.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class References:
         images: Case name -> its first image, where known.
         organs: Organ name -> value or values, where known.
         ignore: The value of voxels that count for nothing.
+        others: The value that undeclared ones count as, None where they are refused.
         all_expected: Whether each reference must be predicted.
         annotated: Case name -> the organs its reference covers, where that is not all of them.
     """
@@ -63,6 +66,7 @@ class References:
     ignore: int | None
     all_expected: bool
     annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    others: int | None = None
 
 
 def read_references(place: Path) -> References:
@@ -71,11 +75,11 @@ def read_references(place: Path) -> References:
     A folder of label maps that belongs to the dataset one level up takes its names and images.
 
     Raises:
-        DataError: The folder is missing or holds no NIfTI file, or the dataset's description is at fault.
+        DataError: The folder is missing or holds no label file, or the dataset's description is at fault.
     """
     if place.name == "dataset.json" or (place / "dataset.json").is_file():
         return _of_dataset(place)
-    labels = nifti_files(place)
+    labels = labels_in(place)
     nameless = References(labels, {}, {}, None, all_expected=True)
     try:
         around = _of_dataset(place.parent)
@@ -95,24 +99,33 @@ def _of_dataset(place: Path) -> References:
         dataset.ignore,
         all_expected=False,
         annotated={case.id: case.annotated for case in cases if case.annotated is not None},
+        others=others_value(dataset.others, dataset.ignore),
+    )
+
+
+def references_of(store: Store, cases: Sequence[str]) -> References:
+    """The labels that cases of a store were prepared from, each of which must be predicted."""
+    infos = {case: store.info(case) for case in cases}
+    return References(
+        {case: Path(str(info.label)) for case, info in infos.items()},
+        {case: Path(info.images[0]) for case, info in infos.items()},
+        store.plan.labels,
+        store.plan.ignore,
+        all_expected=True,
+        annotated={case: info.annotated for case, info in infos.items() if info.annotated is not None},
+        others=store.plan.others_value,
     )
 
 
 def match(
     predictions: Path, references: dict[str, Path], *, cases: Sequence[str] | None, all_expected: bool
 ) -> Matched:
-    """Pair the predictions of a folder with references by case name.
-
-    Args:
-        predictions: Folder of ``CASE.nii.gz``.
-        references: Case name -> label file.
-        cases: The cases that count, such as one fold; None for all.
-        all_expected: Whether a reference without a prediction is a failure.
+    """Pair the predictions of a folder with references by case name; without ``cases``, all of them count.
 
     Raises:
-        DataError: The folder is missing or holds no NIfTI file.
+        DataError: The folder is missing or holds no label file.
     """
-    found = nifti_files(predictions)
+    found = labels_in(predictions)
     wanted = set(cases) if cases is not None else set(references) | set(found)
     required = set(cases) if cases is not None else set(references) if all_expected else set()
     both = sorted(wanted & set(found) & set(references))
@@ -121,24 +134,24 @@ def match(
         for case in sorted(wanted & set(found) - set(references))
     ]
     failures += [
-        Failure(case, f"{predictions} holds no prediction {case}.nii.gz. Predict the case, or rename its file")
+        Failure(case, f"{predictions} holds no prediction {case}. Predict the case, or rename its file")
         for case in sorted(required - set(found))
     ]
     unpredicted = len((wanted & set(references)) - set(found) - required)
     return Matched(tuple(Pair(case, found[case], references[case]) for case in both), tuple(failures), unpredicted)
 
 
-def nifti_files(folder: Path) -> dict[str, Path]:
-    """List the NIfTI files of a folder by case name; hidden ones are somebody's unfinished work.
+def labels_in(folder: Path) -> dict[str, Path]:
+    """List the label files of a folder by case name; hidden ones are somebody's unfinished work.
 
     Raises:
-        DataError: The folder is missing, holds no NIfTI file, or two of one case.
+        DataError: The folder is missing, holds no image, or two of one case.
     """
     if not folder.is_dir():
-        raise DataError(folder, "is not a folder", "Give the folder that holds the .nii.gz files")
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(NIFTI_ENDINGS) and path.name[0] != ".")
+        raise DataError(folder, "is not a folder", "Give the folder that holds the label files")
+    files = images_in(folder)
     if not files:
-        raise DataError(folder, "holds no .nii.gz or .nii file", "Check the path, or predict first")
+        raise DataError(folder, f"holds no label file ({', '.join(ENDINGS)})", "Check the path, or predict first")
     named = {case_name(path): path for path in files}
     for path in files:
         if named[case_name(path)] != path:

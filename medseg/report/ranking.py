@@ -60,13 +60,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The runs by one organ.
-
-    Attributes:
-        organ: Its name, or `MEAN`.
-        reference: Title of the run that the others are tested against.
-        entries: Best first.
-    """
+    """The runs by one organ or by the `MEAN`, best first; the others are tested against ``reference``."""
 
     organ: str
     reference: str

@@ -14,16 +14,12 @@ from medseg.checkpoints.origin import versions
 Curve = tuple[tuple[float, float], ...]
 
 
-def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
-    """Read Lightning's metrics.csv as charts: training loss, validation Dice, learning rate and what else was logged.
-
-    Columns that share the first two parts of their name (``val/dice``, ``val/dice/liver``) share a chart, and so do all
-    terms of the training loss. Validation comes first.
-    """
+def read_columns(path: Path) -> dict[str, Curve]:
+    """What a metrics.csv says, by column: its numbers over steps; empty where there is no file."""
     if not path.is_file():
         return {}
     lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    charts: dict[str, dict[str, Curve]] = {}
+    columns: dict[str, Curve] = {}
     for column in lines[0] if lines else ():
         if column in ("step", "epoch", None):
             continue
@@ -34,7 +30,19 @@ def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
             if all(map(math.isfinite, point))
         )
         if points:
-            charts.setdefault(_chart_of(column), {})[column] = points
+            columns[column] = points
+    return columns
+
+
+def read_curves(path: Path) -> dict[str, dict[str, Curve]]:
+    """A metrics.csv as charts: training loss, validation Dice, learning rate and what else was logged.
+
+    Columns that share the first two parts of their name (``val/dice``, ``val/dice/liver``) share a chart, and so do all
+    terms of the training loss. Validation comes first.
+    """
+    charts: dict[str, dict[str, Curve]] = {}
+    for column, points in read_columns(path).items():
+        charts.setdefault(_chart_of(column), {})[column] = points
     return dict(
         sorted(charts.items(), key=lambda chart: (not chart[0].startswith("val"), chart[0] != "train", chart[0]))
     )

@@ -34,10 +34,7 @@ class SavedScores:
 
 
 def read_scores(path: Path) -> SavedScores:
-    """Read a cases.csv and the summary.json beside it, which may be missing.
-
-    Args:
-        path: The file, or the folder that holds both.
+    """Read a cases.csv, or that of a folder, and the summary.json beside it, which may be missing.
 
     Raises:
         DataError: A file is missing or cannot be read.

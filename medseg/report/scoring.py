@@ -18,8 +18,8 @@ from medseg.metrics.overlap import Organs
 from medseg.metrics.table import Element
 from medseg.report.matching import Pair
 from medseg.report.rows import CaseRow
-from medseg.space.labels import values_of
-from medseg.space.nifti import read_header, read_labels, read_volume
+from medseg.space.labels import settle_others, values_of
+from medseg.space.reading import read_header, read_labels, read_volume
 from medseg.space.volume import Volume, same_place
 
 _CHUNK_VOXELS = 1 << 22  # bounds the int64 copies that bincount makes
@@ -32,6 +32,7 @@ class Scoring:
     Attributes:
         organs: Organ name -> label value or values.
         ignore: Reference value of voxels that count for nothing.
+        others: Reference value that undeclared ones count as, None where they are refused; in predictions they are 0.
         tolerance_mm: Tolerance of the surface Dice, one for all or by organ name.
         element: What surfaces are made of, see `medseg.metrics.cases.score_case`.
     """
@@ -40,6 +41,7 @@ class Scoring:
     ignore: int | None = None
     tolerance_mm: float | Mapping[str, float] = DEFAULT_TOLERANCE_MM
     element: Element = "voxels"
+    others: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,12 @@ def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> ScoredCase:
         DataError: As `read_pair`, or a file holds a value that no organ declares.
     """
     prediction, reference = read_pair(pair, scoring.organs)
-    _require_declared(pair.prediction, prediction, scoring.organs, None)
-    _require_declared(pair.reference, reference, scoring.organs, scoring.ignore)
+    if scoring.others is None:
+        _require_declared(pair.prediction, prediction, scoring.organs, None)
+        _require_declared(pair.reference, reference, scoring.organs, scoring.ignore)
+    else:
+        prediction = _settled(prediction, scoring.organs, None, becomes=0)
+        reference = _settled(reference, scoring.organs, scoring.ignore, becomes=scoring.others)
     scores = score_case(
         _labels_or_masks(prediction),
         _labels_or_masks(reference),
@@ -137,14 +143,25 @@ def _labels_or_masks(volume: Volume) -> NDArray[Any]:
 def _require_declared(path: Path, volume: Volume, organs: Organs, ignore: int | None) -> None:
     if volume.array.dtype == bool:
         return
-    declared = {0, *(value for organ in organs.values() for value in values_of(organ))}
-    strange = sorted(_values_in(volume.array) - declared - {ignore})
+    strange = sorted(_values_in(volume.array) - _declared(organs, ignore))
     if strange:
         raise DataError(
             path,
             f"holds the label value {listed(strange)}, which no organ declares",
             "Name the value in the labels, or remap the file",
         )
+
+
+def _settled(volume: Volume, organs: Organs, ignore: int | None, *, becomes: int) -> Volume:
+    if volume.array.dtype == bool:
+        return volume
+    wide = volume.array.astype(np.result_type(volume.array.dtype, np.min_scalar_type(becomes)))
+    return Volume(settle_others(wide, _declared(organs, ignore), becomes), volume.affine)
+
+
+def _declared(organs: Organs, ignore: int | None) -> set[int]:
+    declared = {0, *(value for organ in organs.values() for value in values_of(organ))}
+    return declared if ignore is None else declared | {ignore}
 
 
 def _values_in(labels: NDArray[Any]) -> set[int]:

@@ -60,14 +60,7 @@ class OrganSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What summary.json says.
-
-    Attributes:
-        organs: By organ name.
-        cases: Number of cases that were scored.
-        mean_dice: Mean over organs of their mean Dice; None without a case.
-        mean_dice_ci95: Its bootstrap interval; None without a case.
-    """
+    """What summary.json says; without a case neither a mean over organs of their Dice nor its interval."""
 
     organs: dict[str, OrganSummary]
     cases: int
@@ -144,13 +137,7 @@ def _draws(cases: int, resamples: int, seed: int) -> Float64[np.ndarray, "resamp
 def statistics(
     values: Float64[np.ndarray, "cases measures"], measures: Sequence[str], present: Bool[np.ndarray, " cases"]
 ) -> dict[str, Statistic]:
-    """Each measure in few numbers.
-
-    Args:
-        values: A row per case, whole or NaN; NaN rows are left out.
-        measures: Names of the columns.
-        present: Which of the cases have the organ.
-    """
+    """Each measure in few numbers, of a row per case, NaN to be left out; those that are ``present`` have the organ."""
     covered = ~np.isnan(values[:, 0])
     intervals = np.nanpercentile(bootstrap_means(values), _INTERVAL, axis=0)
     there = values[covered & present]

@@ -14,14 +14,7 @@ from medseg.report.summary import OrganSummary, Summary
 
 
 def console_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", names: int = 1) -> Table:
-    """A table whose first columns are names, which may fold, and the others numbers, which stand to the right.
-
-    Args:
-        heads: Column headings.
-        rows: Cells as plain text.
-        title: Written above.
-        names: How many columns are names.
-    """
+    """A table whose first columns are ``names``, which may fold, and the others numbers, which stand to the right."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column, head in enumerate(heads):
         if column < names:
@@ -56,7 +49,12 @@ def print_summary(evaluation: Evaluation, console: Console | None = None) -> Non
     if evaluation.failures:
         lines.append(f"{len(evaluation.failures)} case{'s' * (len(evaluation.failures) != 1)} could not be scored:")
         lines += [f"  {failure.case}: {failure.reason}." for failure in evaluation.failures]
-    for line in (*lines, f"Written to {evaluation.output}"):
+    tell(console, *lines, f"Written to {evaluation.output}")
+
+
+def tell(console: Console, *lines: str) -> None:
+    """Print lines as they are, not folded and without colours."""
+    for line in lines:
         console.print(escape(line), soft_wrap=True, highlight=False)
 
 

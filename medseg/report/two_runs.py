@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from medseg.errors import DataError, UsageError, listed, meant
 from medseg.report.ranking import Ranking, rank_runs
 from medseg.report.rows import CaseRow
 from medseg.report.scores import doubts, read_scores, require_same_references
-from medseg.report.tables import console_table
+from medseg.report.tables import console_table, tell
 
 FIRST, SECOND = "first", "second"
 
@@ -48,12 +47,7 @@ class RunComparison:
 
 
 def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
-    """Compare two evaluations case by case, organ by organ, over the cases that both scored.
-
-    Args:
-        a: A cases.csv, or the folder that holds it.
-        b: The same of the other run.
-        measure: A column of cases.csv.
+    """Compare two evaluations, each a cases.csv or its folder, case by case and organ by organ over what both scored.
 
     Raises:
         DataError: A file cannot be read, the two share no case, or scored one against different labels.
@@ -102,8 +96,7 @@ def print_comparison(comparison: RunComparison, console: Console | None = None, 
         named = ("case", "organ", FIRST, SECOND, "change")
         console.print(console_table(named, changed, title="Changed most", names=2))
     told = [f"Only in the {whose}: {listed(names, most=20)}" for whose, names in comparison.only.items() if names]
-    for line in (*([] if changed else ["No case changed."]), *told, *comparison.doubts):
-        console.print(escape(line), soft_wrap=True, highlight=False)
+    tell(console, *([] if changed else ["No case changed."]), *told, *comparison.doubts)
 
 
 def _cells(ranking: Ranking, measure: str) -> list[str]:

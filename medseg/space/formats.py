@@ -1,33 +1,25 @@
-"""Images that are not NIfTI: NRRD, MetaImage and folders of DICOM slices, read with SimpleITK where it is installed."""
+"""NRRD, MetaImage and folders of DICOM slices, read and written with SimpleITK where it is installed."""
 
 from __future__ import annotations
 
 import locale
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import DataError
 from medseg.machine.files import whole
+from medseg.space.nifti import Header
 from medseg.space.volume import Affine, Volume
 
-FOREIGN_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
+ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _POSITION = "0020|0032"  # DICOM's Image Position (Patient)
 _TURN = "0020|0037"  # Image Orientation (Patient)
 _UNEVEN = 0.02  # share by which the gaps between slices may differ; scanners round positions
-
-
-def is_foreign(path: Path) -> bool:
-    """Whether a path is for `read_foreign` rather than for `medseg.space.nifti.read_volume`.
-
-    Example:
-        >>> is_foreign(Path("ct.nrrd")), is_foreign(Path("ct.nii.gz"))
-        (True, False)
-    """
-    return path.name.endswith(FOREIGN_ENDINGS) or is_dicom_folder(path)
 
 
 def is_dicom_folder(path: Path) -> bool:
@@ -35,43 +27,71 @@ def is_dicom_folder(path: Path) -> bool:
     return path.is_dir() and any(is_dicom(file) for file in sorted(path.iterdir()) if file.is_file())
 
 
-def read_foreign(path: Path) -> Volume:
-    """Read an image that is not NIfTI as float32, channels first, in the RAS+ millimetres of NIfTI.
+def itk_header(path: Path) -> Header:
+    """What a file, or the first slices of a series, say before the voxels are read.
+
+    Raises:
+        DataError: As `read_itk`.
+    """
+    sitk = _simple_itk(path)
+    with _explained(path):
+        reader = sitk.ImageFileReader()
+        slices = _slices(sitk, path) if path.is_dir() else (str(path),)
+        reader.SetFileName(slices[0])
+        reader.ReadImageInformation()
+        shape, channels = [*reader.GetSize(), 1][:3], reader.GetNumberOfComponents()
+        affine = _affine_of(reader)
+        if len(slices) > 1:
+            shape[2], first = len(slices), np.array(reader.GetOrigin())
+            reader.SetFileName(slices[-1])
+            reader.ReadImageInformation()
+            affine[:3, 2] = (np.array(reader.GetOrigin()) - first) * (-1, -1, 1) / (len(slices) - 1)
+        elif reader.GetDimension() == 4:
+            channels = reader.GetSize()[3]
+    return Header((shape[0], shape[1], shape[2]), channels, affine)
+
+
+def read_itk(path: Path) -> Volume:
+    """Read an image in its own type, channels first, in the RAS+ millimetres of NIfTI.
 
     Args:
-        path: A ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file, or the folder of one DICOM series.
+        path: A ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file, or the folder of one DICOM series. A file of two axes
+            is one slice, 1 mm thick.
 
     Raises:
         DataError: SimpleITK is not installed, the file is unreadable, the folder holds several series or lacks slices.
     """
     sitk = _simple_itk(path)
+    with _explained(path):
+        image = _read_series(sitk, path) if path.is_dir() else sitk.ReadImage(str(path), sitk.sitkUnknown)
+        return Volume(_channels_first(path, sitk.GetArrayFromImage(image), image), _affine_of(image))
+
+
+def write_itk(path: Path, labels: NDArray[Any], affine: Affine) -> None:
+    """Write integer labels ``(i, j, k)`` on a grid without shear as the format that the ending names, whole or not."""
+    sitk = _simple_itk(path)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(labels.T))
+    to_lps = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]
+    spacing = np.linalg.norm(to_lps[:, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((to_lps[:, :3] / spacing).ravel().tolist())
+    image.SetOrigin(to_lps[:, 3].tolist())
+    with whole(path) as partial:
+        sitk.WriteImage(image, str(partial), useCompression=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What ITK stumbles over becomes a sentence; GDCM leaves the whole process in ASCII, which is undone."""
     encoding = locale.setlocale(locale.LC_CTYPE)
     try:
-        image = _read_series(sitk, path) if path.is_dir() else sitk.ReadImage(str(path), sitk.sitkUnknown)
-        voxels = sitk.GetArrayFromImage(image)
+        yield
     except RuntimeError as error:
         uneven = any(words in str(error) for words in ("Size mismatch", "does not fully contain the requested region"))
         reason = "its slices differ in size" if uneven else str(error).strip().splitlines()[-1]
         raise DataError(path, f"is not a readable image ({reason})", "Export it again, or as .nii.gz") from None
     finally:
-        locale.setlocale(locale.LC_CTYPE, encoding)  # GDCM leaves the whole process in ASCII
-    return Volume(_channels_first(path, voxels, image), _affine_of(image))
-
-
-def write_labels_at(path: Path, labels: NDArray[Any], affine: Affine) -> None:
-    """Write integer labels as NIfTI on a grid that no NIfTI file gives; whole or not at all.
-
-    Args:
-        path: Target, ending in ``.nii.gz`` or ``.nii``.
-        labels: ``(i, j, k)``.
-        affine: Voxel indices to RAS+ mm.
-    """
-    image = nib.Nifti1Image(labels.astype(np.min_scalar_type(int(labels.max(initial=0)))), affine)
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
-    image.header.set_xyzt_units("mm")
-    with whole(path) as partial:
-        nib.save(image, partial)
+        locale.setlocale(locale.LC_CTYPE, encoding)
 
 
 def _simple_itk(path: Path) -> Any:
@@ -85,14 +105,20 @@ def _simple_itk(path: Path) -> Any:
     return SimpleITK
 
 
-def _read_series(sitk: Any, folder: Path) -> Any:
-    reader = sitk.ImageSeriesReader()
-    series = reader.GetGDCMSeriesIDs(str(folder))
+def _slices(sitk: Any, folder: Path) -> tuple[str, ...]:
+    """The files of the one series in a folder, in the order of their places."""
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise DataError(
             folder, f"holds {len(series) or 'no'} DICOM series, expected one", "Give each series a folder of its own"
         )
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    files: tuple[str, ...] = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    return files
+
+
+def _read_series(sitk: Any, folder: Path) -> Any:
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(_slices(sitk, folder))
     reader.MetaDataDictionaryArrayUpdateOn()
     image = reader.Execute()
     if len({reader.GetMetaData(n, _TURN) for n in range(image.GetSize()[2]) if reader.HasMetaDataKey(n, _TURN)}) > 1:
@@ -118,21 +144,25 @@ def _require_even_slices(folder: Path, reader: Any, image: Any) -> None:
 
 def _affine_of(image: Any) -> Affine:
     """From the LPS+ millimetres of DICOM and ITK to the RAS+ of NIfTI: x and y change sign."""
-    dimensions = image.GetDimension()
-    direction = np.array(image.GetDirection()).reshape(dimensions, dimensions)[:3, :3]
+    axes = image.GetDimension()
+    known = min(axes, 3)
+    direction = np.array(image.GetDirection()).reshape(axes, axes)[:known, :known]
     affine = np.eye(4)
-    affine[:3, :3] = direction * np.array(image.GetSpacing()[:3])
-    affine[:3, 3] = image.GetOrigin()[:3]
+    affine[:known, :known] = direction * np.array(image.GetSpacing()[:known])
+    affine[:known, 3] = image.GetOrigin()[:known]
     affine[:2] *= -1
     return affine
 
 
-def _channels_first(path: Path, voxels: NDArray[Any], image: Any) -> NDArray[np.float32]:
-    if image.GetDimension() not in (3, 4) or (image.GetDimension() == 4 and image.GetNumberOfComponentsPerPixel() > 1):
-        raise DataError(path, f"has {image.GetDimension()} axes, expected three or four", "Export a 3D volume")
-    if image.GetDimension() == 3:
-        voxels = voxels[None] if image.GetNumberOfComponentsPerPixel() == 1 else np.moveaxis(voxels, -1, 0)
-    return np.ascontiguousarray(voxels.transpose(0, 3, 2, 1), dtype=np.float32)  # ITK's arrays are (k, j, i)
+def _channels_first(path: Path, voxels: NDArray[Any], image: Any) -> NDArray[Any]:
+    axes, vectors = image.GetDimension(), image.GetNumberOfComponentsPerPixel() > 1
+    if axes not in (2, 3, 4) or (axes == 4 and vectors):
+        raise DataError(path, f"has {axes} axes, expected three or four", "Export a 3D volume")
+    if axes < 4:
+        voxels = np.moveaxis(voxels, -1, 0) if vectors else voxels[None]
+    if axes == 2:
+        voxels = voxels[:, None]
+    return np.ascontiguousarray(voxels.transpose(0, 3, 2, 1))  # ITK's arrays are (k, j, i)
 
 
 def is_dicom(file: Path) -> bool:

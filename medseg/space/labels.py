@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 LabelValue = int | tuple[int, ...]
 """The value that an organ has in a file, or (a region that holds parts) its values."""
+
+Others = Literal["background", "ignore"]
+"""What becomes of the values of a label file that nobody declared."""
 
 IGNORED = -1
 """Label of voxels outside the scan or not annotated, in the store and in patches: they count for nothing."""
@@ -19,6 +26,27 @@ def values_of(organ: LabelValue) -> tuple[int, ...]:
         ((3,), (1, 3))
     """
     return tuple(organ) if isinstance(organ, tuple | list) else (organ,)
+
+
+def others_value(others: Others | None, ignore: int | None) -> int | None:
+    """The value that undeclared ones count as, None where there may be none.
+
+    Example:
+        >>> others_value("background", None), others_value("ignore", 255), others_value(None, 255)
+        (0, 255, None)
+    """
+    return {None: None, "background": 0, "ignore": IGNORED if ignore is None else ignore}[others]
+
+
+def settle_others(labels: NDArray[Any], declared: Iterable[int], becomes: int) -> NDArray[Any]:
+    """Labels in which every value that is not declared became another one.
+
+    Example:
+        >>> settle_others(np.array([0, 1, 7, 104]), (0, 1), becomes=0).tolist()
+        [0, 1, 0, 0]
+    """
+    kept = np.isin(labels, list(declared))
+    return labels if kept.all() else np.where(kept, labels, labels.dtype.type(becomes))
 
 
 def overlap(organs: Iterable[LabelValue]) -> bool:

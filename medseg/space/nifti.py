@@ -44,19 +44,6 @@ class Header:
         return orientation_of(self.affine)
 
 
-def case_name(path: Path) -> str:
-    """The file name without its NIfTI ending.
-
-    Example:
-        >>> case_name(Path("imagesTr/spleen_2.nii.gz"))
-        'spleen_2'
-    """
-    for ending in NIFTI_ENDINGS:
-        if path.name.endswith(ending):
-            return path.name[: -len(ending)]
-    return path.stem
-
-
 def read_header(path: Path) -> Header:
     """Read shape, channels and affine without touching the voxels.
 
@@ -91,7 +78,7 @@ def read_labels(path: Path) -> Volume:
             path, f"has {header.channels} channels, expected a label volume with one", "Merge them into one map"
         )
     voxels = _voxels(path, image, None if _holds_integers(image) else np.float64)
-    return Volume(_as_int32(path, _channels_first(voxels, header)), header.affine)
+    return Volume(whole_numbers(path, _channels_first(voxels, header)), header.affine)
 
 
 def _holds_integers(image: Any) -> bool:
@@ -100,8 +87,12 @@ def _holds_integers(image: Any) -> bool:
     return bool(np.issubdtype(image.get_data_dtype(), np.integer)) and (slope, inter) == (1, 0)
 
 
-def _as_int32(path: Path, voxels: NDArray[Any]) -> NDArray[np.int32]:
-    """The same numbers, or a sentence why they cannot be labels."""
+def whole_numbers(path: Path, voxels: NDArray[Any]) -> NDArray[np.int32]:
+    """The same numbers, in int32.
+
+    Raises:
+        DataError: They cannot be labels; says why.
+    """
     if np.can_cast(voxels.dtype, np.int32):
         return voxels.astype(np.int32)
     with np.errstate(invalid="ignore"):  # NaN and what is too large become numbers that differ

@@ -30,6 +30,29 @@ def orientation_of(affine: Affine) -> str:
     return "".join(str(code) for code in nib.aff2axcodes(affine))
 
 
+STORED = frozenset("ijk")
+
+
+def turn_to(codes: str, affine: Affine) -> NDArray[np.float64]:
+    """Where each axis of a file goes and in which direction, as nibabel writes it.
+
+    Args:
+        codes: Anatomical, such as ``"RAS"``; or the letters of the file's own axes, such as ``"kji"``: as they are
+            stored, in this order and none of them flipped.
+        affine: Of the file.
+
+    Example:
+        >>> turn_to("kji", np.eye(4)).tolist(), turn_to("LAS", np.eye(4)).tolist()
+        ([[2.0, 1.0], [1.0, 1.0], [0.0, 1.0]], [[0.0, -1.0], [1.0, 1.0], [2.0, 1.0]])
+    """
+    if set(codes) == STORED:
+        return np.array([[codes.index(axis), 1.0] for axis in "ijk"])
+    turn: NDArray[np.float64] = nib.orientations.ornt_transform(
+        nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(codes))
+    )
+    return turn
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """Voxels and their place in space.
@@ -65,7 +88,7 @@ class Volume:
         return orientation_of(self.affine)
 
     def reoriented(self, codes: str) -> Volume:
-        """The same voxels with axes permuted and flipped to point towards ``codes``; nothing is interpolated.
+        """The same voxels with axes permuted and flipped as `turn_to` says; nothing is interpolated.
 
         Example:
             >>> lps = Volume(np.arange(8.0).reshape(1, 2, 2, 2), np.diag([-1.0, -1.0, 1.0, 1.0]))
@@ -74,9 +97,7 @@ class Volume:
         """
         if codes == self.orientation:
             return self
-        transform = nib.orientations.ornt_transform(
-            nib.io_orientation(self.affine), nib.orientations.axcodes2ornt(tuple(codes))
-        )
+        transform = turn_to(codes, self.affine)
         channels = [nib.orientations.apply_orientation(channel, transform) for channel in self.array]
         affine = self.affine @ nib.orientations.inv_ornt_aff(transform, self.shape)
         return Volume(np.stack(channels), affine)

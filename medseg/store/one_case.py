@@ -21,6 +21,7 @@ from medseg.errors import DataError, MachineError
 from medseg.machine.files import digest_of, whole, write_json
 from medseg.plan.grid import labels_to_plan_grid, to_plan_grid
 from medseg.plan.plan import Plan
+from medseg.space.reading import parts_of
 from medseg.store.arrays import write_array
 from medseg.store.store import SCHEMA, CaseInfo, Source, read_info
 
@@ -56,8 +57,9 @@ class CaseTask:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Images, then the label."""
-        return (*self.case.images, *([self.case.label] if self.case.label else []))
+        """What the images are made of, then the label."""
+        named = (*self.case.images, *([self.case.label] if self.case.label else []))
+        return tuple(part for path in named for part in parts_of(path))
 
 
 def prepare_case(task: CaseTask) -> str:

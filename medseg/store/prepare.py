@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -12,12 +13,15 @@ from medseg.datasets.case import Dataset, read_dataset
 from medseg.errors import DataError, MachineError
 from medseg.machine.crew import default_workers, run_tasks
 from medseg.machine.files import sweep, write_json
+from medseg.plan.adopt import adopt, differences, stale
 from medseg.plan.fingerprint import fingerprint
 from medseg.plan.plan import Plan, read_plan, write_plan
 from medseg.plan.planning import make_plan
-from medseg.space.nifti import read_header
+from medseg.space.reading import read_header
 from medseg.store.one_case import REMEDY, CaseTask, is_case_folder, prepare_case
 from medseg.store.store import SCHEMA, CaseInfo, Store, grid_of, read_index, read_info, require_same_grid
+
+_log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -26,6 +30,7 @@ def prepare(
     plan: Plan | None = None,
     workers: int | None = None,
     *,
+    adopting: bool = False,
     swap_sides: bool = False,
     cases: Collection[str] | None = None,
 ) -> Store:
@@ -39,6 +44,7 @@ def prepare(
         out: The folder of the store; made when missing.
         plan: None takes the plan that the store already has, or makes one from the dataset.
         workers: Processes; None takes a core each, as far as the free memory reaches.
+        adopting: Take a plan that was made for another dataset, as `medseg.plan.adopt.adopt` does.
         swap_sides: As in `make_plan`, for a plan that is made here.
         cases: Names of those that the store shall hold, and no others; None means all.
 
@@ -57,7 +63,9 @@ def prepare(
     dataset = read_dataset(Path(dataset_root))
     if cases is not None:
         dataset = replace(dataset, cases=tuple(case for case in dataset.cases if case.id in cases))
-    if plan is None and not (out / "plan.yaml").is_file():
+    if plan is not None and adopting:
+        plan = adopt(plan, dataset, swap_sides=swap_sides)
+    elif plan is None and not (out / "plan.yaml").is_file():
         plan = make_plan(fingerprint(dataset, workers), swap_sides=swap_sides)
     settled = _settle_plan(Path(dataset_root), dataset, out, plan)
     bare = replace(dataset, cases=(), test=())
@@ -87,19 +95,21 @@ def _settle_plan(root: Path, dataset: Dataset, out: Path, plan: Plan | None) -> 
     file, given = out / "plan.yaml", plan is not None
     if plan is None:
         plan = read_plan(file)
-    for what, ours, theirs in (
-        ("labels", plan.labels, dataset.labels),
-        ("ignore", plan.ignore, dataset.ignore),
-        ("channels", len(plan.modalities), len(dataset.modalities)),
-    ):
-        if ours != theirs:
-            raise DataError(
-                root, f"has {what} {theirs}, the plan for {plan.name} has {ours}", "Make a new plan and a new store"
-            )
+    for what, ours, theirs in differences(plan, dataset):
+        problem = f"has {what} {_told(theirs)}, the plan for {plan.name} has {_told(ours)}"
+        remedy = "Make a new plan and a new store"
+        raise DataError(root, problem, f"{remedy}, or take this one all the same with --adopt" if given else remedy)
+    for sentence in stale(plan) if given else ():
+        _log.warning("%s", sentence)
     if (out / "index.json").is_file():
         remedy = "Choose another --out, or leave --plan away" if given else "Undo the edit, or choose another --out"
         require_same_grid(out if given else file, plan, read_index(out)["grid"], remedy)
     return plan
+
+
+def _told(declared: object) -> object:
+    """Names in their order, and values with them, as dataset.json has them."""
+    return ", ".join(declared) if isinstance(declared, tuple) else declared
 
 
 def _finished(tasks: Mapping[str, CaseTask], cases: Path) -> dict[str, str]:

@@ -14,13 +14,15 @@ from jaxtyping import Integer
 
 from medseg.errors import DataError, listed
 from medseg.machine.files import read_json
-from medseg.machine.typed import to_plain
 from medseg.plan.grid import GridChange
 from medseg.plan.plan import Plan, read_plan
 from medseg.store.arrays import LazyArray, open_array
 
 SCHEMA = 1
-GRID_FIELDS = ("modalities", "labels", "ignore", "orientation", "spacing_mm", "normalisation")
+GRID_FIELDS = (
+    *("modalities", "labels", "ignore", "others", "independent"),
+    *("orientation", "spacing_mm", "own_spacing", "normalisation"),
+)
 """The fields of a plan that decide what is in the store; the others (patch, network) may be edited afterwards."""
 
 
@@ -239,7 +241,8 @@ def read_info(folder: Path) -> CaseInfo:
 
 def grid_of(plan: Plan) -> dict[str, Any]:
     """The part of a plan that decides what is in the store, as plain data."""
-    return {name: to_plain(getattr(plan, name)) for name in GRID_FIELDS}
+    told = plan.to_dict()
+    return {name: told[name] for name in GRID_FIELDS if name in told}
 
 
 def require_same_grid(path: Path, plan: Plan, grid: Mapping[str, Any], remedy: str) -> None:
@@ -248,7 +251,9 @@ def require_same_grid(path: Path, plan: Plan, grid: Mapping[str, Any], remedy: s
     Raises:
         DataError: Naming the first field that differs and both values.
     """
-    for name, value in grid_of(plan).items():
+    ours = grid_of(plan)
+    for name in GRID_FIELDS:
+        value = ours.get(name)
         if json.dumps(value) != json.dumps(grid.get(name)):  # the order of the labels counts too
             raise DataError(
                 path, f"says {name} {value}, but the store was prepared with another plan: {grid.get(name)}", remedy

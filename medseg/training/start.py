@@ -1,24 +1,20 @@
-"""Where a training begins: in a folder of its own, with a checkpoint or other weights, some of which stay."""
+"""Where a training begins: in a folder of its own, with a checkpoint or without, and with some weights that stay."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
-import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from medseg.checkpoints.reading import matching_weights
 from medseg.checkpoints.run import Run
 from medseg.errors import UsageError
 from medseg.machine.files import locked, require_writable, write_text
-from medseg.nets import NetSpec
 from medseg.training.keep import CheckpointFiles
 from medseg.training.log import forget_steps
 
@@ -125,54 +121,7 @@ def frozen_norms(task: nn.Module, patterns: Sequence[str]) -> list[nn.Module]:
     ]
 
 
-def take_over(task: Any, path: Path, spec: NetSpec) -> str:
-    """Start from the network of a checkpoint; what gives the organs starts afresh, or in their new order.
-
-    Args:
-        task: A `medseg.training.task.SegmentationTask`.
-        path: The checkpoint.
-        spec: Of the task's network.
-
-    Returns:
-        What was done, in a line.
-
-    Raises:
-        CheckpointError: It cannot be read, or holds another network.
-    """
-    fitting, fresh, theirs = matching_weights(path, task.state_dict())
-    said = f"{len(fresh)} start afresh"
-    ours = list(task.plan.organs)
-    if theirs is not None and theirs != ours:
-        heads = {name: axis for name, axis in _heads(task, spec).items() if name in fitting}
-        if sorted(theirs) == sorted(ours):
-            for name, axis in heads.items():
-                fitting[name] = fitting[name].index_select(axis, _order(theirs, ours, task.plan.exclusive))
-            said += f"; the {len(heads)} of the last layer follow the organs by name"
-        else:
-            fitting = {name: weight for name, weight in fitting.items() if name not in heads}
-            said = f"{len(fresh) + len(heads)} start afresh, for other organs ({', '.join(theirs)})"
-    task.load_state_dict(fitting, strict=False)
-    return f"{len(fitting)} weights come from {path}, {said}"
-
-
 def _stays(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
     own = list(module.parameters(recurse=False))
     trained = any(parameter.requires_grad for parameter in own)
     return not trained and (bool(own) or any(fnmatch(f"{name}.running_mean", pattern) for pattern in patterns))
-
-
-def _heads(task: Any, spec: NetSpec) -> dict[str, int]:
-    """The weights that give a number per class, and along which axis: those that one class more makes longer."""
-    with torch.random.fork_rng():
-        more = task.build_net(replace(spec, out_channels=spec.out_channels + 1)).state_dict()
-    return {
-        f"net.{name}": next(axis for axis, size in enumerate(weight.shape) if size != more[name].shape[axis])
-        for name, weight in task.net.state_dict().items()
-        if name in more and weight.shape != more[name].shape
-    }
-
-
-def _order(theirs: list[str], ours: list[str], exclusive: bool) -> Tensor:
-    """For each class of ours the place that it had there; the background, where there is one, comes first."""
-    places = [theirs.index(organ) for organ in ours]
-    return torch.tensor([0, *(place + 1 for place in places)] if exclusive else places)

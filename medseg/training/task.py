@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterable
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 import medseg
-from medseg.checkpoints.checkpoint import Checkpoint, checked, sign
+from medseg.checkpoints.checkpoint import Checkpoint, checked, sign, signature
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, MedsegError, listed
 from medseg.losses import build_loss
@@ -30,13 +30,14 @@ from medseg.patches.datamodule import Batch
 from medseg.plan.plan import Plan
 from medseg.segmenter import Segmenter, class_values, lay_out, net_spec, require_same_kinds
 from medseg.space.labels import IGNORED
+from medseg.training.beginning import take_over
 from medseg.training.callbacks import of_task
 from medseg.training.lightning import count_epochs_right, trainer_of
 from medseg.training.loss import Own, OwnLoss, judge, name_of, short_window, tell_of_short_epochs
 from medseg.training.optimise import FollowBudget, build_optimizer, find_optimizer, schedule_factor
 from medseg.training.pace import start_compiler
 from medseg.training.sharding import gather, part, require_shardable, shard
-from medseg.training.start import frozen_norms, take_over
+from medseg.training.start import frozen_norms
 from medseg.training.study import study_criteria
 from medseg.types import Image, Levels, Logits
 
@@ -64,8 +65,9 @@ class SegmentationTask(pl.LightningModule):
             (1 + t) / (10 + t); 0 trains without averaging.
         deep_supervision: Also judge the coarser outputs of the decoder, each level with half the weight of the finer.
         patience: Validations without a better ``val/dice`` after which training stops; None never stops early.
-        init_from: A checkpoint whose network to start from, once, at the first step of all; weights of another shape
-            keep their initial values, and so do those of the last layer where the organs have other names.
+        init_from: A checkpoint of medseg, nnU-Net or nnssl whose network to start from, once, at the first step of all;
+            weights of another shape keep their initial values, and so do those of the last layer where the organs have
+            other names.
         freeze: Patterns of weights that stay as they are, such as ``net.*downsamples*``; running statistics among them.
         bad_steps: Steps in a row with a gradient that is NaN or infinite which are skipped before training stops.
         overlap: Share by which neighbouring windows overlap when a whole volume is predicted.
@@ -274,7 +276,7 @@ class SegmentationTask(pl.LightningModule):
         """
         checkpoint = read_checkpoint(Path(checkpoint_path))
         require_trusted(checkpoint, Trust.of(trust), options)
-        known = {name: value for name, value in checkpoint.options.items() if name in signature(cls).parameters}
+        known = {name: value for name, value in checkpoint.options.items() if name in inspect.signature(cls).parameters}
         try:
             task = cls(**{**known, **options})
             require_same_kinds(task.state_dict(), checkpoint.state)
@@ -329,14 +331,14 @@ class SegmentationTask(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint, so that a foreign one is told apart, and note how it scored."""
         scores = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name[:8] == "val/dice"}
-        sign(
-            checkpoint,
+        signed = signature(
             version=medseg.__version__,
             torch=torch.__version__.split("+")[0],
             scores=scores or self._scores,
             peak_gib=peak_memory_bytes(self.device) / 2**30,
             flips=getattr(getattr(self.trainer, "datamodule", None), "flips", None),
         )
+        sign(checkpoint, signed)
 
     def _annotated(self, batch: Batch) -> tuple[str, ...] | None:
         """The organs that were annotated in the one case of a batch, or None for all."""

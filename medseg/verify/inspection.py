@@ -19,7 +19,7 @@ from medseg.datasets.case import (
     value_counts,
 )
 from medseg.errors import DataError
-from medseg.space.nifti import read_volume
+from medseg.space.reading import is_nifti, read_volume
 from medseg.space.volume import Affine, Shape, Volume, orientation_of, same_place, spacing_of
 
 FORGIVEN_VOXELS = 0.05
@@ -128,8 +128,8 @@ def _read(path: Path, notes: _Notes) -> Volume | None:
 
 
 def _check_header(path: Path, notes: _Notes) -> None:
-    header = nib.load(path).header
-    if not (header["qform_code"] and header["sform_code"]):
+    header = nib.load(path).header if is_nifti(path) else None
+    if header is None or not (header["qform_code"] and header["sform_code"]):
         return
     qform, sform = header.get_qform(), header.get_sform()
     shape = (header.get_data_shape()[0], header.get_data_shape()[1], header.get_data_shape()[2])
@@ -178,7 +178,7 @@ def _check_grid(path: Path, volume: Volume, reference: tuple[Path, Volume] | Non
             "rounding",
             f"has an affine that puts voxels up to {apart:.2g} of a voxel away from those of {like.name}",
             "Let --fix copy the affine",
-            repair="affine",
+            repair="affine" if is_nifti(path) and is_nifti(like) else "",
             like=like,
             harmless=apart <= FORGIVEN_VOXELS,
         )
@@ -219,10 +219,10 @@ def _inspect_label(
 
 
 def _check_label_type(path: Path, off: float, reference: tuple[Path, Volume] | None, notes: _Notes) -> None:
-    kind = nib.load(path).get_data_dtype()
+    kind = nib.load(path).get_data_dtype() if is_nifti(path) else np.dtype(np.uint8)
     if np.issubdtype(kind, np.integer) and off == 0:
         return
-    like = reference[0] if reference else None
+    like = reference[0] if reference and is_nifti(reference[0]) else None
     problem = f"holds labels as {kind}" + (f", up to {off:.2g} from whole numbers" if off else "")
     notes.add(
         path,
@@ -236,7 +236,7 @@ def _check_label_type(path: Path, off: float, reference: tuple[Path, Volume] | N
 
 
 def _check_values(path: Path, labels: np.ndarray, dataset: Dataset, notes: _Notes) -> frozenset[int]:
-    for value, count in sorted(undeclared_values(labels, dataset).items()):
+    for value, count in sorted(undeclared_values(labels, dataset).items()) if dataset.others is None else ():
         notes.add(
             path,
             "undeclared",
@@ -244,7 +244,7 @@ def _check_values(path: Path, labels: np.ndarray, dataset: Dataset, notes: _Note
             f'Name the value under "labels" in dataset.json ("...": {value}), or set those voxels to 0',
         )
     values = frozenset(value_counts(labels))
-    if values <= {0} | ({dataset.ignore} if dataset.ignore is not None else set()):
+    if not values & set(dataset.values) - {0, dataset.ignore}:
         remedy = "Make sure that nothing is there, or that nobody forgot to draw"
         notes.add(path, "no-foreground", "marks no organ at all", remedy, harmless=True)
     return values

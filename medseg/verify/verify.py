@@ -16,11 +16,11 @@ from rich.text import Text
 
 from medseg.datasets.case import Case, Dataset, Listing, counted, read_listing
 from medseg.datasets.manifest import Manifest
-from medseg.errors import DataError
+from medseg.errors import DataError, listed
 from medseg.machine.crew import default_workers, for_each_case
 from medseg.machine.files import write_text
 from medseg.space.labels import values_of
-from medseg.space.nifti import NIFTI_ENDINGS, read_header
+from medseg.space.reading import ENDINGS, is_flat, read_header
 from medseg.verify.inspection import Inspection, Problem, inspect_case
 
 
@@ -142,6 +142,8 @@ def verify(root: Path, *, workers: int | None = None) -> VerifyReport:
     problems += _duplicates(inspections, cases, {case.id for case in dataset.test})
     problems.sort(key=lambda problem: problem.case)
     problems += _unused_labels(file, dataset, inspections)
+    problems += _others(file, dataset, inspections)
+    problems += _unscaled(file, cases)
     problems += _bookkeeping(listing.manifest, dataset)
     return VerifyReport(file.parent, dataset.name, len(cases), tuple(problems))
 
@@ -215,6 +217,26 @@ def _unused_labels(file: Path, dataset: Dataset, inspections: list[Inspection]) 
             yield Problem("", file, "unused", problem, remedy)
 
 
+def _others(file: Path, dataset: Dataset, inspections: list[Inspection]) -> Iterator[Problem]:
+    """What the values hold that are left out on purpose, once for all cases."""
+    strays = [(inspection.values or frozenset()) - set(dataset.values) for inspection in inspections]
+    if dataset.others is not None and any(strays):
+        values, cases = sorted(frozenset[int]().union(*strays)), sum(map(bool, strays))
+        fate = "counts as background" if dataset.others == "background" else "counts neither for nor against"
+        told = f"{counted(len(values), 'value')} ({listed(values)}) of {counted(cases, 'case')}"
+        problem = f"leaves out {told}: each {fate}"
+        yield Problem("", file, "others", problem, 'Name under "labels" what is to be learnt', harmless=True)
+
+
+def _unscaled(file: Path, cases: Iterable[Case]) -> Iterator[Problem]:
+    """Pictures, whose lengths mean something else than those of volumes."""
+    flat = [path.name for case in cases for path in case.images if is_flat(path)]
+    if flat:
+        problem = f"lists {counted(len(flat), 'picture')} ({listed(flat, 1)}), which do not say how large a pixel is"
+        remedy = "Read every mm as a pixel, or convert them to .nii.gz with their spacing"
+        yield Problem("", file, "unscaled", problem, remedy, harmless=True)
+
+
 def _real(path: Path) -> Path:
     """Without links; unlike `Path.resolve`, of a link that leads to itself too."""
     return Path(os.path.realpath(path))
@@ -231,7 +253,7 @@ def _bookkeeping(manifest: Manifest, dataset: Dataset) -> Iterator[Problem]:
         unlisted = [
             path.name
             for path in sorted(folder.iterdir())
-            if path.name.endswith(NIFTI_ENDINGS) and not path.name.startswith(".") and path not in listed
+            if path.name.endswith(ENDINGS) and not path.name.startswith(".") and path not in listed
         ]
         labels = {_real(case.label) for case in dataset.cases if case.label is not None}
         unlisted = [name for name in unlisted if folder / name not in labels]

@@ -11,11 +11,11 @@ from support.toys import oblique_affine, write_nifti
 
 from medseg.checkpoints.checkpoint import checked
 from medseg.checkpoints.facts import Weights
-from medseg.checkpoints.reading import matching_weights
 from medseg.checkpoints.run import Run
 from medseg.cli import info, main
 from medseg.errors import CheckpointError
 from medseg.inference.clean import rules_from_plain
+from medseg.training.beginning import weights_to_start_from
 from medseg.training.task import SegmentationTask
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
@@ -136,7 +136,7 @@ def test_every_command_refuses_in_a_sentence_and_does_nothing(place, capsys, nam
     with pytest.raises(CheckpointError):
         SegmentationTask.load_from_checkpoint(path)
     with contextlib.suppress(CheckpointError):
-        matching_weights(path, {"net.some": torch.zeros(1)})
+        weights_to_start_from(path, ["net.some"])
     assert path.read_bytes() == before
     assert sorted(place.rglob("*")) == there
     assert (place / "victim").read_text() == "precious"

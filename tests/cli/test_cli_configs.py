@@ -63,6 +63,7 @@ def train_three_steps(path: Path, recipe: PhantomRecipe, folder: Path, *more: st
     return main(["fit", *words, *small, *more])
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_everything_is_built_from_a_config_and_three_steps_are_trained_on_its_phantom(path, tmp_path):
     recipe = phantom_of(path)

@@ -278,7 +278,7 @@ CHANGES = {
     "an unknown organ annotated": ({"annotated": {"toy_0": ["lver"]}}, "did you mean 'liver'"),
     "annotated as list": ({"annotated": ["liver"]}, "not an object of lists"),
     "an unknown case annotated": ({"annotated": {"toy_17": ["liver"]}}, "unknown case"),
-    "images in another format": ({"channel_names": {"0": "CT"}, "file_ending": ".png"}, "ending in '.png'"),
+    "images in another format": ({"channel_names": {"0": "CT"}, "file_ending": ".npy"}, "ending in '.npy'"),
     "nnU-Net without channel numbers": ({"channel_names": {"0": "CT"}}, "no channel number"),
     "nnU-Net list misshapen": ({"channel_names": {"0": "CT"}, "dataset": {"a": ["x"]}}, 'under "dataset"'),
     "a folder that is missing": ({"training": None, "image_folder": "scans"}, "scans is missing"),

@@ -87,12 +87,12 @@ MISSING = {
         r'"image": "images/{case}_img.nii.gz", "label": "labels/{case}_seg.nii.gz"',
     ),
     "folders of that name": ({}, ["a/ct.nii.gz"], r'"image": "{case}/ct.nii.gz", "label": "{case}/organs.nii.gz"'),
-    "anything but DICOM": ({}, ["images/1.dcm", "labels/1.dcm"], r"lists no cases; (images|labels)/1.dcm is no NIfTI"),
+    "anything but DICOM": ({}, ["images/1.dcm", "labels/1.dcm"], r"lists no cases; (images|labels)/1.dcm is no image"),
     "an ending in small letters": ({}, ["images/1.NII.GZ", "labels/1.nii.gz"], "1.NII.GZ has capitals in its ending"),
     "labels": (CHANNELS, NNUNET[:6], "labelsTr is missing. Put the labels of imagesTr there"),
     "a channel": (CHANNELS, [*NNUNET[:5], "imagesTr/a10_0002.nii.gz", *NNUNET[6:]], "a10_0001.nii.gz is missing"),
     "one of two channels": (CHANNELS, NNUNET[1:], "a1_0000.nii.gz is missing"),
-    "NIfTI": (CHANNELS | {"file_ending": ".mha"}, NNUNET, 'Convert them to .nii.gz and write "file_ending"'),
+    "a known format": (CHANNELS | {"file_ending": ".dcm"}, NNUNET, "Convert them, and write one of .nii.gz, .nii, "),
 }
 
 

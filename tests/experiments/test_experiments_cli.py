@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from support.sweeps import jobs_in_this_process
 from support.toys import oblique_affine, toy_case, write_nifti, write_toy_dataset
 
 from medseg.checkpoints.run import checkpoints_in
@@ -41,7 +42,8 @@ def words(toy, command, output, *more):
 def test_cross_validation_pools_every_case_once_and_predicts_with_all_folds(toy, capsys, monkeypatch):
     output = toy / "cv"
     images, labels = toy / "toy" / "imagesTs", output / "predicted"
-    assert main(words(toy, "cross-validate", output, "--predict", str(images))) == 0
+    with jobs_in_this_process():
+        assert main(words(toy, "cross-validate", output, "--predict", str(images))) == 0
     assert rows_of(output) == [(f"toy_{i}", organ) for i in range(4) for organ in ("liver", "spleen")]
     assert json.loads((output / "summary.json").read_text(encoding="utf-8"))["cases"] == 4
     assert "2 folds pooled" in (output / "report.html").read_text(encoding="utf-8")
@@ -125,6 +127,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("command", "more", "expected"), MISTAKES, ids=[" ".join(more) for _, more, _ in MISTAKES])
 def test_a_mistake_is_one_sentence_before_anything_trains(toy, tmp_path, capsys, command, more, expected):
     assert main(words(toy, command, tmp_path / "out", *more)) in (1, 2)

@@ -166,6 +166,7 @@ def test_every_network_can_be_exported(tmp_path, name, form):
     agrees(tmp_path / "out" / f"model.{form}", checkpoint)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", list_nets())
 def test_monai_builds_its_own_networks_without_medseg(tmp_path, name):
     checkpoint = untrained(tmp_path / "some.ckpt", name)
@@ -232,10 +233,8 @@ def compute_as_monai(monkeypatch):
     monkeypatch.setitem(stitch.FLOORS, "even", stitch.FLOORS["shifted"])
 
 
-REAL = [pytest.param(case, marks=pytest.mark.slow) for case in (real_ct, real_hippocampus)]
-
-
-@pytest.mark.parametrize("case", [phantom, *REAL])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [phantom, real_ct, real_hippocampus])
 def test_monais_own_runner_gives_the_labels_of_predict(tmp_path, case, monkeypatch):
     image, labels, plan = case()
     checkpoint = trained(tmp_path / "some.ckpt", plan, image, labels, 60, RULES if case is phantom else {})
@@ -328,7 +327,7 @@ def test_cleaning_rules_travel(tmp_path):
     found = transforms_of(steps)({"pred": torch.from_numpy(labels.copy())[None]})["pred"][0].numpy()
     np.testing.assert_array_equal(found, clean(labels, (1.0, 1.0, 1.0), RULES))
     assert not np.array_equal(found, labels)
-    assert not left_out(model.cleaning)
+    assert not left_out(model.checkpoint.cleaning)
     assert left_out(rules_to_plain({1: Rule(minimum_mm3=30.0)}))
 
 

@@ -20,16 +20,11 @@ from medseg.metrics import (
     dice,
     hausdorff_mm,
     image_diagonal_mm,
-    iou,
     match_lesions,
-    precision,
-    recall,
     score_case,
     surface_dice,
     surface_distances,
-    volume_ml,
 )
-from medseg.metrics.empty import distance_without_surfaces_mm
 from medseg.space.distance import euclidean_distance, surface
 
 ORGANS = {"liver": 1, "tumour": 2, "both": (1, 2), "never": 7}
@@ -64,7 +59,10 @@ def ball(shape, centre, radius):
     ],
 )
 def test_overlap_of_hand_counted_masks(counts, expected):
-    assert (dice(counts), iou(counts), precision(counts), recall(counts)) == pytest.approx(expected)
+    prediction, reference = (np.repeat([1, here, 1 - here, 0], [counts.tp, counts.fp, counts.fn, 1]) for here in (1, 0))
+    found = score_case(prediction, reference, {"organ": 1}, spacing_mm=[1.0])["organ"]
+    assert (found.dice, found.iou, found.precision, found.recall) == pytest.approx(expected)
+    assert dice(counts) == found.dice
 
 
 @given(label_pairs())
@@ -116,7 +114,6 @@ def test_everything_ignored_is_absent():
         (lambda: count_masks(torch.zeros(2, 3).bool(), torch.zeros(3).int(), ORGANS), "expected 4 masks"),
         (lambda: surface_distances(*np.zeros((2, 3), bool), spacing_mm=[1.0]), "empty"),
         (lambda: surface_distances(*np.ones((2, 3), bool), spacing_mm=[1.0, 1.0]), "spacing per axis"),
-        (lambda: distance_without_surfaces_mm(Outcome.FOUND, 9.0), "compute its distances"),
         (lambda: _score(tolerance_mm={"livr": 1.0}), "livr"),
         (lambda: _score(spacing_mm=[1.0]), "spacing per axis"),
         (lambda: _score(prediction=np.zeros((1, 2, 2), bool)), "expected 4 prediction masks"),
@@ -191,8 +188,8 @@ def test_surface_measures_are_monais(drawn, spacing_mm, tolerance_mm):
 
 @given(masks(2))
 def test_iou_is_monais(drawn):
+    found = score_case(*(mask[None] for mask in drawn), {"organ": 1}, spacing_mm=(1.0, 1.0, 1.0))["organ"].iou
     prediction, reference = (torch.from_numpy(mask) for mask in drawn)
-    found = iou(count_labels(prediction.int(), reference.int(), {"organ": 1})["organ"])
     expected = compute_iou(prediction[None, None].float(), reference[None, None].float())
     assert found == pytest.approx(float(expected), abs=1e-6)
 
@@ -329,4 +326,6 @@ def test_one_prediction_over_two_lesions_finds_both():
 
 
 def test_a_litre_is_a_thousand_millilitres():
-    assert volume_ml(100 * 100 * 100, (1.0, 1.0, 1.0)) == 1000.0
+    litre = np.ones((1, 10, 10, 10), dtype=bool)
+    found = score_case(litre, ~litre, {"organ": 1}, spacing_mm=(10.0, 10.0, 10.0))["organ"]
+    assert (found.volume_ml, found.reference_volume_ml, found.volume_error_ml) == (1000.0, 0.0, 1000.0)

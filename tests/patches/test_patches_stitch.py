@@ -10,7 +10,7 @@ from monai.inferers import sliding_window_inference
 from scipy import ndimage
 from support.grids import sliding_window
 
-from medseg.patches.stitch import FLOORS, gaussian_weights, mirrored, stitched_slabs, tile_starts
+from medseg.patches.stitch import gaussian_weights, mirrored, stitched_slabs, tile_starts
 
 sizes = st.tuples(*[st.integers(3, 23)] * 3)
 patches = st.tuples(*[st.integers(2, 11)] * 3)
@@ -34,7 +34,7 @@ def test_equals_monai_with_its_tiling(size, patch, overlap, batch_size):
 @pytest.mark.parametrize("patch", [(5, 6, 7), (40, 56, 40), (1, 1, 1)])
 def test_weights_are_monais(patch):
     theirs = compute_importance_map(patch, mode="gaussian")
-    torch.testing.assert_close(gaussian_weights(patch, floor=FLOORS["shifted"]), theirs)
+    torch.testing.assert_close(gaussian_weights(patch, tiling="shifted"), theirs)
 
 
 def test_weights_fall_as_nnunets_to_the_corners():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from medseg.datasets.case import Dataset, read_dataset
 from medseg.errors import DataError
+from medseg.plan.adopt import adopt, stale
 from medseg.plan.fingerprint import CaseFingerprint, Fingerprint, Intensities, fingerprint
 from medseg.plan.plan import Normalisation, read_plan, write_plan
 from medseg.plan.planning import make_plan
@@ -98,6 +99,41 @@ def test_the_plan_is_nnunets(name):
     assert " ".join("".join(map(str, kernel)) for kernel in plan.kernels) == geometry.kernels
     assert plan.features == (32, 64, 128, 256, 320, 320, 320)[: len(plan.strides)]
     assert {how.scheme for how in plan.normalisation} == {geometry.scheme}
+
+
+SQUARES = (((512, 512, 1), (1.0, 1.0, 1.0)),) * 400
+
+
+def test_pictures_get_nnunets_plan_of_two_dimensions():
+    plan = make_plan(a_fingerprint(SQUARES, modalities=("image",)))
+    assert (plan.patch_size, plan.batch_size) == ((512, 512, 1), 12)
+    assert plan.features == (32, 64, 128, 256, 512, 512, 512, 512)
+    assert plan.strides == ((1, 1, 1), *[(2, 2, 1)] * 7)
+    assert plan.kernels == ((3, 3, 1),) * 8
+    assert plan.mirror_axes == (0, 1)
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("thickness_mm", [0.1, 1.0, 30.0])
+def test_the_thickness_of_one_slice_changes_nothing(axis, thickness_mm):
+    def turned(edges, inserted):
+        return (*edges[:axis], inserted, *edges[axis:])
+
+    def flat(triple):
+        return tuple(number for place, number in enumerate(triple) if place != axis)
+
+    case = turned((300, 200), 1), turned((0.7, 0.9), thickness_mm)
+    plan = make_plan(a_fingerprint((case,) * 40, modalities=("image",)))
+    other = make_plan(a_fingerprint((((300, 200, 1), (0.7, 0.9, 1.0)),) * 40, modalities=("image",)))
+    assert flat(plan.patch_size) == other.patch_size[:2]
+    assert [flat(kernel) for kernel in plan.kernels] == [kernel[:2] for kernel in other.kernels]
+    assert [flat(stride) for stride in plan.strides] == [stride[:2] for stride in other.strides]
+    assert {kernel[axis] for kernel in plan.kernels} == {1}
+
+
+def test_thicker_slices_of_pictures_never_become_two():
+    cases = [((64, 64, 1), (1.0, 1.0, thick)) for thick in (1.0, 3.0, 8.0)]
+    assert make_plan(a_fingerprint(cases)).spacing_mm == (1.0, 1.0, 8.0)
 
 
 def test_thin_slices_are_kept_where_some_cases_have_them():
@@ -223,6 +259,7 @@ def test_any_geometry_gets_a_plan_that_fits(shape, spacing, cases, memory_gb):
     bottleneck = np.array(plan.patch_size) // np.prod(plan.strides, axis=0)
     assert (bottleneck >= 1).all()
     assert topology_for(plan.patch_size, plan.spacing_mm).strides == plan.strides
+    assert not list(stale(plan)), "nobody has edited it"
 
 
 def test_more_memory_never_shrinks_the_patch():
@@ -233,3 +270,23 @@ def test_more_memory_never_shrinks_the_patch():
 def test_a_budget_too_small_for_anything_still_answers():
     plan = make_plan(a_fingerprint(CUBES), 1e-9)
     assert (plan.batch_size, plan.patch_size) == (2, (1, 1, 1))
+
+
+def test_an_edit_names_what_it_leaves_behind():
+    plan = make_plan(a_fingerprint(CUBES))
+    assert not list(stale(plan))
+    edited = replace(plan, spacing_mm=(1.0, 1.0, 5.0))
+    assert [line.split(" are")[0] for line in stale(edited)] == ["the plan's strides", "the plan's kernels"]
+
+
+def test_an_adopted_plan_keeps_its_numbers_and_takes_names():
+    plan = make_plan(a_fingerprint(CUBES))
+    sides = Dataset("MR", ("T1",), {"kidney_left": 4, "kidney_right": 7}, None, (), others="background")
+    adopted = adopt(plan, sides)
+    taken = ("spacing_mm", "patch_size", "batch_size", "normalisation", "strides", "kernels", "features")
+    assert all(getattr(adopted, name) == getattr(plan, name) for name in taken)
+    assert (adopted.name, adopted.modalities, adopted.labels) == ("MR", ("T1",), sides.labels)
+    assert (adopted.mirror_axes, adopted.others) == ((1, 2), "background")
+    assert "labels" not in adopted.reasons
+    with pytest.raises(DataError, match="T1, T2"):
+        adopt(plan, replace(sides, modalities=("T1", "T2")))

@@ -218,7 +218,10 @@ def test_an_edited_plan_in_the_store_is_noticed(store, toy_dataset):
     [
         ({"labels": {"liver": 1}}, "has labels"),
         ({"ignore": None}, "has ignore 9"),
-        ({"modalities": ("CT", "PET"), "normalisation": PLAN.normalisation * 2}, "has channels 1"),
+        (
+            {"modalities": ("CT", "PET"), "normalisation": PLAN.normalisation * 2},
+            "has modalities CT, the plan",
+        ),
     ],
 )
 def test_a_plan_for_another_dataset_is_refused(change, sentence, toy_dataset, tmp_path):

@@ -16,14 +16,14 @@ def sliding_window(image, patch_size, predict, **options):
 def from_plan_grid(labels, change):
     """Labels on the plan's grid brought back onto the grid of the file; 0 outside the box that was kept."""
     out = np.zeros(change.source_shape, dtype=labels.dtype)
-    kept_box(out, change)[...] = resample_labels(labels, change.size, through_plane=change.through_plane)
+    kept_box(out, change)[...] = resample_labels(labels, change.size, through_plane=change.through_plane_back)
     return out
 
 
 def probabilities_from_plan_grid(probabilities, change):
     """The same for probabilities ``(c, i, j, k)``, interpolated linearly."""
     out = np.zeros((len(probabilities), *change.source_shape), dtype=np.float32)
-    moved = resample_image(probabilities, change.size, order=1, through_plane=change.through_plane)
+    moved = resample_image(probabilities, change.size, order=1, through_plane=change.through_plane_back)
     for target, one in zip(out, moved, strict=True):
         kept_box(target, change)[...] = one
     return out

@@ -178,6 +178,7 @@ def test_a_resumed_run_follows_the_optimizer_options_of_its_config(store, tmp_pa
     assert [(group["weight_decay"], group["momentum"]) for group in groups] == [(0.5, 0.5), (0.0, 0.5)]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.filterwarnings("ignore:this run goes on under other circumstances")
 @pytest.mark.parametrize(
     ("changed", "expected"),
@@ -223,6 +224,7 @@ def test_a_plain_network_can_be_fine_tuned_with_deep_supervision_and_the_other_w
         assert all(torch.equal(mine, weight) for mine, weight in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", list_nets())
 def test_every_network_ends_with_the_same_bits_when_it_is_trained_twice_in_deterministic_mode(store, tmp_path, name):
     """By the trainer of the command line: augmentation, loss, clipping, averages and validation are within."""

@@ -112,6 +112,7 @@ def scheduled(make, **how):
     return Scheduled
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*")
 @pytest.mark.parametrize(
     "kind",
@@ -186,6 +187,7 @@ class Notes(pl.Callback):
         self.validated.append(trainer.global_step)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("accumulation", [{0: 1, 2: 6}, {0: 6, 2: 1}, {0: 4}], ids=str)
 def test_a_budget_of_epochs_is_spent_in_epochs_whatever_a_step_consists_of(store, accumulation):
     notes = Notes()
@@ -198,6 +200,7 @@ def test_a_budget_of_epochs_is_spent_in_epochs_whatever_a_step_consists_of(store
     assert notes.rates == sorted(notes.rates, reverse=True)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -321,6 +324,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_processes_under_a_budget_of_time_follow_one_clock_to_the_last_bit(store, tmp_path):
     script = tmp_path / "script.py"

@@ -57,6 +57,7 @@ for size in (0, 100, 5_000, 60_000, 390_000):
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_any_byte_leaves_the_checkpoint_of_before(tmp_path):
     """In a process of its own, whose files the system does not let grow: its answer is that of a full disk."""
     done = subprocess.run([sys.executable, "-c", SMALL_DISK, tmp_path], capture_output=True, text=True, check=False)
@@ -190,6 +191,7 @@ def test_code_in_a_checkpoint_does_not_run_when_a_training_goes_on(store, run, t
 NETWORK = ["--model.net_options", '{"features": [4, 4]}']
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("words", "status", "expected"),
     [
@@ -226,6 +228,7 @@ def test_a_checkpoint_of_other_labels_needs_the_flag(store, run, tmp_path, capsy
     assert fit(other, tmp_path / "tuned", *FOUR, "--model.init_from", last) == 0
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("raised", "where"),
     [
@@ -286,6 +289,7 @@ def cut_short(path):
     path.write_bytes(path.read_bytes()[:1000])
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("spoil", "expected", "tuned"),
     [

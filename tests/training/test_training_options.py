@@ -32,6 +32,7 @@ def features(*widths):
     return json.dumps({"features": widths})
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [

@@ -32,6 +32,7 @@ def asking(monkeypatch, signum, *, within, at):
     monkeypatch.setattr(SegmentationTask, within, step)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("signum", STOP, ids=lambda signum: signum.name)
 def test_a_signal_stops_after_the_step_and_the_run_goes_on(store, whole, tmp_path, monkeypatch, capsys, signum):
     asking(monkeypatch, signum, within="training_step", at=5)
@@ -78,6 +79,7 @@ def test_a_second_ctrl_c_does_not_wait(store, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("signum", "array"), [*zip(REQUEUE, [False, True], strict=False)])
 def test_slurm_requeues_the_job_which_goes_on_by_itself(store, whole, tmp_path, monkeypatch, signum, array):
     scontrol = tmp_path / "bin" / "scontrol"

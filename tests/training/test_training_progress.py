@@ -13,6 +13,7 @@ from medseg.training.progress import FitProgress, dice
 SHOWN = [word for word in WORDS if word not in ("--trainer.enable_progress_bar", "false")]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     "budget",
     # An hour is never what ends it: how many validations fit into a few seconds depends on the machine.

@@ -71,6 +71,7 @@ def end(processes):
         process.wait()
 
 
+@pytest.mark.slow
 def test_different_data_on_two_machines_are_told_apart_at_the_start(store, tmp_path):
     other = tmp_path / "other"
     prepare(write_toy_dataset(tmp_path), other, workers=1)
@@ -90,11 +91,12 @@ def test_different_data_on_two_machines_are_told_apart_at_the_start(store, tmp_p
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("victim", "signum"), [
     (1, signal.SIGKILL),
     (0, signal.SIGKILL),
-    pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow),
-    pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow),
+    (1, signal.SIGSTOP),
+    (0, signal.SIGSTOP),
 ])  # fmt: skip
 def test_a_process_that_dies_ends_the_other_within_a_minute(store, tmp_path, victim, signum):
     run = tmp_path / "run"
@@ -121,6 +123,7 @@ def launched_by(parent):
     raise LookupError(parent)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="children are found in /proc")
 def test_who_dies_of_what_is_told_by_the_process_that_started_it(store, tmp_path):
     run = tmp_path / "run"

@@ -17,6 +17,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda words: words[2] if len(words) > 2 else words[0])
 def test_a_run_goes_on_from_every_checkpoint_that_was_ever_its_last(store, tmp_path, monkeypatch, setting):
     """Written after every step, each is what a kill before the next would have left; the log ran on until then."""

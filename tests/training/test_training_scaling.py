@@ -112,8 +112,9 @@ def test_a_rank_without_a_validation_case_holds_nobody_up(folder):
     assert set(scores) == {"val/dice", "val/dice/liver", "val/dice/spleen"}
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize("fold", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fold", [0, 1])
 def test_two_processes_judge_every_case_once_and_alike(folder, fold):
     best = str(folder / "one" / "checkpoints" / "best.ckpt")
     score = ["test", "--config", "one/config.yaml", "--ckpt_path", best, "--data.fold", str(fold)]

@@ -1,0 +1,92 @@
+"""The same predictions: nnU-Net's predictor and ours on models that nnU-Net trained, a row per model and case.
+
+    ENV/bin/python benchmarks/nnunet_models.py --out build/nnunet --hippocampus data/raw/Task04_Hippocampus
+    ENV/bin/python benchmarks/nnunet_bridge.py --out build/nnunet
+
+Both in float32, with all flips of the model. Voxels with the same label; and the largest difference, over the organs,
+of the Dice that the two predictions have against the reference. nnU-Net adds windows up in float16, we in float32:
+where two classes are as good as level, or one window alone reaches a corner, they may part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from nnunet_models import DATASETS, MODELS, Model, place
+
+from medseg.checkpoints.run import checkpoints_in
+from medseg.inference.images import list_cases, read_case_image
+from medseg.inference.predict import Predictor
+from medseg.nnunet.importing import import_model
+
+
+@dataclass(frozen=True)
+class Row:
+    """How two predictions of one case compare."""
+
+    case: str
+    equal: float
+    dice: float
+
+
+def main() -> None:
+    """Compare every model that is there, and print the table."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--out", type=Path, required=True, help="where nnunet_models.py put its models")
+    options.add_argument("--cases", type=int, default=4, help="of each model")
+    chosen = options.parse_args()
+    place(chosen.out)
+    print("| model | case | same label | Dice differs by |\n|---|---|--:|--:|")
+    for model in MODELS:
+        folder = chosen.out / "results" / model.folder
+        if all((folder / f"fold_{fold}" / "checkpoint_final.pth").is_file() for fold in model.folds):
+            for row in compare(model, folder, chosen.out, chosen.cases):
+                told = f"{model.dataset}, {model.configuration}, {'residual' if model.residual else 'plain'}"
+                told += f", {len(model.folds)} folds" if len(model.folds) > 1 else ""
+                print(f"| {told} | {row.case} | {row.equal:.4%} | {row.dice:.5f} |", flush=True)
+
+
+def compare(model: Model, folder: Path, out: Path, most: int) -> list[Row]:
+    """Predict a few cases that the model has not seen with both."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    raw = out / "raw" / DATASETS[model.dataset][0]
+    theirs = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    theirs.initialize_from_trained_model_folder(str(folder), model.folds, "checkpoint_final.pth")
+    theirs.use_mirroring = theirs.allowed_mirroring_axes is not None
+    with tempfile.TemporaryDirectory() as place:
+        imported = Path(place) / "model"
+        _, flips = import_model(folder, imported, folds=[str(fold) for fold in model.folds])
+        ours = Predictor.load(checkpoints_in([imported]), mirror=bool(flips), device="cpu")
+    ours.half = None
+    rows = []
+    for case, files in [*list_cases(raw / "imagesTs", ours.plan).items()][:most]:
+        one = ours.predict(read_case_image(files, ours.plan))
+        reader = theirs.plans_manager.image_reader_writer_class()
+        data, properties = reader.read_images([str(file) for file in files])
+        other = theirs.predict_single_npy_array(data, properties).transpose(2, 1, 0)
+        reference = np.asarray(nib.load(raw / "labelsTs" / f"{case}.nii.gz").dataobj)
+        rows.append(Row(case, float((one == other).mean()), difference(one, other, reference)))
+    return rows
+
+
+def difference(one: np.ndarray, other: np.ndarray, reference: np.ndarray) -> float:
+    """The largest difference of Dice against the reference, over the labels of all three."""
+    values = sorted({*np.unique(one), *np.unique(other), *np.unique(reference)} - {0})
+    return max((abs(dice(one == v, reference == v) - dice(other == v, reference == v)) for v in values), default=0.0)
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    """2 |A and B| / (|A| + |B|), 1 where both are empty."""
+    total = one.sum() + other.sum()
+    return float(2 * (one & other).sum() / total) if total else 1.0
+
+
+if __name__ == "__main__":
+    main()

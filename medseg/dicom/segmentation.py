@@ -1,0 +1,204 @@
+"""DICOM segmentation objects (SEG): a segment per organ on the slices of a series, in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+import medseg
+from medseg.dicom.organs import Organ, codes_of
+from medseg.dicom.series import Series, pydicom
+from medseg.errors import DataError, UsageError
+from medseg.machine.files import whole
+from medseg.space.volume import same_place
+
+Masks = Mapping[str, Bool[np.ndarray, "i j k"]]
+"""Organ -> its voxels on the grid of a series: column, row, slice. They may overlap."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Who drew the segments.
+
+    Attributes:
+        name: Such as ``"medseg unet"``.
+        version: What tells it from others of the name; here the digest of the checkpoints.
+    """
+
+    name: str
+    version: str
+
+
+def highdicom(path: Path) -> Any:
+    """The library that writes and reads segmentation objects.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    try:
+        import highdicom as library
+    except ImportError:
+        raise UsageError(f"{path} needs highdicom, which is not installed", "pip install 'medseg[dicom]'") from None
+    return library
+
+
+def write_segmentation(
+    path: Path, masks: Masks, organs: Sequence[Organ], series: Series, algorithm: Algorithm, *, like: Sequence[Any]
+) -> None:
+    """Write the masks as one segmentation object that refers to every slice of its series; whole or not at all.
+
+    Args:
+        path: Target, ending in ``.dcm``.
+        masks: See `Masks`; an organ that no voxel belongs to keeps its segment, without a frame.
+        organs: In the order of the segments.
+        series: Where they lie.
+        algorithm: Who drew them.
+        like: The headers of the slices, see `headers_of`.
+
+    Raises:
+        UsageError: highdicom is not installed.
+    """
+    hd = highdicom(path)
+    from pydicom.uid import generate_uid
+
+    stack = np.stack([masks[organ.name].transpose(2, 1, 0) for organ in organs], axis=-1).astype(np.uint8)
+    written = hd.seg.Segmentation(
+        source_images=list(like),
+        pixel_array=stack,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[_described(hd, n, organ, algorithm) for n, organ in enumerate(organs, start=1)],
+        series_instance_uid=generate_uid(),
+        series_number=_new_number(like),
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="medseg",
+        manufacturer_model_name=algorithm.name,
+        software_versions=medseg.__version__,
+        device_serial_number=algorithm.version,
+        content_label="SEGMENTATION",
+        content_description=f"Organs segmented by {algorithm.name}"[:64],
+        series_description=f"{series.name} segmented"[:64],
+        omit_empty_frames=bool(stack.any()),
+    )
+    with whole(path) as partial:
+        written.save_as(partial)
+
+
+def headers_of(series: Series) -> list[Any]:
+    """The headers of a series' slices without their voxels, in its order."""
+    library = pydicom(series.files[0])
+    return [library.dcmread(file, stop_before_pixels=True) for file in series.files]
+
+
+def read_segmentation(path: Path, series: Series) -> dict[str, Bool[np.ndarray, "i j k"]]:
+    """Read a segmentation object as masks on the grid of the series that it segments.
+
+    Frames that it leaves out are empty; slices are found by their position.
+
+    Raises:
+        UsageError: highdicom is not installed.
+        DataError: It is no segmentation, it refers to another series, or its frames lie between or beyond the slices.
+    """
+    hd = highdicom(path)
+    try:
+        read = hd.seg.segread(path)
+    except (ValueError, AttributeError, KeyError) as error:
+        raise DataError(path, f"is no readable DICOM segmentation ({_last(error)})", "Export it again") from None
+    _require_series(path, read, series)
+    try:
+        volume = read.get_volume(rescale_fractional=True)
+    except (RuntimeError, ValueError) as error:
+        raise DataError(path, f"is no volume of segments ({_last(error)})", "Export it again") from None
+    labels = [str(read.get_segment_description(number).SegmentLabel) for number in read.segment_numbers]
+    array = np.asarray(volume.array)  # (slice, row, column, segment)
+    planes = np.asarray(volume.affine) @ _to_columns_first()
+    planes[:2] *= -1  # LPS+ to RAS+
+    stack = _on_series(path, array.transpose(2, 1, 0, 3) >= 0.5, planes, series)
+    found: dict[str, Bool[np.ndarray, "i j k"]] = {}
+    for index, label in enumerate(labels):
+        found[label] = found[label] | stack[..., index] if label in found else stack[..., index]
+    return found
+
+
+def _to_columns_first() -> Any:
+    """Indices (column, row, slice) to (slice, row, column)."""
+    return np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
+
+
+def _on_series(path: Path, masks: Any, affine: Any, series: Series) -> Any:
+    """Masks of some slices among all slices of the series.
+
+    Raises:
+        DataError: Their grid is not that of the series.
+    """
+    offset = np.linalg.solve(series.affine, affine)
+    start = np.rint(offset[:3, 3]).astype(int)
+    flipped = offset[2, 2] < 0
+    if flipped:
+        start[2] -= masks.shape[2] - 1
+        masks = masks[:, :, ::-1]
+    placed = series.affine.copy()
+    placed[:3, 3] = (series.affine @ [*start, 1])[:3]
+    ours = affine.copy()
+    if flipped:
+        ours[:3, 3] = (affine @ [0, 0, masks.shape[2] - 1, 1])[:3]
+        ours[:3, 2] *= -1
+    stop = start + masks.shape[:3]
+    if not same_place(ours, placed, masks.shape[:3]) or (start < 0).any() or (stop > series.shape).any():
+        raise DataError(
+            path,
+            f"does not lie on the slices of series {series.name}, which it says it segments",
+            "Export it on the grid of that series",
+        )
+    on_series = np.zeros((*series.shape, masks.shape[3]), dtype=bool)
+    on_series[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = masks
+    return on_series
+
+
+def _require_series(path: Path, read: Any, series: Series) -> None:
+    frame = str(read.get("FrameOfReferenceUID", ""))
+    named = {str(uid) for study in [read.get_source_image_uids()] for _, _, uid in study}
+    if frame and series.frame_of_reference and frame != series.frame_of_reference:
+        raise DataError(
+            path, f"has another frame of reference than series {series.name}", "Give the series it segments"
+        )
+    if named and not named & set(series.instances):
+        raise DataError(path, f"refers to none of the slices of series {series.name}", "Give the series it segments")
+
+
+def _described(hd: Any, number: int, organ: Organ, algorithm: Algorithm) -> Any:
+    from pydicom.sr.codedict import codes
+
+    found = codes_of(organ.name)
+    description = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=organ.name[:64],
+        segmented_property_category=found.category,
+        segmented_property_type=found.kind,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name=algorithm.name, family=codes.cid7162.ArtificialIntelligence, version=algorithm.version
+        ),
+        tracking_uid=hd.UID(),
+        tracking_id=organ.name[:64],
+        anatomic_regions=[found.region] if found.region else None,
+        display_color=hd.color.CIELabColor.from_rgb(*organ.rgb),
+    )
+    if found.side:
+        kind = description.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [hd.sr.CodedConcept.from_code(found.side)]
+    return description
+
+
+def _new_number(like: Sequence[Any]) -> int:
+    """A series number beside that of the source, as scanners and viewers leave room for."""
+    return int(like[0].get("SeriesNumber", 0) or 0) * 100 + 1
+
+
+def _last(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

@@ -1,0 +1,193 @@
+"""A folder of DICOM files sorted into series, of which the odd ones are named and left out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg.errors import DataError, UsageError
+from medseg.space.volume import Affine, Shape
+
+_UNEVEN = 0.02  # share by which the gaps between slices may differ; scanners round positions
+_TURNED = 1e-3  # by how much a direction cosine may differ within a series
+_TAGS = (
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality",
+    "SeriesNumber", "SeriesDescription", "ImageType", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
+    "Rows", "Columns", "SliceThickness", "NumberOfFrames",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """The slices of one series, in the order of a volume's last axis.
+
+    Attributes:
+        uid: Its Series Instance UID.
+        name: For files: its number and description, such as ``"004_t1_axial"``.
+        modality: ``"CT"``, ``"MR"``, ...
+        frame_of_reference: Its Frame of Reference UID; "" where the scanner gave none.
+        files: One per slice.
+        instances: Their SOP Instance UIDs.
+        affine: Indices ``(column, row, slice)`` to RAS+ mm.
+        shape: Columns, rows, slices.
+    """
+
+    uid: str
+    name: str
+    modality: str
+    frame_of_reference: str
+    files: tuple[Path, ...]
+    instances: tuple[str, ...]
+    affine: Affine
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class OddSeries:
+    """A series that is no volume, and why."""
+
+    folder: Path
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.folder}: series {self.name} is left out: {self.reason}"
+
+
+def pydicom(path: Path) -> Any:
+    """The library that reads DICOM.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    try:
+        import pydicom as library
+    except ImportError:
+        raise UsageError(f"{path} is DICOM, and pydicom is not installed", "pip install 'medseg[dicom]'") from None
+    return library
+
+
+def sort_series(folder: Path) -> tuple[list[Series], list[OddSeries]]:
+    """Read the headers of every DICOM file below a folder and sort them by series.
+
+    Args:
+        folder: Searched with its folders; files that are no DICOM are passed over, as are objects without an image
+            grid (reports, segmentations, structure sets).
+
+    Returns:
+        The series that are volumes, by name; and the odd ones: localisers, slices of several directions or sizes,
+        gaps, doubled slices, single slices.
+
+    Raises:
+        UsageError: pydicom is not installed.
+        DataError: The folder is missing or holds no DICOM.
+    """
+    if not folder.is_dir():
+        raise DataError(folder, "is no folder", "Give the folder of DICOM files")
+    groups: dict[str, list[tuple[Path, Any]]] = defaultdict(list)
+    for path, header in _headers(sorted(path for path in folder.rglob("*") if path.is_file())):
+        groups[str(header.get("SeriesInstanceUID", ""))].append((path, header))
+    if not groups:
+        raise DataError(folder, "holds no DICOM image", "Give the folder of a series, or of several")
+    whole: list[Series] = []
+    odd: list[OddSeries] = []
+    for slices in groups.values():
+        if not _is_image(slices[0][1]):
+            continue
+        try:
+            whole.append(_series(slices))
+        except _OddError as reason:
+            odd.append(OddSeries(slices[0][0].parent, _name(slices[0][1]), str(reason)))
+    return sorted(whole, key=lambda series: (series.name, series.uid)), sorted(odd, key=str)
+
+
+def series_of(path: Path) -> Series:
+    """The one series of a folder, or that which a file belongs to among those beside it.
+
+    Raises:
+        DataError: There is none or more than one, or it is no volume; with the reason.
+    """
+    folder = path if path.is_dir() else path.parent
+    whole, odd = sort_series(folder)
+    if path.is_file():
+        whole = [series for series in whole if path in series.files]
+        odd = odd if not whole else []
+    if len(whole) == 1:
+        return whole[0]
+    if whole:
+        names = ", ".join(series.name for series in whole[:5])
+        raise DataError(folder, f"holds {len(whole)} series ({names})", "Name one slice of the series that you mean")
+    reason = odd[0].reason if odd else "no image is among its DICOM files"
+    raise DataError(path, f"is no series that makes a volume: {reason}", "Export the series again")
+
+
+class _OddError(Exception):
+    """Why a series is no volume."""
+
+
+def _headers(files: Iterable[Path]) -> Iterable[tuple[Path, Any]]:
+    library = None
+    for path in files:
+        with path.open("rb") as content:
+            if content.read(132)[128:] != b"DICM":
+                continue
+        library = library or pydicom(path)
+        yield path, library.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+
+
+def _is_image(header: Any) -> bool:
+    return "Rows" in header and str(header.get("Modality", "")) not in ("SEG", "RTSTRUCT", "RTDOSE", "SR", "PR", "KO")
+
+
+def _name(header: Any) -> str:
+    """Number and description of a series in letters that any file system takes."""
+    number, description = header.get("SeriesNumber"), str(header.get("SeriesDescription", "") or "series")
+    plain = "".join(letter if letter.isalnum() else "_" for letter in description).strip("_") or "series"
+    return f"{int(number or 0):03d}_{plain}"
+
+
+def _series(slices: Sequence[tuple[Path, Any]]) -> Series:
+    first = slices[0][1]
+    if "LOCALIZER" in [str(kind).upper() for kind in first.get("ImageType", ())]:
+        raise _OddError("it is a localiser")
+    if int(first.get("NumberOfFrames", 1) or 1) > 1:
+        raise _OddError("it is multi-frame; convert it to one file per slice or to NIfTI")
+    if any(key not in header for _, header in slices for key in ("ImagePositionPatient", "ImageOrientationPatient")):
+        raise _OddError("its slices do not say where they lie")
+    if len({(int(header.Rows), int(header.Columns)) for _, header in slices}) > 1:
+        raise _OddError("its slices differ in size")
+    turns = np.array([[float(x) for x in header.ImageOrientationPatient] for _, header in slices])
+    if np.abs(turns - turns[0]).max() > _TURNED:
+        raise _OddError("its slices have several directions, such as a localiser's")
+    if len(slices) == 1:
+        raise _OddError("it has one slice")
+    along_row, along_column = turns[0][:3], turns[0][3:]
+    normal = np.cross(along_row, along_column)
+    positions = np.array([[float(x) for x in header.ImagePositionPatient] for _, header in slices])
+    order = np.argsort(positions @ normal, kind="stable")
+    gaps = np.diff(positions[order] @ normal)
+    if gaps.min() < 1e-3:
+        raise _OddError("two of its slices lie at the same place")
+    if np.ptp(gaps) > _UNEVEN * np.median(gaps):
+        raise _OddError(f"gaps of {gaps.min():.4g} to {gaps.max():.4g} mm between its slices: some are missing")
+    between_rows, between_columns = (float(x) for x in first.PixelSpacing)
+    affine = np.eye(4)
+    step = (positions[order[-1]] - positions[order[0]]) / (len(slices) - 1)
+    affine[:3, :3] = np.stack([along_row * between_columns, along_column * between_rows, step], axis=1)
+    affine[:3, 3] = positions[order[0]]
+    affine[:2] *= -1  # from LPS+ to RAS+
+    return Series(
+        uid=str(first.SeriesInstanceUID),
+        name=_name(first),
+        modality=str(first.get("Modality", "")),
+        frame_of_reference=str(first.get("FrameOfReferenceUID", "")),
+        files=tuple(slices[index][0] for index in order),
+        instances=tuple(str(slices[index][1].SOPInstanceUID) for index in order),
+        affine=affine,
+        shape=(int(first.Columns), int(first.Rows), len(slices)),
+    )

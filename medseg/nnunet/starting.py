@@ -1,0 +1,74 @@
+"""What nnU-Net or nnssl has trained, as weights that a training of medseg can begin with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from medseg.checkpoints.reading import require_numbers
+from medseg.errors import CheckpointError
+from medseg.nnunet.architecture import as_ours, counterpart
+from medseg.nnunet.plans import organs_of
+
+_STAGE = re.compile(r"encoder\.stages\.(\d+)\.")
+_STEP = re.compile(r"(?:net\.)*(?:upsamples|upsamplers)\.(\d+)\.")
+
+
+def is_foreign(content: Any) -> bool:
+    """Whether what was read from a file is a checkpoint of nnU-Net's trainer or of nnssl."""
+    return isinstance(content, dict) and isinstance(content.get("network_weights"), dict)
+
+
+def weights_for(
+    path: Path, content: Mapping[str, Any], names: Iterable[str]
+) -> tuple[dict[str, Tensor], list[str] | None]:
+    """The weights of such a file under the names of our network.
+
+    Of nnssl's only the encoder is taken: what its decoder learned was not to segment.
+
+    Args:
+        path: The file.
+        content: What `medseg.nnunet.folder.read_pickle` found in it.
+        names: Of the weights of the network that begins with them.
+
+    Returns:
+        Name -> weight, of the names that have a counterpart there, whatever its shape; and the organs that it was
+        trained on in the order of its outputs, None where it does not say.
+
+    Raises:
+        CheckpointError: Its weights are no numbers.
+    """
+    kept = content["network_weights"]
+    require_numbers(path, kept)
+    adaptation = content.get("nnssl_adaptation_plan")
+    if isinstance(adaptation, dict):
+        kept = _encoder(path, kept, adaptation)
+    ours = [*names]
+    steps = [int(found[1]) for name in ours if (found := _STEP.match(name))]
+    levels = [int(found[1]) for name in kept if (found := _STAGE.match(str(name)))]
+    if not steps or not levels:
+        problem = "holds none of the networks that unet and residual_encoder_unet are counterparts of"
+        raise CheckpointError(path, problem, "Train one of these, or start from another file")
+    named = {name: counterpart(name, 2 + max(steps), 1 + max(levels)) for name in ours}
+    found_there = {name: as_ours(kept[theirs]) for name, theirs in named.items() if theirs in kept}
+    arguments = content.get("init_args")
+    described = arguments.get("dataset_json") if isinstance(arguments, dict) else None
+    return found_there, organs_of(described) if isinstance(described, dict) else None
+
+
+def _encoder(path: Path, kept: Mapping[str, Tensor], adaptation: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The encoder and its stem under nnU-Net's names, wherever nnssl's network keeps them."""
+    told = {"encoder.stages": adaptation.get("key_to_encoder"), "encoder.stem": adaptation.get("key_to_stem")}
+    places = {name: place for name, place in told.items() if isinstance(place, str)}
+    if len(places) < len(told):
+        raise CheckpointError(path, "does not say where its encoder is", "Use a file that nnssl wrote for fine-tuning")
+    return {
+        f"{name}{key[len(place) :]}": weight
+        for name, place in places.items()
+        for key, weight in kept.items()
+        if key.startswith(f"{place}.")
+    }

@@ -1,0 +1,99 @@
+"""Models of nnU-Net: written by our own export, or by nnU-Net's own classes where they are installed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from medseg.checkpoints.reading import read_checkpoint
+from medseg.export import export
+from medseg.plan.plan import Normalisation, Plan
+from support.prediction import write_checkpoint
+
+NNUNET = "nnU-Net is not installed: pip install 'medseg[nnunet]'"
+
+PLAN = Plan(
+    name="Dataset501_Toy",
+    modalities=("CT",),
+    labels={"liver": 1, "spleen": 2},
+    orientation="kji",
+    spacing_mm=(3.0, 1.5, 1.5),
+    patch_size=(8, 16, 16),
+    batch_size=2,
+    normalisation=(Normalisation("ct", lower=-100.0, upper=200.0, mean=50.0, std=60.0),),
+    strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+    kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+    features=(4, 6, 8),
+)
+SLICES = replace(
+    PLAN,
+    patch_size=(1, 16, 16),
+    own_spacing=(0,),
+    strides=((1, 1, 1), (1, 2, 2), (1, 2, 2)),
+    kernels=((1, 3, 3),) * 3,
+)
+REGIONS = replace(
+    PLAN,
+    modalities=("T1", "T2"),
+    normalisation=(Normalisation("zscore_nonzero"), Normalisation("rescale")),
+    labels={"whole": (1, 2), "rest": (3,)},
+    paint_order=(1, 3),
+    independent=True,
+    ignore=4,
+    orientation="RAS",
+)
+NETS = {
+    "unet": {"upsampling_bias": True, "level_kernels": True},
+    "residual_encoder_unet": {"blocks": [1, 2, 2], "upsampling_bias": True},
+}
+
+
+def exported(folder, plan=PLAN, net="unet", knobs=None, *, flips=(0, 1, 2)):
+    """A checkpoint of random weights, and the folder of nnU-Net that our export made of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {"flips": [*flips], "as_nnunet": True}
+    path = write_checkpoint(
+        folder / "ours.ckpt", plan, net=net, net_options=NETS[net] if knobs is None else knobs, signature=told
+    )
+    export(read_checkpoint(path), folder / "model", form="nnunet")
+    return path, folder / "model"
+
+
+def edited(folder, name, change):
+    """The JSON file of a model, changed."""
+    path = folder / name
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def respelt(folder, change, fold="fold_0"):
+    """The pickle of a model, changed."""
+    path = folder / fold / "checkpoint_final.pth"
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def trained_by_nnunet(folder, plan=PLAN, net="unet"):
+    """A folder with nnU-Net's own network and its random weights, under plans and labels that our export writes."""
+    plans = pytest.importorskip("nnunetv2.utilities.plans_handling.plans_handler", reason=NNUNET)
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    _, model = exported(folder, plan, net)
+    known = plans.PlansManager(json.loads((model / "plans.json").read_text()))
+    how = known.get_configuration(known.available_configurations[0])
+    torch.manual_seed(3)
+    network = get_network_from_plans(
+        how.network_arch_class_name,
+        how.network_arch_init_kwargs,
+        how.network_arch_init_kwargs_req_import,
+        len(plan.modalities),
+        plan.num_classes,
+        deep_supervision=True,
+    )
+    for parameter in network.parameters():  # biases and norms of a trained network are not zeros and ones
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    respelt(model, lambda content: content.update(network_weights=network.state_dict()))
+    return network, model
