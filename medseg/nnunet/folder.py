@@ -14,6 +14,7 @@ from medseg.checkpoints.facts import explained
 from medseg.checkpoints.numbers import numpy_numbers
 from medseg.checkpoints.reading import read_plain, require_numbers
 from medseg.errors import CheckpointError, DataError, listed
+from medseg.machine.files import read_json
 
 KINDS = ("final", "best")
 """Which of a fold's checkpoints: after the last epoch, or that of the best validation."""
