@@ -65,7 +65,7 @@ def test_scores_with_and_without_it_are_read_whoever_knows_it(place):
     path = place / "out" / "cases.csv"
     (first, _) = read_rows(path)
     assert first.value("size_similarity") == pytest.approx(1 - 32 / 96, rel=1e-5)
-    lines = path.read_text().split()
+    lines = path.read_text().splitlines()
     path.write_text("\n".join(f"{line},{note}" for line, note in zip(lines, ("note", "x", "y"), strict=True)))
     assert "note" not in read_rows(path)[0].scores.values
 

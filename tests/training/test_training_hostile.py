@@ -64,7 +64,6 @@ def deep(levels=100):
 LOOP = "loops/fit_loop"
 BROKEN = {
     "callbacks of texts": entry("callbacks", {"StepClock": "beside.Net", "SeedSteps": "beside.Net"}),
-    "a clock without time": entry("callbacks/StepClock", {}),
     "a clock of text": entry("callbacks/StepClock/elapsed_s", "beside.Net"),
     "a list of bad steps": entry("callbacks/SkipBadSteps/in_a_row", [1]),
     "no optimizer": entry("optimizer_states", []),
