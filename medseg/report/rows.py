@@ -70,7 +70,7 @@ def read_rows(path: Path) -> tuple[CaseRow, ...]:
         raise DataError(path, f"cannot be read ({reason})", "Give the cases.csv that medseg evaluate wrote") from None
     if not lines:
         raise DataError(path, "holds no case", "Run medseg evaluate again")
-    lacking = [column for column in (*_WORDS, *_OURS) if column not in lines[0]]
+    lacking = [column for column in (*_OURS, *_WORDS) if column not in lines[0]]
     if lacking:
         raise DataError(path, f"lacks the column {lacking[0]}", "Give the cases.csv that medseg evaluate wrote")
     try:
