@@ -96,7 +96,8 @@ def metrics() -> str:
     for row in measures.rows().values():
         cells = (f"`{row.name}`", row.meaning, "" if row.best is None else f"{row.best:g}", *empty[row.empty])
         lines.append("| " + " | ".join(cells) + " |")
-    lines.append("| `outcome` | `found`, `missed`, `false` (invented) or `absent` (rightly left out) | | | |")
+    outcomes = "`found`, `missed` (not one voxel of it), `false` (invented) or `absent` (rightly left out)"
+    lines.append(f"| `outcome` | {outcomes} | | | |")
     return before + MADE + "\n" + "\n".join(lines) + "\n\n" + MADE + after
 
 

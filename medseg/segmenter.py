@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Integer
@@ -17,6 +18,7 @@ from medseg.nets import NetSpec, build_net, list_nets
 from medseg.patches.settings import PRESETS
 from medseg.patches.stitch import stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
+from medseg.space.labels import Painting
 from medseg.types import Image, Logits
 
 
@@ -96,8 +98,14 @@ class Segmenter:
         return logits
 
     def decide(self, logits: Logits) -> Integer[Tensor, "b *space"] | Bool[Tensor, "b c *space"]:
-        """The class of each voxel, or for overlapping regions a mask per organ."""
-        return logits.argmax(dim=1) if self.plan.exclusive else logits > 0
+        """The class of each voxel, or for overlapping regions a mask per organ, as a label file would tell them."""
+        if self.plan.exclusive:
+            return logits.argmax(dim=1)
+        canvas = Canvas(self.plan.painting, logits.new_zeros((len(logits), *logits.shape[2:]), dtype=torch.int32))
+        for index in range(logits.shape[1]):
+            canvas.add(index, ..., logits[:, index] > 0)
+        values = canvas.finished()
+        return torch.stack([torch.isin(values, values.new_tensor(own)) for own in self.plan.values], dim=1)
 
     def segment(self, image: Image) -> Integer[Tensor, "1 i j k"] | Bool[Tensor, "1 c i j k"]:
         """Decide every voxel of one whole prepared volume ``(1, m, i, j, k)``, by overlapping windows.
@@ -114,6 +122,31 @@ class Segmenter:
                 whole = decided.new_empty((*decided.shape[:-3], *shape), dtype=kind)
             whole.narrow(axis - 3, where.start, where.stop - where.start).copy_(decided)
         return whole
+
+
+class Canvas:
+    """Values of voxels, painted region by region in the order of the classes.
+
+    Args:
+        painting: What sets of regions are called.
+        values: Zeros, ``(*space)``; become the values.
+    """
+
+    def __init__(self, painting: Painting, values: Integer[Tensor, "*space"]) -> None:
+        self._painting, self._values = painting, values
+        self._hits = {members: torch.zeros_like(values, dtype=torch.int16) for members in painting.exact}
+
+    def add(self, index: int, place: Any, inside: Bool[Tensor, "*part"]) -> None:
+        """Paint one region, of which ``inside`` tells the voxels at a place."""
+        self._values[place].masked_fill_(inside, self._painting.order[index])
+        for members, hits in self._hits.items():  # a region that is no member puts them out of reach
+            hits[place] += inside * (1 if index in members else -len(self._painting.order))
+
+    def finished(self) -> Integer[Tensor, "*space"]:
+        """The values."""
+        for members, hits in self._hits.items():
+            self._values.masked_fill_(hits == len(members), self._painting.exact[members])
+        return self._values
 
 
 def require_same_kinds(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

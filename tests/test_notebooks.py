@@ -59,11 +59,8 @@ def test_a_notebook_is_a_narrative_that_asserts_something(path):
     assert any("assert " in cell.source for cell in cells if cell.cell_type == "code")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path if path.stem.startswith("05") else pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path):
     notebook = read(path)
     (at,) = [n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]

@@ -53,7 +53,8 @@ def test_the_wheel_holds_the_package_and_what_the_demo_needs(built):
         names = set(archive.namelist())
         metadata = Parser().parsestr(archive.read(f"medseg-{medseg.__version__}.dist-info/METADATA").decode())
         entry = archive.read(f"medseg-{medseg.__version__}.dist-info/entry_points.txt").decode()
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "medseg").rglob("*.py")}
+    inside = (ROOT / "medseg").rglob("*")
+    sources = {str(path.relative_to(ROOT)) for path in inside if path.suffix in (".py", ".csv", ".css")}
     assert sources <= names
     assert {"medseg/py.typed", "medseg/cli/demo.yaml"} <= names
     assert {name.split("/")[0] for name in names} == {"medseg", f"medseg-{medseg.__version__}.dist-info"}

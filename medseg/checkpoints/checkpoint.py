@@ -302,7 +302,7 @@ def _plain(value: Any, depth: int = 16) -> bool:
 
 def _rule(value: Any) -> bool:
     kinds = {"value": _whole, "largest_component": _flag, "minimum_mm3": _number, "fill_holes": _flag}
-    known = isinstance(value, dict) and value.keys() == kinds.keys()
+    known = isinstance(value, dict) and value.keys() - {"organ"} == kinds.keys() and _text(value.get("organ", ""))
     return known and all(fits(value[key]) for key, fits in kinds.items()) and 0 <= value["minimum_mm3"] < math.inf
 
 

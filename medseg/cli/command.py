@@ -38,6 +38,10 @@ def dataset_option(parser: argparse.ArgumentParser) -> None:
 TRUST = "a class outside medseg that the checkpoint names and that you trust, such as mynet.Plain; may be repeated"
 
 
+NSD_MM = "tolerance of the surface Dice in mm (default: 2)"
+SURFACES = "what surfaces are made of: voxels, as in MONAI, or areas, as in surface-distance (default: voxels)"
+
+
 def trust_option(parser: argparse.ArgumentParser) -> None:
     """What a checkpoint may name."""
     parser.add_argument("--trust", action="append", metavar="PATH", help=TRUST)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from medseg.cli.command import (
     METRIC,
+    NSD_MM,
+    SURFACES,
     Command,
     Options,
     above_zero,
@@ -176,7 +178,13 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a checkpoint, a run or a cross-validation; several are averaged",
     )
-    parser.add_argument("--input", type=Path, required=True, help="an image, or a folder of images")
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        help="an image, a folder of images, or a dataset, whose test cases are meant",
+    )
+    parser.add_argument("--all", action="store_true", help="of a dataset, predict the training cases, too")
     parser.add_argument("--output", type=Path, required=True, help="folder for the label files")
     parser.add_argument(
         "--tta",
@@ -213,6 +221,7 @@ def _predict(options: Options) -> int:
         options.input,
         options.output,
         save_probabilities=options.save_probabilities,
+        training_too=options.all,
         overwrite=options.overwrite,
         console=Console(stderr=True),
     )
@@ -224,7 +233,7 @@ def _predict(options: Options) -> int:
 def _choose_cleaning_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help="the checkpoints to write the rules into")
     parser.add_argument("--predictions", type=Path, required=True, help="uncleaned predictions of held-out cases")
-    parser.add_argument("--references", type=Path, required=True, help="folder of their reference labels")
+    parser.add_argument("--references", type=Path, required=True, help="folder of reference labels, or a dataset")
 
 
 def _choose_cleaning(options: Options) -> int:
@@ -241,7 +250,8 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--references", type=Path, required=True, help="folder of reference labels, or a dataset")
     parser.add_argument("--labels", type=Path, help="a dataset.json that names the labels")
     parser.add_argument("--output", type=Path, required=True, help="folder for summary.json, cases.csv, report.html")
-    parser.add_argument("--tolerance", type=float, metavar="MM", help="tolerance of the surface Dice (default: 2)")
+    parser.add_argument("--nsd_mm", "--tolerance", type=float, metavar="MM", help=NSD_MM)
+    parser.add_argument("--surfaces", choices=("voxels", "areas"), default="voxels", help=SURFACES)
     parser.add_argument("--metric", action="append", metavar="PATH", help=METRIC)
     workers_option(parser)
 
@@ -250,10 +260,10 @@ def _evaluate(options: Options) -> int:
     from rich.console import Console
 
     from medseg.datasets.manifest import read_manifest
+    from medseg.datasets.matching import read_references
     from medseg.metrics.table import take_in
     from medseg.report.evaluate import evaluate
     from medseg.report.html import write_report
-    from medseg.report.matching import read_references
     from medseg.report.tables import print_summary
     from medseg.space.labels import others_value
 
@@ -270,7 +280,8 @@ def _evaluate(options: Options) -> int:
         ignore=named.ignore if named else None,
         workers=options.workers,
         console=Console(stderr=True),
-        **({} if options.tolerance is None else {"tolerance_mm": options.tolerance}),
+        element=options.surfaces,
+        **({} if options.nsd_mm is None else {"tolerance_mm": options.nsd_mm}),
     )
     write_report(evaluation, commands=[shlex.join(["medseg", *sys.argv[1:]])])
     print_summary(evaluation)

@@ -16,9 +16,11 @@ from pytorch_lightning.loggers import Logger
 
 from medseg.checkpoints.origin import flat
 from medseg.checkpoints.run import Run
-from medseg.cli.command import METRIC, TRUST
+from medseg.cli.command import METRIC, NSD_MM, SURFACES, TRUST
 from medseg.errors import DataError, UsageError, nearest
 from medseg.machine.documents import parse_document, read_document
+from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
+from medseg.metrics.table import Element
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.training.fit import LoggerName, Trainer
@@ -98,6 +100,8 @@ class MedsegCLI(LightningCLI):
         )
         if self.command == "test":
             parser.add_argument("--metric", type=str, action="append", metavar="PATH", help=METRIC)
+            parser.add_argument("--nsd_mm", type=float, default=DEFAULT_TOLERANCE_MM, help=NSD_MM)
+            parser.add_argument("--surfaces", type=Element, default="voxels", help=SURFACES)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """What the configs say, merged, then what the command line says."""

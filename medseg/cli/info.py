@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.checkpoints.facts import read_facts
 from medseg.checkpoints.run import Run
 from medseg.errors import DataError
+from medseg.plan.cleaning import rules_from_plain
 from medseg.plan.plan import Plan
 
 
@@ -51,10 +53,15 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "flips in training": "unknown" if kept.flips is None else ", ".join(map(str, kept.flips)) or "none",
         "loss": options["loss"],
         "optimizer": ", ".join(filter(None, (options["optimizer"], rate and f"lr {rate:g}", options.get("schedule")))),
+        "cleaning": _cleaning(kept),
         "trained": f"{kept.steps} steps, {kept.epochs} epochs",
         "scores": {name: round(score, 4) for name, score in kept.scores.items()},
         **(_origin(kept.origin) if kept.origin else {}),
     }
+
+
+def _cleaning(kept: Checkpoint) -> dict[str, str] | str:
+    return {organ: str(rule) for organ, rule in rules_from_plain(kept.cleaning, kept.plan).items()} or "none"
 
 
 def _imported(told: Mapping[str, Any]) -> dict[str, Any]:

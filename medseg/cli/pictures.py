@@ -30,7 +30,7 @@ def write_pictures(root: Path, out: Path, plan: Plan | None = None, *, workers: 
         DataError: None of the few cases can be read, or they cannot be prepared.
     """
     drawn = write_figures(root, out, cases=CASES)
-    told = f"{_count(drawn, 'picture')} of cases"
+    told = f"{len(drawn)} picture{'s' * (len(drawn) != 1)} of cases"
     dataset = read_dataset(root)
     train, held_back = _parted(dataset)
     if not train:
@@ -54,7 +54,3 @@ def _parted(dataset: Dataset) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
     patients = {case.patient for case in drawn}
     others = [case for case in dataset.cases if case.patient not in patients] or [*drawn[-1:]]
     return tuple(case for case in drawn if case.patient != others[0].patient), tuple(others[:1])
-
-
-def _count(written: tuple[Path, ...], noun: str) -> str:
-    return f"{len(written)} {noun}" + ("" if len(written) == 1 else "s")

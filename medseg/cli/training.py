@@ -106,9 +106,11 @@ def validate(words: Sequence[str]) -> int:
 def test(words: Sequence[str]) -> int:
     """``medseg test``: predict the held-back cases from their files, score and report them; returns the exit status."""
     from medseg.inference.writer import WritePredictions
+    from medseg.report.evaluate import require_lengths
     from medseg.report.run_report import report_test
 
     scored = _finished(words, "test")
+    require_lengths(scored.scoring["tolerance_mm"])
     store, trainer = Store(scored.data.store), scored.trainer
     written = WritePredictions(scored.run.test.predictions, store, scored.segmenter)
     judge = judge_of(scored.segmenter)
@@ -120,8 +122,8 @@ def test(words: Sequence[str]) -> int:
     trainer.strategy.barrier()  # the first process scores what all of them have written
     if trainer.is_global_zero:
         console = next((one.console for one in callbacks_of(trainer) if isinstance(one, CaseProgress)), None)
-        cases = scored.data.cases.val
-        evaluation = report_test(scored.run, store, cases, note=scored.note, console=console)
+        cases, note = scored.data.cases.val, scored.note
+        evaluation = report_test(scored.run, store, cases, note=note, console=console, **scored.scoring)
         status = max(status, evaluation.exit_status)
     trainer.strategy.barrier()
     return status
@@ -134,6 +136,7 @@ class _Finished:
     segmenter: Segmenter
     trainer: Trainer
     note: str
+    scoring: dict[str, Any]
 
 
 def _finished(words: Sequence[str], command: str) -> _Finished:
@@ -161,7 +164,8 @@ def _finished(words: Sequence[str], command: str) -> _Finished:
         say(told + (f"; {note}" if note else ""))
         if checkpoint.cases and (moved := data_differs(checkpoint.cases, identity(Store(data.store)))):
             say(f"{data.store} is not as the store that it was trained on: {moved[0]}")
-    return _Finished(run, data, segmenter, trainer, note)
+    scoring = {"tolerance_mm": options.nsd_mm, "element": options.surfaces} if command == "test" else {}
+    return _Finished(run, data, segmenter, trainer, note, scoring)
 
 
 def _on_training_cases(checkpoint: Checkpoint, data: VolumesDataModule, *, allowed: bool) -> str:

@@ -22,6 +22,9 @@ from medseg.space.volume import Volume, same_place
 _MOST_VALUES = 10_000  # of a table of counts: label files that hold intensities by mistake are counted by sorting
 
 
+_CHANNELS = "Give one file per modality, or one 4D file that holds them all in this order"
+
+
 @dataclass(frozen=True)
 class Case:
     """The files of one examination.
@@ -184,6 +187,8 @@ def read_image(files: Sequence[Path], modalities: Sequence[str]) -> Volume:
     """
     if not files:
         raise ValueError("expected at least one image file, got none")
+    if len(files) not in (1, len(modalities)):
+        raise DataError(files[0], f"is one of {len(files)} files, expected 1 or {len(modalities)}", _CHANNELS)
     volumes: list[Volume] = []
     for path in files:
         volume = read_volume(path)
@@ -197,7 +202,7 @@ def read_image(files: Sequence[Path], modalities: Sequence[str]) -> Volume:
         raise DataError(
             where,
             f"has {counted(len(array), 'channel')}, expected {len(modalities)} ({', '.join(modalities)})",
-            "Give one file per modality, or one 4D file that holds them all in this order",
+            _CHANNELS,
         )
     return Volume(array, volumes[0].affine)
 
@@ -329,7 +334,7 @@ def _require_files(file: Path, files: Files, manifest: Manifest) -> None:
             file,
             f"declares {counted(len(manifest.modalities), 'modality', 'modalities')}, but case {files.id!r} has "
             f"{counted(len(files.images), 'image file')}",
-            "Give one file per modality, or one 4D file that holds them all",
+            _CHANNELS,
         )
 
 

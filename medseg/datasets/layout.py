@@ -7,14 +7,15 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from medseg.datasets.manifest import Manifest
+from medseg.datasets.names import Channels, apart, by_channel, by_suffix, composed, existing, single, volumes
 from medseg.datasets.patterns import FIELDS, fill, find_files, mistake_in, pattern_of
 from medseg.errors import DataError
-from medseg.space.reading import ENDINGS, case_name, images_in, is_there
+from medseg.space.reading import ENDINGS, case_name, is_there
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,15 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
             f'has the entry {entry!r} under "{key}"',
             'Write it as {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}',
         )
-    names, label = [_slashed(name) for name in names], _slashed(label) if label else None
-    paths = tuple(root / name for name in names)
+    paths = tuple(existing(root / _slashed(name)) for name in names)
+    mask = existing(root / _slashed(label)) if label else None
+    case = case_name(mask or paths[0])
     if len(paths) == 1 and not is_there(paths[0]):
         paths = _channel_files(paths[0]) or paths
     return Files(
-        id=case_name(root / (label or names[0])),
+        id=case,
         images=paths,
-        label=root / label if label else None,
+        label=mask,
         remedy=f'Add the file, or remove the entry from "{key}" in {manifest.file.name}',
     )
 
@@ -109,12 +111,8 @@ def _is_apple_double(entry: Any) -> bool:
 
 def _channel_files(image: Path) -> tuple[Path, ...]:
     """Older nnU-Net lists name ``a.nii.gz`` where the files are called ``a_0000.nii.gz``, ``a_0001.nii.gz``."""
-    ending = image.name[len(case_name(image)) :]
-    return tuple(sorted(image.parent.glob(f"{_escape(case_name(image))}_[0-9][0-9][0-9][0-9]{ending}")))
-
-
-def _escape(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
+    ending = next((ending for ending in ENDINGS if image.name.endswith(ending)), "")
+    return tuple(sorted(image.parent.glob(f"{escape(image.name.removesuffix(ending))}_[0-9][0-9][0-9][0-9]{ending}")))
 
 
 def _distinct(entries: list[Files]) -> list[Files]:
@@ -157,37 +155,47 @@ def _nnunet_listed(root: Path, manifest: Manifest, table: dict[str, Any]) -> lis
                 'Write it as {"images": ["a_0000.nii.gz"], "label": "a.nii.gz"}',
             )
         remedy = f'Add the file, or remove case {case!r} from "dataset"'
-        listed.append(Files(case, tuple(root / str(image) for image in images), root / label, remedy))
+        paths = tuple(existing(root / str(image)) for image in images)
+        listed.append(Files(composed(case), paths, existing(root / label), remedy))
     return listed
 
 
 def _nnunet_folder(root: Path, manifest: Manifest, part: str, endings: Sequence[str]) -> list[Files]:
-    images: dict[str, dict[int, Path]] = {}
-    for path in _volumes(root / f"images{part}", endings):
-        found = re.fullmatch(r"(.+)_(\d{4})", case_name(path))
-        if found is None:
-            raise DataError(
-                path,
-                'has no channel number, though dataset.json has "channel_names" as nnU-Net\'s raw layout has',
-                'Call it ..._0000.nii.gz, or declare "modality" instead of "channel_names"',
-            )
-        images.setdefault(found.group(1), {})[int(found.group(2))] = path
     folder, needs_label = root / f"labels{part}", part == "Tr"
-    if needs_label and images and not folder.is_dir():
+    scans = volumes(root / f"images{part}", endings)
+    if needs_label and scans and not folder.is_dir():
         remedy = f"Put the labels of images{part} there; images that are only to be predicted belong in imagesTs"
         raise DataError(folder, "is missing", remedy)
-    labels = {case_name(path): path for path in _volumes(folder, endings)} if needs_label or folder.is_dir() else {}
+    labels = single(by_suffix(volumes(folder, endings))) if needs_label or folder.is_dir() else {}
+    channels: Channels = {}
+    for path in scans:
+        case, number = _numbered(path, labels)
+        channels.setdefault(case, {}).setdefault(number, []).append(path)
+    images = single(channels)
     one_file = max(map(len, images.values()), default=1) == 1  # per case, perhaps with all channels in it
     numbers = range(1 if one_file else len(manifest.modalities))
     return [
         Files(
             case,
             _channels(images.get(case, {}), root / f"images{part}" / case, numbers, endings[0]),
-            labels.get(case) or (folder / f"{case}{endings[0]}" if needs_label else None),
+            labels[case][0] if case in labels else folder / f"{case}{endings[0]}" if needs_label else None,
             "Add it, or remove the other files of this case",
         )
         for case in sorted(set(images) | set(labels))
     ]
+
+
+def _numbered(path: Path, labels: Collection[str]) -> tuple[str, int]:
+    """The case and the channel of an image, as nnU-Net names it."""
+    name = case_name(path)
+    found = re.fullmatch(r"(.+)_(\d{4})", name)
+    if found is not None and (name not in labels or found[1] in labels):
+        return found[1], int(found[2])
+    raise DataError(
+        path,
+        'has no channel number, though dataset.json has "channel_names" as nnU-Net\'s raw layout has',
+        f'Call it {name}_0000..., or declare "modality" instead of "channel_names"',
+    )
 
 
 def _channels(found: dict[int, Path], stem: Path, numbers: Sequence[int], ending: str) -> tuple[Path, ...]:
@@ -204,13 +212,13 @@ def _patterned(root: Path, manifest: Manifest) -> FilesOfDataset:
             f'lacks "{"label" if image else "image"}", the pattern of the paths',
             'Write both, such as "image": "{case}/ct.nii.gz", "label": "{case}/organs.nii.gz"',
         )
-    images = find_files(root, image, manifest.modalities)
-    if not images:
+    scans = find_files(root, image, manifest.modalities)
+    if not scans:
         remedy = "Compare it with the path of a file; {case} stands for what differs from case to case"
         raise DataError(manifest.file, f'finds no file that fits "image": "{image}"', remedy)
-    labels = {case: files[0] for case, files in find_files(root, label).items()}
+    images, labels = map(single, apart(scans, find_files(root, label)))
     training = [_fitted(root, manifest, (image, label), images, labels, case) for case in set(images) | set(labels)]
-    tests = find_files(root, test, manifest.modalities) if test else {}
+    tests = single(find_files(root, test, manifest.modalities)) if test else {}
     return training, [_fitted(root, manifest, (test, ""), tests, {}, case) for case in tests]
 
 
@@ -228,7 +236,7 @@ def _fitted(
     manifest: Manifest,
     patterns: tuple[str, str],
     images: dict[str, dict[int, Path]],
-    labels: dict[str, Path],
+    labels: dict[str, dict[int, Path]],
     case: str,
 ) -> Files:
     image, label = patterns
@@ -237,7 +245,7 @@ def _fitted(
     return Files(
         case,
         tuple(path for _, path in sorted((expected | images.get(case, {})).items())),
-        labels.get(case, root / fill(label, case)) if label else None,
+        labels.get(case, {0: root / fill(label, case)})[0] if label else None,
         'Add it, or correct the patterns in dataset.json; images without labels belong under "test_image"',
     )
 
@@ -246,10 +254,8 @@ def _plain(root: Path, manifest: Manifest) -> FilesOfDataset:
     content = manifest.content
     image_folder = _folder(root, manifest, "image_folder", ("images", "imagesTr"))
     label_folder = _folder(root, manifest, "label_folder", ("labels", "labelsTr"))
-    suffix = str(content.get("label_suffix", ""))
-    images = images_by_name(image_folder, manifest.modalities)
-    labels = {_without(case_name(path), suffix): path for path in _volumes(label_folder)}
-    _require_pairs(manifest, (image_folder, images), (label_folder, labels))
+    suffix = composed(str(content.get("label_suffix", "")))
+    images, labels = _pairs(manifest, image_folder, label_folder, suffix)
     remedy = (
         'Add it; if the names differ by an ending, state it as "label_suffix" in dataset.json; images without labels '
         'belong in a "test_folder"'
@@ -257,42 +263,52 @@ def _plain(root: Path, manifest: Manifest) -> FilesOfDataset:
     training = [
         Files(
             case,
-            images.get(case) or (image_folder / f"{case}.nii.gz",),
-            labels.get(case, label_folder / f"{case}{suffix}.nii.gz"),
+            tuple(images.get(case, {0: image_folder / f"{case}.nii.gz"}).values()),
+            labels.get(case, {0: label_folder / f"{case}{suffix}.nii.gz"})[0],
             remedy,
         )
-        for case in sorted(set(images) | set(labels))
+        for case in set(images) | set(labels)
     ]
-    test_folder = root / str(content.get("test_folder", "imagesTs"))
+    test_folder = existing(root / str(content.get("test_folder", "imagesTs")))
     if "test_folder" not in content and not test_folder.is_dir():
         return training, []
-    test = images_by_name(test_folder, manifest.modalities)
-    return training, [Files(case, files, None, remedy) for case, files in test.items()]
+    test = single(by_channel(volumes(test_folder), manifest.modalities))
+    return training, [Files(case, tuple(files.values()), None, remedy) for case, files in test.items()]
 
 
-def _require_pairs(
-    manifest: Manifest, images: tuple[Path, dict[str, tuple[Path, ...]]], labels: tuple[Path, dict[str, Path]]
-) -> None:
+def _pairs(
+    manifest: Manifest, image_folder: Path, label_folder: Path, suffix: str
+) -> tuple[dict[str, dict[int, Path]], dict[str, dict[int, Path]]]:
+    """The images and the labels of two folders, which may be one where labels have a suffix."""
+    scans, masks = volumes(image_folder), by_suffix(volumes(label_folder), suffix)
+    images = by_channel(scans, manifest.modalities, cases=masks)
+    if image_folder.resolve() == label_folder.resolve():
+        if not suffix:
+            remedy = 'Say what ends the names of the labels, such as "label_suffix": "_seg", or name two folders'
+            raise DataError(manifest.file, f"names {image_folder.name} for images and for labels", remedy)
+        images, masks = apart(images, masks)
+    found, labels = single(images), single(masks)
+    if found and labels and not set(found) & set(labels):
+        raise _another_rule(manifest, scans, [files[0] for files in labels.values()])
+    return found, labels
+
+
+def _another_rule(manifest: Manifest, scans: Sequence[Path], masks: Sequence[Path]) -> DataError:
     """Names of which none is in both folders follow a rule of their own."""
-    (image_folder, scans), (label_folder, masks) = images, labels
-    if not scans or not masks or set(scans) & set(masks):
-        return
-    scan, mask = min(scans), min(masks)
-    ends = scans[scan][0].name[len(scan) :], masks[mask].name[len(case_name(masks[mask])) :]
     root = manifest.file.parent
-    folders = [os.path.relpath(folder, root) for folder in (image_folder, label_folder)]
-    raw = [case_name(path) for path in masks.values()]
-    told = pattern_of(folders[0], list(scans), raw, ends[0]), pattern_of(folders[1], raw, list(scans), ends[1])
-    raise DataError(
-        manifest.file,
-        f"finds no label for any image: {scans[scan][0].name} in {folders[0]}, {masks[mask].name} in {folders[1]}",
-        f'Say how they are called: "image": "{told[0]}", "label": "{told[1]}"',
-    )
+    told = []
+    for paths, others in ((scans, masks), (masks, scans)):
+        folder = os.path.relpath(paths[0].parent, root)
+        ending = next((ending for ending in ENDINGS if paths[0].name.endswith(ending)), "")
+        told.append(pattern_of(folder, [*map(case_name, paths)], [*map(case_name, others)], ending))
+    seen = (f"{paths[0].name} in {os.path.relpath(paths[0].parent, root)}" for paths in (scans, masks))
+    problem = f"finds no label for any image: {', '.join(seen)}"
+    return DataError(manifest.file, problem, f'Say how they are called: "image": "{told[0]}", "label": "{told[1]}"')
 
 
 def _folder(root: Path, manifest: Manifest, key: str, defaults: tuple[str, ...]) -> Path:
     if key in manifest.content:
-        return root / str(manifest.content[key])
+        return existing(root / str(manifest.content[key]))
     found = next((root / name for name in defaults if (root / name).is_dir()), None)
     if found is None:
         raise DataError(
@@ -301,52 +317,4 @@ def _folder(root: Path, manifest: Manifest, key: str, defaults: tuple[str, ...])
             f'Name the folder, "{key}": "...", or say how the files are called, such as "image": '
             '"{case}/ct.nii.gz", "label": "{case}/organs.nii.gz"',
         )
-    return found
-
-
-def images_by_name(
-    folder: Path, modalities: tuple[str, ...], *, leave_out: Collection[Path] = ()
-) -> dict[str, tuple[Path, ...]]:
-    """Group files by case; ``_0000`` or the modality's own name may end the name of a file that holds one channel.
-
-    Raises:
-        DataError: The folder is missing, or two files could be the same channel of a case.
-    """
-    cases: dict[str, dict[int, Path]] = {}
-    for path in _volumes(folder, leave_out=leave_out):
-        case, channel = channel_of(path, modalities)
-        other = cases.setdefault(case, {}).setdefault(channel, path)
-        if other != path:
-            raise DataError(path, f"and {other.name} could both be channel {channel} of {case}", "Keep one of the two")
-    return {case: tuple(files[index] for index in sorted(files)) for case, files in sorted(cases.items())}
-
-
-def channel_of(path: Path, modalities: tuple[str, ...]) -> tuple[str, int]:
-    """Which case an image belongs to by its name, and which of its channels it is, or begins with.
-
-    Example:
-        >>> channel_of(Path("a_0001.nii.gz"), ("T1", "T2")), channel_of(Path("b_T2.nii"), ("T1", "T2"))
-        (('a', 1), ('b', 1))
-    """
-    order = {f"_{index:04d}": index for index in range(len(modalities))}
-    if len(modalities) > 1:
-        order |= {f"_{name}": index for index, name in enumerate(modalities)}
-    name = case_name(path)
-    ending = next((ending for ending in order if name.endswith(ending)), "")
-    return _without(name, ending), order.get(ending, 0)
-
-
-def _without(name: str, ending: str) -> str:
-    return name[: -len(ending)] if ending and name.endswith(ending) else name
-
-
-def _volumes(folder: Path, endings: Sequence[str] = ENDINGS, leave_out: Collection[Path] = ()) -> list[Path]:
-    """The images of a folder with one of these endings and its DICOM series; no two of one name."""
-    if not folder.is_dir():
-        raise DataError(folder, "is missing", "Check the dataset's path, or name the folder in dataset.json")
-    found = [path for path in images_in(folder) if path.name.endswith(tuple(endings)) or path.is_dir()]
-    found = [path for path in found if path not in leave_out]
-    for one, other in pairwise(found):
-        if case_name(one) == case_name(other):
-            raise DataError(one, f"lies beside {other.name}: either could be meant", "Keep one of the two")
     return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medseg.datasets.names import composed
 from medseg.errors import DataError, listed, meant, nearest
 from medseg.machine.documents import parse_document, read_text
 from medseg.space.labels import LabelValue, Others, others_value, values_of
@@ -139,7 +140,7 @@ def _split_roles(file: Path, table: dict[str, LabelValue]) -> tuple[dict[str, La
     organs = {name: value for name, value in table.items() if value not in (0, (0,))}
     if not organs:
         raise DataError(file, "declares no label besides background", 'Add one to "labels", such as "liver": 1')
-    seen: dict[LabelValue, str] = {}
+    seen: dict[tuple[int, ...], str] = {}
     for name, value in organs.items():
         values = values_of(value)
         if min(values) < 0 or 0 in values or ignore in values:
@@ -148,11 +149,11 @@ def _split_roles(file: Path, table: dict[str, LabelValue]) -> tuple[dict[str, La
                 f"gives the label {name!r} the value {value}, which is negative, background or ignored",
                 "Give it positive values of its own",
             )
-        if value in seen:
+        if values in seen:
             raise DataError(
-                file, f"gives {seen[value]!r} and {name!r} the same value {value}", "Give every label its own value"
+                file, f"gives {seen[values]!r} and {name!r} the same value {value}", "Give every label its own value"
             )
-        seen[value] = name
+        seen[values] = name
     return organs, ignore
 
 
@@ -198,7 +199,7 @@ def _patients(file: Path, content: dict[str, Any]) -> dict[str, str]:
     patients = content.get("patients", {})
     if not isinstance(patients, dict) or not all(isinstance(p, (str, int)) for p in patients.values()):
         raise DataError(file, 'has "patients" that are not an object', 'Write "patients": {"scan_1": "Anna"}')
-    return {case: str(patient) for case, patient in patients.items()}
+    return {composed(case): str(patient) for case, patient in patients.items()}
 
 
 def _patient_pattern(file: Path, content: dict[str, Any]) -> str | None:
@@ -227,4 +228,4 @@ def _annotated(file: Path, content: dict[str, Any], organs: tuple[str, ...]) -> 
             if name not in organs:
                 problem = f'names an unknown label {name!r} in "annotated" for case {case!r}{meant(name, organs)}'
                 raise DataError(file, problem, f"Choose from {listed(organs)}")
-    return {case: tuple(names) for case, names in table.items()}
+    return {composed(case): tuple(names) for case, names in table.items()}

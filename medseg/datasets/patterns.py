@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
+from medseg.datasets.names import Channels, composed
 from medseg.space.reading import is_there
 
 _FIELD = re.compile(r"\{(.*?)\}")
@@ -27,32 +28,43 @@ def mistake_in(pattern: object, *, fields: Sequence[str] = FIELDS) -> str:
         return f"has the field {{{strays[0]}}}"
     if "{case}" not in pattern:
         return "lacks {case}"
+    if "**" in pattern:
+        return "has **, where * stands for one folder each"
     if PurePosixPath(pattern).is_absolute() or "\0" in pattern:
         return "does not begin at the folder of the dataset"
     return ""
 
 
-def find_files(root: Path, pattern: str, modalities: Sequence[str] = ()) -> dict[str, dict[int, Path]]:
+def find_files(root: Path, pattern: str, modalities: Sequence[str] = ()) -> Channels:
     """Find the files whose path fits a pattern.
 
     Args:
         root: Where the pattern begins.
         pattern: A path with ``{case}``, which stands for any text without a slash, the same in every place, and perhaps
-            ``{modality}``, which stands for a modality's name or its number in four digits.
+            ``{modality}``, which stands for a modality's name, the longest that fits, or its number in four digits;
+            ``*`` stands for any text without a slash, such as the session of a BIDS folder.
         modalities: Their names, in order.
 
     Returns:
-        Case to modality's number to file; 0 where the pattern has no modality. Hidden files are left out.
+        Case to modality's number to files; 0 where the pattern has no modality. Hidden files and folders are left out.
     """
     names = {f"{index:04d}": index for index in range(len(modalities))}
-    names |= {name: index for index, name in enumerate(modalities)}
-    form = re.compile(_as_regex(pattern, tuple(names)))
-    found: dict[str, dict[int, Path]] = {}
-    for path in sorted(root.glob(_FIELD.sub("*", re.sub(r"([*?\[])", r"[\1]", pattern)))):
-        fit = form.fullmatch(path.relative_to(root).as_posix())
-        if fit is not None and not path.name.startswith(".") and is_there(path):
-            found.setdefault(fit["case"], {})[names.get(fit.groupdict().get("modality", ""), 0)] = path
+    names |= {composed(name): index for index, name in enumerate(modalities)}
+    form = re.compile(_as_regex(composed(pattern), sorted(names, key=len, reverse=True)))
+    found: Channels = {}
+    for path in sorted(root.glob(_FIELD.sub("*", re.sub(r"([?\[])|[^\0-\x7f]+", _for_glob, pattern)))):
+        place = path.relative_to(root)
+        fit = form.fullmatch(composed(place.as_posix()))
+        hidden = any(part.startswith(".") and part not in pattern.split("/") for part in place.parts)
+        if fit is not None and not hidden and is_there(path):
+            channel = names.get(fit.groupdict().get("modality", ""), 0)
+            found.setdefault(fit["case"], {}).setdefault(channel, []).append(path)
     return found
+
+
+def _for_glob(found: re.Match[str]) -> str:
+    """A letter for `Path.glob`, which knows but one way to encode an accent and gives ``?`` and ``[`` a meaning."""
+    return f"[{found[1]}]" if found[1] else "*"
 
 
 def fill(pattern: str, case: str, modality: str = "") -> str:
@@ -93,10 +105,10 @@ def _as_regex(pattern: str, modalities: Sequence[str]) -> str:
     form = ""
     for place, part in enumerate(_FIELD.split(pattern.removeprefix("./"))):
         if place % 2 == 0:
-            form += re.escape(part)
+            form += "[^/]*".join(map(re.escape, part.split("*")))
         elif part in seen:
             form += f"(?P={part})"
         else:
             seen.add(part)
-            form += f"(?P<{part}>[^/]+)" if part == "case" else f"(?P<{part}>{legal})"
+            form += f"(?P<{part}>[^/]+?)" if part == "case" else f"(?P<{part}>{legal})"
     return form

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from medseg.datasets.names import composed
 from medseg.errors import DataError, UsageError, meant
 from medseg.machine.documents import read_document
 
@@ -117,6 +118,8 @@ def _ids(path: Path, number: int, side: str, entry: Any, patient_of: Mapping[str
     ids = entry.get(side) if isinstance(entry, dict) else None
     if not isinstance(ids, list) or not ids:
         raise DataError(path, f'has no "{side}" cases in fold {number}', "List at least one case id")
+    known = {composed(case): case for case in patient_of}
+    ids = [known.get(composed(case), case) if isinstance(case, str) else case for case in ids]
     for case in ids:
         if not isinstance(case, str):
             raise DataError(path, f"has {case!r} in fold {number}, which is not text", "Put quotes around case ids")

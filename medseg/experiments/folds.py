@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from medseg.checkpoints.run import ENSEMBLE, Run, Scores
+from medseg.datasets.matching import Pair
 from medseg.errors import DataError, UsageError, listed
 from medseg.experiments.comparison_page import failures
 from medseg.experiments.job import Job
@@ -19,8 +20,8 @@ from medseg.pictures.markup import Markup, element
 from medseg.pictures.page import table
 from medseg.report.evaluate import Evaluation, write_evaluation
 from medseg.report.html import write_report
-from medseg.report.matching import Pair, references_of
 from medseg.report.rows import by_case
+from medseg.report.run_report import references_of
 from medseg.report.scoring import Scoring
 from medseg.report.summary import summarise
 from medseg.space.reading import case_name, images_in

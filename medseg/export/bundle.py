@@ -61,7 +61,15 @@ def write_bundle(model: Model, facts: dict[str, Any], folder: Path) -> Callable[
 def inference(model: Model, definition: Definition) -> dict[str, Any]:
     """The config that ``python -m monai.bundle run`` executes."""
     return {
-        "imports": ["$import functools", "$import glob", "$import os", "$import re", "$import numpy", "$import torch"],
+        "imports": [
+            "$import functools",
+            "$import glob",
+            "$import itertools",
+            "$import os",
+            "$import re",
+            "$import numpy",
+            "$import torch",
+        ],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
@@ -149,11 +157,8 @@ def metadata(model: Model, definition: Definition) -> dict[str, Any]:
 def _readme(model: Model, facts: dict[str, Any], definition: Definition) -> str:
     values = zip(facts["output"]["classes"], facts["output"]["values"], strict=True)
     medseg_too = " medseg" if needs_medseg(definition) else ""
-    cleaning = (
-        "\nRules that remove small parts of a single organ have no counterpart in MONAI and are left out.\n"
-        if left_out(facts["cleaning"])
-        else ""
-    )
+    why = "Rules that remove small parts of one organ, or clean overlapping regions, have no counterpart in MONAI"
+    cleaning = f"\n{why} and are left out.\n" if left_out(model) else ""
     return f"""# {model.plan.name}
 
 {model.checkpoint.net}, trained by medseg on {", ".join(model.plan.modalities)}. Research only.

@@ -105,6 +105,7 @@ def facts(model: Model) -> dict[str, Any]:
             "axes": ["batch", "class", "i", "j", "k"],
             "classes": [*(["background"] if plan.exclusive else []), *plan.organs],
             "values": list(plan.painted_classes),
+            **({} if plan.exclusive else {"sets": _sets(plan)}),
             "activation": "softmax" if plan.exclusive else "sigmoid",
         },
         "sliding_window": {"overlap": model.overlap, "weights": "gaussian", "sigma": 0.125, "padding": "zeros"}
@@ -115,6 +116,12 @@ def facts(model: Model) -> dict[str, Any]:
         "cleaning": kept.cleaning,
         "scores": kept.scores,
     }
+
+
+def _sets(plan: Plan) -> list[dict[str, Any]]:
+    """What a voxel of several regions is called; of sets that are not here, it is painted in the order of classes."""
+    named = plan.painting.sets.items()
+    return [{"classes": [plan.organs[index] for index in members], "value": value} for members, value in named]
 
 
 def patches_of(model: Model, image: Volume | None = None) -> Float[Tensor, "b m i j k"]:

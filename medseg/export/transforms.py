@@ -7,6 +7,7 @@ from typing import Any
 
 from medseg.export.model import Model
 from medseg.plan.plan import Normalisation, Plan
+from medseg.space.labels import Painting
 from medseg.space.resample import through_plane_axis
 
 Step = dict[str, Any]
@@ -30,11 +31,11 @@ def postprocessing(model: Model) -> list[Step]:
     """Go back to the grid of the file with the logits, decide, clean, name the values as the dataset does, and save."""
     plan = model.plan
     values = plan.painted_classes
-    dtype = "uint8" if max(values) < 2**8 else "uint16" if max(values) < 2**16 else "int32"
+    dtype = "uint8" if plan.highest < 2**8 else "uint16" if plan.highest < 2**16 else "int32"
     return [
         _step("Invertd", "pred", transform="@preprocessing", orig_keys="image", nearest_interp=False, to_tensor=True),
-        *(_exclusive(values) if plan.exclusive else _painted(values)),
-        *_cleaning(model.checkpoint.cleaning),
+        *(_exclusive(values) if plan.exclusive else _painted(plan.painting)),
+        *(_cleaning(model.checkpoint.cleaning) if plan.exclusive else ()),
         _step(
             "SaveImaged",
             "pred",
@@ -92,11 +93,17 @@ def _exclusive(values: tuple[int, ...]) -> list[Step]:
     return [*decided, _step("MapLabelValued", "pred", orig_labels=list(range(len(values))), target_labels=list(values))]
 
 
-def _painted(values: tuple[int, ...]) -> list[Step]:
-    """Where a logit is above zero its organ is painted, later organs over earlier ones."""
+def _painted(painting: Painting) -> list[Step]:
+    """Where a logit is above zero its organ is painted, later organs over earlier ones; then what that gets wrong."""
     paint = "lambda painted, organ: painted.masked_fill(organ[0][None] > 0, organ[1])"
-    func = f"$lambda logits: functools.reduce({paint}, zip(logits, {list(values)}), torch.zeros_like(logits[:1]))"
-    return [_step("Lambdad", "pred", func=func)]
+    func = f"$lambda logits: functools.reduce({paint}, {{}}, torch.zeros_like(logits[:1]))"
+    layers = f"zip(logits, {list(painting.order)})"
+    if painting.exact:
+        sets = [[index in members for index in range(len(painting.order))] for members in painting.exact]
+        alike = "((logits > 0).movedim(0, -1) == torch.tensor(members, device=logits.device)).all(-1)"
+        exact = f"(({alike}, value) for members, value in zip({sets}, {[*painting.exact.values()]}))"
+        layers = f"itertools.chain({layers}, {exact})"
+    return [_step("Lambdad", "pred", func=func.format(layers))]
 
 
 def _cleaning(rules: list[dict[str, Any]]) -> list[Step]:
@@ -111,6 +118,8 @@ def _cleaning(rules: list[dict[str, Any]]) -> list[Step]:
     return steps
 
 
-def left_out(rules: list[dict[str, Any]]) -> bool:
-    """Whether a cleaning rule has no counterpart among MONAI's transforms: a least volume for a single organ."""
-    return any(not math.isclose(rule.get("minimum_mm3", 0.0), 0.0) for rule in rules)
+def left_out(model: Model) -> bool:
+    """Whether a rule has no counterpart among MONAI's transforms: a least volume for one organ, or regions."""
+    rules = model.checkpoint.cleaning
+    minima = (rule.get("minimum_mm3", 0.0) for rule in rules)
+    return any(not math.isclose(least, 0.0) for least in minima) or bool(rules and not model.plan.exclusive)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.datasets.case import require_same_grid
+from medseg.datasets.matching import Pair, References, match, read_references
 from medseg.errors import CheckpointError, DataError, listed
-from medseg.inference.clean import Choice, choose_rules, rules_to_plain
+from medseg.inference.trial import Choice, Example, choose_rules
 from medseg.machine.files import digest_of, whole
+from medseg.plan.cleaning import rules_to_plain
 from medseg.plan.plan import Plan
-from medseg.space.reading import case_name, images_in, read_labels
+from medseg.space.labels import settle_others
+from medseg.space.reading import read_labels
 from medseg.store.identity import trace
 
 
@@ -31,7 +33,7 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
     Args:
         checkpoints: Of one plan.
         predictions: Folder of uncleaned predictions, such as ``test/predictions`` of a run.
-        references: Folder with a reference of the same name for each of them.
+        references: Folder of references, or a dataset, with one for each of them.
 
     Returns:
         Organ name -> its rule and the mean Dice without and with it.
@@ -46,46 +48,54 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
     for one in kept:
         if one.plan != plan:
             raise CheckpointError(one.path, f"was trained on another plan than {kept[0].path}", "Choose for one plan")
-    values = plan.painted
-    pairs = _pairs(predictions, references)
-    _require_held_out(kept, [reference for _, reference in pairs])
-    choices = choose_rules(_read(pairs, plan), tuple(values.values()), ignore=plan.ignore)
-    rules = {value: choice.rule for value, choice in choices.items()}
+    pool = read_references(references)
+    pairs = _pairs(predictions, pool)
+    _require_held_out(kept, pairs)
+    choices = choose_rules(_Examples(pairs, pool, plan), plan)
+    rules = rules_to_plain({organ: choice.rule for organ, choice in choices.items()}, plan)
     for one in kept:
         with whole(one.path, remedy="Free space or check its rights") as partial, partial.open("wb") as file:
-            torch.save(one.with_cleaning(rules_to_plain(rules)), file)
-    return {organ: choices[value] for organ, value in values.items()}
+            torch.save(one.with_cleaning(rules), file)
+    return choices
 
 
-def _require_held_out(kept: Sequence[Checkpoint], references: Sequence[Path]) -> None:
+def _require_held_out(kept: Sequence[Checkpoint], pairs: Sequence[Pair]) -> None:
     """A case that only some of the checkpoints were trained on may have been predicted by the others."""
     seen = set.intersection(*(one.trained_on for one in kept))
-    known = [path for path in references if seen and trace(case_name(path), digest_of(path, "sha256")) in seen]
+    known = [pair for pair in pairs if seen and trace(pair.case, digest_of(pair.reference, "sha256")) in seen]
     if known:
-        cases = listed(map(case_name, known))
+        cases = listed(pair.case for pair in known)
         problem = f"holds cases that {listed(one.path for one in kept)} was trained on: {cases}"
-        raise DataError(known[0].parent, problem, "Give predictions of held-out cases, which medseg test writes")
+        raise DataError(
+            known[0].reference.parent, problem, "Give predictions of held-out cases, which medseg test writes"
+        )
 
 
-def _pairs(predictions: Path, references: Path) -> list[tuple[Path, Path]]:
-    found = images_in(predictions)
-    if not found:
-        raise DataError(predictions, "holds no prediction", "Give the folder that medseg test or predict wrote")
-    by_case = {case_name(path): path for path in images_in(references)}
-    for path in found:
-        if case_name(path) not in by_case:
-            raise DataError(references, f"holds no reference for {path.name}", "Give the folder of its label files")
-    return [(path, by_case[case_name(path)]) for path in found]
+def _pairs(predictions: Path, references: References) -> tuple[Pair, ...]:
+    matched = match(predictions, replace(references, all_expected=False))
+    if matched.failures:
+        first = matched.failures[0]
+        raise DataError(
+            predictions, f"holds {listed(one.case for one in matched.failures)} without partner", first.reason
+        )
+    return matched.pairs
 
 
-def _read(
-    pairs: list[tuple[Path, Path]], plan: Plan
-) -> Iterator[tuple[NDArray[Any], NDArray[Any], tuple[float, float, float]]]:
-    for prediction_file, reference_file in pairs:
-        prediction, reference = read_labels(prediction_file), read_labels(reference_file)
-        require_same_grid(prediction_file, prediction, reference_file, reference)
-        labels = reference.array[0]
-        if plan.exclusive:  # an organ of several values is predicted as the first of them
-            for several in plan.values:
-                labels = np.where(np.isin(labels, several[1:]), several[0], labels) if several[1:] else labels
-        yield prediction.array[0], labels, prediction.spacing_mm
+@dataclass(frozen=True)
+class _Examples:
+    """The cases of some files, read anew whenever they are looked at: all of them may not fit into memory."""
+
+    pairs: tuple[Pair, ...]
+    references: References
+    plan: Plan
+
+    def __iter__(self) -> Iterator[Example]:
+        for pair in self.pairs:
+            prediction, reference = read_labels(pair.prediction), read_labels(pair.reference)
+            require_same_grid(pair.prediction, prediction, pair.reference, reference)
+            voxel_mm3 = abs(float(np.linalg.det(reference.affine[:3, :3])))
+            truth, others = reference.array[0], self.plan.others_value
+            if others is not None:
+                truth = settle_others(truth, self.plan.atom_of_value, others)
+            annotated = self.references.annotated.get(pair.case)
+            yield Example(pair.case, prediction.array[0], truth, voxel_mm3, annotated)

@@ -49,6 +49,7 @@ def predict_cases(
     output: Path,
     *,
     save_probabilities: bool = False,
+    training_too: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
 ) -> FolderOutcome:
@@ -60,11 +61,13 @@ def predict_cases(
 
     Args:
         predictor: What to segment with.
-        source: An image file, or a folder; a case with several modalities is one 4D file, or a file per modality
-            ending in ``_0000``, ``_0001`` and so on, or in the modality's name. See `medseg.inference.images`.
+        source: A dataset, an image file, or a folder of images; a case with several modalities is one 4D file, or a
+            file per modality ending in ``_0000``, ``_0001`` and so on, or in the modality's name. See
+            `medseg.inference.images`.
         output: Folder to write to.
         save_probabilities: Also write ``CASE.npz`` with ``probabilities`` ``(c, i, j, k)`` in float16 on the image's
             grid, ``classes`` (their names) and ``affine``; NIfTI has no float16.
+        training_too: Of a dataset, predict its training cases, too.
         overwrite: Predict every case anew.
         console: Where to show how far it is, with a line per case; None shows nothing.
 
@@ -72,7 +75,7 @@ def predict_cases(
         DataError: The source is missing or holds no image, or nothing can be written to the output.
         UsageError: A prediction would overwrite its image, or be taken for one the next time.
     """
-    cases, doubles = find_cases(source, predictor.plan)
+    cases, left_out = find_cases(source, predictor.plan, training_too=training_too)
     _require_apart(source, cases, output, predictor.plan)
     require_writable(output)
     work = _Work(predictor, output, save_probabilities)
@@ -95,14 +98,14 @@ def predict_cases(
         _collect(results, pending)
     return FolderOutcome(
         tuple(work.label_file(case, files) for case, files in todo.items() if results[case] is None),
-        (*doubles, *(problem for case in todo if (problem := results[case]) is not None)),
+        (*left_out, *(problem for case in todo if (problem := results[case]) is not None)),
         tuple(work.label_file(case, files) for case, files in cases.items() if case not in todo),
     )
 
 
 def label_file(folder: Path, case: str, images: tuple[Path, ...], plan: Plan) -> Path:
     """The label file of a case: in the format of its first image where that holds every label."""
-    return folder / f"{case}{label_ending(images[0], max(plan.painted_classes))}"
+    return folder / f"{case}{label_ending(images[0], plan.highest)}"
 
 
 def predict_case(predictor: Predictor, images: tuple[Path, ...], target: Path) -> None:
@@ -234,10 +237,10 @@ def _explained(path: Path, problem: str) -> Iterator[None]:
 
 def _require_apart(source: Path, cases: Mapping[str, tuple[Path, ...]], output: Path, plan: Plan) -> None:
     for case, files in cases.items():
-        target = os.path.realpath(
-            label_file(output, case, files, plan)
-        )  # unlike Path.resolve content with a link to itself
+        label = label_file(output, case, files, plan)
+        target = os.path.realpath(label)  # unlike Path.resolve content with a link to itself
         if any(target == os.path.realpath(path) for path in files):
             raise UsageError(f"the prediction of {files[0]} would overwrite it", "Choose another --output")
-    if source.is_dir() and os.path.realpath(source) == os.path.realpath(output):
+    folders = {source, *(path.parent for files in cases.values() for path in files)} if not source.is_file() else ()
+    if os.path.realpath(output) in map(os.path.realpath, folders):
         raise UsageError(f"the predictions would lie among the images of {source}", "Choose another --output")

@@ -5,40 +5,53 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from medseg.datasets.case import read_image
-from medseg.datasets.layout import channel_of, images_by_name
-from medseg.errors import DataError
+from medseg.datasets.case import counted, read_dataset, read_image
+from medseg.datasets.names import by_channel, volumes
+from medseg.errors import DataError, listed
 from medseg.plan.plan import Plan
 from medseg.space.formats import is_dicom, is_dicom_folder
-from medseg.space.reading import ENDINGS, case_name, images_in, read_header
+from medseg.space.reading import ENDINGS, case_name, read_header
 from medseg.space.volume import Volume
 
 _MOST_UNLIKE = 1e5
 """Ratio of the volumes of two voxels beyond which one of them cannot be meant; a wrong unit is a factor of 1e9."""
 
 
-def list_cases(source: Path, plan: Plan) -> dict[str, tuple[Path, ...]]:
-    """Case name -> its image files, as `find_cases`, where no two images may share a case.
+Cases = dict[str, tuple[Path, ...]]
+"""Case name -> its image files."""
+
+
+def list_cases(source: Path, plan: Plan) -> Cases:
+    """The cases of `find_cases`, where nothing is wrong with any.
 
     Raises:
-        DataError: As `find_cases`, or two images would be one case.
+        DataError: As `find_cases`, or the first of its failures.
     """
-    cases, doubles = find_cases(source, plan)
-    if doubles:
-        raise doubles[0]
+    cases, failures = find_cases(source, plan)
+    if failures:
+        raise failures[0]
     return cases
 
 
-def find_cases(source: Path, plan: Plan) -> tuple[dict[str, tuple[Path, ...]], tuple[DataError, ...]]:
-    """Case name -> its image files, for a folder or for the case that one file belongs to; and what is ambiguous.
+def find_cases(source: Path, plan: Plan, *, training_too: bool = False) -> tuple[Cases, tuple[DataError, ...]]:
+    """The cases of a dataset, of a folder of images, or the one that an image belongs to; and why others are left out.
 
-    Files are told by their endings; a folder of DICOM slices is an image, whether it is the source or lies in it.
-    Images that share their case name, ``a.nii`` beside ``a.nii.gz`` or ``a.mha``, would overwrite each other's
-    prediction: they are left out and told.
+    Of a dataset these are its test cases. Files are told by their endings; a folder of DICOM slices is an image,
+    whether it is the source or lies in it. Images that share their case name, ``a.nii`` beside ``a.nii.gz`` or
+    ``a.mha``, would overwrite each other's prediction: they are left out.
+
+    Args:
+        source: The dataset, the folder or the image.
+        plan: Names the channels.
+        training_too: Of a dataset, take its training cases, too.
 
     Raises:
-        DataError: The source is missing or holds no image.
+        DataError: The source is missing, holds no image, or is a dataset of other modalities.
     """
+    if source.suffix == ".json" or (source / "dataset.json").is_file():
+        return _of_dataset(source, plan, training_too=training_too)
+    if training_too:
+        raise DataError(source, "is no dataset, of which all cases could be taken", "Leave --all out")
     if is_dicom(source):
         raise DataError(source, "is one slice of a DICOM series", "Give the folder of its series as --input")
     if source.is_file():
@@ -47,43 +60,58 @@ def find_cases(source: Path, plan: Plan) -> tuple[dict[str, tuple[Path, ...]], t
         raise DataError(source, "does not exist", "Give an image file or a folder of images as --input")
     if is_dicom_folder(source):
         return {source.resolve().name: (source,)}, ()
-    doubles = _doubles(source, plan)
-    leave_out = {path for files in doubles.values() for path in files}
-    cases = images_by_name(source, plan.modalities, leave_out=leave_out)
-    told = [_double(second, first.name) for first, second, *_ in doubles.values()]
-    if not cases and not told:
-        raise DataError(
-            source,
-            f"holds no image ({', '.join(ENDINGS)} or a folder of DICOM slices)",
-            "Give an image file or a folder of images as --input",
-        )
-    return cases, tuple(told)
+    named = by_channel(volumes(source), plan.modalities)
+    if not named:
+        raise _no_image(source)
+    doubles = {
+        case: next((files for files in sorted(channels.values(), key=len) if len(files) > 1), None)
+        for case, channels in named.items()
+    }
+    cases = {case: _in_order(channels) for case, channels in named.items() if doubles[case] is None}
+    return cases, tuple(_double(files[1], files[0].name) for files in doubles.values() if files)
 
 
-def _case_of(file: Path, plan: Plan) -> dict[str, tuple[Path, ...]]:
+def _of_dataset(source: Path, plan: Plan, *, training_too: bool) -> tuple[Cases, tuple[DataError, ...]]:
+    dataset = read_dataset(source, missing_ok=True)
+    if dataset.modalities != plan.modalities:
+        problem = f"has images of {', '.join(dataset.modalities)}, the network knows {', '.join(plan.modalities)}"
+        raise DataError(source, problem, "Give a folder of images, or a dataset with these modalities in this order")
+    cases = (*dataset.cases, *dataset.test) if training_too else dataset.test
+    if not cases:
+        raise DataError(source, "lists no test cases", "Take its training cases with --all, or give a folder of images")
+    lacking = {case.id: path for case in cases for path in case.images if not path.exists()}
+    gone = tuple(DataError(path, f"is missing, the image of case {case!r}", "Add it") for case, path in lacking.items())
+    return {case.id: case.images for case in cases if case.id not in lacking}, gone
+
+
+def _no_image(folder: Path) -> DataError:
+    """Says what the folder holds in place of images."""
+    inner = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and volumes(path)]
+    if not inner:
+        problem = f"holds no image ({', '.join(ENDINGS)} or a folder of DICOM slices)"
+        return DataError(folder, problem, "Give an image file or a folder of images as --input")
+    return DataError(
+        folder,
+        f"holds no image itself, but {counted(len(inner), 'folder')} with images: {listed(inner)}",
+        "Give the folder of each case one after the other, or a dataset, whose dataset.json says how files are called",
+    )
+
+
+def _in_order(channels: dict[int, list[Path]]) -> tuple[Path, ...]:
+    return tuple(channels[number][0] for number in sorted(channels))
+
+
+def _case_of(file: Path, plan: Plan) -> Cases:
     """The case that one file belongs to, with its other channels."""
-    if not file.name.endswith(ENDINGS):
-        return {case_name(file): (file,)}
-    doubles = {path for files in _doubles(file.parent, plan).values() for path in files}
-    others = images_by_name(file.parent, plan.modalities, leave_out=doubles)
-    return {case: files for case, files in others.items() if file in files} or {case_name(file): (file,)}
+    if file.name.endswith(ENDINGS):
+        for case, channels in by_channel(volumes(file.parent), plan.modalities).items():
+            if file in _in_order(channels) and all(len(files) == 1 for files in channels.values()):
+                return {case: _in_order(channels)}
+    return {case_name(file): (file,)}
 
 
 def _double(path: Path, other: str) -> DataError:
     return DataError(path, f"has the case name of an image beside it, {other}", "Rename or move one of the two")
-
-
-def _doubles(folder: Path, plan: Plan) -> dict[str, list[Path]]:
-    """The files of the cases of which two could be the same channel, those two first."""
-    named: dict[str, dict[int, list[Path]]] = {}
-    for path in images_in(folder):
-        case, channel = channel_of(path, plan.modalities)
-        named.setdefault(case, {}).setdefault(channel, []).append(path)
-    return {
-        case: [path for paths in sorted(channels.values(), key=len, reverse=True) for path in paths]
-        for case, channels in named.items()
-        if any(len(paths) > 1 for paths in channels.values())
-    }
 
 
 def read_case_image(files: tuple[Path, ...], plan: Plan) -> Volume:

@@ -17,16 +17,17 @@ from torch import Tensor
 
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, UsageError
-from medseg.inference.clean import Rule, Rules, clean, rules_from_plain, rules_to_plain
+from medseg.inference.clean import clean
 from medseg.inference.restore import restore
 from medseg.machine.dotted import Trust
 from medseg.machine.hardware import best_precision
 from medseg.patches.geometry import geometry_of
 from medseg.patches.stitch import Predict, mirrored, stitched_slabs, sweep_axis
+from medseg.plan.cleaning import Rule, Rules, rules_from_plain, rules_to_plain
 from medseg.plan.grid import GridChange, to_plan_grid
 from medseg.plan.plan import Plan
 from medseg.segmenter import Segmenter
-from medseg.space.volume import Shape, Volume, spacing_of
+from medseg.space.volume import Shape, Volume
 
 HALF_BEYOND_BYTES = 2**31
 """Sums of a slab that would be larger in float32 are kept in float16, in which nnU-Net always adds."""
@@ -76,7 +77,7 @@ class Predictor:
         self.device = _device(device)
         self.segmenters = [segmenter.on(self.device) for segmenter in segmenters]
         self.mirror = tuple(mirror)
-        self.rules: dict[int, Rule] = dict(rules or {})
+        self.rules: dict[str, Rule] = dict(rules or {})
         self.digests = tuple(digests)
         self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(best_precision(self.device.type))
 
@@ -116,7 +117,7 @@ class Predictor:
                     f"cleans otherwise than {kept[0].path}",
                     "Choose the rules for all of them with medseg choose-cleaning, or predict with --no-cleaning",
                 )
-        rules = rules_from_plain(kept[0].cleaning) if cleaning else {}
+        rules = rules_from_plain(kept[0].cleaning, kept[0].plan) if cleaning else {}
         flips = _flips_of(dict(zip(checkpoints, segmenters, strict=True)), mirror)
         return cls(segmenters, mirror=flips, device=device, rules=rules, digests=[one.digest for one in kept])
 
@@ -137,7 +138,7 @@ class Predictor:
     @property
     def settings(self) -> dict[str, Any]:
         """Plain data that, with the image, decides the prediction."""
-        return {"checkpoints": self.digests, "mirror": self.mirror, "cleaning": rules_to_plain(self.rules)}
+        return {"checkpoints": self.digests, "mirror": self.mirror, "cleaning": rules_to_plain(self.rules, self.plan)}
 
     def prepare(self, image: Volume) -> Prepared:
         """Bring an image onto the plan's grid."""
@@ -186,7 +187,8 @@ class Predictor:
 
     def clean(self, labels: Integer[np.ndarray, "i j k"], change: GridChange) -> Integer[np.ndarray, "i j k"]:
         """Apply the cleaning rules of the checkpoint."""
-        return clean(labels, spacing_of(np.array(change.source_affine)), self.rules)
+        voxel_mm3 = abs(float(np.linalg.det(np.array(change.source_affine)[:3, :3])))
+        return clean(labels, voxel_mm3, self.rules, self.plan)
 
     def _sweep(self, shape: Shape) -> tuple[int, torch.dtype]:
         patch = self.plan.patch_size

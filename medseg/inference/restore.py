@@ -13,6 +13,8 @@ from torch import Tensor
 from medseg.inference.slabs import Slabs, Window, box_of, windows
 from medseg.plan.grid import GridChange, kept_box
 from medseg.plan.plan import Plan
+from medseg.segmenter import Canvas
+from medseg.space.labels import Painting
 
 
 def restore(
@@ -44,13 +46,14 @@ def restore(
         Integers of the smallest type that holds the values, on the grid of the file.
     """
     values = plan.painted_classes
-    labels = np.zeros(change.source_shape, dtype=np.min_scalar_type(max(values)))
+    labels = np.zeros(change.source_shape, dtype=np.min_scalar_type(plan.highest))
     target = np.moveaxis(kept_box(labels, change), axis, 0)
     channels = [] if probabilities is None else [np.moveaxis(kept_box(p, change), axis, 0) for p in probabilities]
     if probabilities is not None and plan.exclusive:
         probabilities[0] = 1  # outside of the box that was kept there is nothing but background
     for window in windows(slabs, change, axis=axis):
-        decided = _best(window, values) if plan.exclusive else _painted(window, values, 0.5 if averaged else 0.0)
+        threshold = 0.5 if averaged else 0.0
+        decided = _best(window, values) if plan.exclusive else _painted(window, plan.painting, threshold)
         target[window.rows] = decided.cpu().numpy()
         if channels:
             _write_probabilities(window if averaged else _activated(window, plan), channels)
@@ -76,17 +79,17 @@ def _best(window: Window, values: tuple[int, ...]) -> Tensor:
     return winner
 
 
-def _painted(window: Window, values: tuple[int, ...], threshold: float) -> Tensor:
-    """The values of overlapping regions, later ones over earlier ones."""
-    painted = torch.zeros(window.shape, dtype=torch.int32, device=window.slab.device)
-    for index, value in enumerate(values):
+def _painted(window: Window, painting: Painting, threshold: float) -> Tensor:
+    """The values of overlapping regions."""
+    canvas = Canvas(painting, torch.zeros(window.shape, dtype=torch.int32, device=window.slab.device))
+    for index in range(window.classes):
         scores = window.of_class(index)
         box = box_of(scores > threshold)
         if box is None:
             continue
         for place, score in window.interpolated(scores, box):
-            painted[place].masked_fill_(score > threshold, value)
-    return painted
+            canvas.add(index, place, score > threshold)
+    return canvas.finished()
 
 
 def _activated(window: Window, plan: Plan) -> Window:

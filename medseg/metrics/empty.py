@@ -4,7 +4,8 @@
 outcome    reference    prediction   overlap (Dice, IoU, precision, recall,    distances (HD, HD95,
                                      NSD, lesion F1)                           ASSD) in mm
 ========== ============ ============ ========================================= =======================
-found      has it       has it       as computed; 0/0 cannot happen            as computed
+found      has it       overlaps it  as computed; 0/0 cannot happen            as computed
+missed     has it       elsewhere    as computed, which is 0 but for the NSD   as computed
 missed     has it       lacks it     0                                         diagonal of the image
 false      lacks it     has it       0                                         diagonal of the image
 absent     lacks it     lacks it     1, it agrees                              0, it agrees
@@ -35,15 +36,15 @@ class Outcome(str, Enum):
     ABSENT = "absent"
 
 
-def outcome(predicted_voxels: int, reference_voxels: int) -> Outcome:
-    """Name what became of an organ from the sizes of its prediction and its reference.
+def outcome(predicted_voxels: int, reference_voxels: int, shared_voxels: int) -> Outcome:
+    """Name what became of an organ from the sizes of its prediction, of its reference, and of what they share.
 
     Example:
-        >>> outcome(0, 812)
-        <Outcome.MISSED: 'missed'>
+        >>> outcome(0, 812, 0), outcome(700, 812, 0)
+        (<Outcome.MISSED: 'missed'>, <Outcome.MISSED: 'missed'>)
     """
     if reference_voxels:
-        return Outcome.FOUND if predicted_voxels else Outcome.MISSED
+        return Outcome.FOUND if shared_voxels else Outcome.MISSED
     return Outcome.FALSE if predicted_voxels else Outcome.ABSENT
 
 

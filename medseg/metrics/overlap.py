@@ -49,7 +49,7 @@ class Counts:
     @property
     def outcome(self) -> Outcome:
         """Found, missed, false or absent."""
-        return outcome(self.predicted, self.reference)
+        return outcome(self.predicted, self.reference, self.tp)
 
 
 def dice(counts: Counts) -> float:

@@ -95,9 +95,8 @@ class MetricRow:
 
     def value(self, pair: OrganPair, options: Mapping[str, Any]) -> float:
         """The metric of an organ, an empty side decided as everywhere."""
-        outcome = pair.counts.outcome
-        if self.empty != "computed" and outcome is not Outcome.FOUND:
-            absent = outcome is Outcome.ABSENT
+        if self.empty != "computed" and not (pair.counts.predicted and pair.counts.reference):
+            absent = pair.counts.outcome is Outcome.ABSENT
             return float(absent) if self.empty == "overlap" else 0.0 if absent else pair.diagonal_mm
         return float(self.function(pair, **{name: options[name] for name in self.options if name in options}))
 

@@ -66,12 +66,8 @@ def estimate(network: nn.Module, spec: NetSpec, *, batch_size: int = 2) -> Cost:
         return tensor
 
     image = torch.empty(batch_size, spec.in_channels, *spec.patch_size, device="meta")
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, _as_kept):
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         ghost(image)
     sizes = [tensor.untyped_storage().nbytes() for tensor in kept.values()]
     trained = {id(parameter): parameter.numel() for parameter in network.parameters()}
     return Cost(sum(trained.values()), sum(sizes), max(sizes, default=0))
-
-
-def _as_kept(tensor: Tensor) -> Tensor:
-    return tensor

@@ -28,40 +28,43 @@ class Slice:
     Attributes:
         plane: Axial, coronal or sagittal.
         grey: The image, windowed to the organ and its surroundings; None without an image.
-        prediction: Mask of the prediction.
-        reference: Mask of the reference.
+        prediction: A mask of the prediction for each organ.
+        reference: Those of the reference.
         pixel_mm: Height and width of a pixel.
     """
 
     plane: str
     grey: UInt8[np.ndarray, "y x"] | None
-    prediction: Bool[np.ndarray, "y x"]
-    reference: Bool[np.ndarray, "y x"]
+    prediction: Bool[np.ndarray, "o y x"]
+    reference: Bool[np.ndarray, "o y x"]
     pixel_mm: tuple[float, float]
 
 
 def three_planes(
     image: Num[np.ndarray, "i j k"] | None,
-    prediction: Bool[np.ndarray, "i j k"],
-    reference: Bool[np.ndarray, "i j k"],
+    prediction: Bool[np.ndarray, "o i j k"],
+    reference: Bool[np.ndarray, "o i j k"],
     *,
     spacing_mm: Sequence[float],
 ) -> tuple[Slice, ...]:
     """Cut the three planes in which prediction and reference differ most, or where they are largest if equal.
 
-    Arrays are in RAS orientation; the view is cropped to the organ with a margin.
+    Arrays are in RAS orientation, masks organ by organ; the view is cropped to the organs with a margin.
     """
-    differs = prediction ^ reference
-    organ = bounding_box(prediction | reference) or tuple(slice(0, size) for size in reference.shape)
+    shape, there = reference.shape[1:], np.logical_or.reduce(reference)
+    differs = np.logical_or.reduce(prediction ^ reference)
+    organ = bounding_box(differs | there) or tuple(slice(0, size) for size in shape)
     box = tuple(
         slice(max(0, cut.start - round(_MARGIN_MM / step)), min(size, cut.stop + round(_MARGIN_MM / step)))
-        for cut, step, size in zip(organ, spacing_mm, reference.shape, strict=True)
+        for cut, step, size in zip(organ, spacing_mm, shape, strict=True)
     )
-    centre = slices(reference[box].shape, (differs if differs.any() else reference)[box].astype(np.uint8))
+    centre = slices(there[box].shape, (differs if differs.any() else there)[box].astype(np.uint8))
     greys = None if image is None else windowed(image[box], _window(image[organ], image[box]))
     cuts = []
     for plane, axis in PLANES.items():
-        ours, theirs = (upright(mask[box], axis, centre[axis]) for mask in (prediction, reference))
+        ours, theirs = (
+            np.stack([upright(mask[box], axis, centre[axis]) for mask in masks]) for masks in (prediction, reference)
+        )
         grey = None if greys is None else upright(greys, axis, centre[axis])
         across, up = (spacing_mm[other] for other in range(3) if other != axis)
         cuts.append(Slice(plane, grey, ours, theirs, (up, across)))
@@ -70,7 +73,7 @@ def three_planes(
 
 def draw_slice(cut: Slice, *, case: str, organ: str) -> Markup:
     """Draw one plane as a figure; outlines stay sharp and legible at any size."""
-    rows, columns = cut.reference.shape
+    rows, columns = cut.reference.shape[1:]
     high, wide = cut.pixel_mm
     width, height = columns * wide, rows * high
     letter = max(width, 0.6 * height)  # a tall picture is made small enough for the screen
@@ -79,8 +82,8 @@ def draw_slice(cut: Slice, *, case: str, organ: str) -> Markup:
         f"{int(cut.prediction.sum())}, shared {int((cut.prediction & cut.reference).sum())}"
     )
     lines = (
-        element("path", d=outline(mask), transform=f"scale({wide:.6g} {high:.6g})", fill="none", **look)
-        for mask, look in ((cut.reference, _HALO), (cut.reference, _REFERENCE), (cut.prediction, _PREDICTION))
+        element("path", d="".join(map(outline, masks)), transform=f"scale({wide:.6g} {high:.6g})", fill="none", **look)
+        for masks, look in ((cut.reference, _HALO), (cut.reference, _REFERENCE), (cut.prediction, _PREDICTION))
     )
     look = {"font_size": letter / 18, "fill": "#fff", "stroke": "#000", "stroke_width": letter / 120}
     letters = (

@@ -17,7 +17,8 @@ from medseg.errors import DataError
 from medseg.machine.documents import parse_document, read_text
 from medseg.machine.files import write_text
 from medseg.machine.typed import fields_of, misspelt, to_plain
-from medseg.space.labels import IGNORED, LabelValue, Others, others_value, overlap, values_of
+from medseg.space.labels import IGNORED, LabelValue, Others, Painting, others_value, overlap, values_of
+from medseg.space.labels import paint_order as default_order
 from medseg.space.volume import STORED
 
 Triple = tuple[int, int, int]
@@ -164,6 +165,17 @@ class Plan:
         return tuple(sorted({value for values in self.values for value in values}))
 
     @property
+    def painting(self) -> Painting:
+        """What a voxel of some organs is called in predicted label files."""
+        default = self.atoms if self.exclusive else default_order(self.values)
+        return Painting(self.values, self.paint_order or default)
+
+    @property
+    def highest(self) -> int:
+        """The highest value that a predicted label file may hold."""
+        return max(max(self.painted_classes), *([] if self.exclusive else map(max, self.values)))
+
+    @property
     def others_value(self) -> int | None:
         """The value that undeclared values of a label file count as, None where they are refused."""
         return others_value(self.others, self.ignore)
@@ -171,8 +183,8 @@ class Plan:
     @property
     def painted(self) -> dict[str, int]:
         """Organ → the value that it has in predicted label files; of overlapping ones, later over earlier."""
-        values = self.atoms if self.exclusive else self.paint_order or tuple(range(1, len(self.organs) + 1))
-        return dict(zip(self.organs, values, strict=True))
+        alone = [self.painting.value((index,)) for index in range(len(self.organs))]
+        return dict(zip(self.organs, alone if self.exclusive else self.painting.order, strict=True))
 
     @property
     def painted_classes(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from statistics import fmean
 import numpy as np
 from jaxtyping import Bool, Num
 
-from medseg.errors import DataError
+from medseg.errors import DataError, listed
 from medseg.pictures.markup import Markup, element, together
 from medseg.pictures.outlines import draw_slice, key, three_planes
 from medseg.pictures.page import folded, table
@@ -23,7 +23,7 @@ _PICTURED = 3
 
 
 def picked_cases(evaluation: Evaluation, *, count: int = _PICTURED) -> Markup:
-    """Show the worst and the best cases by mean Dice, each at its worst organ, in three planes."""
+    """Show the worst and the best cases by mean Dice, each at its worst organ and with all, in three planes."""
     order = _by_mean_dice(evaluation.rows)
     worst, best = order[:count], [case for case in order[::-1][:count] if case not in order[:count]]
     chapters = (
@@ -58,34 +58,43 @@ def _by_mean_dice(rows: Sequence[CaseRow]) -> list[str]:
 def _picture(evaluation: Evaluation, case: str) -> Markup:
     rows = by_case(evaluation.rows)[case]
     worst = min(rows, key=lambda row: row.scores.dice)
-    pair = next(pair for pair in evaluation.pairs if pair.case == case)
-    volumes = read_pair(pair, evaluation.organs)
-    reference, index = volumes[1], list(evaluation.organs).index(worst.organ)
-    values = values_of(evaluation.organs[worst.organ])
-    image = _image(evaluation, case, reference)
-    ours, theirs = (_upright(_mask(volume, index, values), reference) for volume in volumes)
-    planes = three_planes(
-        *(None if image is None else _upright(image, reference).array[0], ours.array[0], theirs.array[0]),
-        spacing_mm=theirs.spacing_mm,
-    )
+    volumes = read_pair(next(pair for pair in evaluation.pairs if pair.case == case), evaluation.organs)
+    image = _image(evaluation, case, volumes[1])
     text = (
         f"mean Dice {fmean(row.scores.dice for row in rows):.3f}; shown at its worst organ, {worst.organ}: Dice "
         f"{worst.scores.dice:.3f}, HD95 {worst.scores.hd95_mm:.1f} mm, {worst.scores.outcome.value}"
     )
+    every = [row.organ for row in rows]
+    text += "; then with all organs" * (len(every) > 1)
+    shown = {worst.organ: [worst.organ]} | ({f"all organs ({listed(every)})": every} if len(every) > 1 else {})
     return element(
         "div",
         element("p", element("b", case), " ", element("span", text, css="soft")),
-        element("div", *(draw_slice(plane, case=case, organ=worst.organ) for plane in planes), css="planes"),
+        *(_planes(evaluation, case, organs, image, volumes, name) for name, organs in shown.items()),
         css="case",
     )
 
 
-def _upright(voxels: Num[np.ndarray, "i j k"] | Bool[np.ndarray, "i j k"], reference: Volume) -> Volume:
-    """Turn what lies on the reference's grid by the reference's axes: near 45 degrees those of its own may differ."""
-    return Volume(voxels[None], reference.affine).reoriented("RAS")
+def _planes(
+    evaluation: Evaluation,
+    case: str,
+    organs: Sequence[str],
+    image: Num[np.ndarray, "i j k"] | None,
+    volumes: tuple[Volume, Volume],
+    name: str,
+) -> Markup:
+    """Some organs of a case in three planes, all turned by the reference's axes: near 45 degrees others may differ."""
+    upright = [
+        Volume(np.stack([_mask(volume, organ, evaluation) for organ in organs]), volumes[1].affine).reoriented("RAS")
+        for volume in volumes
+    ]
+    grey = None if image is None else Volume(image[None], volumes[1].affine).reoriented("RAS").array[0]
+    planes = three_planes(grey, upright[0].array, upright[1].array, spacing_mm=upright[1].spacing_mm)
+    return element("div", *(draw_slice(plane, case=case, organ=name) for plane in planes), css="planes")
 
 
-def _mask(volume: Volume, index: int, values: tuple[int, ...]) -> Bool[np.ndarray, "i j k"]:
+def _mask(volume: Volume, organ: str, evaluation: Evaluation) -> Bool[np.ndarray, "i j k"]:
+    index, values = list(evaluation.organs).index(organ), values_of(evaluation.organs[organ])
     mask: np.ndarray = volume.array[index] if volume.array.dtype == bool else np.isin(volume.array[0], values)
     return mask
 

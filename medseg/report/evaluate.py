@@ -14,6 +14,7 @@ from rich.console import Console
 
 from medseg import __version__
 from medseg.checkpoints.run import Scores
+from medseg.datasets.matching import Failure, Pair, References, match, read_references
 from medseg.errors import DataError, UsageError
 from medseg.machine.files import require_writable, write_json
 from medseg.machine.hardware import usable_cores
@@ -21,7 +22,6 @@ from medseg.machine.progress import progress
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs
 from medseg.metrics.table import Element
-from medseg.report.matching import Failure, Pair, References, match, read_references
 from medseg.report.rows import CaseRow, write_rows
 from medseg.report.scoring import ScoredCase, Scoring, score_pair, values_seen
 from medseg.report.summary import Summary, summarise
@@ -103,10 +103,10 @@ def evaluate(
             to, or there are no organs.
         UsageError: A tolerance is no length.
     """
-    _require_lengths(tolerance_mm)
+    require_lengths(tolerance_mm)
     pool = references if isinstance(references, References) else read_references(Path(references))
     ignore = pool.ignore if ignore is None else ignore
-    matched = match(Path(predictions), pool.labels, cases=cases, all_expected=pool.all_expected)
+    matched = match(Path(predictions), pool, cases=cases)
     require_writable(output := Path(output))
     workers = workers or min(8, usable_cores())
     named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
@@ -152,7 +152,12 @@ def _organs_seen(pairs: Sequence[Pair], ignore: int | None, workers: int) -> dic
     return {f"label {value}": value for value in values}
 
 
-def _require_lengths(tolerance_mm: float | Mapping[str, float]) -> None:
+def require_lengths(tolerance_mm: float | Mapping[str, float]) -> None:
+    """Refuse tolerances below 0, infinite or NaN.
+
+    Raises:
+        UsageError: One is no length.
+    """
     for length in tolerance_mm.values() if isinstance(tolerance_mm, Mapping) else (tolerance_mm,):
         if not 0 <= length < math.inf:
             raise UsageError(f"a tolerance of {length:g} mm is no length", "Give 0 or more")

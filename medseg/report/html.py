@@ -80,17 +80,17 @@ def render(
 
 def _tiles(evaluation: Evaluation) -> list[Tile]:
     summary = evaluation.summary
-    missed = sum(organ.missed for organ in summary.organs.values())
-    false = sum(organ.false for organ in summary.organs.values())
     number, named = summary.counted.split()
     tiles = [(named, number, ""), ("organ" + "s" * (len(summary.organs) != 1), str(len(summary.organs)), "")]
     if summary.mean_dice is not None and summary.mean_dice_ci95 is not None:
         low, high = summary.mean_dice_ci95
         interval = f", 95 % interval {low:.3f} to {high:.3f}" if summary.cases > 1 else ""
+        missed, present = map(sum, zip(*(organ.missed_of for organ in summary.organs.values()), strict=True))
+        false, lacking = map(sum, zip(*(organ.false_of for organ in summary.organs.values()), strict=True))
         tiles.insert(0, (f"mean Dice{interval}", f"{summary.mean_dice:.3f}", ""))
         tiles += [
-            ("missed organs", str(missed), "bad" * bool(missed)),
-            ("invented organs", str(false), "bad" * bool(false)),
+            ("missed, of the organs that references hold", f"{missed} of {present}", "bad" * bool(missed)),
+            ("invented, of those that they lack", f"{false} of {lacking}", "bad" * bool(false)),
         ]
     if evaluation.failures:
         tiles.append(("cases not scored", str(len(evaluation.failures)), "bad"))
@@ -135,8 +135,7 @@ def _organ_cells(organ: OrganSummary) -> tuple[str, ...]:
         organ.measures["nsd"].text(spread=spread),
         organ.measures["lesion_f1"].text(spread=False),
         organ.measures["volume_error_ml"].text("+.2f", spread=spread),
-        bad(organ.missed),
-        bad(organ.false),
+        *(bad(count) + f" of {all_}" if all_ else "" for count, all_ in (organ.missed_of, organ.false_of)),
         str(organ.absent),
     )
 
@@ -196,9 +195,14 @@ def _explanations(evaluation: Evaluation) -> Markup:
             ("Volume error", "Volume of the prediction minus volume of the reference."),
             (
                 "Missed",
-                "The reference has the organ, the prediction does not: overlaps 0, distances the image diagonal.",
+                "The reference has the organ, and the prediction shares no voxel with it: Dice 0. Where nothing was "
+                "predicted, distances are the image diagonal. Counted out of the cases whose reference has it.",
             ),
-            ("False", "The prediction has the organ, the reference does not: scored as missed."),
+            (
+                "False",
+                "The prediction has the organ, the reference does not: overlaps 0, distances the image diagonal. "
+                "Counted out of the cases whose reference lacks it.",
+            ),
             ("Absent", "Neither has the organ: they agree, overlaps 1, distances 0."),
             ("Interval", "Percentile bootstrap over cases, 10,000 resamples, fixed seed."),
         )

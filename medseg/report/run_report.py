@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from rich.console import Console
+from pathlib import Path
+from typing import Any
 
 from medseg.checkpoints.run import Run
+from medseg.datasets.matching import References
 from medseg.report.evaluate import Evaluation, evaluate
 from medseg.report.html import write_report
-from medseg.report.matching import references_of
 from medseg.report.tables import print_summary
 from medseg.store.store import Store
 
 
-def report_test(
-    run: Run, store: Store, cases: Sequence[str], *, note: str = "", console: Console | None = None
-) -> Evaluation:
-    """Score the predictions of `medseg test` against the source files, print the table, write report and note."""
+def references_of(store: Store, cases: Sequence[str]) -> References:
+    """The labels that cases of a store were prepared from, each of which must be predicted."""
+    infos = {case: store.info(case) for case in cases}
+    return References(
+        {case: Path(str(info.label)) for case, info in infos.items()},
+        {case: Path(info.images[0]) for case, info in infos.items()},
+        store.plan.labels,
+        store.plan.ignore,
+        all_expected=True,
+        annotated={case: info.annotated for case, info in infos.items() if info.annotated is not None},
+        others=store.plan.others_value,
+    )
+
+
+def report_test(run: Run, store: Store, cases: Sequence[str], *, note: str = "", **scoring: Any) -> Evaluation:
+    """Score the predictions of `medseg test` against the source files, print the table, write report and note.
+
+    How it is scored and shown, ``tolerance_mm``, ``element`` and ``console``, is as `medseg.report.evaluate.evaluate` takes it.
+    """
     references, name = references_of(store, cases), store.plan.name
-    evaluation = evaluate(run.test.predictions, references, output=run.test.path, cases=cases, console=console)
+    evaluation = evaluate(run.test.predictions, references, output=run.test.path, cases=cases, **scoring)
     write_report(
         evaluation,
         run.report,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from medseg.checkpoints.run import Scores
+from medseg.datasets.matching import Failure
 from medseg.errors import DataError, listed
 from medseg.machine.files import read_json
-from medseg.report.matching import Failure
 from medseg.report.rows import CaseRow, read_rows
 
 

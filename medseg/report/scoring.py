@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.datasets.matching import Pair
 from medseg.errors import DataError, listed
 from medseg.metrics.cases import score_case
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs
 from medseg.metrics.table import Element
-from medseg.report.matching import Pair
 from medseg.report.rows import CaseRow
 from medseg.space.labels import settle_others, values_of
 from medseg.space.reading import read_header, read_labels, read_volume

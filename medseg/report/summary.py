@@ -53,6 +53,16 @@ class OrganSummary:
     absent: int
 
     @property
+    def missed_of(self) -> tuple[int, int]:
+        """Cases in which it was missed, out of those whose reference has it."""
+        return self.missed, self.found + self.missed
+
+    @property
+    def false_of(self) -> tuple[int, int]:
+        """Cases in which it was invented, out of those whose reference lacks it."""
+        return self.false, self.false + self.absent
+
+    @property
     def spread(self) -> bool:
         """Whether there is one: a single case has neither deviation nor interval."""
         return self.found + self.missed + self.false + self.absent > 1

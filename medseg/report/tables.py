@@ -27,7 +27,10 @@ def console_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, title:
 
 
 def summary_table(summary: Summary) -> Table:
-    """Lay out a row per organ: Dice with spread and interval, HD95, NSD, and how often it was missed or invented."""
+    """Lay out a row per organ: Dice with spread and interval, HD95, NSD, and how often it was missed or invented.
+
+    Missed is counted out of the cases whose reference has the organ, false out of the others.
+    """
     rows = ((name, *_cells(organ)) for name, organ in summary.organs.items())
     heads = ("organ", "Dice", "95 % interval", "HD95 mm", "NSD", "missed", "false")
     table = console_table(heads, rows, title=summary.counted)
@@ -65,5 +68,5 @@ def _cells(organ: OrganSummary) -> list[str]:
         f"{dice.ci95[0]:.3f}-{dice.ci95[1]:.3f}" if organ.spread else "-",
         organ.measures["hd95_mm"].text(".2f", spread=False),
         organ.measures["nsd"].text(spread=False),
-        *(str(count) if count else "-" for count in (organ.missed, organ.false)),
+        *(f"{count} of {all_}" if count else "-" for count, all_ in (organ.missed_of, organ.false_of)),
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -73,3 +75,57 @@ def paint_order(regions: Iterable[LabelValue]) -> tuple[int, ...]:
         later = {value for others in values[index + 1 :] for value in others}
         order.append(next((value for value in many if value not in later), many[0]))
     return tuple(order)
+
+
+@dataclass(frozen=True)
+class Painting:
+    """How the regions that a voxel lies in become the one value that a label file has room for.
+
+    A value stands for a set of regions: those that name it. Regions are painted one over the other, with a value each,
+    as nnU-Net does; but where a set would so get the value of another, it gets one that stands for it. A set for which
+    there is no value is painted, for nothing can tell it.
+
+    Attributes:
+        regions: The values of each region, in the order of the classes.
+        order: The value that each is painted with.
+
+    Example:
+        >>> overlapping = Painting(((1, 2), (2, 3)), (1, 2))
+        >>> [overlapping.value(members) for members in ((), (0,), (1,), (0, 1))]
+        [0, 1, 3, 2]
+    """
+
+    regions: tuple[tuple[int, ...], ...]
+    order: tuple[int, ...]
+
+    def members(self, value: int) -> tuple[int, ...]:
+        """The regions that a value stands for."""
+        return tuple(index for index, values in enumerate(self.regions) if value in values)
+
+    @cached_property
+    def sets(self) -> dict[tuple[int, ...], int]:
+        """Every set of regions for which there is a value, and the value; the smallest, where there are several."""
+        values = sorted({value for values in self.regions for value in values}, reverse=True)
+        told = {self.members(value): value for value in values}
+        painted = {members: self.order[members[-1]] for members in told}
+        return told | {members: value for members, value in painted.items() if self.members(value) == members}
+
+    @cached_property
+    def exact(self) -> dict[tuple[int, ...], int]:
+        """The sets that painting alone would get wrong."""
+        return {members: value for members, value in self.sets.items() if self.order[members[-1]] != value}
+
+    def value(self, members: Collection[int]) -> int:
+        """The value of a voxel that lies in some regions."""
+        known = tuple(sorted(members))
+        return self.sets.get(known, self.order[known[-1]]) if known else 0
+
+    def within(self, members: Collection[int]) -> int:
+        """The value of the largest set that is a part of some regions; 0 where there is none."""
+        inside = [known for known in self.sets if set(known) <= set(members)]
+        return self.sets[max(inside, key=len)] if inside else 0
+
+    def around(self, members: Collection[int]) -> int | None:
+        """The value of the smallest set that holds some regions; None where there is none."""
+        outside = [known for known in self.sets if set(known) >= set(members)]
+        return self.sets[min(outside, key=len)] if outside else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,14 @@ _DETACHED = (".mhd", ".nhdr")  # headers that name the files of their voxels
 
 
 def case_name(path: Path) -> str:
-    """The name of a file without the ending of its format.
+    """The name of a file without the ending of its format, in Unicode's composed form, in which names are compared.
 
     Example:
         >>> case_name(Path("imagesTr/spleen_2.nii.gz")), case_name(Path("scans/anna.png")), case_name(Path("a.2019"))
         ('spleen_2', 'anna', 'a.2019')
     """
     ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), "")
-    return path.name[: len(path.name) - len(ending)]
+    return unicodedata.normalize("NFC", path.name[: len(path.name) - len(ending)])
 
 
 def is_there(path: Path) -> bool:

@@ -14,7 +14,7 @@ from medseg.checkpoints.facts import Weights
 from medseg.checkpoints.run import Run
 from medseg.cli import info, main
 from medseg.errors import CheckpointError
-from medseg.inference.clean import rules_from_plain
+from medseg.plan.cleaning import rules_from_plain
 from medseg.training.beginning import weights_to_start_from
 from medseg.training.task import SegmentationTask
 
@@ -245,7 +245,7 @@ def sentence_of(path, content):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(info, "read_facts", lambda _: kept)
         info.describe_path(path)
-    _ = (kept.knobs, kept.weights, kept.scores, kept.flips, rules_from_plain(kept.cleaning), kept.trained_on)
+    _ = (kept.knobs, kept.weights, kept.scores, kept.flips, rules_from_plain(kept.cleaning, kept.plan), kept.trained_on)
     return ""
 
 

@@ -80,6 +80,7 @@ def test_a_checkpoint_alone_predicts_on_the_grid_of_the_image(trained, tmp_path)
     assert set(np.unique(written.dataobj)) <= {0, 1, 5}
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", ["ct_aorta_lps", "mr_lps", "ct"])
 def test_real_volumes_of_any_orientation_come_back_on_their_grid(trained, tmp_path, name):
     image = SHARED / "ct_abdomen" / f"{name}.nii.gz"
@@ -172,6 +173,7 @@ def test_an_interrupted_run_goes_on_where_it_was(trained, tmp_path):
     assert max(steps) == 7
 
 
+@pytest.mark.slow
 def test_vnet_trains_by_its_name_and_so_do_overlapping_regions(trained, tmp_path):
     nested = json.loads((trained / "toy" / "dataset.json").read_text(encoding="utf-8"))
     root = tmp_path / "nested"

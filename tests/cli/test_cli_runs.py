@@ -84,7 +84,11 @@ def test_cleaning_is_not_chosen_on_cases_that_were_trained_on(home, tmp_path, ca
     run = tmp_path / "run"
     shutil.copytree(home / "run", run)
     words = ["choose-cleaning", "--ckpt", str(run), "--references", str(home / "toy" / "labelsTr"), "--predictions"]
-    assert main(["test", "--run", str(run)]) == 0
+    assert main(["test", "--run", str(run), "--nsd_mm", "-1"]) == 2
+    assert not (run / "test").exists()
+    assert main(["test", "--run", str(run), "--nsd_mm", "4", "--surfaces", "areas"]) == 0
+    told = json.loads((run / "test" / "summary.json").read_text(encoding="utf-8"))
+    assert (told["tolerance_mm"], told["surface_element"]) == (4.0, "areas")
     assert main([*words, str(run / "test" / "predictions")]) == 0
     shutil.rmtree(run / "test")
     assert main(["test", "--run", str(run), "--data.fold", "1", "--on_training_cases", "true"]) == 0

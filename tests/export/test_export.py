@@ -27,10 +27,11 @@ from medseg.export import export as export_checkpoint
 from medseg.export.definition import define, needs_medseg
 from medseg.export.model import model_of
 from medseg.export.transforms import left_out, postprocessing, preprocessing
-from medseg.inference.clean import Rule, clean, rules_to_plain
+from medseg.inference.clean import clean
 from medseg.machine.dotted import Trust
 from medseg.nets import list_nets
 from medseg.patches import stitch
+from medseg.plan.cleaning import Rule, rules_to_plain
 from medseg.plan.grid import labels_to_plan_grid, to_plan_grid
 from medseg.plan.plan import Normalisation, Plan, read_plan
 from medseg.space.nifti import read_labels
@@ -53,7 +54,7 @@ PLAN = Plan(
     kernels=((3, 3, 3),) * 3,
     features=(8, 16, 16),
 )
-RULES = {1: Rule(largest_component=True), 5: Rule(largest_component=True, fill_holes=True)}
+RULES = {"liver": Rule(largest_component=True), "spleen": Rule(largest_component=True, fill_holes=True)}
 
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
@@ -99,7 +100,7 @@ def trained(path: Path, plan: Plan, image: Volume, labels: Volume, steps: int, r
         optimizer.zero_grad()
         task.loss(task(batch), target, torch.tensor([plan.spacing_mm])).backward()
         optimizer.step()
-    return save(task, path, rules_to_plain(rules) if rules else ())
+    return save(task, path, rules_to_plain(rules, plan) if rules else ())
 
 
 def run_file(path: Path):
@@ -315,6 +316,12 @@ def test_monais_transforms_give_the_input_of_our_network(tmp_path, schemes, orie
     np.testing.assert_allclose(found.affine.numpy(), change.affine, atol=1e-5)
 
 
+def cleaned_by(model, rules):
+    """The model of a checkpoint that has these rules."""
+    content = model.checkpoint.with_cleaning(rules_to_plain(rules, PLAN))
+    return replace(model, checkpoint=replace(model.checkpoint, content=content))
+
+
 def test_cleaning_rules_travel(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.where(rng.random((14, 13, 12)) < 0.55, 1, 0)
@@ -322,13 +329,13 @@ def test_cleaning_rules_travel(tmp_path):
     labels[9:12, 3:8, 3:8] = 5
     labels[10, 5, 5] = 0
     checkpoint = untrained(tmp_path / "some.ckpt")
-    model = replace(model_at(checkpoint), cleaning=rules_to_plain(RULES))
+    model = cleaned_by(model_at(checkpoint), RULES)
     steps = [step for step in postprocessing(model) if re.search("Connected|Holes", step["_target_"])]
     found = transforms_of(steps)({"pred": torch.from_numpy(labels.copy())[None]})["pred"][0].numpy()
-    np.testing.assert_array_equal(found, clean(labels, (1.0, 1.0, 1.0), RULES))
+    np.testing.assert_array_equal(found, clean(labels, 1.0, RULES, PLAN))
     assert not np.array_equal(found, labels)
-    assert not left_out(model.checkpoint.cleaning)
-    assert left_out(rules_to_plain({1: Rule(minimum_mm3=30.0)}))
+    assert not left_out(model)
+    assert left_out(cleaned_by(model, {"liver": Rule(minimum_mm3=30.0)}))
 
 
 class Undecided(torch.nn.Module):

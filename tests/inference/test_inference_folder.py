@@ -17,12 +17,12 @@ from medseg.checkpoints.reading import read_checkpoint
 from medseg.cli import main
 from medseg.errors import DataError, UsageError
 from medseg.inference import folder
-from medseg.inference.clean import Rule
 from medseg.inference.folder import predict_cases
 from medseg.inference.images import list_cases, read_case_image
 from medseg.inference.predict import Predictor
 from medseg.inference.resume import MANIFEST, Record
 from medseg.machine.dotted import Trust
+from medseg.plan.cleaning import Rule
 
 
 def named(**options):
@@ -57,7 +57,7 @@ def test_what_is_done_is_kept_until_something_changes(images, tmp_path):
     other = named()
     other.digests = ("another",)
     assert names(predict_cases(other, images, out).written) == every
-    other.rules = {1: Rule(largest_component=True)}
+    other.rules = {"liver": Rule(largest_component=True)}
     assert names(predict_cases(other, images, out).written) == every
     assert names(predict_cases(other, images, out, save_probabilities=True).written) == every
     assert names(predict_cases(other, images, out).kept) == every
@@ -139,7 +139,7 @@ def test_a_lack_of_memory_or_disk_costs_one_case(images, tmp_path, monkeypatch):
     monkeypatch.setattr(made, "segment", lacking)
     outcome = predict_cases(made, images, tmp_path / "out")
     assert ["memory ran out" in str(failure) for failure in outcome.failures] == [True, True]
-    monkeypatch.setattr(folder, "write_labels", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(folder, "write_labels_for", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
     outcome = predict_cases(named(), images, tmp_path / "out")
     assert [str(failure).count("could not be written (No space left)") for failure in outcome.failures] == [1, 1]
     assert names(outcome.kept) == ["case_2.nii.gz"]

@@ -106,6 +106,7 @@ def test_ones_as_voxel_weights_change_nothing_and_zeros_ignore(name, mode, space
     assert weighted.isfinite()
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", [name for name in SHAPE if "include_background" in rows()[name].knobs])
 def test_background_enters_only_when_asked_for(name):
     logits, target = example("multiclass", SPACES["2d"])

@@ -59,6 +59,7 @@ def test_laws_of_every_rule(rule):
     )
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", list_losses())
 def test_every_loss_with_class_weights_takes_a_word(name):
     for knob in set(KNOBS) & set(rows()[name].knobs):

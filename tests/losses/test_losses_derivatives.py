@@ -9,6 +9,8 @@ from torch import nn
 from medseg.losses import build_loss
 from medseg.losses.table import Row, rows
 
+pytestmark = pytest.mark.sweep(8)
+
 CELLS = [(row, mode) for row in rows().values() for mode in row.modes]
 EVERY_CELL = pytest.mark.parametrize(("row", "mode"), CELLS, ids=lambda v: v.name if isinstance(v, Row) else v)
 

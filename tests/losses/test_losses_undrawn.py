@@ -29,6 +29,7 @@ def example(space=(8, 7, 6), seed=0):
     return logits, labels, merged, torch.where(labels == 3, 2, labels)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("row", MERGED, ids=lambda row: row.name)
 def test_it_is_the_loss_of_a_network_without_the_undrawn_channels(row):
     logits, labels, merged, merged_labels = example()
@@ -40,6 +41,7 @@ def test_it_is_the_loss_of_a_network_without_the_undrawn_channels(row):
     torch.testing.assert_close(*slopes, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("row", MULTICLASS, ids=lambda row: row.name)
 def test_each_sample_has_its_own_undrawn_classes(row):
     if row.knobs.get("batch") or row.name in ("balanced_cross_entropy", "exp_log"):
@@ -68,6 +70,7 @@ def test_labels_of_undrawn_classes_are_background_whatever_the_form(expression):
         torch.testing.assert_close(loss(logits, soft, class_mask=mask), expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("row", MULTICLASS, ids=lambda row: row.name)
 def test_nothing_pushes_an_undrawn_organ_out_of_the_background(row):
     """A network that is right but for undrawn organs, which it finds in the background, has nothing to learn."""

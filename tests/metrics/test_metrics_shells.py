@@ -112,6 +112,7 @@ def _score_shares(rank, results):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_processes_give_the_score_of_one(unused_port):
     with mp.Manager() as manager:

@@ -39,6 +39,7 @@ def test_the_table_holds_the_networks_of_the_field():
     assert list_nets() == wanted.split()
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", list_nets())
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_net_trains_on_sizes_that_its_strides_do_not_divide(name, channels):
@@ -58,6 +59,7 @@ def test_the_mean_of_blocks_that_repeats_itself_on_cuda_is_the_pooled_one(block)
     torch.testing.assert_close(*(torch.autograd.grad((mean * weights).sum(), x)[0] for mean in means))
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", deeply_supervised_nets())
 def test_deep_supervision_gives_every_level_on_its_own_grid_in_training_alone(name):
     net, image = tiny(name, channels=4, deep_supervision=True)
@@ -74,6 +76,7 @@ def test_deep_supervision_gives_every_level_on_its_own_grid_in_training_alone(na
         assert net.eval()(image).shape == levels[0].shape
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", ["unet", "attention_unet", "mednext"])
 def test_a_copy_of_a_deeply_supervised_net_stands_on_its_own(name):
     net, image = tiny(name, deep_supervision=True)
@@ -85,6 +88,7 @@ def test_a_copy_of_a_deeply_supervised_net_stands_on_its_own(name):
         torch.testing.assert_close(level, wanted)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", ["unet", "swin_unetr", "unetr", "anatomynet"])
 def test_nets_with_instance_norm_train_in_16_bits_on_channels_last_memory(name):
     net, image = tiny(name)

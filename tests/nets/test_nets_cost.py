@@ -34,6 +34,7 @@ print(1024 * (kibibytes("VmHWM") - before))
 """
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.skipif(not os.access(RESET, os.W_OK), reason="only Linux tells the peak of a process's memory")
 @pytest.mark.parametrize("name", ["unet", "residual_encoder_unet"])
 def test_the_estimate_is_within_a_factor_of_a_half_of_the_measured_peak(name):
@@ -55,6 +56,7 @@ def test_the_activations_of_two_layers_are_counted_by_hand():
     assert cost.largest_bytes == 4 * voxels * 4
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", list_nets())
 def test_every_net_has_an_estimate_that_grows_with_the_batch_and_leaves_the_net_alone(name):
     spec = NetSpec(1, 3, (64, 32, 32), SPEC.strides, SPEC.kernels, (4, 8, 8))

@@ -47,6 +47,7 @@ def drawn(setting, grid, seed=0, samples=1, modalities=1):
     return draw(setting, grid, modalities=modalities, keys=[(seed, sample) for sample in range(samples)])
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 @pytest.mark.parametrize("name", SPATIAL)
 @settings(max_examples=8, deadline=None)
@@ -263,6 +264,7 @@ ODD = {
 FLAT = {"a slab": (12, 10, 2), "a slice": (12, 10, 1), "a voxel": (1, 1, 1)}
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", [*ODD, *FLAT])
 def test_odd_images_and_patches_stay_finite(name):
     patch = FLAT.get(name, PATCH)

@@ -140,6 +140,7 @@ def test_a_dataset_needs_cases(tmp_path, cases, test):
         write_phantom(tmp_path, cases, test=test)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_every_decathlon_task_has_a_phantom_of_its_geometry(task, tmp_path):
     recipe = recipe_for(task, shrink=6)

@@ -14,11 +14,11 @@ import pytest
 from rich.console import Console
 from scipy.stats import bootstrap
 
+from medseg.datasets.matching import References
 from medseg.errors import DataError, UsageError
 from medseg.metrics import Outcome
 from medseg.report.evaluate import evaluate
 from medseg.report.html import render
-from medseg.report.matching import References
 from medseg.report.ranking import holm, signed_rank_p
 from medseg.report.rows import columns, read_rows
 from medseg.report.summary import bootstrap_means, summarise
@@ -180,7 +180,7 @@ def test_progress_is_shown_where_it_is_asked_for(folders, tmp_path):
 
 def test_two_files_of_one_case_are_named(folders, tmp_path):
     save(folders[0] / "b.nii", labels())
-    with pytest.raises(DataError, match=r"b.nii and b.nii.gz, two files of one case"):
+    with pytest.raises(DataError, match=r"b.nii and b.nii.gz could both be case b"):
         run(folders, tmp_path)
 
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from rich.console import Console
 
 from medseg.checkpoints.run import Run
 from medseg.pictures.charts import box_of, line_chart
@@ -22,6 +23,7 @@ from medseg.pictures.slices import png
 from medseg.report.evaluate import evaluate
 from medseg.report.html import write_report
 from medseg.report.record import environment, read_curves
+from medseg.report.tables import print_summary
 from medseg.space.volume import orientation_of
 
 METRICS_CSV = """epoch,step,lr-SGD,train/loss,val/dice,val/dice/liver,val/dice/<b>
@@ -148,8 +150,9 @@ def test_the_worst_case_comes_first_and_is_seen_in_three_planes(evaluation):
     worst = re.findall(r'<div class="case"><p><b>(.*?)</b>', text)
     assert worst[0] == "case_7"
     assert len(worst) == 6
-    assert text.count("<figcaption>axial") == text.count("<figcaption>sagittal") == 6
-    assert text.count("data:image/png") == 18
+    assert text.count("<figcaption>axial") == text.count("<figcaption>sagittal") == 12, "worst organ, all organs"
+    assert text.count("data:image/png") == 36
+    assert text.count("all organs (liver, &lt;b&gt;)") == 6 * 3 * 2, "in the label and the title of each plane"
 
 
 def test_without_images_outlines_are_drawn_alone(evaluation, tmp_path):
@@ -157,7 +160,31 @@ def test_without_images_outlines_are_drawn_alone(evaluation, tmp_path):
         path.write_bytes(b"gone")
     text = write_report(evaluation).read_text(encoding="utf-8")
     assert "data:image/png" not in text
-    assert text.count("<figcaption>axial") == 6
+    assert text.count("<figcaption>axial") == 12
+
+
+def test_an_organ_of_which_no_voxel_was_found_is_missed_wherever_it_is_counted(tmp_path):
+    """Predicted beside the organ in both cases that have it; of the third, which lacks it, it was invented."""
+    organ = np.zeros((12, 6, 6), np.uint8)
+    organ[1:4] = 1
+    beside = np.roll(organ, 6, axis=0)
+    liver = np.zeros_like(organ)
+    liver[5, 1:3, 1:3] = 2
+    for case, reference in (("a", organ + liver), ("b", organ + liver), ("c", liver)):
+        for folder, voxels in (("p", beside + liver), ("r", reference)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / folder / f"{case}.nii.gz")
+    organs = {"spleen": 1, "liver": 2}
+    found = evaluate(tmp_path / "p", tmp_path / "r", organs=organs, output=tmp_path / "out")
+    spleen = found.summary.organs["spleen"]
+    assert (spleen.missed_of, spleen.false_of, spleen.measures["dice"].mean) == ((2, 2), (1, 1), 0.0)
+    assert 0 < spleen.measures["hd95_mm"].mean < max(row.value("hd95_mm") for row in found.rows)
+    text = write_report(found).read_text(encoding="utf-8")
+    assert 'class="bad">2 of 5<' in text, "the tile, of the organs that the references hold"
+    assert 'class="bad">2</span> of 2' in text
+    console = Console(width=200, record=True)
+    print_summary(found, console)
+    assert re.search(r"spleen .* 2 of 2 +1 of 1", console.export_text())
 
 
 def test_an_image_on_another_grid_is_not_drawn_under_the_outlines(evaluation, tmp_path):
@@ -225,7 +252,7 @@ def test_planes_show_the_patients_right_on_the_left_and_the_head_up():
     organ = np.ones_like(image, dtype=bool)
     off = organ.copy()
     off[5, 6, 7] = False  # the planes go through the difference
-    for cut in three_planes(image, off, organ, spacing_mm=(1.0, 1.0, 1.0)):
+    for cut in three_planes(image, off[None], organ[None], spacing_mm=(1.0, 1.0, 1.0)):
         assert cut.grey[0, 0] == cut.grey.max() > cut.grey.min(), cut.plane
 
 

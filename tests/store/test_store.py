@@ -424,7 +424,8 @@ def folders_of(cases):
     return [folder for folder in cases.iterdir() if not folder.name.startswith(".")] if cases.is_dir() else []
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_kill_at_any_moment_costs_only_what_was_in_flight(workers, toy_dataset, tmp_path, store):
     out = tmp_path / "killed"
     out.mkdir()

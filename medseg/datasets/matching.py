@@ -1,0 +1,174 @@
+"""Which prediction belongs to which reference, and every file that belongs to none."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from medseg.datasets.case import read_dataset
+from medseg.datasets.names import by_suffix, names_of, single, volumes
+from medseg.errors import DataError, listed
+from medseg.space.labels import LabelValue, others_value
+from medseg.space.reading import ENDINGS
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two files of one case."""
+
+    case: str
+    prediction: Path
+    reference: Path
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that could not be scored, and why."""
+
+    case: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What two folders have in common, and what they have not.
+
+    Attributes:
+        pairs: Cases with both files, by name.
+        failures: Cases that lack one file and should have it.
+        not_predicted: References of a whole dataset that nobody predicted, which is no fault.
+    """
+
+    pairs: tuple[Pair, ...]
+    failures: tuple[Failure, ...]
+    not_predicted: int
+
+
+@dataclass(frozen=True)
+class References:
+    """A pool of references by case.
+
+    Attributes:
+        labels: Case -> label file.
+        images: Case -> its first image, where known.
+        organs: Organ name -> value or values, where known.
+        ignore: The value of voxels that count for nothing.
+        all_expected: Whether each reference must be predicted.
+        others: The value that undeclared ones count as, None where they are refused.
+        annotated: Case -> the organs its reference covers, where that is not all of them.
+        names: Case -> what else a prediction of it may be called, such as its image.
+    """
+
+    labels: Mapping[str, Path]
+    images: Mapping[str, Path]
+    organs: Mapping[str, LabelValue]
+    ignore: int | None
+    all_expected: bool
+    annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    names: Mapping[str, Collection[str]] = field(default_factory=dict)
+    others: int | None = None
+
+    @property
+    def cases_by_name(self) -> dict[str, list[str]]:
+        """Name of a prediction -> the cases that it could be of."""
+        table: dict[str, list[str]] = {}
+        for case in self.labels:
+            for name in {case, *self.names.get(case, ())}:
+                table.setdefault(name, []).append(case)
+        return table
+
+
+def read_references(place: Path) -> References:
+    """List the references of a folder of label maps, or of a dataset.
+
+    A folder of label maps that belongs to a dataset further up takes its names, images, and what is annotated.
+
+    Raises:
+        DataError: The folder is missing or holds no label file, or the dataset's description is at fault.
+    """
+    if place.name == "dataset.json" or (place / "dataset.json").is_file():
+        return _of_dataset(place)
+    labels = label_files(place)
+    nameless = References(labels, {}, {}, None, all_expected=True)
+    root = next((root for root in place.resolve().parents if (root / "dataset.json").is_file()), None)
+    try:
+        around = _of_dataset(root) if root else nameless
+    except DataError:
+        return nameless
+    here = {case: path for case, path in around.labels.items() if path.parent.resolve() == place.resolve()}
+    known = {name for case in here for name in (case, *around.names.get(case, ()))}
+    others = {name: path for name, path in labels.items() if name not in known}
+    return replace(around, labels={**here, **others}, all_expected=True) if here else nameless
+
+
+def _of_dataset(place: Path) -> References:
+    dataset = read_dataset(place, missing_ok=True)
+    cases = [case for case in (*dataset.cases, *dataset.test) if case.label is not None]
+    return References(
+        {case.id: case.label for case in cases if case.label},
+        {case.id: case.images[0] for case in cases},
+        dataset.labels,
+        dataset.ignore,
+        all_expected=False,
+        annotated={case.id: case.annotated for case in cases if case.annotated is not None},
+        names={case.id: names_of(case.id, case.images, case.label, dataset.modalities) for case in cases},
+        others=others_value(dataset.others, dataset.ignore),
+    )
+
+
+def match(predictions: Path, references: References, *, cases: Sequence[str] | None = None) -> Matched:
+    """Pair the predictions of a folder with references, whether they are called by case, by image or by label.
+
+    Args:
+        predictions: Folder of ``CASE.nii.gz``.
+        references: What they are to be held against.
+        cases: The cases that count, such as one fold; None for all.
+
+    Raises:
+        DataError: The folder is missing or holds no label file, or two of one name.
+    """
+    table, failures = references.cases_by_name, list[Failure]()
+    found: dict[str, list[Path]] = {}
+    for name, path in label_files(predictions).items():
+        owners = table.get(name, [])
+        if cases is not None and name not in cases and not set(owners) & set(cases):
+            continue
+        if len(owners) == 1:
+            found.setdefault(owners[0], []).append(path)
+        else:
+            failures.append(Failure(name, _nobodys(path, owners)))
+    required = cases if cases is not None else references.labels if references.all_expected else ()
+    lacking = sorted(set(required) - set(found) - {failure.case for failure in failures})
+    failures += [
+        Failure(case, f"{predictions} holds no prediction {case}. Predict the case, or rename its file")
+        for case in lacking
+    ]
+    failures += [
+        Failure(case, f"{paths[0]} and {paths[1].name} could both be the prediction of {case}. Remove one of them")
+        for case, paths in found.items()
+        if len(paths) > 1
+    ]
+    pairs = (Pair(case, paths[0], references.labels[case]) for case, paths in sorted(found.items()) if len(paths) == 1)
+    wanted = set(references.labels) if cases is None else set(cases) & set(references.labels)
+    return Matched(tuple(pairs), tuple(failures), len(wanted - set(found) - set(required)))
+
+
+def _nobodys(prediction: Path, owners: Sequence[str]) -> str:
+    if not owners:
+        return f"{prediction} has no reference of that name. Rename it, or add the reference"
+    return f"{prediction} could be the prediction of {listed(owners)}. Call it by the name of its case"
+
+
+def label_files(folder: Path) -> dict[str, Path]:
+    """List the label maps of a folder by name; hidden ones are somebody's unfinished work.
+
+    Raises:
+        DataError: The folder is missing, holds no label file, or two of one name.
+    """
+    if not folder.is_dir():
+        raise DataError(folder, "is not a folder", "Give the folder that holds the label files")
+    found = by_suffix(volumes(folder))
+    if not found:
+        raise DataError(folder, f"holds no label file ({', '.join(ENDINGS)})", "Check the path, or predict first")
+    return {name: files[0] for name, files in single(found).items()}
