@@ -139,7 +139,9 @@ def test_a_lack_of_memory_or_disk_costs_one_case(images, tmp_path, monkeypatch):
     monkeypatch.setattr(made, "segment", lacking)
     outcome = predict_cases(made, images, tmp_path / "out")
     assert ["memory ran out" in str(failure) for failure in outcome.failures] == [True, True]
-    monkeypatch.setattr(folder, "write_labels_for", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        folder, "write_labels_for", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     outcome = predict_cases(named(), images, tmp_path / "out")
     assert [str(failure).count("could not be written (No space left)") for failure in outcome.failures] == [1, 1]
     assert names(outcome.kept) == ["case_2.nii.gz"]
