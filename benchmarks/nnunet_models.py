@@ -148,8 +148,9 @@ def train(model: Model, out: Path, steps: int) -> None:
         dataset = json.loads((folder / "dataset.json").read_text())
         trainer = trainer_class(plans, model.configuration, fold, dataset, device=torch.device("cpu"))
         trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 2, steps, 2
-        os.environ |= {"nnUNet_n_proc_DA": "0"}  # batches are made in this process; its planner wants a 1
+        os.environ |= {"nnUNet_n_proc_DA": "0"}  # batches are made in this process
         trainer.run_training()
+        os.environ |= {"nnUNet_n_proc_DA": "1"}  # or its planner would ask for no thread at all
         shutil.copy(result / "checkpoint_final.pth", result / "checkpoint_best.pth")
 
 

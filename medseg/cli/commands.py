@@ -136,7 +136,9 @@ def _plan(options: Options) -> int:
 def _prepare_options(parser: argparse.ArgumentParser) -> None:
     dataset_option(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the prepared dataset")
-    parser.add_argument("--plan", type=Path, help="a plan to follow; made from the dataset where not given")
+    parser.add_argument(
+        "--plan", type=Path, help="a plan to follow, or a checkpoint with one; made from the dataset where not given"
+    )
     parser.add_argument(
         "--adopt",
         action="store_true",
@@ -148,10 +150,12 @@ def _prepare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(options: Options) -> int:
+    from medseg.checkpoints.facts import read_facts
     from medseg.plan.plan import read_plan
     from medseg.store.prepare import prepare
 
-    plan = read_plan(options.plan) if options.plan else None
+    of_training = options.plan is not None and options.plan.suffix == ".ckpt"
+    plan = read_facts(options.plan).plan if of_training else read_plan(options.plan) if options.plan else None
     if options.adopt and plan is None:
         raise UsageError("--adopt does not say which plan", "Give it with --plan SOURCE/plan.yaml")
     if options.left_right and (plan or (options.out / "plan.yaml").is_file()):

@@ -47,6 +47,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "written by": f"medseg {signed['version']}, torch {signed.get('torch', 'unknown')}",
         **_plan(kept.plan),
         "network": kept.net,
+        **({"net_options": options["net_options"]} if options["net_options"] else {}),
         **_imported(signed.get("imported", {})),
         "parameters": sum(math.prod(weight.shape) for weight in {w.place: w for w in kept.weights.values()}.values()),
         "training memory": "unknown" if peak_gib is None else f"{peak_gib:.1f} GiB at its peak",

@@ -20,7 +20,7 @@ KINDS = ("final", "best")
 """Which of a fold's checkpoints: after the last epoch, or that of the best validation."""
 
 _PLANS = "plans.json"
-_UNREADABLE = (OSError, ValueError, EOFError, zlib.error, NotImplementedError, RuntimeError)
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zlib.error, zipfile.BadZipFile)
 Place = Path | zipfile.Path
 
 
@@ -104,7 +104,7 @@ def open_model(path: Path, *, turned: bool = False) -> ModelFolder:
     try:
         root: Place = path if path.is_dir() else zipfile.Path(path)
         found = list(_models(root))
-    except (*_UNREADABLE, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         problem = f"is neither a folder nor a whole zip ({str(error).rstrip('.')})"
         raise DataError(path, problem, "Copy it again, or give the folder") from None
     if len(found) > 1:
@@ -148,7 +148,8 @@ def trained_fold(path: Path, fold: str, content: Any) -> TrainedFold:
     known = content if isinstance(content, dict) else {}
     arguments, axes = known.get("init_args"), known.get("inference_allowed_mirroring_axes") or ()
     weights = known.get("network_weights")
-    if not isinstance(arguments, dict) or not isinstance(weights, dict) or not _axes(axes):
+    named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
+    if not isinstance(arguments, dict) or not isinstance(weights, dict) or not named or not _axes(axes):
         raise CheckpointError(path, "is no checkpoint of nnU-Net v2's trainer", "Give the folder that it wrote")
     require_numbers(path, weights)
     trainer, configuration = str(known.get("trainer_name")), str(arguments.get("configuration"))
@@ -181,7 +182,7 @@ def _no_model(path: Path, root: Place) -> DataError:
 def _read_json(path: Path, place: Place) -> dict[str, Any]:
     try:
         found = read_json(place)
-    except (*_UNREADABLE, KeyError) as error:
+    except _UNREADABLE as error:
         raise DataError(path, f"has no readable {place.name} ({error})", "Copy the model again") from None
     if not isinstance(found, dict):
         raise DataError(path, f"has a {place.name} that is no table", "Copy the model again")

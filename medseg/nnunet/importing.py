@@ -52,7 +52,7 @@ def import_model(
     wanted = list(dict.fromkeys(folds)) or [*source.folds]
     if not wanted:
         raise DataError(model, "holds no trained fold", "Train one, or give another folder")
-    if out.exists() and (len(wanted) > 1 or not out.is_file()):
+    if out.exists():
         raise UsageError(f"{out} is there already", "Choose another --out")
     contents = {}
     for fold in wanted:
@@ -96,7 +96,11 @@ def network_of(source: ModelFolder, trained: TrainedFold) -> tuple[Plan, Archite
         DataError: Plans and weights do not belong together, or have no counterpart.
     """
     plan, network = read_plan(source, trained.configuration, trained.mirror_axes)
-    net = build_net(network.net, net_spec(plan), {**network.knobs, "deep_supervision": True})
+    try:
+        net = build_net(network.net, net_spec(plan), {**network.knobs, "deep_supervision": True})
+    except (RuntimeError, MemoryError, UsageError) as error:
+        problem = f"has plans of a network that cannot be built ({' '.join(str(error).split()).rstrip('.')})"
+        raise DataError(source.path, problem, "Give the plans that it was trained with") from None
     _fill(net, trained, len(plan.strides))
     return plan, network, net
 
@@ -118,8 +122,8 @@ def _fill(net: nn.Module, trained: TrainedFold, stages: int) -> None:
         raise _other_network(trained, " and ".join(told))
     for name, parameter in ours.items():
         weight: Tensor = as_ours(trained.weights[str(named[name])])
-        if weight.shape != parameter.shape:
-            shapes = f"{tuple(weight.shape)} where the plans ask for {tuple(parameter.shape)}"
+        if weight.shape != parameter.shape or not weight.is_floating_point():
+            shapes = f"{tuple(weight.shape)} {weight.dtype} where the plans ask for {tuple(parameter.shape)}"
             raise _other_network(trained, f"has {named[name]} of {shapes}")
         parameter.data.copy_(weight)
 

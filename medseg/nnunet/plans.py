@@ -75,7 +75,7 @@ def read_plan(model: ModelFolder, name: str, mirror_axes: tuple[int, ...]) -> tu
     """
     try:
         return _plan(model, settled(model, name), mirror_axes)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         told = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         problem = f"has plans or a dataset.json that cannot be followed ({told})"
         raise DataError(model.path, problem, "Copy the model again") from None
@@ -85,7 +85,7 @@ def organs_of(dataset: Mapping[str, Any]) -> list[str] | None:
     """The organs of a dataset.json in the order of the network's outputs; None where it cannot be followed."""
     try:
         return [*_labels(dataset)[0]]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError):
         return None
 
 

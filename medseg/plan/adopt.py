@@ -9,6 +9,7 @@ from medseg.datasets.case import Dataset
 from medseg.errors import DataError, listed
 from medseg.plan.plan import Plan
 from medseg.plan.planning import choose_mirroring, classes_of
+from medseg.plan.sides import side_pairs
 from medseg.plan.topology import topology_for
 
 
@@ -23,6 +24,10 @@ def adopt(plan: Plan, dataset: Dataset, *, swap_sides: bool = False) -> Plan:
         raise DataError(dataset.name, problem, "Adopt a plan of as many channels, or make a new one")
     labels, painted = classes_of(dataset)
     axes, pairs, why = choose_mirroring(dataset, plan.mirror_axes, swap=swap_sides or bool(plan.swap_labels))
+    side = next(axis for axis, code in enumerate(plan.orientation) if code in "LRi")
+    if side and side_pairs(tuple(labels)):  # only axis 0 can exchange labels
+        axes, pairs = tuple(axis for axis in plan.mirror_axes if axis != side), ()
+        why = f"Axis {side} (left-right) is not flipped, because organs are named for their side."
     return replace(
         plan,
         name=dataset.name,
@@ -33,6 +38,7 @@ def adopt(plan: Plan, dataset: Dataset, *, swap_sides: bool = False) -> Plan:
         paint_order=painted,
         mirror_axes=axes,
         swap_labels=pairs,
+        independent=False,
         reasons={key: reason for key, reason in plan.reasons.items() if key != "labels"}
         | {"name": f"Adopted is the plan for {plan.name}: every number below was chosen for it.", "mirror_axes": why},
     )

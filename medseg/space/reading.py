@@ -41,8 +41,10 @@ def images_in(folder: Path) -> list[Path]:
     """The images of a folder, sorted: what is hidden is somebody's own, and pictures beside volumes illustrate them.
 
     Raises:
-        DataError: One has capitals in its ending.
+        DataError: There is no such folder, or one has capitals in its ending.
     """
+    if not folder.is_dir():
+        raise DataError(folder, "is no folder", "Check its path")
     visible = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     found = [path for path in visible if path.name.lower().endswith(ENDINGS) or is_dicom_folder(path)]
     found = [path for path in found if not path.name.lower().endswith(FLAT_ENDINGS)] or found

@@ -115,9 +115,6 @@ def test_numbers_of_numpy_are_read_and_nothing_else_of_it(tmp_path):
 
 
 def test_plans_of_the_older_layout_and_inherited_ones_say_the_same(tmp_path):
-    _, folder = exported(tmp_path)
-    import_model(folder, tmp_path / "new.ckpt")
-
     def older(plans):
         known = plans["configurations"].pop("3d_fullres")
         kwargs = known.pop("architecture")["arch_kwargs"]
@@ -195,6 +192,10 @@ def other_name(content):
     content["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "a.b.Primus"
 
 
+def rounded(content):
+    content["network_weights"]["decoder.transpconvs.1.weight"] = torch.zeros(8, 6, 2, 2, 2, dtype=torch.int64)
+
+
 def one_weight_less(folder):
     respelt(folder, lambda content: content["network_weights"].pop("decoder.transpconvs.1.weight"))
 
@@ -225,6 +226,13 @@ BAD = {
     "reader": (plans(lambda content: content.update(image_reader_writer="Tiff3DIO")), "reads its images by Tiff3DIO"),
     "no spacing": (plans(lambda content: content["configurations"]["3d_fullres"].pop("spacing")), "lacks 'spacing'"),
     "strides": (configuration(patch_size=[7, 16, 16]), "must be a multiple of"),
+    "axes": (plans(lambda content: content.update(transpose_forward=[0, 1, 5])), "cannot be followed"),
+    "names": (
+        lambda folder: respelt(folder, lambda c: c["network_weights"].update({3: 1})),
+        "no checkpoint of nnU-Net",
+    ),
+    "whole numbers": (lambda folder: respelt(folder, rounded), "torch.int64"),
+    "nothing to normalise": (configuration(patch_size=[2, 4, 4]), "cannot be built"),
     "configuration": (pickled(init_args={"configuration": "2d"}), "no configuration '2d' in its plans, but 3d_fullres"),
 }
 
@@ -260,6 +268,13 @@ def test_a_zip_that_is_not_whole_is_refused(tmp_path):
     with pytest.raises(DataError):
         import_model(packed, tmp_path / "a.ckpt")
     assert not (tmp_path / "a.ckpt").exists()
+
+
+def test_what_is_there_already_is_not_written_over(tmp_path, whole_model):
+    (tmp_path / "a.ckpt").write_text("precious")
+    with pytest.raises(UsageError, match="is there already"):
+        import_model(whole_model, tmp_path / "a.ckpt")
+    assert (tmp_path / "a.ckpt").read_text() == "precious"
 
 
 def test_a_model_of_turned_images_turns_them(tmp_path, whole_model):

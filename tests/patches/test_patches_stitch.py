@@ -164,7 +164,7 @@ def test_a_flip_of_left_and_right_exchanges_the_sides():
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [({"overlap": 1.0}, "overlap is a share"), ({"tiling": "odd"}, "expected one of even, shifted")],
+    [({"overlap": 1.0}, "overlap is a share"), ({"tiling": "odd"}, "expected one of even, nnunet, shifted")],
 )
 def test_refuses_with_a_way_out(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):

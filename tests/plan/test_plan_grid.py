@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -218,3 +219,27 @@ def test_a_real_ct_keeps_its_organs_there_and_back(spacing):
         before, after = labels.array[0] == value, back == index
         if before.sum() > 50:
             assert 2 * np.sum(before & after) / (before.sum() + after.sum()) > 0.9
+
+
+@given(st.sampled_from(AXES), st.permutations("ijk"), st.tuples(*[st.integers(4, 7)] * 3), st.integers(0, 9))
+def test_axes_as_stored_are_put_in_order_and_never_turned(axes, order, shape, seed):
+    spacing = (1.0, 1.5, 2.0)
+    image, labels = a_case(np.random.default_rng(seed), shape, an_affine(*axes, spacing), margin=0)
+    places = ["ijk".index(letter) for letter in order]
+    x, y, z = (spacing[place] for place in places)
+    plan = a_plan((x, y, z), orientation="".join(order), normalisation=(Normalisation("none"),))
+    array, change = to_plan_grid(image, plan)
+    atoms = labels_to_plan_grid(labels, plan, change)
+    assert np.array_equal(array[0], image.array[0].transpose(places))
+    assert np.array_equal(np.array([0, 1, 3])[from_plan_grid(atoms, change)], labels.array[0])
+    there = change.affine @ np.array([1, 2, 3, 1])
+    voxel = [(1, 2, 3)[order.index(letter)] for letter in "ijk"]
+    assert np.allclose(there, image.affine @ np.array([*voxel, 1]))
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_an_axis_of_its_own_spacing_is_not_resampled(axis):
+    image, _ = a_case(np.random.default_rng(0), (6, 7, 8), an_affine((0, 1, 2), (1, 1, 1), (2.0, 3.0, 7.0)), margin=0)
+    _, change = to_plan_grid(image, replace(a_plan((1.0, 1.0, 1.0)), own_spacing=(axis,)))
+    assert change.shape[axis] == image.shape[axis]
+    assert [change.shape[other] > image.shape[other] for other in range(3) if other != axis] == [True, True]

@@ -288,5 +288,7 @@ def test_an_adopted_plan_keeps_its_numbers_and_takes_names():
     assert (adopted.name, adopted.modalities, adopted.labels) == ("MR", ("T1",), sides.labels)
     assert (adopted.mirror_axes, adopted.others) == ((1, 2), "background")
     assert "labels" not in adopted.reasons
+    stored = adopt(replace(plan, orientation="kji"), sides, swap_sides=True)  # left and right lie along its last axis
+    assert (stored.mirror_axes, stored.swap_labels) == ((0, 1), ())
     with pytest.raises(DataError, match="T1, T2"):
         adopt(plan, replace(sides, modalities=("T1", "T2")))
