@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -84,6 +87,57 @@ class InterruptionError(MedsegError):
         super().__init__(f"stopped by {self.signum.name} {outcome}. {remedy}.")
 
 
+_REFUSED = (
+    "cannot be opened (permission denied)",
+    "Ask for the rights, or copy it to where you have them",
+)
+_EXPLAINED = {
+    errno.EACCES: _REFUSED,
+    errno.EPERM: _REFUSED,
+    errno.ENOENT: ("does not exist", "Check the path, or what names it"),
+    errno.EISDIR: ("is a folder, though a file is expected there", "Name a file in it, or rename the folder"),
+    errno.ENOTDIR: ("lies in something that is a file and no folder", "Check the path"),
+    errno.ELOOP: ("is a link that leads back to itself", "Replace the link by the file"),
+    errno.EMFILE: ("cannot be opened (too many files are open)", "Use fewer workers, or raise ulimit -n"),
+}
+_DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows knows no quota
+
+
+def explained(error: OSError, path: str | Path | None = None) -> DataError:
+    """What the system refused to do with a file, as the sentence that a user is told.
+
+    Args:
+        error: With an error number.
+        path: The file, where the error does not name it.
+
+    Example:
+        >>> print(explained(OSError(13, "Permission denied", "a.nii.gz")))
+        a.nii.gz cannot be opened (permission denied). Ask for the rights, or copy it to where you have them.
+    """
+    place = path or error.filename or "a file"
+    if error.errno in _DISK_FULL:
+        return MachineError(place, f"could not be written ({error.strerror})", "Free space and run this again")
+    problem, remedy = _EXPLAINED.get(
+        error.errno or 0, (f"cannot be used ({error.strerror})", "Check the path and its disk")
+    )
+    if error.errno == errno.ENOENT and os.path.islink(place):
+        problem = f"is a link to {os.readlink(place)}, which does not exist"
+    return DataError(place, problem, remedy)
+
+
+@contextmanager
+def explaining() -> Iterator[None]:
+    """Turn what the system refuses meanwhile into a `DataError`; other programs' errors, without a number, pass."""
+    try:
+        yield
+    except (BrokenPipeError, ConnectionError):
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise explained(error) from None
+
+
 def meant(word: object, legal: Iterable[str]) -> str:
     """The clause that ends a sentence about a word nobody knows, or an empty string.
 
@@ -114,6 +168,16 @@ def nearest(word: str, legal: list[str], *, alike: float = 0.5) -> str:
         return abbreviated[0]
     found = difflib.get_close_matches(word, legal, n=1, cutoff=alike)
     return found[0] if found else ""
+
+
+def few(lines: Sequence[str], most: int = 5) -> list[str]:
+    """The first few of many lines, and one that counts the others.
+
+    Example:
+        >>> few(["a", "b"]), few(["a", "b", "c"], most=1)
+        (['a', 'b'], ['a', 'and 2 more'])
+    """
+    return [*lines[:most], *([f"and {len(lines) - most} more"] if len(lines) > most else [])]
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:

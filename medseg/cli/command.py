@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medseg.errors import few
+
 Options = argparse.Namespace
 
 
@@ -75,9 +77,9 @@ def above_zero(text: str) -> float:
 
 
 def report_failures(failures: Sequence[Exception]) -> int:
-    """A line per failure on the standard error; the exit status that follows."""
-    for failure in failures:
-        sys.stderr.write(f"medseg: {failure}\n")
+    """A line for each of the first failures on the standard error; the exit status that follows."""
+    for line in few([str(failure) for failure in failures]):
+        sys.stderr.write(f"medseg: {line}\n")
     return 1 if failures else 0
 
 

@@ -72,8 +72,7 @@ def _verify(options: Options) -> int:
     if options.figures:
         _draw_what_can_be_read(options)
     if options.fix:
-        left = repair(report, options.fix)
-        say(f"a repaired copy is in {options.fix}; {len(left)} problems are left in it")
+        say("\n".join(repair(report, options.fix).sentences(options.fix)))
     return 0 if report.ok else 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import errno
 import logging
 import os
 import re
@@ -14,7 +13,7 @@ from typing import NoReturn
 
 import medseg
 from medseg.cli.commands import COMMANDS
-from medseg.errors import MedsegError, meant
+from medseg.errors import MedsegError, explaining, meant
 from medseg.machine.dotted import see_working_directory
 
 LIGHTNING_COMMANDS = {
@@ -22,9 +21,6 @@ LIGHTNING_COMMANDS = {
     "validate": "score a checkpoint on the validation cases, on the prepared grid",
     "test": "predict held-out cases on their own grid, score them per organ, write the report",
 }
-
-
-_DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # Windows knows no quota
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,19 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     see_working_directory()
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # names no file; what matters of it we say ourselves
     try:
-        return _run(words)
+        with explaining():
+            return _run(words)
     except MedsegError as error:
         sys.stderr.write(f"medseg: {error}\n")
         return error.exit_status
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        what = error.filename or "a file"
-        sys.stderr.write(f"medseg: {what} could not be written ({error.strerror}). Free space and run this again.\n")
-        return 1
     except KeyboardInterrupt:
         sys.stderr.write("medseg: stopped by the user\n")
         return 130

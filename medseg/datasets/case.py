@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +16,10 @@ from numpy.typing import NDArray
 from medseg.datasets.layout import Files, list_files
 from medseg.datasets.manifest import Manifest, read_manifest
 from medseg.errors import DataError, meant
-from medseg.space.labels import LabelValue, Others, others_value, settle_others, values_of
+from medseg.space.labels import LabelValue, Others, others_value, settle_others, strangers, values_of
 from medseg.space.nifti import require_finite
 from medseg.space.reading import ENDINGS, is_there, read_labels, read_volume
 from medseg.space.volume import Volume, same_place
-
-_MOST_VALUES = 10_000  # of a table of counts: label files that hold intensities by mistake are counted by sorting
-
 
 _CHANNELS = "Give one file per modality, or one 4D file that holds them all in this order"
 
@@ -99,10 +98,12 @@ def read_dataset(root: Path, *, missing_ok: bool = False) -> Dataset:
         DataError: With what is wrong in the description, or which listed file is missing.
     """
     listing = read_listing(root)
+    dataset = listing.dataset
     if not missing_ok:
-        for files in (*listing.training, *listing.test):
-            _require_files(listing.manifest.file, files, listing.manifest)
-    return listing.dataset
+        for case, files in zip((*dataset.cases, *dataset.test), (*listing.training, *listing.test), strict=True):
+            _require_files(listing.manifest.file, files)
+            require_complete(case, dataset)
+    return dataset
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def read_case(case: Case, dataset: Dataset) -> tuple[Volume, Volume | None]:
     becomes = others_value(dataset.others, dataset.ignore)
     if becomes is not None:
         return image, Volume(settle_others(labels.array, dataset.values, becomes), labels.affine)
-    _require_declared(case.label, labels.array, dataset)
+    require_declared(case.label, labels.array[0], dataset)
     return image, labels
 
 
@@ -246,34 +247,6 @@ def affine_difference(volume: Volume, reference: Volume) -> str:
     return f"origin {_triple(ours[:3, 3])} mm, expected {_triple(theirs[:3, 3])} mm"
 
 
-def undeclared_values(labels: NDArray[Any], dataset: Dataset) -> dict[int, int]:
-    """Count the voxels of every value that the dataset does not name.
-
-    Example:
-        >>> toy = Dataset("toy", ("CT",), {"liver": 1}, None, ())
-        >>> undeclared_values(np.array([0, 1, 7, 7]), toy)
-        {7: 2}
-    """
-    legal = set(dataset.values)
-    return {value: count for value, count in value_counts(labels).items() if value not in legal}
-
-
-def value_counts(labels: NDArray[np.integer[Any]]) -> dict[int, int]:
-    """Count the voxels of every value, a slab at a time: a sort of the whole volume would take seconds.
-
-    Example:
-        >>> value_counts(np.array([[0, 7], [0, -1]]))
-        {-1: 1, 0: 2, 7: 1}
-    """
-    lowest, highest = int(labels.min(initial=0)), int(labels.max(initial=0))
-    if highest - lowest > _MOST_VALUES:
-        return {int(v): int(n) for v, n in zip(*np.unique(labels, return_counts=True), strict=True)}
-    counts = np.zeros(highest - lowest + 1, dtype=np.int64)
-    for slab in labels.reshape(-1, *labels.shape[-2:]) if labels.ndim > 2 else labels:
-        counts += np.bincount(slab.reshape(-1) - lowest, minlength=counts.size)
-    return {index + lowest: int(count) for index, count in enumerate(counts) if count}
-
-
 def dataset_json(root: Path) -> Path:
     """The description of a dataset, given its folder or the description itself.
 
@@ -318,28 +291,49 @@ def _patient(file: Path, case: str, manifest: Manifest) -> str:
     if manifest.patient_pattern is None:
         return case
     found = re.search(manifest.patient_pattern, case)
-    if found is None:
-        raise DataError(
-            file, f'has a "patient" pattern that does not match case {case!r}', "Widen the regular expression"
-        )
+    if found is None or not found.group(1):
+        what = "does not match" if found is None else "finds no patient in"
+        raise DataError(file, f'has a "patient" pattern that {what} case {case!r}', "Widen the regular expression")
     return found.group(1)
 
 
-def _require_files(file: Path, files: Files, manifest: Manifest) -> None:
+def _require_files(file: Path, files: Files) -> None:
     for path in (*files.images, *([files.label] if files.label else [])):
         if not is_there(path):
-            raise DataError(path, f"is missing, {file.name} needs it for case {files.id!r}", files.remedy)
-    if len(files.images) not in (1, len(manifest.modalities)):
+            raise DataError(path, f"{why_absent(path)}, {file.name} needs it for case {files.id!r}", files.remedy)
+
+
+def why_absent(path: Path) -> str:
+    """What is there in place of a file, as the end of a sentence.
+
+    Example:
+        >>> why_absent(Path("nowhere.nii.gz"))
+        'is missing'
+    """
+    if path.is_dir():
+        return "is a folder, though it is named like a file"
+    if path.is_symlink():
+        return f"is missing: a link leads to {os.readlink(path)}, where there is none"
+    return "is missing"
+
+
+def require_complete(case: Case, dataset: Dataset) -> None:
+    """Refuse a case whose number of image files fits no way of storing the channels.
+
+    Raises:
+        DataError: It has neither a file per modality nor one for all.
+    """
+    if len(case.images) not in (1, len(dataset.modalities)):
         raise DataError(
-            file,
-            f"declares {counted(len(manifest.modalities), 'modality', 'modalities')}, but case {files.id!r} has "
-            f"{counted(len(files.images), 'image file')}",
+            case.images[0],
+            f"is one of {counted(len(case.images), 'image file')} of case {case.id!r}, but the dataset declares "
+            f"{counted(len(dataset.modalities), 'modality', 'modalities')}",
             _CHANNELS,
         )
 
 
 def _require_known(file: Path, manifest: Manifest, ids: list[str]) -> None:
-    duplicates = {case for case in ids if ids.count(case) > 1} if len(set(ids)) < len(ids) else set()
+    duplicates = [case for case, times in Counter(ids).items() if times > 1]
     if duplicates:
         raise DataError(file, f"lists case {min(duplicates)!r} more than once", "Keep one entry per case")
     for case in ids:
@@ -354,17 +348,16 @@ def _require_known(file: Path, manifest: Manifest, ids: list[str]) -> None:
             )
 
 
-def _require_declared(path: Path, labels: NDArray[Any], dataset: Dataset) -> None:
-    strays = undeclared_values(labels, dataset)
-    if strays:
-        value = min(strays)
-        raise DataError(
-            path,
-            f"holds {counted(sum(strays.values()), 'voxel')} with values that the dataset does not name: "
-            f"{', '.join(map(str, strays))}",
-            f'Name the value under "labels" in dataset.json ("...": {value}), or say what becomes of all that are not '
-            'named: "others": "background" or "ignore"',
-        )
+def require_declared(path: Path, labels: NDArray[Any], dataset: Dataset) -> None:
+    """Refuse a label volume with values that the dataset neither names nor counts among the others.
+
+    Raises:
+        DataError: In one sentence, however many there are.
+    """
+    if problem := strangers(labels, set(dataset.values)) if dataset.others is None else "":
+        remedy = 'Name the values under "labels" in dataset.json, or say what becomes of all others: "others": '
+        remedy += '"background" or "ignore"'
+        raise DataError(path, problem, "Exchange the files of image and label" if "a scan" in problem else remedy)
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

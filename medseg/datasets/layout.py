@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
     mask = existing(root / _slashed(label)) if label else None
     case = case_name(mask or paths[0])
     if len(paths) == 1 and not is_there(paths[0]):
-        paths = _channel_files(paths[0]) or paths
+        paths = _channel_files(paths[0], len(manifest.modalities)) or paths
     return Files(
         id=case,
         images=paths,
@@ -109,10 +108,12 @@ def _is_apple_double(entry: Any) -> bool:
     return isinstance(name, str) and Path(name).name.startswith("._")
 
 
-def _channel_files(image: Path) -> tuple[Path, ...]:
+def _channel_files(image: Path, channels: int) -> tuple[Path, ...]:
     """Older nnU-Net lists name ``a.nii.gz`` where the files are called ``a_0000.nii.gz``, ``a_0001.nii.gz``."""
     ending = next((ending for ending in ENDINGS if image.name.endswith(ending)), "")
-    return tuple(sorted(image.parent.glob(f"{escape(image.name.removesuffix(ending))}_[0-9][0-9][0-9][0-9]{ending}")))
+    stem = image.name.removesuffix(ending)
+    numbered = (image.with_name(f"{stem}_{number:04d}{ending}") for number in range(channels))
+    return tuple(path for path in numbered if path.is_file())
 
 
 def _distinct(entries: list[Files]) -> list[Files]:

@@ -96,6 +96,7 @@ def predict_cases(
             del read
             advance(case)
         _collect(results, pending)
+    work.record.close()
     return FolderOutcome(
         tuple(work.label_file(case, files) for case, files in todo.items() if results[case] is None),
         (*left_out, *(problem for case in todo if (problem := results[case]) is not None)),

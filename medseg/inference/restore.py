@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def _best(window: Window, values: tuple[int, ...]) -> Tensor:
     best = background.new_empty(window.shape)
     for place, score in window.interpolated(background):
         best[place] = score
-    winner = torch.zeros(window.shape, dtype=torch.int32, device=best.device)
+    winner = torch.zeros(window.shape, dtype=_wide(values), device=best.device)
     for index in range(1, window.classes):
         rivals = window.of_class(index)
         box = box_of(rivals > background)
@@ -81,7 +82,8 @@ def _best(window: Window, values: tuple[int, ...]) -> Tensor:
 
 def _painted(window: Window, painting: Painting, threshold: float) -> Tensor:
     """The values of overlapping regions."""
-    canvas = Canvas(painting, torch.zeros(window.shape, dtype=torch.int32, device=window.slab.device))
+    kind = _wide([value for values in painting.regions for value in values])
+    canvas = Canvas(painting, torch.zeros(window.shape, dtype=kind, device=window.slab.device))
     for index in range(window.classes):
         scores = window.of_class(index)
         box = box_of(scores > threshold)
@@ -90,6 +92,11 @@ def _painted(window: Window, painting: Painting, threshold: float) -> Tensor:
         for place, score in window.interpolated(scores, box):
             canvas.add(index, place, score > threshold)
     return canvas.finished()
+
+
+def _wide(values: Sequence[int]) -> torch.dtype:
+    """The type of integers that holds the values while they are decided."""
+    return torch.int32 if max(values) < 2**31 else torch.int64
 
 
 def _activated(window: Window, plan: Plan) -> Window:

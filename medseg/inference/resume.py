@@ -15,13 +15,15 @@ from medseg.machine.files import read_json, write_json
 from medseg.space.reading import parts_of
 
 MANIFEST = "predictions.json"
+JOURNAL = ".predictions.jsonl"
 
 
 class Record:
     """The manifest of an output folder: for every case, what it was made from and with.
 
     A case is done when its files are there and as large as they were written, its images have the size and time they
-    had, and the checkpoints and the options are the same. The manifest is rewritten, whole, after every case.
+    had, and the checkpoints and the options are the same. Every case adds a line to a journal, which the manifest takes
+    up at the end, or the next time after a kill: so the ten thousandth case costs what the first did.
 
     Args:
         folder: The output folder.
@@ -30,10 +32,10 @@ class Record:
     """
 
     def __init__(self, folder: Path, settings: Any, *, checkpoints: Iterable[Path] = ()) -> None:
-        self.path = folder / MANIFEST
+        self.path, self._journal = folder / MANIFEST, folder / JOURNAL
         self.settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         self.checkpoints = [str(path) for path in checkpoints]
-        self.cases: dict[str, Any] = _read(self.path)
+        self.cases: dict[str, Any] = _read(self.path) | _read_journal(self._journal)
         self._lock = threading.Lock()
 
     def done(self, case: str, sources: Iterable[Path], outputs: Iterable[Path]) -> bool:
@@ -48,8 +50,16 @@ class Record:
         """Note that the case is written."""
         with self._lock:
             self.cases[case] = {**self._entry(sources), "outputs": _sizes(outputs)}
-            content = {"medseg": medseg.__version__, "checkpoints": self.checkpoints, "cases": self.cases}
-            write_json(self.path, content)
+            with self._journal.open("a", encoding="utf-8") as journal:
+                journal.write(json.dumps([case, self.cases[case]]) + "\n")
+
+    def close(self) -> None:
+        """Take the journal up into the manifest, if there is anything in it."""
+        with self._lock:
+            if self._journal.is_file():
+                content = {"medseg": medseg.__version__, "checkpoints": self.checkpoints, "cases": self.cases}
+                write_json(self.path, content)
+                self._journal.unlink()
 
     def _entry(self, sources: Iterable[Path]) -> dict[str, Any]:
         files = [file for path in sources for file in parts_of(path)]
@@ -72,3 +82,15 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return cases if isinstance(cases, dict) else {}
+
+
+def _read_journal(path: Path) -> dict[str, Any]:
+    """The cases of a journal as far as it is whole: its last line may have been cut off by a kill."""
+    cases = {}
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            case, entry = json.loads(line)
+            cases[case] = entry
+    except (OSError, ValueError, TypeError):
+        pass
+    return cases

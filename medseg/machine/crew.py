@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from medseg.errors import DataError, MachineError, MedsegError
+from medseg.errors import DataError, MachineError, MedsegError, explaining
 from medseg.machine.hardware import free_memory, usable_cores
 from medseg.machine.progress import progress
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-MOST_TOLD = 20  # failures in one message; more would push the first of them off the screen
+MOST_TOLD = 5  # failures in one message; more would push the first of them off the screen
 MEMORY_SHARE = 0.7  # of the free memory; the rest is for the page cache and everyone else
 
 
@@ -87,7 +87,7 @@ def for_each_case(
     case's; the others go on in a fresh process. A case whose process was killed is tried once more at the end, alone.
 
     Args:
-        work: A module-level function; a `MedsegError` that it raises becomes the case's failure.
+        work: A module-level function; a `MedsegError` or what the system refuses becomes the case's failure.
         tasks: Case name to argument.
         workers: Processes; None means one for each core that is ours, 1 works in this process.
         title: What the progress bar says.
@@ -122,7 +122,8 @@ def _in_this_process(work: Callable[[T], R], tasks: Mapping[str, T]) -> Iterator
 
 def _attempt(work: Callable[[T], R], task: T) -> tuple[R | None, MedsegError | MemoryError | None]:
     try:
-        return work(task), None
+        with explaining():
+            return work(task), None
     except (MedsegError, MemoryError) as error:
         return None, error
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import ndimage
 
 from medseg.errors import listed
 from medseg.metrics.empty import Outcome, image_diagonal_mm
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs, as_labels, checked_values
 from medseg.metrics.table import ELEMENTS, OrganPair, rows
-from medseg.space.distance import Box, bounding_box
+from medseg.space.distance import Box, Steps, bounding_box, edges_mm
+from medseg.space.labels import boxes_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def score_case(
     reference: ArrayLike,
     organs: Organs,
     *,
-    spacing_mm: Sequence[float],
+    spacing_mm: Steps,
     tolerance_mm: float | Mapping[str, float] = DEFAULT_TOLERANCE_MM,
     element: str = "voxels",
     ignore: int | None = None,
@@ -55,7 +55,7 @@ def score_case(
             an array or a tensor.
         reference: Label values in the same vocabulary, or one mask per organ.
         organs: Organ name -> value or values; 0, the background, may be one.
-        spacing_mm: Distance between voxel centres along each axis.
+        spacing_mm: Edges of a voxel, or the matrix (mm, axes) of the steps of a sheared grid; one slice counts as 2D.
         tolerance_mm: Tolerance of the surface Dice, one for all or by name (others have the default, 2 mm).
         element: ``voxels`` measures surfaces as MONAI does, ``areas`` as deepmind's surface-distance does.
         ignore: Reference value of voxels that count for nothing; they are outside of both masks.
@@ -81,12 +81,12 @@ def score_case(
     if min(mine.min(), true.min()) < 0:
         raise ValueError("expected label values of 0 or more, got a negative one; name it with ignore= or remap it")
     boxes = zip(_boxes(mine, organs), _boxes(true, organs), strict=True)
-    diagonal_mm = image_diagonal_mm(space, spacing_mm)
+    diagonal_mm = image_diagonal_mm(space, edges_mm(spacing_mm))
 
     def score(index: int, name: str, box: Box | None) -> OrganScores:
         box = (slice(0, 0),) * len(space) if box is None else box
         found, there = (_cut(part, index, checked_values(organs[name]), box) for part in (mine, true))
-        pair = OrganPair(found, there, spacing_mm, diagonal_mm, element)
+        pair = OrganPair(found, there, spacing_mm, diagonal_mm, element, _flat_axis(space))
         values = {row.name: row.value(pair, {"tolerance_mm": tolerances[name]}) for row in rows().values()}
         return OrganScores(pair.counts.outcome, values)
 
@@ -110,9 +110,12 @@ def _without(
     return kept, np.where(ignored, other, reference)
 
 
-def _space_of(
-    prediction: np.ndarray, reference: np.ndarray, organs: Organs, spacing_mm: Sequence[float]
-) -> tuple[int, ...]:
+def _flat_axis(space: tuple[int, ...]) -> int | None:
+    """The axis of an image of one slice: its organs end at their outlines, not at every voxel of it."""
+    return space.index(1) if len(space) == 3 and space.count(1) == 1 else None
+
+
+def _space_of(prediction: np.ndarray, reference: np.ndarray, organs: Organs, spacing_mm: Steps) -> tuple[int, ...]:
     spaces = []
     for role, array in (("prediction", prediction), ("reference", reference)):
         if array.dtype == bool and len(array) != len(organs):
@@ -120,15 +123,16 @@ def _space_of(
                 f"expected {len(organs)} {role} masks, one per organ, got {len(array)}; give one per organ"
             )
         spaces.append(array.shape[1:] if array.dtype == bool else array.shape)
-    if spaces[0] != spaces[1] or len(spaces[1]) != len(spacing_mm):
+    edges = edges_mm(spacing_mm)
+    if spaces[0] != spaces[1] or len(spaces[1]) != len(edges):
         raise ValueError(
             f"expected a prediction of shape {spaces[1]} like the reference and a spacing per axis, got {spaces[0]} "
-            f"and {len(spacing_mm)} spacings; resample the prediction to the reference"
+            f"and {len(edges)} spacings; resample the prediction to the reference"
         )
     if 0 in spaces[1]:
         raise ValueError(f"expected a volume with voxels, got one of shape {spaces[1]}")
-    if not all(0 < step < math.inf for step in spacing_mm):
-        raise ValueError(f"expected a spacing of lengths in mm, got {', '.join(f'{step:g}' for step in spacing_mm)}")
+    if not all(0 < edge < math.inf for edge in edges):
+        raise ValueError(f"expected a spacing of lengths in mm, got {', '.join(f'{edge:g}' for edge in edges)}")
     return tuple(spaces[1])
 
 
@@ -150,11 +154,11 @@ def _boxes(labels: np.ndarray, organs: Organs) -> Iterator[Box | None]:
         for mask in labels:
             yield bounding_box(mask)
         return
-    found = ndimage.find_objects(labels)
+    found = boxes_of(labels, {value for values in organs.values() for value in checked_values(values)})
     for values in organs.values():
         box: Box | None = bounding_box(labels == 0) if 0 in checked_values(values) else None
         for value in checked_values(values):
-            box = _union(box, found[value - 1] if 0 < value <= len(found) else None)
+            box = _union(box, found.get(value))
         yield box
 
 

@@ -7,25 +7,25 @@ not count more than thick ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
 from jaxtyping import Bool, Float64, Num
 
 from medseg.metrics.surface import Surfaces, require_surfaces, ways_mm
+from medseg.space.distance import Steps, edges_mm
 
 
 def element_distances(
     prediction: Bool[np.ndarray, "*space"],
     reference: Bool[np.ndarray, "*reference_space"],
     *,
-    spacing_mm: Sequence[float],
+    spacing_mm: Steps,
     workers: int = 1,
 ) -> Surfaces:
     """Measure each surface element's way to the other mask's surface, and its area.
 
-    Arguments and errors are those of `medseg.metrics.surface.surface_distances`; two or three axes.
+    Arguments and errors are those of `medseg.metrics.surface.surface_distances`; two or three axes at right angles.
 
     Example:
         >>> one = np.zeros((4, 4), dtype=bool)
@@ -41,7 +41,9 @@ def element_distances(
     require_surfaces(prediction, reference, spacing_mm)
     from monai.metrics.utils import get_code_to_measure_table  # only here: importing MONAI takes a second
 
-    table, kernel = (part.numpy() for part in get_code_to_measure_table(tuple(spacing_mm)))
+    if np.ndim(spacing_mm) != 1:
+        raise ValueError("the areas of surface elements are known for square voxels only; measure between voxels")
+    table, kernel = (part.numpy() for part in get_code_to_measure_table(edges_mm(spacing_mm)))
     bits = kernel.reshape((2,) * prediction.ndim)
     mine, true = _codes(prediction, bits), _codes(reference, bits)
     full = int(bits.sum())

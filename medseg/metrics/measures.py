@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import math
-
 from medseg.metrics import overlap, surface
 from medseg.metrics.table import OrganPair, metric
+from medseg.space.distance import voxel_size
 
 DEFAULT_TOLERANCE_MM = 2.0
 """Tolerance of the surface Dice where none is given for an organ."""
@@ -109,4 +108,4 @@ def lesions_false(x: OrganPair) -> int:
 
 
 def _ml(x: OrganPair, voxels: int) -> float:
-    return voxels * math.prod(x.spacing_mm) / 1000.0
+    return voxels * voxel_size(x.spacing_mm) / 1000.0

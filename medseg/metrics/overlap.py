@@ -20,6 +20,7 @@ Organs = Mapping[str, int | tuple[int, ...]]
 """Organ name -> its label value, or the values whose union it is (overlapping regions)."""
 
 _CHUNK_VOXELS = 1 << 22  # bounds the int64 copies that bincount needs to 32 MiB, whatever the volume
+_TABLE = 1 << 12  # values below it are looked up in a table, larger ones searched
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,18 @@ def count_labels(
         {'one': Counts(tp=1, fp=0, fn=1), 'both': Counts(tp=3, fp=0, fn=0)}
     """
     _require_same_shape(tuple(prediction.shape), tuple(reference.shape))
+    known = torch.tensor(
+        sorted({value for values in organs.values() for value in checked_values(values)}, key=int), dtype=torch.int64
+    )
     for role, labels in (("prediction", prediction), ("reference", reference)):
         if labels.is_floating_point() and not bool((labels % 1 == 0).all()):
             raise ValueError(_NO_LABELS.format(role=role, dtype=labels.dtype, remedy=_DECIDE))
-    joint = _joint_histogram(prediction, reference, ignore)
-    return {name: _counts_of(joint, checked_values(values)) for name, values in organs.items()}
+    joint = _joint_histogram(prediction, reference, ignore, known)
+    place = {value: index for index, value in enumerate(known.tolist())}
+    return {
+        name: _counts_of(joint, tuple(place[value] for value in checked_values(values)))
+        for name, values in organs.items()
+    }
 
 
 def count_masks(
@@ -174,22 +182,34 @@ def _chunks(prediction: Tensor, reference: Tensor, ignore: int | None) -> Iterat
             yield part_prediction, part_reference
 
 
-def _joint_histogram(prediction: Tensor, reference: Tensor, ignore: int | None) -> Int64[Tensor, "p r"]:
-    joint = torch.zeros(1, 1, dtype=torch.int64)
+def _joint_histogram(
+    prediction: Tensor, reference: Tensor, ignore: int | None, known: Int64[Tensor, " values"]
+) -> Int64[Tensor, "values_and_other values_and_other"]:
+    """Voxels by the place of both their values among the known ones; the last row and column count all others."""
+    size = len(known) + 1
+    joint = torch.zeros(size * size, dtype=torch.int64)
+    known = known.to(reference.device)
     for part_prediction, part_reference in _chunks(prediction, reference, ignore):
         if min(int(part_prediction.min()), int(part_reference.min())) < 0:
             raise ValueError("expected label values of 0 or more, got a negative one; name it with ignore= or remap it")
-        rows, columns = int(part_prediction.max()) + 1, int(part_reference.max()) + 1
-        pairs = torch.bincount(part_prediction * columns + part_reference, minlength=rows * columns)
-        grown = torch.zeros(max(rows, joint.shape[0]), max(columns, joint.shape[1]), dtype=torch.int64)
-        grown[: joint.shape[0], : joint.shape[1]] += joint
-        grown[:rows, :columns] += pairs.reshape(rows, columns).cpu()
-        joint = grown
-    return joint
+        pairs = _place_of(part_prediction, known) * size + _place_of(part_reference, known)
+        joint += torch.bincount(pairs, minlength=size * size).cpu()
+    return joint.reshape(size, size)
 
 
-def _counts_of(joint: Int64[Tensor, "p r"], values: tuple[int, ...]) -> Counts:
-    rows = [value for value in values if value < joint.shape[0]]
-    columns = [value for value in values if value < joint.shape[1]]
-    tp = int(joint[rows][:, columns].sum())
-    return Counts(tp, int(joint[rows].sum()) - tp, int(joint[:, columns].sum()) - tp)
+def _place_of(labels: Tensor, known: Int64[Tensor, " values"]) -> Tensor:
+    """The place of each value among the known ones, their number for any other; by a table where that is small."""
+    highest = int(labels.max())
+    if highest < _TABLE:
+        table = torch.full((_TABLE,), len(known), device=labels.device)
+        small = known[known < _TABLE]
+        table[small] = torch.arange(len(small), device=labels.device)
+        return table[labels]
+    place = torch.searchsorted(known, labels).clamp(max=len(known) - 1)
+    return torch.where(known[place] == labels, place, len(known))
+
+
+def _counts_of(joint: Int64[Tensor, "p r"], places: tuple[int, ...]) -> Counts:
+    rows = list(places)
+    tp = int(joint[rows][:, rows].sum())
+    return Counts(tp, int(joint[rows].sum()) - tp, int(joint[:, rows].sum()) - tp)

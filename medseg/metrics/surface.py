@@ -8,14 +8,13 @@ values differ by up to a voxel diagonal; `medseg.metrics.elements` gives them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float64
 from scipy.spatial import cKDTree
 
-from medseg.space.distance import surface
+from medseg.space.distance import Steps, edges_mm, places_mm, surface
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def surface_distances(
     prediction: Bool[np.ndarray, "*space"],
     reference: Bool[np.ndarray, "*reference_space"],
     *,
-    spacing_mm: Sequence[float],
+    spacing_mm: Steps,
     workers: int = 1,
 ) -> Surfaces:
     """Measure each surface voxel's way to the other mask's surface.
@@ -59,7 +58,7 @@ def surface_distances(
     Args:
         prediction: A mask with at least one voxel.
         reference: A mask of the same shape with at least one voxel.
-        spacing_mm: Distance between voxel centres along each axis.
+        spacing_mm: Distance between voxel centres along each axis, or the matrix of the steps of a sheared grid.
         workers: Threads that search the tree.
 
     Raises:
@@ -131,17 +130,17 @@ def surface_dice(surfaces: Surfaces, *, tolerance_mm: float) -> float:
 
 
 def require_surfaces(
-    prediction: Bool[np.ndarray, "*space"], reference: Bool[np.ndarray, "*reference_space"], spacing_mm: Sequence[float]
+    prediction: Bool[np.ndarray, "*space"], reference: Bool[np.ndarray, "*reference_space"], spacing_mm: Steps
 ) -> None:
     """Refuse masks between whose surfaces there is no distance.
 
     Raises:
         ValueError: The shapes differ, or a mask is empty.
     """
-    if prediction.shape != reference.shape or prediction.ndim != len(spacing_mm):
+    if prediction.shape != reference.shape or prediction.ndim != len(edges_mm(spacing_mm)):
         raise ValueError(
             f"expected two masks of one shape and a spacing per axis, got {prediction.shape}, {reference.shape} "
-            f"and {len(spacing_mm)} spacings; resample the prediction to the reference"
+            f"and {len(edges_mm(spacing_mm))} spacings; resample the prediction to the reference"
         )
     if not (prediction.any() and reference.any()):
         raise ValueError("expected two masks with voxels, got an empty one; score it with medseg.metrics.empty")
@@ -155,17 +154,13 @@ def _weighted_percentile(ways: Float64[np.ndarray, " n"], area: Float64[np.ndarr
 
 
 def ways_mm(
-    start: Bool[np.ndarray, "*space"], goal: Bool[np.ndarray, "*space"], spacing_mm: Sequence[float], workers: int
+    start: Bool[np.ndarray, "*space"], goal: Bool[np.ndarray, "*space"], spacing_mm: Steps, workers: int
 ) -> Float64[np.ndarray, " n"]:
     """Measure from each marked place of one grid to the nearest of another on the same grid."""
     shared = goal[start]
     ways = np.zeros(shared.size)
     apart = np.argwhere(start)[~shared]
     if apart.size:
-        tree = cKDTree(_points_mm(np.argwhere(goal), spacing_mm), compact_nodes=False, balanced_tree=False)
-        ways[~shared] = tree.query(_points_mm(apart, spacing_mm), workers=workers)[0]
+        tree = cKDTree(places_mm(np.argwhere(goal), spacing_mm), compact_nodes=False, balanced_tree=False)
+        ways[~shared] = tree.query(places_mm(apart, spacing_mm), workers=workers)[0]
     return ways
-
-
-def _points_mm(indices: Int[np.ndarray, "n axes"], spacing_mm: Sequence[float]) -> Float64[np.ndarray, "n axes"]:
-    return indices * np.asarray(spacing_mm, dtype=np.float64)

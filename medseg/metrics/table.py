@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -18,6 +18,7 @@ from medseg.metrics.elements import element_distances
 from medseg.metrics.empty import Outcome
 from medseg.metrics.overlap import Counts
 from medseg.metrics.surface import Surfaces, surface_distances
+from medseg.space.distance import Steps
 
 Element = Literal["voxels", "areas"]
 """What a surface is made of: boundary voxels that count alike (MONAI), or faces that count by area (deepmind)."""
@@ -34,16 +35,18 @@ class OrganPair:
     Attributes:
         prediction: A mask.
         reference: A mask of the same shape.
-        spacing_mm: Distance between voxel centres along each axis.
+        spacing_mm: Distance between voxel centres along each axis, or the matrix of the steps of a sheared grid.
         diagonal_mm: Of the whole image, see `medseg.metrics.empty`.
         element: What surfaces are made of.
+        flat: The axis along which the image has one voxel only: surfaces are outlines across it.
     """
 
     prediction: Bool[np.ndarray, "*space"]
     reference: Bool[np.ndarray, "*space"]
-    spacing_mm: Sequence[float]
+    spacing_mm: Steps
     diagonal_mm: float
     element: str = "voxels"
+    flat: int | None = None
 
     @cached_property
     def counts(self) -> Counts:
@@ -55,7 +58,11 @@ class OrganPair:
     @cached_property
     def surfaces(self) -> Surfaces:
         """The distances between both surfaces; neither mask may be empty."""
-        return ELEMENTS[self.element](self.prediction, self.reference, spacing_mm=self.spacing_mm)
+        one, other, steps = self.prediction, self.reference, self.spacing_mm
+        if self.flat is not None:
+            one, other = one.squeeze(self.flat), other.squeeze(self.flat)
+            steps = np.delete(np.asarray(steps, dtype=np.float64), self.flat, axis=-1)
+        return ELEMENTS[self.element](one, other, spacing_mm=steps)
 
     @cached_property
     def lesions(self) -> Lesions:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Float
 from numpy.typing import NDArray
 
+from medseg.datasets.agreement import odd_cases
 from medseg.datasets.case import Case, Dataset, read_case
 from medseg.errors import DataError
 from medseg.machine.crew import default_workers, run_tasks
+from medseg.space.distance import nonzero_box, voxel_size
+from medseg.space.labels import value_counts
+from medseg.space.nifti import Header
 from medseg.space.reading import is_flat, read_header
 from medseg.space.volume import Shape, Spacing, Volume
 
@@ -48,6 +55,7 @@ class CaseFingerprint:
         kept: Share of the voxels that the non-zero box keeps.
         intensities: One per modality; empty where the case has no foreground.
         voxels: Label value to its number of voxels, background 0 left out.
+        square: Volume of a voxel over the product of its edges: below 1 where they are sheared.
     """
 
     shape: Shape
@@ -55,6 +63,7 @@ class CaseFingerprint:
     kept: float
     intensities: tuple[Intensities, ...]
     voxels: dict[int, int]
+    square: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,14 +151,16 @@ def fingerprint(dataset: Dataset, workers: int | None = None) -> Fingerprint:
         workers: Processes; None takes a core each, as far as the free memory reaches.
 
     Raises:
-        DataError: There is no labelled case, or some cannot be read; all are named.
+        DataError: There is no labelled case, a spacing cannot be meant, or some cannot be read; all are named.
     """
     labelled = [case for case in dataset.cases if case.label is not None]
     if not labelled:
         raise DataError(dataset.name, "has no labelled case to plan from", 'List images with labels under "training"')
     bare = replace(dataset, cases=(), test=())
     tasks = {case.id: FingerprintTask(case, bare) for case in labelled}
-    count = workers or default_workers(max(map(_peak_bytes, tasks.values())))
+    headers = _headers(tasks)
+    _require_possible(tasks, headers)
+    count = workers or default_workers(max((_peak_bytes(header, bare) for header in headers.values()), default=0))
     outcome = run_tasks(fingerprint_case, tasks, workers=count, title=f"measuring {dataset.name}")
     results = outcome.or_raise(labelled[0].images[0].parent)
     unscaled = any(is_flat(path) for case in labelled for path in case.images)
@@ -176,27 +187,9 @@ def fingerprint_case(task: FingerprintTask) -> CaseFingerprint:
         spacing_mm=turned.spacing_mm,
         kept=float(np.prod(turned.shape) / np.prod(image.shape)),
         intensities=tuple(_intensities(channel[mask]) for channel in image.array) if mask.any() else (),
-        voxels=_count(values[mask]),
+        voxels=value_counts(values[mask]),
+        square=voxel_size(image.steps_mm) / prod(image.spacing_mm),
     )
-
-
-def nonzero_box(array: Float[np.ndarray, "m i j k"]) -> tuple[slice, slice, slice]:
-    """The smallest box outside which every channel is zero; the whole volume when all of it is.
-
-    Example:
-        >>> image = np.zeros((1, 4, 4, 4)); image[0, 1, 2, 3] = 5; image[0, 2, 2, 2] = -5
-        >>> nonzero_box(image)
-        (slice(1, 3, None), slice(2, 3, None), slice(2, 4, None))
-    """
-    box = [slice(0, count) for count in array.shape[1:]]
-    if not array.any():
-        return box[0], box[1], box[2]
-    for axis in range(3):
-        lines = np.moveaxis(array[:, box[0], box[1], box[2]], axis + 1, 0)
-        first = next(index for index in range(len(lines)) if lines[index].any())
-        last = next(index for index in reversed(range(len(lines))) if lines[index].any())
-        box[axis] = slice(first, last + 1)
-    return box[0], box[1], box[2]
 
 
 def _turned(image: Volume, box: tuple[slice, slice, slice]) -> Volume:
@@ -217,16 +210,22 @@ def _intensities(values: NDArray[np.float32]) -> Intensities:
     )
 
 
-def _count(values: Int32[np.ndarray, " n"]) -> dict[int, int]:
-    counts = np.bincount(values)
-    return {index: int(count) for index, count in enumerate(counts) if count}
+def _headers(tasks: Mapping[str, FingerprintTask]) -> dict[str, Header]:
+    """Of the first image of each case; unreadable files are told by the worker."""
+    found = {}
+    for name, task in tasks.items():
+        with suppress(DataError):
+            found[name] = read_header(task.case.images[0])
+    return found
 
 
-def _peak_bytes(task: FingerprintTask) -> int:
-    """Memory that measuring one case takes at most; unreadable files are told by the worker."""
-    try:
-        header = read_header(task.case.images[0])
-    except DataError:
-        return 0
-    voxels = header.shape[0] * header.shape[1] * header.shape[2]
-    return voxels * (12 * len(task.dataset.modalities) + 16)
+def _require_possible(tasks: Mapping[str, FingerprintTask], headers: Mapping[str, Header]) -> None:
+    """Refuse before the voxels are read what would spoil the plan of all others."""
+    for name, odd in odd_cases(headers).items():
+        if odd.impossible:
+            raise DataError(tasks[name].case.images[0], odd.problem, odd.remedy)
+
+
+def _peak_bytes(header: Header, dataset: Dataset) -> int:
+    """Memory that measuring one case takes at most."""
+    return prod(header.shape) * (12 * len(dataset.modalities) + 16)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import prod
 from typing import Any
 
 import nibabel as nib
@@ -13,9 +12,11 @@ from jaxtyping import Float, Int16
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medseg.plan.fingerprint import nonzero_box
 from medseg.plan.plan import Normalisation, Plan
+from medseg.space.distance import nonzero_box
+from medseg.space.labels import replaced, strangers
 from medseg.space.resample import (
+    is_absurd,
     resample_image,
     resample_labels,
     resampled_shape,
@@ -25,8 +26,7 @@ from medseg.space.volume import Affine, Shape, Volume, turn_to
 
 Box = tuple[slice, slice, slice]
 
-MOST_IN_ONE_VOXEL = 1000  # of the image's; where more become one, the plan is wrong and not the image small
-MOST_VOXELS = 1 << 32  # of a prepared volume; 1600 along each edge: a spacing or a header is wrong
+_UNKNOWN = -2  # in place of an atom's index: the plan has none for the value
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _change(volume: Volume, turned: Volume, box: Box, plan: Plan) -> GridChange:
     own, planned = turned.spacing_mm, plan.spacing_mm
     x, y, z = (own[axis] if axis in plan.own_spacing else planned[axis] for axis in range(3))
     shape = resampled_shape(size, own, (x, y, z))
-    if prod(shape) > MOST_VOXELS or (prod(shape) == 1 and prod(size) > MOST_IN_ONE_VOXEL):
+    if is_absurd(size, shape):
         became, was, will = (" x ".join(f"{edge:.4g}" for edge in edges) for edges in (shape, own, planned))
         raise ValueError(f"would have {became} voxels: its own are of {was} mm, the plan's of {will} mm")
     return GridChange(
@@ -245,14 +245,10 @@ def _change(volume: Volume, turned: Volume, box: Box, plan: Plan) -> GridChange:
 
 def _look_up(values: NDArray[np.integer[Any]], table: dict[int, int]) -> NDArray[np.int16]:
     """Replace file values by atom indices."""
-    lowest, highest = min(min(table), int(values.min())), max(max(table), int(values.max()))
-    if lowest == 0 and all(table.get(value) == value for value in range(highest + 1)):
+    highest = int(values.max())
+    if int(values.min()) >= 0 and highest < len(table) and all(table.get(v) == v for v in range(highest + 1)):
         return values.astype(np.int16)  # the usual case: the file already counts its organs from 1 on
-    known = np.full(highest - lowest + 1, -2, dtype=np.int16)
-    for value, index in table.items():
-        known[value - lowest] = index
-    atoms: NDArray[np.int16] = known[values - lowest] if lowest else known[values]
-    if (known == -2).any() and (atoms == -2).any():
-        stray = sorted({int(value) for value in np.unique(values[atoms == -2])})
-        raise ValueError(f"labels hold the values {stray}, the plan knows {sorted(table)}; name them in dataset.json")
+    atoms = replaced(values, table, other=_UNKNOWN).astype(np.int16)
+    if problem := strangers(values, table) if (atoms == _UNKNOWN).any() else "":
+        raise ValueError(f"the label file {problem}; name them in dataset.json")
     return atoms

@@ -228,9 +228,14 @@ def _normalisation_of(fingerprint: Fingerprint, index: int, modality: str) -> tu
         return Normalisation(named), "as the name of the channel asks."
     if modality.casefold() == "ct":
         foreground = fingerprint.foreground(index)
-        if foreground is None or not foreground.upper > foreground.lower:
+        if foreground is None:
             raise DataError(
                 fingerprint.dataset.name, "has no labelled voxels to measure Hounsfield units in", "See medseg verify"
+            )
+        if not foreground.upper > foreground.lower:
+            return Normalisation("zscore"), (
+                f"all labelled voxels are {foreground.lower:g}, which measures no Hounsfield units; each case's own "
+                "mean and std."
             )
         measured = (foreground.lower, foreground.upper, foreground.mean, foreground.std)
         clip = (readable(number, digits=4, of=foreground.std) for number in measured)
@@ -278,7 +283,9 @@ def _labels_reason(fingerprint: Fingerprint) -> str:
     for name, value in fingerprint.dataset.labels.items():
         values = values_of(value)
         present = [case for case in fingerprint.cases.values() if any(v in case.voxels for v in values)]
-        sizes = [sum(case.voxels.get(v, 0) for v in values) * prod(case.spacing_mm) / 1000 for case in present]
+        counts = [sum(case.voxels.get(v, 0) for v in values) for case in present]
+        voxels_ml = [prod(case.spacing_mm) * case.square / 1000 for case in present]
+        sizes = [count * ml for count, ml in zip(counts, voxels_ml, strict=True)]
         median = f", median {np.median(sizes):.3g} ml" if sizes else ""
         told.append(f"{name} in {len(present)} of {len(fingerprint.cases)} cases{median}")
     return "; ".join(told) + "."

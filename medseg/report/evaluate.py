@@ -15,7 +15,7 @@ from rich.console import Console
 from medseg import __version__
 from medseg.checkpoints.run import Scores
 from medseg.datasets.matching import Failure, Pair, References, match, read_references
-from medseg.errors import DataError, UsageError
+from medseg.errors import DataError, UsageError, explaining
 from medseg.machine.files import require_writable, write_json
 from medseg.machine.hardware import usable_cores
 from medseg.machine.progress import progress
@@ -109,15 +109,15 @@ def evaluate(
     matched = match(Path(predictions), pool, cases=cases)
     require_writable(output := Path(output))
     workers = workers or min(8, usable_cores())
-    named = organs or pool.organs or _organs_seen(matched.pairs, ignore, workers)
+    named, pairs, unread = _named(organs or pool.organs, matched.pairs, ignore, workers)
     scoring = Scoring(dict(named), ignore, tolerance_mm, element, pool.others)
-    scored, failed = _score_all(matched.pairs, scoring, workers, console)
+    scored, failed = _score_all(pairs, scoring, workers, console)
     rows = _covered(scored, pool.annotated)
     evaluation = Evaluation(
         scoring=scoring,
         rows=rows,
         summary=summarise(rows),
-        failures=tuple(sorted((*matched.failures, *failed), key=lambda failure: failure.case)),
+        failures=tuple(sorted((*matched.failures, *unread, *failed), key=lambda failure: failure.case)),
         not_predicted=matched.not_predicted,
         pairs=matched.pairs,
         images={**pool.images, **(images or {})},
@@ -144,12 +144,25 @@ def _score_all(
     return scored, [one for one in done if isinstance(one, Failure)]
 
 
-def _organs_seen(pairs: Sequence[Pair], ignore: int | None, workers: int) -> dict[str, int]:
-    found = [one for one in _each_case(values_seen, pairs, workers, None) if not isinstance(one, Failure)]
+def _named(
+    organs: Organs, pairs: tuple[Pair, ...], ignore: int | None, workers: int
+) -> tuple[Organs, tuple[Pair, ...], list[Failure]]:
+    """The organs, named by their values where nobody named them, the pairs that can be read, and why others cannot."""
+    if organs:
+        return organs, pairs, []
+    seen, unread = _organs_seen(pairs, ignore, workers)
+    bad = {failure.case for failure in unread}
+    return seen, tuple(pair for pair in pairs if pair.case not in bad), unread
+
+
+def _organs_seen(pairs: Sequence[Pair], ignore: int | None, workers: int) -> tuple[dict[str, int], list[Failure]]:
+    """A name for every value of the cases that can be read, and why the others cannot."""
+    done = _each_case(values_seen, pairs, workers, None)
+    found = [one for one in done if not isinstance(one, Failure)]
     values = [value for value in sorted(set().union(*found) - {0, ignore}) if value > 0]
     if found and not values:
         raise DataError(pairs[0].reference.parent, "holds no label, and no prediction does", "Name them with --labels")
-    return {f"label {value}": value for value in values}
+    return {f"label {value}": value for value in values}, [one for one in done if isinstance(one, Failure)]
 
 
 def require_lengths(tolerance_mm: float | Mapping[str, float]) -> None:
@@ -170,9 +183,12 @@ def _each_case(
 
     def guarded(pair: Pair) -> _Result | Failure:
         try:
-            return work(pair)
+            with explaining():
+                return work(pair)
         except DataError as error:
             return Failure(pair.case, str(error).removesuffix("."))
+        except MemoryError:
+            return Failure(pair.case, "needs more memory than there is. Use fewer workers, or crop it")
 
     with ThreadPoolExecutor(max_workers=workers) as threads:
         results = threads.map(guarded, pairs)

@@ -60,7 +60,9 @@ def render(
     """
     if run and run.config.is_file():
         config = config or run.config.read_text(encoding="utf-8")
-    failures = ((element("b", one.case), f": {one.reason}.") for one in evaluation.failures)
+    failures: list[tuple[str, ...]] = [(element("b", one.case), f": {one.reason}.") for one in evaluation.failures[:5]]
+    if more := evaluation.failures[5:]:
+        failures.append((f"and {len(more)} more, see summary.json",))
     chapters = (
         *first,
         ("failures", "Cases that could not be scored", bullets(failures)),

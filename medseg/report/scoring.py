@@ -12,17 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.datasets.matching import Pair
-from medseg.errors import DataError, listed
+from medseg.errors import DataError
 from medseg.metrics.cases import score_case
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs
 from medseg.metrics.table import Element
 from medseg.report.rows import CaseRow
-from medseg.space.labels import settle_others, values_of
+from medseg.space.labels import integer_type, looks_like_scan, settle_others, strangers, value_counts, values_of
 from medseg.space.reading import read_header, read_labels, read_volume
 from medseg.space.volume import Volume, same_place
-
-_CHUNK_VOXELS = 1 << 22  # bounds the int64 copies that bincount makes
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> ScoredCase:
     """Score every organ of one case.
 
     Raises:
-        DataError: As `read_pair`, or a file holds a value that no organ declares.
+        DataError: As `read_pair`, a file holds a value that no organ declares, or `score_case` knows no way.
     """
     prediction, reference = read_pair(pair, scoring.organs)
     if scoring.others is None:
@@ -65,16 +63,20 @@ def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> ScoredCase:
     else:
         prediction = _settled(prediction, scoring.organs, None, becomes=0)
         reference = _settled(reference, scoring.organs, scoring.ignore, becomes=scoring.others)
-    scores = score_case(
-        _labels_or_masks(prediction),
-        _labels_or_masks(reference),
-        scoring.organs,
-        spacing_mm=reference.spacing_mm,
-        tolerance_mm=scoring.tolerance_mm,
-        element=scoring.element,
-        ignore=scoring.ignore,
-        workers=workers,
-    )
+    try:
+        scores = score_case(
+            _labels_or_masks(prediction),
+            _labels_or_masks(reference),
+            scoring.organs,
+            spacing_mm=reference.steps_mm,
+            tolerance_mm=scoring.tolerance_mm,
+            element=scoring.element,
+            ignore=scoring.ignore,
+            workers=workers,
+        )
+    except ValueError as error:
+        problem, _, remedy = str(error).partition("; ")
+        raise DataError(pair.reference, f"cannot be scored: {problem}", remedy.capitalize() or "Mend it") from None
     return ScoredCase(
         tuple(CaseRow(pair.case, organ, score) for organ, score in scores.items()), _digest(pair.case, reference)
     )
@@ -116,15 +118,21 @@ def values_seen(pair: Pair) -> set[int]:
     Raises:
         DataError: A file cannot be read or is no label map.
     """
-    return set().union(*(_values_in(read_labels(path).array) for path in (pair.prediction, pair.reference)))
+    seen: set[int] = set()
+    for path in (pair.prediction, pair.reference):
+        labels = read_labels(path).array[0]
+        counts = value_counts(labels)
+        if looks_like_scan(labels, counts):
+            problem = f"holds {len(counts)} different values as noise has them: a scan, not a label map"
+            raise DataError(path, problem, "Give the folder of the label maps")
+        seen |= set(counts)
+    return seen
 
 
 def _read(path: Path, organ_count: int) -> Volume:
     if read_header(path).channels == 1:
         labels = read_labels(path)
-        low, high = int(labels.array.min(initial=0)), int(labels.array.max(initial=0))
-        smallest = np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
-        return Volume(labels.array.astype(smallest), labels.affine)
+        return Volume(labels.array.astype(integer_type(labels.array)), labels.affine)
     volume = read_volume(path)
     if volume.array.shape[0] != organ_count or not ((volume.array == 0) | (volume.array == 1)).all():
         raise DataError(
@@ -143,13 +151,8 @@ def _labels_or_masks(volume: Volume) -> NDArray[Any]:
 def _require_declared(path: Path, volume: Volume, organs: Organs, ignore: int | None) -> None:
     if volume.array.dtype == bool:
         return
-    strange = sorted(_values_in(volume.array) - _declared(organs, ignore))
-    if strange:
-        raise DataError(
-            path,
-            f"holds the label value {listed(strange)}, which no organ declares",
-            "Name the value in the labels, or remap the file",
-        )
+    if problem := strangers(volume.array[0], _declared(organs, ignore)):
+        raise DataError(path, problem, "Name the value in the labels, or remap the file")
 
 
 def _settled(volume: Volume, organs: Organs, ignore: int | None, *, becomes: int) -> Volume:
@@ -162,9 +165,3 @@ def _settled(volume: Volume, organs: Organs, ignore: int | None, *, becomes: int
 def _declared(organs: Organs, ignore: int | None) -> set[int]:
     declared = {0, *(value for organ in organs.values() for value in values_of(organ))}
     return declared if ignore is None else declared | {ignore}
-
-
-def _values_in(labels: NDArray[Any]) -> set[int]:
-    flat, low = labels.reshape(-1), int(labels.min(initial=0))
-    chunks = (flat[start : start + _CHUNK_VOXELS] for start in range(0, flat.size, _CHUNK_VOXELS))
-    return {int(index) + low for chunk in chunks for index in np.flatnonzero(np.bincount(chunk.astype(np.int64) - low))}

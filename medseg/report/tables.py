@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medseg.errors import few
 from medseg.report.evaluate import Evaluation
 from medseg.report.summary import OrganSummary, Summary
 
@@ -42,16 +43,18 @@ def summary_table(summary: Summary) -> Table:
 
 
 def print_summary(evaluation: Evaluation, console: Console | None = None) -> None:
-    """Print the table, then every case that failed and why, then where the files are."""
+    """Print the table, then the first cases that failed and why, then where the files are."""
     console = console or Console()
     if evaluation.summary.cases:
         console.print(summary_table(evaluation.summary))
     lines = []
     if evaluation.not_predicted:
         lines.append(f"{evaluation.not_predicted} further cases of the dataset were not predicted.")
+    if same := sum(pair.prediction.samefile(pair.reference) for pair in evaluation.pairs if pair.prediction.exists()):
+        lines.append(f"{same} predictions are the very files that they were scored against: that says nothing of them.")
     if evaluation.failures:
         lines.append(f"{len(evaluation.failures)} case{'s' * (len(evaluation.failures) != 1)} could not be scored:")
-        lines += [f"  {failure.case}: {failure.reason}." for failure in evaluation.failures]
+        lines += [f"  {line}" for line in few([f"{one.case}: {one.reason}." for one in evaluation.failures])]
     tell(console, *lines, f"Written to {evaluation.output}")
 
 

@@ -5,12 +5,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from numpy.typing import NDArray
 from scipy import ndimage
 
 Box = tuple[slice, ...]
 """One slice per axis: the part of a volume that matters."""
+
+Steps = Sequence[float] | NDArray[np.float64]
+"""From voxel to voxel in mm: an edge per axis or, where they are not square, the matrix (mm, axes) of the steps."""
+
+
+def places_mm(indices: Num[np.ndarray, "n axes"], steps_mm: Steps) -> Float[np.ndarray, "n mm"]:
+    """Where voxels lie, from the corner of the grid.
+
+    Example:
+        >>> places_mm(np.array([[1, 2]]), (1.0, 3.0)), places_mm(np.array([[0, 1]]), np.array([[1.0, 0.5], [0.0, 2.0]]))
+        (array([[1., 6.]]), array([[0.5, 2. ]]))
+    """
+    steps = np.asarray(steps_mm, dtype=np.float64)
+    return indices * steps if steps.ndim == 1 else indices @ steps.T
+
+
+def edges_mm(steps_mm: Steps) -> tuple[float, ...]:
+    """The lengths of the edges of a voxel."""
+    steps = np.asarray(steps_mm, dtype=np.float64)
+    return tuple(float(edge) for edge in (steps if steps.ndim == 1 else np.linalg.norm(steps, axis=0)))
+
+
+def voxel_size(steps_mm: Steps) -> float:
+    """The volume of a voxel: the product of its edges where they are square, else the determinant.
+
+    Example:
+        >>> voxel_size((1.0, 2.0, 3.0)), round(voxel_size(np.array([[1.0, 1.0], [0.0, 2.0]])), 9)
+        (6.0, 2.0)
+    """
+    steps = np.asarray(steps_mm, dtype=np.float64)
+    return float(np.prod(steps) if steps.ndim == 1 else abs(np.linalg.det(steps)))
 
 
 def euclidean_distance(
@@ -104,6 +135,25 @@ def bounding_box(mask: Bool[np.ndarray, "*space"], *, margin: int = 0) -> Box | 
         first, last = int(occupied[0]), int(occupied[-1])
         box.append(slice(max(first - margin, 0), min(last + 1 + margin, mask.shape[axis])))
     return tuple(box)
+
+
+def nonzero_box(array: Num[np.ndarray, "m i j k"]) -> tuple[slice, slice, slice]:
+    """The smallest box outside which every channel is zero; the whole volume when all of it is.
+
+    Example:
+        >>> image = np.zeros((1, 4, 4, 4)); image[0, 1, 2, 3] = 5; image[0, 2, 2, 2] = -5
+        >>> nonzero_box(image)
+        (slice(1, 3, None), slice(2, 3, None), slice(2, 4, None))
+    """
+    box = [slice(0, count) for count in array.shape[1:]]
+    if not array.any():
+        return box[0], box[1], box[2]
+    for axis in range(3):
+        lines = np.moveaxis(array[:, box[0], box[1], box[2]], axis + 1, 0)
+        first = next(index for index in range(len(lines)) if lines[index].any())
+        last = next(index for index in reversed(range(len(lines))) if lines[index].any())
+        box[axis] = slice(first, last + 1)
+    return box[0], box[1], box[2]
 
 
 def checked_spacing(spacing_mm: Sequence[float] | None, axes: int) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,23 +16,37 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from medseg.errors import DataError
+from medseg.errors import DataError, explained
 from medseg.machine.files import whole
+from medseg.space.labels import WholeNumbers, integer_type, whole_numbers
 from medseg.space.volume import Affine, Shape, Spacing, Volume, orientation_of, spacing_of
 
 Number = TypeVar("Number", bound=np.generic)
 _ROWS = 8
+_FINE = 0.1  # a scale of steps this short was made for other numbers than those it holds; coarser ones are meant
+NEARLY = 0.01  # numbers of a label file no further than this from whole ones are those, badly kept
+_QUATERNION_ROUNDING = 1e-3
 NIFTI_ENDINGS = (".nii.gz", ".nii")
-_UNITS_MM = {1: 1000.0, 3: 0.001}  # metre and micrometre, as xyzt_units counts them; all else means mm, as for ITK
+_UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}  # by xyzt_units; all else means mm, as for ITK
 
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What a file says of itself before its voxels are read."""
+    """What a file says of itself before its voxels are read.
+
+    Attributes:
+        shape: Voxels along i, j and k.
+        channels: 1 for a volume of three axes.
+        affine: Voxel indices to RAS+ mm, whatever unit the file counts in.
+        unit: That unit; where the file is silent, mm.
+        unit_mm: Its length.
+    """
 
     shape: Shape
     channels: int
     affine: Affine
+    unit: str = "mm"
+    unit_mm: float = 1.0
 
     @property
     def spacing_mm(self) -> Spacing:
@@ -50,7 +65,7 @@ def read_header(path: Path) -> Header:
     Raises:
         DataError: The file is missing, not NIfTI, not three- or four-dimensional, or has a singular affine.
     """
-    return _header_of(path, _open(path))
+    return _header_of(path, open_nifti(path))
 
 
 def read_volume(path: str | Path) -> Volume:
@@ -60,49 +75,87 @@ def read_volume(path: str | Path) -> Volume:
         DataError: As `read_header`, or the voxel data are truncated or corrupt.
     """
     path = Path(path)
-    image = _open(path)
+    image = open_nifti(path)
     header = _header_of(path, image)
     return Volume(_channels_first(_voxels(path, image), header), header.affine)
 
 
+@dataclass(frozen=True, eq=False)
+class LabelFile:
+    """A label volume as its file has it, whatever is wrong with its numbers.
+
+    Attributes:
+        path: The file.
+        volume: The nearest whole numbers in int32 or, where that is too narrow, int64; one channel.
+        stored: How the file holds them, such as ``"uint8"`` or ``"int16 scaled by 0.5"``.
+        gap: How far a number is from a whole one; infinite where it is NaN.
+        exact: Whether that is rounding; only then are they labels.
+    """
+
+    path: Path
+    volume: Volume
+    stored: str
+    gap: float
+    exact: bool
+
+    def require_labels(self) -> Volume:
+        """The volume, where its numbers are labels.
+
+        Raises:
+            DataError: The file holds NaN or fractions.
+        """
+        if not self.exact:
+            far = f", up to {self.gap:.2g} away" if self.gap < NEARLY else ""
+            remedy = "Let medseg verify --fix round them" if far else "Resample labels with nearest neighbour"
+            raise DataError(self.path, f"holds values that are not whole numbers{far}", remedy)
+        return self.volume
+
+
 def read_labels(path: Path) -> Volume:
-    """Read a label volume as int32 with one channel; float-typed files must hold whole numbers.
+    """Read a label volume with one channel, exactly: integers of every type, scaled ones and floats of whole numbers.
 
     Raises:
-        DataError: As `read_volume`, or the file has several channels, NaN or fractional values.
+        DataError: As `read_label_file`, or the file holds NaN or fractions.
     """
-    image = _open(path)
+    return read_label_file(path).require_labels()
+
+
+def read_label_file(path: Path) -> LabelFile:
+    """Read a label volume and say how near to whole numbers it is.
+
+    Raises:
+        DataError: As `read_volume`, or the file has several channels or values that no integer of 64 bits holds.
+    """
+    image = open_nifti(path)
     header = _header_of(path, image)
     if header.channels != 1:
         raise DataError(
             path, f"has {header.channels} channels, expected a label volume with one", "Merge them into one map"
         )
-    voxels = _voxels(path, image, None if _holds_integers(image) else np.float64)
-    return Volume(whole_numbers(path, _channels_first(voxels, header)), header.affine)
+    slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
+    integers = bool(np.issubdtype(image.get_data_dtype(), np.integer))
+    stored = str(image.get_data_dtype().newbyteorder("=")) + (
+        "" if (slope, inter) == (1, 0) else f" scaled by {slope:.4g}"
+    )
+    whole_steps = integers and slope.is_integer() and inter.is_integer()
+    try:
+        voxels = _voxels(path, image, None if whole_steps else np.float64, raw=whole_steps)
+        found = whole_numbers(voxels, step=abs(slope) if integers and abs(slope) < _FINE else 0.0)
+        if whole_steps and (slope, inter) != (1, 0):
+            found = _stretched(found, int(slope), int(inter))
+    except ValueError as error:
+        raise DataError(path, f"holds {error}, too large for labels", "Renumber it") from None
+    volume = Volume(_channels_first(found.array, header), header.affine)
+    return LabelFile(path, volume, stored, found.gap, found.exact)
 
 
-def _holds_integers(image: Any) -> bool:
-    """Whether the file's numbers are integers, and mean what they say: no scaling stands between."""
-    slope, inter = image.dataobj.slope, image.dataobj.inter
-    return bool(np.issubdtype(image.get_data_dtype(), np.integer)) and (slope, inter) == (1, 0)
-
-
-def whole_numbers(path: Path, voxels: NDArray[Any]) -> NDArray[np.int32]:
-    """The same numbers, in int32.
-
-    Raises:
-        DataError: They cannot be labels; says why.
-    """
-    if np.can_cast(voxels.dtype, np.int32):
-        return voxels.astype(np.int32)
-    with np.errstate(invalid="ignore"):  # NaN and what is too large become numbers that differ
-        labels = voxels.astype(np.int32)
-    if not np.array_equal(labels, voxels):
-        finite = voxels[np.isfinite(voxels)]
-        if np.array_equal(np.rint(finite), finite) and finite.size == voxels.size:
-            raise DataError(path, f"holds values up to {np.abs(finite).max():.6g}, too large for labels", "Renumber it")
-        raise DataError(path, "holds values that are not whole numbers", "Resample labels with nearest neighbour")
-    return labels
+def _stretched(found: WholeNumbers, slope: int, inter: int) -> WholeNumbers:
+    """What whole numbers mean where the file's scale is one of whole numbers: no rounding, whatever their size."""
+    array = found.array
+    ends = [int(end) * slope + inter for end in (array.min(initial=0), array.max(initial=0))]
+    if max(map(abs, ends)) >= 2**63:
+        raise ValueError(f"values up to {max(map(abs, ends)):.6g}")
+    return whole_numbers(array.astype(np.int64) * slope + inter)
 
 
 def require_finite(path: Path, volume: Volume) -> None:
@@ -126,10 +179,28 @@ def write_labels(path: Path, labels: NDArray[Any], *, like: Path) -> None:
         labels: ``(i, j, k)`` with the spatial shape of ``like``.
         like: The image that was segmented.
     """
-    source = _open(like)
+    source = open_nifti(like)
     if tuple(labels.shape) != tuple(source.shape[:3]):
         raise ValueError(f"labels have shape {labels.shape}, the image {like} has {source.shape[:3]}")
-    _write(path, source, labels.astype(np.min_scalar_type(int(labels.max(initial=0)))))
+    _write(path, source, labels.astype(integer_type(labels)))
+
+
+def with_integers(path: Path, labels: NDArray[Any]) -> None:
+    """Store the labels of a file anew, as integers and unscaled; the rest of its header stays as it is.
+
+    Args:
+        path: A label file with one channel.
+        labels: ``(i, j, k)``, of the type to store them in.
+    """
+    source = open_nifti(path)
+    header = source.header.copy()
+    header.set_data_dtype(labels.dtype)
+    image = type(source)(labels.reshape(source.shape), None, header)
+    image.header["scl_slope"], image.header["scl_inter"] = 1, 0
+    for field in ("qform_code", "sform_code", "pixdim", "xyzt_units"):
+        image.header[field] = source.header[field]
+    with whole(path) as partial:
+        nib.save(image, partial)
 
 
 def _write(path: Path, source: Any, voxels: NDArray[Any]) -> None:
@@ -145,11 +216,19 @@ def _write(path: Path, source: Any, voxels: NDArray[Any]) -> None:
         nib.save(image, partial)
 
 
-def _open(path: Path) -> Any:
+def open_nifti(path: Path) -> Any:
+    """Open a file as nibabel's image, its voxels unread.
+
+    Raises:
+        DataError: As `read_header`.
+    """
     try:
-        image = nib.load(path)
-    except FileNotFoundError:
-        raise DataError(path, "does not exist", "Check the path, or the entry of dataset.json that names it") from None
+        with path.open("rb"):  # what the system refuses, it says more clearly than nibabel
+            pass
+    except OSError as error:
+        raise explained(error, path) from None
+    try:
+        image = _load(path)
     except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
         if misnamed := _true_name(path):
             raise DataError(path, f"holds what a {misnamed} holds, which its name hides", "Rename it") from None
@@ -157,6 +236,36 @@ def _open(path: Path) -> Any:
     if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)):
         raise DataError(path, f"is {type(image).__name__}, not a NIfTI file of one piece", "Convert it to .nii.gz")
     return image
+
+
+class _Forgiving:
+    """A header whose quaternion may be a little longer than 1: rounding, which ITK forgives too."""
+
+    def get_qform_quaternion(self) -> NDArray[np.float64]:
+        """The unit quaternion that is meant."""
+        turn = np.array([self[f"quatern_{letter}"] for letter in "bcd"], dtype=np.float64)  # type: ignore[index]
+        length = float(np.linalg.norm(turn))
+        if not 1 <= length < 1 + _QUATERNION_ROUNDING:
+            return super().get_qform_quaternion()  # type: ignore[misc, no-any-return]
+        return np.append(0.0, turn / length)
+
+
+_FORGIVING: list[Any] = [
+    type(image.__name__, (image,), {"header_class": type(header.__name__, (_Forgiving, header), {})})
+    for image, header in ((nib.Nifti1Image, nib.Nifti1Header), (nib.Nifti2Image, nib.Nifti2Header))
+]
+
+
+def _load(path: Path) -> Any:
+    try:
+        return nib.load(path)
+    except (HeaderDataError, ValueError) as error:
+        if "w2 should be positive" not in str(error):
+            raise
+    for kind in _FORGIVING[:-1]:
+        with suppress(ImageFileError, HeaderDataError):
+            return kind.from_filename(path)
+    return _FORGIVING[-1].from_filename(path)
 
 
 def _true_name(path: Path) -> str:
@@ -188,17 +297,25 @@ def _header_of(path: Path, image: Any) -> Header:
     if np.issubdtype(kind, np.complexfloating):
         raise DataError(path, "holds complex numbers", "Export their magnitude")
     affine = np.asarray(image.affine, dtype=np.float64)
-    affine = np.diag([_UNITS_MM.get(int(image.header["xyzt_units"]) & 7, 1.0)] * 3 + [1.0]) @ affine
+    unit, length_mm = _UNITS.get(int(image.header["xyzt_units"]) & 7, ("mm", 1.0))
+    affine = np.diag([length_mm] * 3 + [1.0]) @ affine
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(spacing_of(affine)):
         raise DataError(path, "has a singular affine: its voxels have no volume", "Repair the sform or qform")
-    return Header((shape[0], shape[1], shape[2]), shape[3] if len(shape) == 4 else 1, affine)
+    return Header((shape[0], shape[1], shape[2]), shape[3] if len(shape) == 4 else 1, affine, unit, length_mm)
 
 
-def _voxels(path: Path, image: Any, kind: type[np.floating[Any]] | None = np.float32) -> NDArray[Any]:
-    """The numbers that the file means, in a type of ours or, with None, in the file's own."""
+def _voxels(
+    path: Path, image: Any, kind: type[np.floating[Any]] | None = np.float32, *, raw: bool = False
+) -> NDArray[Any]:
+    """The numbers that the file means, in a type of ours or, with None, in the file's own; raw ones are not scaled."""
     try:
+        proxy = image.dataobj
+        slope, inter = (1, 0) if raw else (proxy.slope, proxy.inter)
+        layout = (proxy.shape, proxy.dtype, proxy.offset, slope, inter)
         with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused by whom it disturbs
-            return _unpacked(path, image.dataobj, kind) if path.suffix == ".gz" else np.asarray(image.dataobj, kind)
+            if path.suffix == ".gz":
+                return _unpacked(path, layout, kind)
+            return np.asarray(ArrayProxy(proxy.file_like, layout), dtype=kind)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise DataError(path, f"is truncated or corrupt ({error})", "Re-export or download it again") from None
     except MemoryError:
@@ -208,10 +325,9 @@ def _voxels(path: Path, image: Any, kind: type[np.floating[Any]] | None = np.flo
         ) from None
 
 
-def _unpacked(path: Path, proxy: Any, kind: type[np.floating[Any]] | None) -> NDArray[Any]:
+def _unpacked(path: Path, layout: tuple[Any, ...], kind: type[np.floating[Any]] | None) -> NDArray[Any]:
     """What nibabel reads, and then on to the checksum at the end, before which nibabel stops."""
     with gzip.open(path) as file:
-        layout = (proxy.shape, proxy.dtype, proxy.offset, proxy.slope, proxy.inter)
         voxels: NDArray[Any] = np.asarray(ArrayProxy(file, layout), dtype=kind)
         try:
             while file.read(2**20):

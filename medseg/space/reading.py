@@ -12,7 +12,8 @@ from medseg.errors import DataError
 from medseg.space import nifti
 from medseg.space.flat import FLAT_ENDINGS, flat_header, read_flat, read_flat_labels
 from medseg.space.formats import ITK_ENDINGS, is_dicom_folder, itk_header, read_itk
-from medseg.space.nifti import NIFTI_ENDINGS, Header
+from medseg.space.labels import whole_numbers
+from medseg.space.nifti import NIFTI_ENDINGS, Header, LabelFile
 from medseg.space.volume import Volume
 
 ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS, *FLAT_ENDINGS)
@@ -111,10 +112,23 @@ def read_labels(path: Path) -> Volume:
     Raises:
         DataError: As `read_volume`, or the file has several channels or values that are no labels.
     """
+    return read_label_file(path).require_labels()
+
+
+def read_label_file(path: Path) -> LabelFile:
+    """Read a label map and say how near to whole numbers it is.
+
+    Raises:
+        DataError: As `read_volume`, or the file has several channels or values that no integer of 64 bits holds.
+    """
     if is_nifti(path):
-        return nifti.read_labels(path)
+        return nifti.read_label_file(path)
     volume = read_flat_labels(path) if is_flat(path) else read_itk(path)
     if len(volume.array) != 1:
         problem = f"has {len(volume.array)} channels, expected a label volume with one"
         raise DataError(path, problem, "Merge them into one map")
-    return Volume(nifti.whole_numbers(path, volume.array), volume.affine)
+    try:
+        found = whole_numbers(volume.array)
+    except ValueError as error:
+        raise DataError(path, f"holds {error}, too large for labels", "Renumber it") from None
+    return LabelFile(path, Volume(found.array, volume.affine), volume.array.dtype.name, found.gap, found.exact)

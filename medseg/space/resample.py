@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,11 @@ from medseg.space.volume import Shape
 
 ANISOTROPY = 3.0
 """A grid whose coarsest voxel edge is more than this many times its finest is resampled slice by slice."""
+
+MOST_VOXELS = 1 << 32
+"""Of a resampled volume, 1600 along each edge: where there are more, a spacing or a header is wrong."""
+
+MOST_IN_ONE_VOXEL = 1000  # of a volume; where more become one, the new spacing is wrong and not the volume small
 
 Band = tuple[slice, slice, NDArray[np.float32]]
 """Rows of the output, the columns of the input that they depend on, and the weights between them."""
@@ -39,6 +45,11 @@ def resampled_shape(shape: Shape, spacing_mm: Sequence[float], target_mm: Sequen
     sizes = zip(shape, spacing_mm, target_mm, strict=True)
     i, j, k = (max(1, round(old / new * count)) for count, old, new in sizes)
     return i, j, k
+
+
+def is_absurd(size: Shape, resampled: Shape) -> bool:
+    """Whether a resampling says that a spacing is wrong: a volume that no memory holds, or one voxel of very many."""
+    return prod(resampled) > MOST_VOXELS or (prod(resampled) == 1 and prod(size) > MOST_IN_ONE_VOXEL)
 
 
 def through_plane_axis(spacing_mm: Sequence[float], target_mm: Sequence[float]) -> int | None:

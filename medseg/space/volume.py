@@ -13,11 +13,26 @@ Affine = NDArray[np.float64]
 Spacing = tuple[float, float, float]
 Shape = tuple[int, int, int]
 
+ROUNDING_DEGREES = 0.1
+"""Edges this far from a right angle are square, and the header's numbers rounded."""
+
 
 def spacing_of(affine: Affine) -> Spacing:
     """Edge lengths of a voxel in mm: the column norms of the affine, exact for oblique grids too."""
     i, j, k = (float(length) for length in np.linalg.norm(affine[:3, :3], axis=0))
     return i, j, k
+
+
+def shear_degrees(affine: Affine) -> float:
+    """How far the edges of a voxel are from meeting at right angles, at most.
+
+    Example:
+        >>> tilted = np.array([[1.0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        >>> round(shear_degrees(tilted), 6), shear_degrees(np.eye(4))
+        (45.0, 0.0)
+    """
+    edges = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.degrees(np.arcsin(np.abs(edges.T @ edges - np.eye(3)).max().clip(0, 1))))
 
 
 def orientation_of(affine: Affine) -> str:
@@ -81,6 +96,16 @@ class Volume:
     def spacing_mm(self) -> Spacing:
         """Edge lengths of a voxel."""
         return spacing_of(self.affine)
+
+    @property
+    def sheared(self) -> bool:
+        """Whether the edges of a voxel meet at angles that are not right by more than rounding."""
+        return shear_degrees(self.affine) > ROUNDING_DEGREES
+
+    @property
+    def steps_mm(self) -> Spacing | Affine:
+        """As `medseg.space.distance.Steps`: the edges or, under shear, the matrix of the steps."""
+        return self.affine[:3, :3] if self.sheared else self.spacing_mm
 
     @property
     def orientation(self) -> str:

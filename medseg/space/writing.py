@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import numpy as np
 from numpy.typing import NDArray
 
 from medseg.machine.files import whole
 from medseg.space.flat import write_flat
 from medseg.space.formats import write_itk
+from medseg.space.labels import integer_type
 from medseg.space.nifti import write_labels
 from medseg.space.reading import is_nifti
 from medseg.space.volume import Affine
@@ -49,7 +49,7 @@ def write_labels_for(image: Path, target: Path, labels: NDArray[Any], affine: Af
         labels: ``(i, j, k)``, as `medseg.space.reading.read_volume` orders the axes.
         affine: Of the image, voxel indices to RAS+ mm.
     """
-    small = labels.astype(np.min_scalar_type(int(labels.max(initial=0))))
+    small = labels.astype(integer_type(labels))
     if not target.name.endswith(".nii.gz"):
         write_flat(target, small) if target.suffix in (".png", ".tif") else write_itk(target, small, affine)
     elif is_nifti(image):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,16 +15,15 @@ import numpy as np
 from jaxtyping import Int16, Int32
 from numpy.typing import NDArray
 
-from medseg.datasets.case import Case, Dataset, read_case, value_counts
-from medseg.errors import DataError, MachineError
+from medseg.datasets.case import Case, Dataset, read_case
+from medseg.errors import DataError, MachineError, explained
 from medseg.machine.files import digest_of, whole, write_json
-from medseg.plan.grid import labels_to_plan_grid, to_plan_grid
+from medseg.plan.grid import kept_box, labels_to_plan_grid, to_plan_grid
 from medseg.plan.plan import Plan
+from medseg.space.labels import cut_away, value_counts
 from medseg.space.reading import parts_of
 from medseg.store.arrays import write_array
 from medseg.store.store import SCHEMA, CaseInfo, Source, read_info
-
-_log = logging.getLogger(__name__)
 
 FOREGROUND_SAMPLES = 10_000
 REMEDY = "Free space or choose another place, then run again; finished cases are kept"
@@ -62,11 +60,26 @@ class CaseTask:
         return tuple(part for path in named for part in parts_of(path))
 
 
-def prepare_case(task: CaseTask) -> str:
+@dataclass(frozen=True)
+class StoredCase:
+    """What became of one case.
+
+    Attributes:
+        folder: The name of its folder.
+        cut_away: Organs of which the label has voxels where every channel is zero, in words; those are cropped away.
+        too_small: Organs of which nothing is left, because they are smaller than the voxels of the plan.
+    """
+
+    folder: str
+    cut_away: tuple[str, ...] = ()
+    too_small: tuple[str, ...] = ()
+
+
+def prepare_case(task: CaseTask) -> StoredCase:
     """Prepare one case, unless the store already holds it.
 
     Returns:
-        The name of its folder.
+        Where it is, and what of its label is not there.
 
     Raises:
         DataError: The case is at fault.
@@ -77,7 +90,7 @@ def prepare_case(task: CaseTask) -> str:
     final = task.store / "cases" / name
     if final.is_dir():
         _refresh(final, task, sources)
-        return name
+        return StoredCase(name)
     image, labels = read_case(task.case, task.dataset)
     if not all(source.unchanged() for source in sources):
         raise DataError(task.case.images[0], "or its label changed while it was read", "Run again when it is complete")
@@ -100,22 +113,18 @@ def prepare_case(task: CaseTask) -> str:
         voxels={} if atoms is None else _count(atoms),
     )
     _write(final, array, atoms, info, task.plan)
-    if labels is not None and (lost := lost_organs(labels.array, info.voxels, task.plan)):
-        _log.warning(
-            "%s: %s %s voxels in the label file but none at the plan's %s mm; a finer spacing_mm would keep them",
-            task.case.id,
-            " and ".join(lost),
-            "has" if len(lost) == 1 else "have",
-            " x ".join(f"{edge:g}" for edge in task.plan.spacing_mm),
-        )
-    return name
+    if labels is None:
+        return StoredCase(name)
+    kept = kept_box(labels.array[0], change)
+    cropped = cut_away(labels.array[0], kept, task.plan.labels)
+    return StoredCase(name, tuple(cropped), lost_organs(kept, info.voxels, task.plan))
 
 
-def lost_organs(values: NDArray[np.int32], voxels: Mapping[int, int], plan: Plan) -> tuple[str, ...]:
-    """Name the organs that a label file holds and the plan's grid does not: they were smaller than its voxels.
+def lost_organs(values: NDArray[np.integer[Any]], voxels: Mapping[int, int], plan: Plan) -> tuple[str, ...]:
+    """Name the organs that a label holds and the plan's grid does not: they were smaller than its voxels.
 
     Args:
-        values: Of the label file.
+        values: Of the label file, cropped as the image was.
         voxels: Voxels per atom index on the plan's grid.
         plan: Names both.
     """
@@ -203,7 +212,7 @@ def _source(path: Path) -> Source:
         before = path.stat()
         digest = digest_of(path, "sha256")
     except OSError as error:
-        raise DataError(path, f"cannot be read ({error.strerror})", "Check the path and its permissions") from None
+        raise explained(error, path) from None
     return Source(str(path.resolve()), before.st_size, before.st_mtime_ns, digest)
 
 

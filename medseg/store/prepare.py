@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 
 from medseg.datasets.case import Dataset, read_dataset
-from medseg.errors import DataError, MachineError
+from medseg.errors import DataError, MachineError, listed
 from medseg.machine.crew import default_workers, run_tasks
 from medseg.machine.files import sweep, write_json
 from medseg.plan.adopt import adopt, differences, stale
@@ -18,7 +18,7 @@ from medseg.plan.fingerprint import fingerprint
 from medseg.plan.plan import Plan, read_plan, write_plan
 from medseg.plan.planning import make_plan
 from medseg.space.reading import read_header
-from medseg.store.one_case import REMEDY, CaseTask, is_case_folder, prepare_case
+from medseg.store.one_case import REMEDY, CaseTask, StoredCase, is_case_folder, prepare_case
 from medseg.store.store import SCHEMA, CaseInfo, Store, grid_of, read_index, read_info, require_same_grid
 
 _log = logging.getLogger(__name__)
@@ -77,9 +77,25 @@ def prepare(
         _begin(out, settled)
         count = workers or default_workers(max(map(_peak_bytes, missing.values()), default=0))
         outcome = run_tasks(prepare_case, missing, workers=count, title=f"preparing {dataset.name}")
-        folders = done | outcome.or_raise(Path(dataset_root))
+        prepared = outcome.or_raise(Path(dataset_root))
+        _tell_what_is_lost(prepared, settled)
+        folders = done | {name: one.folder for name, one in prepared.items()}
         _finish(out, settled, dataset, folders)
     return Store(out)
+
+
+def _tell_what_is_lost(prepared: Mapping[str, StoredCase], plan: Plan) -> None:
+    """Two lines at most: what was cropped away, and what is too small for the plan's voxels."""
+    cropped = [f"{name}: {listed(one.cut_away)}" for name, one in sorted(prepared.items()) if one.cut_away]
+    small = [f"{name}: {listed(one.too_small)}" for name, one in sorted(prepared.items()) if one.too_small]
+    if cropped:
+        _log.warning("labels where every channel is zero were cropped away with it: %s", listed(cropped))
+    if small:
+        spacing = " x ".join(f"{edge:g}" for edge in plan.spacing_mm)
+        problem = (
+            "organs have voxels in the label file but none at the plan's %s mm; a finer spacing_mm would keep them: %s"
+        )
+        _log.warning(problem, spacing, listed(small))
 
 
 def _is_foreign(out: Path) -> bool:
@@ -156,8 +172,9 @@ def _finish(out: Path, plan: Plan, dataset: Dataset, folders: Mapping[str, str])
     if gone:
         raise MachineError(out, f"lost {', '.join(gone)}: another process works on it", "Run again when it has ended")
     write_json(out / "index.json", _index(plan, dataset, folders), remedy=REMEDY)
+    named = set(folders.values())
     for folder in (out / "cases").iterdir():
-        if is_case_folder(folder.name) and folder.name not in folders.values():
+        if is_case_folder(folder.name) and folder.name not in named:
             shutil.rmtree(folder, ignore_errors=True)
 
 

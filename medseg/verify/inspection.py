@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from medseg.datasets.case import (
     Case,
     Dataset,
     affine_difference,
     counted,
+    require_complete,
+    require_declared,
     require_same_grid,
-    undeclared_values,
-    value_counts,
 )
-from medseg.errors import DataError
-from medseg.space.reading import is_nifti, read_volume
-from medseg.space.volume import Affine, Shape, Volume, orientation_of, same_place, spacing_of
+from medseg.errors import DataError, listed
+from medseg.space.distance import nonzero_box
+from medseg.space.labels import cut_away, value_counts
+from medseg.space.nifti import NEARLY, LabelFile
+from medseg.space.reading import is_nifti, read_label_file, read_volume
+from medseg.space.volume import Affine, Shape, Volume, spacing_of
+from medseg.verify.headers import ROUNDING_VOXELS, header_remarks
 
 FORGIVEN_VOXELS = 0.05
 """How far apart, as a fraction of a voxel, two grids may lie and still count as one; `read_case` agrees."""
-
-ROUNDING_VOXELS = 0.5
-"""How far apart two affines may put a corner and still be one affine written with rounding."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Problem:
         case: Whose; empty for the dataset as a whole.
         file: Where, None for the dataset as a whole.
         kind: One word for machines: missing, unreadable, channels, shape, spacing, direction, origin, non-finite,
-            constant, undeclared, unused, fractional, duplicate, leakage, died; and of less weight: float-labels,
-            rounding, no-foreground, two-affines, unlisted, count.
+            constant, undeclared, unused, fractional, duplicate, leakage, impossible-spacing, unlabelled, refused, died;
+            and of less weight: float-labels, rounding, no-foreground, cut-away, two-affines, quaternion, pixdim,
+            sheared, far-spacing, unlisted, count.
         problem: For people, as the end of a sentence that begins with the file.
         remedy: What to do.
         repair: How `medseg.verify.repair` would mend it: ``"affine"``, ``"integers"``, or empty if it cannot.
@@ -96,51 +99,68 @@ class _Notes:
     def add_error(self, kind: str, error: DataError) -> None:
         self.add(error.path, kind, error.problem, error.remedy)
 
+    @property
+    def grave(self) -> bool:
+        """Whether something was found that stands in the way."""
+        return any(not problem.harmless for problem in self.problems)
+
+    def settled(self) -> tuple[Problem, ...]:
+        """All of them; what could be repaired is not, in a file with a fault that cannot be."""
+        broken = {problem.file for problem in self.problems if not (problem.harmless or problem.repair)}
+        remedy = "Mend its other faults first"
+        return tuple(
+            replace(problem, repair="", like=None, remedy=remedy)
+            if problem.repair and problem.file in broken
+            else problem
+            for problem in self.problems
+        )
+
 
 def inspect_case(task: tuple[Case, Dataset]) -> Inspection:
     """Look for everything that is wrong with one case.
 
     Args:
-        task: The case and its dataset, as one argument so that worker processes can be handed it.
+        task: The case and its dataset, whose own lists of cases may be empty, as one argument for a worker process.
     """
     case, dataset = task
     notes = _Notes(case.id)
-    images = {path: volume for path in case.images if (volume := _read(path, notes)) is not None}
+    images = {path: volume for path in case.images if (volume := _read_image(path, notes)) is not None}
     for path, volume in images.items():
         _check_voxels(path, volume, notes)
     _check_channels(case, images, dataset, notes)
     reference = next(iter(images.items()), None)
     for path, volume in list(images.items())[1:]:
         _check_grid(path, volume, reference, notes)
-    values = _inspect_label(case.label, reference, dataset, notes) if case.label is not None else None
+    labels = _inspect_label(case.label, reference, dataset, notes) if case.label is not None else None
+    if labels is not None and not notes.grave:
+        _check_cropping(case.label or Path(), labels, list(images.values()), dataset, notes)
+    if not notes.grave:  # the last word has what preparation asks
+        _check_as_preparation_does(case, dataset, notes)
     digests = tuple(pair for path, volume in images.items() for pair in _digests(path, volume))
-    return Inspection(case.id, tuple(notes.problems), digests, values)
+    values = None if labels is None else frozenset(value_counts(labels))
+    return Inspection(case.id, notes.settled(), digests, values)
 
 
-def _read(path: Path, notes: _Notes) -> Volume | None:
+def _check_as_preparation_does(case: Case, dataset: Dataset, notes: _Notes) -> None:
+    try:
+        require_complete(case, dataset)
+    except DataError as error:
+        notes.add_error("refused", error)
+
+
+def _read_image(path: Path, notes: _Notes) -> Volume | None:
     try:
         volume = read_volume(path)
     except DataError as error:
-        notes.add_error("unreadable" if path.exists() else "missing", error)
+        notes.add_error("unreadable" if os.path.exists(path) else "missing", error)
         return None
-    _check_header(path, notes)
+    _remark_on_header(path, notes)
     return volume
 
 
-def _check_header(path: Path, notes: _Notes) -> None:
-    header = nib.load(path).header if is_nifti(path) else None
-    if header is None or not (header["qform_code"] and header["sform_code"]):
-        return
-    qform, sform = header.get_qform(), header.get_sform()
-    shape = (header.get_data_shape()[0], header.get_data_shape()[1], header.get_data_shape()[2])
-    if not same_place(qform, sform, shape, ROUNDING_VOXELS):
-        notes.add(
-            path,
-            "two-affines",
-            f"has a qform ({_describe(qform)}) that disagrees with its sform ({_describe(sform)})",
-            "medseg follows the sform; other programs may not: make them agree",
-            harmless=True,
-        )
+def _remark_on_header(path: Path, notes: _Notes) -> None:
+    for remark in header_remarks(path) if is_nifti(path) else ():
+        notes.add(path, *remark, harmless=True)
 
 
 def _check_voxels(path: Path, volume: Volume, notes: _Notes) -> None:
@@ -199,55 +219,57 @@ def distance_in_voxels(a: Affine, b: Affine, shape: Shape) -> float:
 
 def _inspect_label(
     path: Path, reference: tuple[Path, Volume] | None, dataset: Dataset, notes: _Notes
-) -> frozenset[int] | None:
-    volume = _read(path, notes)
-    if volume is None:
+) -> NDArray[np.integer] | None:
+    """Values of the label, ``(i, j, k)``; None where there are none that could be meant."""
+    try:
+        file = read_label_file(path)
+    except DataError as error:
+        kind = "channels" if "channels" in error.problem else "unreadable" if os.path.exists(path) else "missing"
+        notes.add_error(kind, error)
         return None
-    if len(volume.array) != 1:
-        problem = f"has {len(volume.array)} channels, expected a label volume with one"
-        notes.add(path, "channels", problem, "Merge them into one map")
-        return None
-    _check_grid(path, volume, reference, notes)
-    labels = np.rint(volume.array)
-    off = float(np.abs(labels - volume.array).max()) if np.isfinite(volume.array).all() else np.inf
-    if off > 0.01:
+    _remark_on_header(path, notes)
+    _check_grid(path, file.volume, reference, notes)
+    if file.gap > NEARLY and not file.exact:
         problem = "holds values that are not whole numbers"
-        notes.add(path, "fractional", problem, "Resample labels with nearest neighbour")
+        notes.add(
+            path, "fractional", problem, "Resample labels with nearest neighbour; if it is a scan, name the label"
+        )
         return None
-    _check_label_type(path, off, reference, notes)
-    return _check_values(path, labels.astype(np.int64), dataset, notes)
+    _check_label_type(file, notes)
+    labels: NDArray[np.integer] = file.volume.array[0]
+    try:
+        require_declared(path, labels, dataset)
+    except DataError as error:
+        notes.add_error("undeclared", error)
+    if not np.isin(labels, list(set(dataset.values) - {0, dataset.ignore})).any():
+        remedy = "Make sure that nothing is there, or that nobody forgot to draw"
+        notes.add(path, "no-foreground", "marks no organ at all", remedy, harmless=True)
+    return labels
 
 
-def _check_label_type(path: Path, off: float, reference: tuple[Path, Volume] | None, notes: _Notes) -> None:
-    kind = nib.load(path).get_data_dtype() if is_nifti(path) else np.dtype(np.uint8)
-    if np.issubdtype(kind, np.integer) and off == 0:
+def _check_label_type(file: LabelFile, notes: _Notes) -> None:
+    if np.issubdtype(np.dtype(file.stored.split()[0]), np.integer) and " " not in file.stored:
         return
-    like = reference[0] if reference and is_nifti(reference[0]) else None
-    problem = f"holds labels as {kind}" + (f", up to {off:.2g} from whole numbers" if off else "")
+    problem = f"holds labels as {file.stored}" + (f", up to {file.gap:.2g} from whole numbers" if file.gap else "")
     notes.add(
-        path,
+        file.path,
         "float-labels",
         problem,
-        "Let --fix write integers",
-        repair="integers" if like else "",
-        like=like,
-        harmless=off == 0,
+        "Let --fix write integers" if is_nifti(file.path) else "Export it as integers",
+        repair="integers" if is_nifti(file.path) else "",
+        harmless=file.exact,
     )
 
 
-def _check_values(path: Path, labels: np.ndarray, dataset: Dataset, notes: _Notes) -> frozenset[int]:
-    for value, count in sorted(undeclared_values(labels, dataset).items()) if dataset.others is None else ():
-        notes.add(
-            path,
-            "undeclared",
-            f"holds {counted(count, 'voxel')} with the value {value}, which the dataset does not name",
-            f'Name the value under "labels" in dataset.json ("...": {value}), or set those voxels to 0',
-        )
-    values = frozenset(value_counts(labels))
-    if not values & set(dataset.values) - {0, dataset.ignore}:
-        remedy = "Make sure that nothing is there, or that nobody forgot to draw"
-        notes.add(path, "no-foreground", "marks no organ at all", remedy, harmless=True)
-    return values
+def _check_cropping(
+    path: Path, labels: NDArray[np.integer], images: list[Volume], dataset: Dataset, notes: _Notes
+) -> None:
+    boxes = [nonzero_box(volume.array) for volume in images]
+    i, j, k = (slice(min(s.start for s in sides), max(s.stop for s in sides)) for sides in zip(*boxes, strict=True))
+    if lost := cut_away(labels, labels[i, j, k], dataset.labels):
+        problem = f"marks {listed(lost)} where every channel of the image is zero, which preparation crops away"
+        remedy = "Correct the label or the image: nothing can be found there"
+        notes.add(path, "cut-away", problem, remedy, harmless=True)
 
 
 def _digests(path: Path, volume: Volume) -> list[tuple[str, Path]]:
@@ -258,8 +280,3 @@ def _digests(path: Path, volume: Volume) -> list[tuple[str, Path]]:
             digest.update(np.ascontiguousarray(channel).data)
             digests.append((digest.hexdigest(), path))
     return digests
-
-
-def _describe(affine: Affine) -> str:
-    spacing = " x ".join(f"{length:.3g}" for length in spacing_of(affine))
-    return f"{orientation_of(affine)}, {spacing} mm"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -14,14 +15,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from medseg.datasets.case import Case, Dataset, Listing, counted, read_listing
+from medseg.datasets.agreement import odd_cases
+from medseg.datasets.case import Case, Dataset, Listing, counted, read_listing, why_absent
 from medseg.datasets.manifest import Manifest
 from medseg.errors import DataError, listed
 from medseg.machine.crew import default_workers, for_each_case
 from medseg.machine.files import write_text
 from medseg.space.labels import values_of
+from medseg.space.nifti import Header
 from medseg.space.reading import ENDINGS, is_flat, read_header
 from medseg.verify.inspection import Inspection, Problem, inspect_case
+
+MOST_OF_A_KIND = 5
+"""Rows of a kind on screen; a count stands for the others."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,14 @@ class VerifyReport:
 
     Attributes:
         root: Its folder.
+        description: Its ``dataset.json``.
         name: Its name.
         cases: How many cases were looked at, test cases included.
         problems: By case, those of the dataset as a whole last.
     """
 
     root: Path
+    description: Path
     name: str
     cases: int
     problems: tuple[Problem, ...]
@@ -58,10 +66,21 @@ class VerifyReport:
         table = Table(title=f"{self.name}: what was found")
         for heading in ("Case", "File", "Problem", "What to do"):
             table.add_column(heading, overflow="fold")  # a name that is cut short cannot be looked for
-        for problem in self.problems:
-            cells = (problem.case or "all", self._relative(problem.file), problem.problem, problem.remedy)
-            table.add_row(*(Text(cell) for cell in cells), style="dim" if problem.harmless else "")
+        for kind, problems in self._by_kind().items():
+            for problem in problems[:MOST_OF_A_KIND]:
+                cells = (problem.case or "all", self._relative(problem.file), problem.problem, problem.remedy)
+                table.add_row(*(Text(cell) for cell in cells), style="dim" if problem.harmless else "")
+            if more := problems[MOST_OF_A_KIND:]:
+                cells = (f"{len(more)} more", "", f"the same kind ({kind})", "See all of them with --json FILE")
+                table.add_row(*(Text(cell) for cell in cells), style="dim" if more[0].harmless else "")
         return Group(table, verdict)
+
+    def _by_kind(self) -> dict[str, list[Problem]]:
+        """The problems, each beside those of its kind, those that harm first."""
+        kinds: dict[str, list[Problem]] = {}
+        for problem in sorted(self.problems, key=lambda problem: problem.harmless):
+            kinds.setdefault(problem.kind, []).append(problem)
+        return kinds
 
     @property
     def verdict(self) -> str:
@@ -128,10 +147,12 @@ def verify(root: Path, *, workers: int | None = None) -> VerifyReport:
     listing = read_listing(root)
     dataset, file = listing.dataset, listing.manifest.file
     cases = (*dataset.cases, *dataset.test)
-    problems: list[Problem] = []
+    headers = _headers(cases)
+    problems: list[Problem] = list(_odd(cases, headers))
     inspections: list[Inspection] = []
-    tasks = {case.id: (case, dataset) for case in cases}
-    count = workers or default_workers(max((_peak_bytes(case, dataset) for case in cases), default=0))
+    bare = replace(dataset, cases=(), test=())  # what a worker is sent must not grow with the dataset
+    tasks = {case.id: (case, bare) for case in cases}
+    count = workers or default_workers(max((_peak_bytes(header, dataset) for header in headers.values()), default=0))
     for done in for_each_case(inspect_case, tasks, workers=count, title="Verifying"):
         if done.result is not None:
             inspections.append(done.result)
@@ -145,15 +166,30 @@ def verify(root: Path, *, workers: int | None = None) -> VerifyReport:
     problems += _others(file, dataset, inspections)
     problems += _unscaled(file, cases)
     problems += _bookkeeping(listing.manifest, dataset)
-    return VerifyReport(file.parent, dataset.name, len(cases), tuple(problems))
+    return VerifyReport(file.parent, file, dataset.name, len(cases), tuple(problems))
 
 
-def _peak_bytes(case: Case, dataset: Dataset) -> int:
-    """Memory that inspecting one case takes at most; what cannot be read takes none."""
-    try:
-        return prod(read_header(case.images[0]).shape) * (12 * len(dataset.modalities) + 24)
-    except DataError:
-        return 0
+def _headers(cases: Iterable[Case]) -> dict[str, Header]:
+    """Of the first image of each case; what cannot be read is told by the worker."""
+    found = {}
+    for case in cases:
+        with suppress(DataError):
+            found[case.id] = read_header(case.images[0])
+    return found
+
+
+def _odd(cases: Iterable[Case], headers: dict[str, Header]) -> Iterator[Problem]:
+    odd = odd_cases(headers)
+    for case in cases:
+        if case.id in odd:
+            found = odd[case.id]
+            kind = "impossible-spacing" if found.impossible else "far-spacing"
+            yield Problem(case.id, case.images[0], kind, found.problem, found.remedy, harmless=not found.impossible)
+
+
+def _peak_bytes(header: Header, dataset: Dataset) -> int:
+    """Memory that inspecting one case takes at most."""
+    return prod(header.shape) * (12 * len(dataset.modalities) + 24)
 
 
 def _failed(case: str, failure: Any) -> Problem:
@@ -166,7 +202,7 @@ def _with_remedies(listing: Listing, problems: list[Problem]) -> Iterator[Proble
     remedies = {path: files.remedy for files in listed for path in (*files.images, files.label) if path}
     for problem in problems:
         known = problem.file is not None and problem.kind == "missing" and remedies.get(problem.file)
-        yield replace(problem, problem="is missing", remedy=known) if known else problem
+        yield replace(problem, problem=why_absent(problem.file), remedy=known) if known and problem.file else problem
 
 
 def _duplicates(inspections: list[Inspection], cases: Iterable[Case], test: set[str]) -> Iterator[Problem]:
@@ -207,14 +243,15 @@ def _unused_labels(file: Path, dataset: Dataset, inspections: list[Inspection]) 
     if not read:
         return
     seen = frozenset[int]().union(*read)
-    for organ, value in dataset.labels.items():
-        values = values_of(value)
-        missing = [v for v in values if v not in seen]
-        if missing:
-            which = ", ".join(map(str, missing))
-            problem = f"declares {organ!r}, but no case holds the value {which}"
-            remedy = f'Remove it from "labels" in {file.name}, or check what the label files hold'
-            yield Problem("", file, "unused", problem, remedy)
+    absent = {organ: [v for v in values_of(value) if v not in seen] for organ, value in dataset.labels.items()}
+    unused = {organ: values for organ, values in absent.items() if values}
+    if unused:
+        (organ, values), *more = unused.items()
+        told = f"{len(unused)} labels that no case has: {listed(unused)}"
+        if not more:
+            told = f"{organ!r}, but no case holds the value {listed(values)}"
+        remedy = f'Remove them from "labels" in {file.name}, or check what the label files hold'
+        yield Problem("", file, "unused", f"declares {told}", remedy)
 
 
 def _others(file: Path, dataset: Dataset, inspections: list[Inspection]) -> Iterator[Problem]:
@@ -245,17 +282,20 @@ def _real(path: Path) -> Path:
 def _bookkeeping(manifest: Manifest, dataset: Dataset) -> Iterator[Problem]:
     """What the description says of itself that is not so; nothing relies on it."""
     file, stated = manifest.file, manifest.content.get("numTraining")
+    if not dataset.cases:
+        problem, remedy = "lists no labelled case to train on", 'List images with labels under "training"'
+        yield Problem("", file, "unlabelled", problem, remedy)
     if isinstance(stated, int) and stated != len(dataset.cases):
         problem = f'says "numTraining": {stated}, but has {len(dataset.cases)} training cases'
         yield Problem("", file, "count", problem, "Correct the number, or look for what is missing", harmless=True)
-    listed = {_real(path) for case in (*dataset.cases, *dataset.test) for path in case.images}
-    for folder in sorted({path.parent for path in listed if path.parent.is_dir()}):
+    known = {_real(path) for case in (*dataset.cases, *dataset.test) for path in case.images}
+    labels = {_real(case.label) for case in dataset.cases if case.label is not None}
+    for folder in sorted({path.parent for path in known if path.parent.is_dir()}):
         unlisted = [
             path.name
             for path in sorted(folder.iterdir())
-            if path.name.endswith(ENDINGS) and not path.name.startswith(".") and path not in listed
+            if path.name.endswith(ENDINGS) and not path.name.startswith(".") and path not in known
         ]
-        labels = {_real(case.label) for case in dataset.cases if case.label is not None}
         unlisted = [name for name in unlisted if folder / name not in labels]
         if unlisted:
             problem = f"does not list {len(unlisted)} files of {folder.name}, the first is {unlisted[0]}"

@@ -383,7 +383,7 @@ SPOILT = {
     "flip": "another affine .*: direction LAS, expected RAS",
     "turn": "another affine .*: direction turned by 3 degrees",
     "channels": r"has 2 channels, expected 1 \(CT\)",
-    "stray": r'3 voxels with values that the dataset does not name: 7\. .*"...": 7',
+    "stray": r'3 voxels with 1 value that no label names: 7\. Name the values under "labels"',
     "fraction": "not whole numbers",
     "truncated": "truncated or corrupt",
     "not nifti": "not a readable NIfTI file",

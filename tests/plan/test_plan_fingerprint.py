@@ -10,7 +10,8 @@ import pytest
 
 from medseg.datasets.case import read_dataset
 from medseg.errors import DataError
-from medseg.plan.fingerprint import FingerprintTask, fingerprint, fingerprint_case, nonzero_box
+from medseg.plan.fingerprint import FingerprintTask, fingerprint, fingerprint_case
+from medseg.space.distance import nonzero_box
 
 
 def voxels(path):

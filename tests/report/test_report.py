@@ -124,9 +124,9 @@ def _truncated(p, r):
         (
             lambda p, r: save(p / "b.nii.gz", labels() + 2),
             "b",
-            "holds the label value 2, 3, 7, which no organ declares",
+            "3 values that no label names: 2, 3, 7",
         ),
-        (lambda p, r: save(r / "b.nii.gz", labels() * 2), "b", "which no organ declares"),
+        (lambda p, r: save(r / "b.nii.gz", labels() * 2), "b", "that no label names"),
         (lambda p, r: save(p / "b.nii.gz", labels() * 0.5), "b", "not whole numbers"),
         (_truncated, "b", "b.nii.gz"),
         (lambda p, r: save(p / "b.nii.gz", np.zeros((10, 12, 8, 3), np.uint8)), "b", "has 3 channels"),

@@ -28,6 +28,7 @@ from medseg.store.arrays import open_array, write_array
 from medseg.store.one_case import foreground
 from medseg.store.prepare import prepare
 from medseg.store.store import Store
+from medseg.verify.verify import verify
 
 PLAN = Plan(
     name="Toy",
@@ -132,9 +133,28 @@ def test_an_organ_that_is_smaller_than_the_voxels_of_the_plan_is_named(toy_datas
         write_nifti(toy_dataset / f"{part}Tr/toy_2.nii.gz", voxels, affine)
     prepare(toy_dataset, tmp_path / "store", workers=1)
     assert [record.getMessage() for record in caplog.records] == [
-        "toy_2: spleen has voxels in the label file but none at the plan's 1.5 x 1.5 x 4.125 mm; "
-        "a finer spacing_mm would keep them"
+        "organs have voxels in the label file but none at the plan's 1.5 x 1.5 x 4.125 mm; "
+        "a finer spacing_mm would keep them: toy_2: spleen"
     ]
+
+
+def test_what_is_drawn_where_the_image_is_zero_is_told_with_its_reason(toy_dataset, tmp_path, caplog):
+    for case in range(4):
+        image, _ = toy_case(case)
+        image[:9] = 0  # of the liver, which reaches from 4 to 12, five layers
+        if case == 1:
+            image[:14] = 0  # and all of it
+        write_nifti(toy_dataset / f"imagesTr/toy_{case}.nii.gz", image, oblique_affine(case))
+    prepare(toy_dataset, tmp_path / "store", PLAN, workers=1)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(
+        "labels where every channel is zero were cropped away with it: toy_0: liver (270 of 432 voxels)"
+    )
+    assert "toy_1: liver (432 of 432 voxels)" in told
+    report = verify(toy_dataset, workers=1)
+    assert report.ok
+    assert {(problem.case, problem.kind) for problem in report.problems} == {(f"toy_{n}", "cut-away") for n in range(4)}
+    assert "liver (270 of 432 voxels) where every channel of the image is zero" in report.problems[0].problem
 
 
 def test_a_case_without_a_label_is_kept_for_prediction(toy_dataset, tmp_path, monkeypatch):
@@ -407,7 +427,7 @@ def test_a_source_that_is_gone(toy_dataset, tmp_path, monkeypatch):
     listed = read_dataset(toy_dataset)
     (toy_dataset / "labelsTr" / "toy_3.nii.gz").unlink()
     monkeypatch.setattr("medseg.store.prepare.read_dataset", lambda _: listed)
-    with pytest.raises(DataError, match=r"toy_3\.nii\.gz cannot be read"):
+    with pytest.raises(DataError, match=r"toy_3\.nii\.gz does not exist"):
         prepare(toy_dataset, tmp_path / "store", PLAN, workers=1)
 
 
@@ -484,10 +504,10 @@ def test_a_case_that_vanished_meanwhile_is_told(toy_dataset, tmp_path, monkeypat
     real = one_case.prepare_case
 
     def vanishing(task):
-        name = real(task)
+        prepared = real(task)
         if task.case.id == "toy_2":
-            shutil.rmtree(task.store / "cases" / name)
-        return name
+            shutil.rmtree(task.store / "cases" / prepared.folder)
+        return prepared
 
     monkeypatch.setattr("medseg.store.prepare.prepare_case", vanishing)
     with pytest.raises(MachineError, match="lost toy_2: another process works on it"):

@@ -20,7 +20,6 @@ from medseg.errors import DataError
 from medseg.machine.crew import for_each_case
 from medseg.pictures.slices import png
 from medseg.verify.inspection import Problem, inspect_case
-from medseg.verify.repair import repair
 from medseg.verify.verify import verify
 
 IMAGE, LABEL = "imagesTr/toy_0.nii.gz", "labelsTr/toy_0.nii.gz"
@@ -104,7 +103,7 @@ FAULTS = {
         lambda r: change_label(r, lambda a: setting(a, (0, 0), 7)),
         "toy_0",
         "undeclared",
-        "holds 12 voxels with the value 7",
+        "holds 12 voxels with 1 value that no label names: 7",
     ),
     "fractional": (lambda r: change_label(r, lambda a: a * 0.5), "toy_0", "fractional", "not whole numbers"),
     "nan in a label": (
@@ -281,84 +280,6 @@ def test_real_data_is_sound_but_for_two_float_labels():
         ("hippocampus_003", "float-labels"),
         ("hippocampus_243", "float-labels"),
     ]
-
-
-def spoil_repairably(root: Path) -> None:
-    affine = moved(origin=0.3)
-    write_nifti(root / LABEL, toy_case(0)[1].astype(np.float32) + np.float32(0.001), affine)
-    write_nifti(root / "labelsTr/toy_1.nii.gz", toy_case(1)[1], oblique_affine(1) + 0.01)
-    write_nifti(root / "labelsTr/toy_2.nii.gz", toy_case(2)[1].astype(np.float64), oblique_affine(2))
-
-
-def test_a_repaired_copy_has_no_problem_and_the_original_is_untouched(toy_dataset, tmp_path):
-    spoil_repairably(toy_dataset)
-    (toy_dataset / "._ghost").write_bytes(b"x")
-    before = {path: path.read_bytes() for path in toy_dataset.rglob("*") if path.is_file()}
-    report = verify(toy_dataset, workers=1)
-    assert not report.ok
-    assert {(p.case, p.repair) for p in report.repairable} == {
-        ("toy_0", "affine"),
-        ("toy_0", "integers"),
-        ("toy_1", "affine"),
-        ("toy_2", "integers"),
-    }
-    assert "4 can be repaired into a copy with --fix OUT" in report.verdict
-    assert repair(report, tmp_path / "mended") == ()
-    assert verify(tmp_path / "mended", workers=1).problems == ()
-    assert {path: path.read_bytes() for path in toy_dataset.rglob("*") if path.is_file()} == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mended", "toy"]
-    for index in range(3):
-        labels = nib.load(tmp_path / f"mended/labelsTr/toy_{index}.nii.gz")
-        assert labels.get_data_dtype() == np.uint8
-        np.testing.assert_array_equal(np.asarray(labels.dataobj), toy_case(index)[1])
-        np.testing.assert_allclose(labels.get_sform(), oblique_affine(index), atol=1e-5)
-    unharmed = "imagesTr/toy_0.nii.gz"
-    assert (tmp_path / "mended" / unharmed).read_bytes() == (toy_dataset / unharmed).read_bytes()
-    assert not (tmp_path / "mended/._ghost").exists()
-
-
-def test_what_cannot_be_repaired_is_copied_and_told(toy_dataset, tmp_path):
-    spoil_repairably(toy_dataset)
-    change_image(toy_dataset, lambda a: setting(a, 0, np.nan))
-    left = repair(verify(toy_dataset, workers=1), tmp_path / "mended")
-    assert [(problem.case, problem.kind) for problem in left] == [("toy_0", "non-finite")]
-    assert kinds(verify(tmp_path / "mended", workers=1)) == {("toy_0", "non-finite")}
-
-
-def test_an_image_whose_affine_is_mended_keeps_its_voxels(toy_dataset, tmp_path):
-    stack = {"0": "T1", "1": "T2"}
-    training = []
-    for index in range(2):
-        image, labels = toy_case(index)
-        write_nifti(toy_dataset / f"imagesTr/a{index}.nii", image, oblique_affine(index))
-        write_nifti(toy_dataset / f"imagesTr/b{index}.nii", image + 1, oblique_affine(index) + 0.005)
-        write_nifti(toy_dataset / f"labelsTr/c{index}.nii.gz", labels, oblique_affine(index))
-        images = [f"imagesTr/a{index}.nii", f"imagesTr/b{index}.nii"]
-        training.append({"image": images, "label": f"labelsTr/c{index}.nii.gz"})
-    change_json(toy_dataset, modality=stack, training=training, test=[])
-    repair(verify(toy_dataset, workers=1), tmp_path / "mended")
-    old, new = (nib.load(root / "imagesTr/b1.nii") for root in (toy_dataset, tmp_path / "mended"))
-    np.testing.assert_array_equal(np.asarray(old.dataobj), np.asarray(new.dataobj))
-    assert old.get_data_dtype() == new.get_data_dtype()
-    np.testing.assert_allclose(new.affine, oblique_affine(1), atol=1e-5)
-    np.testing.assert_allclose(new.get_qform(), oblique_affine(1), atol=1e-4)
-
-
-def test_a_copy_is_never_written_over_anything(toy_dataset, tmp_path):
-    spoil_repairably(toy_dataset)
-    report = verify(toy_dataset, workers=1)
-    with pytest.raises(DataError, match="not empty"):
-        repair(report, toy_dataset)
-    with pytest.raises(DataError, match="lies within"):
-        repair(report, toy_dataset / "mended")
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match="cannot be written"):
-        repair(report, tmp_path / "file/mended")
-    (toy_dataset / "labelsTr").rename(tmp_path / "elsewhere")
-    (toy_dataset / "labelsTr").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="lies outside"):
-        repair(verify(toy_dataset, workers=1), tmp_path / "mended")
-    assert not (tmp_path / "mended").exists()
 
 
 def fail(_: object) -> None:
