@@ -243,7 +243,12 @@ def _choose_cleaning(options: Options) -> int:
     from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.choose import choose_cleaning
 
-    choices = choose_cleaning(checkpoints_in(options.ckpt), options.predictions, options.references)
+    choices = choose_cleaning(
+        checkpoints_in(options.ckpt),
+        options.predictions,
+        options.references,
+        tell=lambda line: sys.stderr.write(f"{line}\n"),
+    )
     say("\n".join(lines({organ: choice.sentence for organ, choice in choices.items()})))
     return 0
 

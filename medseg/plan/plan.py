@@ -173,7 +173,7 @@ class Plan:
     @property
     def highest(self) -> int:
         """The highest value that a predicted label file may hold."""
-        return max(max(self.painted_classes), *([] if self.exclusive else map(max, self.values)))
+        return int(max((*self.painted_classes, *(() if self.exclusive else map(max, self.values)))))
 
     @property
     def others_value(self) -> int | None:
