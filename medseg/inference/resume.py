@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import medseg
-from medseg.machine.files import read_json, write_json
+from medseg.machine.files import parse_json, read_json, write_json
 from medseg.space.reading import parts_of
 
 MANIFEST = "predictions.json"
@@ -89,7 +89,7 @@ def _read_journal(path: Path) -> dict[str, Any]:
     cases = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
-            case, entry = json.loads(line)
+            case, entry = parse_json(line)
             cases[case] = entry
     except (OSError, ValueError, TypeError):
         pass

@@ -76,10 +76,19 @@ def read_json(path: Path | zipfile.Path) -> Any:
 
     Raises:
         OSError: The file cannot be read.
+        ValueError: As `parse_json`.
+    """
+    return parse_json(path.read_text(encoding="utf-8-sig"))
+
+
+def parse_json(text: str) -> Any:
+    """Plain data from its JSON.
+
+    Raises:
         ValueError: It is not JSON, or nests so deeply that nobody can read it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
