@@ -197,6 +197,11 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
         metavar="AXIS",
         help="average over the flips of the training, or over those along some of its axes (0, 1, 2)",
     )
+    parser.add_argument(
+        "--format",
+        choices=("dicom-seg", "rtstruct"),
+        help="write DICOM objects that refer to the series of --input (default: label files in the image's format)",
+    )
     parser.add_argument("--save-probabilities", action="store_true", help="also write CASE.npz, in float16")
     parser.add_argument("--no-cleaning", action="store_true", help="leave out the rules of medseg choose-cleaning")
     parser.add_argument("--overwrite", action="store_true", help="predict anew what is there and still up to date")
@@ -226,6 +231,7 @@ def _predict(options: Options) -> int:
         save_probabilities=options.save_probabilities,
         training_too=options.all,
         overwrite=options.overwrite,
+        form=options.format,
         console=Console(stderr=True),
     )
     kept = f" ({len(outcome.kept)} of them from before)" if outcome.kept else ""

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from medseg.errors import DataError, MedsegError, UsageError
 from medseg.inference.images import find_cases, read_case_image, voxel_bytes
+from medseg.inference.objects import OBJECT_ENDINGS, require_series, write_object
 from medseg.inference.predict import Predictor, Prepared
 from medseg.inference.resume import Record
 from medseg.machine.files import require_writable, scratch, whole
@@ -51,6 +52,7 @@ def predict_cases(
     save_probabilities: bool = False,
     training_too: bool = False,
     overwrite: bool = False,
+    form: str | None = None,
     console: Console | None = None,
 ) -> FolderOutcome:
     """Segment an image or a folder of images, each written on its grid, in its format if that holds labels.
@@ -69,6 +71,7 @@ def predict_cases(
             grid, ``classes`` (their names) and ``affine``; NIfTI has no float16.
         training_too: Of a dataset, predict its training cases, too.
         overwrite: Predict every case anew.
+        form: Write objects of DICOM in place of label files, see `medseg.inference.objects`.
         console: Where to show how far it is, with a line per case; None shows nothing.
 
     Raises:
@@ -77,8 +80,10 @@ def predict_cases(
     """
     cases, left_out = find_cases(source, predictor.plan, training_too=training_too)
     _require_apart(source, cases, output, predictor.plan)
+    if form:
+        require_series(cases, form)
     require_writable(output)
-    work = _Work(predictor, output, save_probabilities)
+    work = _Work(predictor, output, save_probabilities, form)
     todo = cases if overwrite else {case: files for case, files in cases.items() if not work.done(case, files)}
     results: dict[str, MedsegError | None] = {}
     shown = progress("predicting", len(todo), console) if console else nullcontext(lambda case: None)
@@ -132,13 +137,15 @@ def predict_case(predictor: Predictor, images: tuple[Path, ...], target: Path) -
 class _Work:
     """What is done with one case: read, segment, write."""
 
-    def __init__(self, predictor: Predictor, output: Path, save_probabilities: bool) -> None:
-        self.predictor = predictor
+    def __init__(self, predictor: Predictor, output: Path, save_probabilities: bool, form: str | None) -> None:
+        self.predictor, self.form = predictor, form
         self.output = output
         self.save_probabilities = save_probabilities
         self.record = Record(output, predictor.settings)
 
     def label_file(self, case: str, files: tuple[Path, ...]) -> Path:
+        if self.form:
+            return self.output / f"{case}{OBJECT_ENDINGS[self.form]}"
         return label_file(self.output, case, files, self.predictor.plan)
 
     def probability_file(self, case: str) -> Path:
@@ -168,7 +175,7 @@ class _Work:
         return labels, prepared.change
 
     def write(self, case: str, files: tuple[Path, ...], labels: NDArray[Any], change: GridChange) -> None:
-        _write(self.predictor, labels, change, images=files, target=self.label_file(case, files))
+        _write(self.predictor, labels, change, images=files, target=self.label_file(case, files), form=self.form)
         self.record.add(case, files, self.outputs(case, files))
 
     def _pack(self, path: Path, maps: NDArray[np.float16], change: GridChange) -> None:
@@ -183,12 +190,21 @@ def _prepared(predictor: Predictor, images: tuple[Path, ...]) -> Prepared:
 
 
 def _write(
-    predictor: Predictor, labels: NDArray[Any], change: GridChange, *, images: tuple[Path, ...], target: Path
+    predictor: Predictor,
+    labels: NDArray[Any],
+    change: GridChange,
+    *,
+    images: tuple[Path, ...],
+    target: Path,
+    form: str | None = None,
 ) -> None:
-    """Clean the labels and write them on the grid of their image."""
+    """Clean the labels and write them on the grid of their image, or as an object that refers to it."""
     with _explained(target, "could not be written"):
         cleaned = predictor.clean(labels, change)
-        write_labels_for(images[0], target, cleaned, np.array(change.source_affine))
+        if form:
+            write_object(form, target, cleaned, images[0], predictor.plan, "+".join(predictor.digests) or "untold")
+        else:
+            write_labels_for(images[0], target, cleaned, np.array(change.source_affine))
 
 
 def _read_ahead(work: _Work, cases: Mapping[str, tuple[Path, ...]]) -> Iterator[tuple[str, Future[Prepared]]]:

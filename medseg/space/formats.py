@@ -36,7 +36,7 @@ def itk_header(path: Path) -> Header:
     sitk = _simple_itk(path)
     with _explained(path):
         reader = sitk.ImageFileReader()
-        slices = _slices(sitk, path) if path.is_dir() else (str(path),)
+        slices = _slices(sitk, path) if path.is_dir() or is_dicom(path) else (str(path),)
         reader.SetFileName(slices[0])
         reader.ReadImageInformation()
         shape, channels = [*reader.GetSize(), 1][:3], reader.GetNumberOfComponents()
@@ -55,15 +55,16 @@ def read_itk(path: Path) -> Volume:
     """Read an image in its own type, channels first, in the RAS+ millimetres of NIfTI.
 
     Args:
-        path: A ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file, or the folder of one DICOM series. A file of two axes
-            is one slice, 1 mm thick.
+        path: A ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file, the folder of one DICOM series, or a slice of a series
+            that shares its folder. A file of two axes is one slice, 1 mm thick.
 
     Raises:
         DataError: SimpleITK is not installed, the file is unreadable, the folder holds several series or lacks slices.
     """
     sitk = _simple_itk(path)
     with _explained(path):
-        image = _read_series(sitk, path) if path.is_dir() else sitk.ReadImage(str(path), sitk.sitkUnknown)
+        series = path.is_dir() or is_dicom(path)
+        image = _read_series(sitk, path) if series else sitk.ReadImage(str(path), sitk.sitkUnknown)
         return Volume(_channels_first(path, sitk.GetArrayFromImage(image), image), _affine_of(image))
 
 
@@ -105,15 +106,16 @@ def _simple_itk(path: Path) -> Any:
     return SimpleITK
 
 
-def _slices(sitk: Any, folder: Path) -> tuple[str, ...]:
-    """The files of the one series in a folder, in the order of their places."""
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+def _slices(sitk: Any, path: Path) -> tuple[str, ...]:
+    """The files of the one series in a folder, or of that which a slice belongs to, in the order of their places."""
+    folder, find = path if path.is_dir() else path.parent, sitk.ImageSeriesReader
+    files = [find.GetGDCMSeriesFileNames(str(folder), uid) for uid in find.GetGDCMSeriesIDs(str(folder))]
+    series: list[tuple[str, ...]] = [names for names in files if path.is_dir() or str(path) in names]
     if len(series) != 1:
         raise DataError(
             folder, f"holds {len(series) or 'no'} DICOM series, expected one", "Give each series a folder of its own"
         )
-    files: tuple[str, ...] = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    return files
+    return series[0]
 
 
 def _read_series(sitk: Any, folder: Path) -> Any:
