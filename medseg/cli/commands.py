@@ -205,7 +205,9 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-probabilities", action="store_true", help="also write CASE.npz, in float16")
     parser.add_argument("--no-cleaning", action="store_true", help="leave out the rules of medseg choose-cleaning")
     parser.add_argument("--overwrite", action="store_true", help="predict anew what is there and still up to date")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:1; cuda:0,cuda:1 share the images (default: auto)"
+    )
     trust_option(parser)
 
 
@@ -217,15 +219,16 @@ def _predict(options: Options) -> int:
     from medseg.inference.predict import Predictor
     from medseg.machine.dotted import Trust
 
+    device, *others = options.device.split(",")
     predictor = Predictor.load(
         checkpoints_in(options.ckpt),
         mirror=options.tta is not None and (options.tta or True),
-        device=options.device,
+        device=device,
         cleaning=not options.no_cleaning,
         trust=Trust.of(options.trust),
     )
     outcome = predict_cases(
-        predictor,
+        [predictor, *map(predictor.on, others)],
         options.input,
         options.output,
         save_probabilities=options.save_probabilities,
