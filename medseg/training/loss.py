@@ -79,16 +79,6 @@ def nearest_labels(labels: Labels, shape: torch.Size) -> Integer[Tensor, "b *coa
     return labels
 
 
-def short_window(trainer: Trainer, batch_index: int) -> float:
-    """What the loss of a batch is multiplied by, where an epoch ends before so many batches as a step accumulates.
-
-    Lightning divides by the whole number whatever remains; a step is to be a mean over the batches that it has.
-    """
-    accumulated, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
-    rest = batches % accumulated if math.isfinite(batches) else 0
-    return accumulated / rest if rest and batch_index >= batches - rest else 1.0
-
-
 def tell_of_short_epochs(trainer: Trainer) -> None:
     """Say that no step is of as many batches as was asked for, where an epoch has fewer."""
     accumulated, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
