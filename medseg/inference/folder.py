@@ -83,9 +83,12 @@ def predict_cases(
     record = Record(output, predictors[0].settings)
     work = Work(predictors[0], output, save_probabilities, record, form)
     todo = cases if overwrite else {case: files for case, files in cases.items() if not work.done(case, files)}
-    with progress("predicting", len(todo), console) if console else nullcontext(log.debug) as advance:
-        results = Belt(work, todo, advance).run(predictors)
-    record.close()
+    shown = progress("predicting", len(todo), console) if console else nullcontext(log.debug)
+    try:
+        with shown as advance:
+            results = Belt(work, todo, advance).run(predictors)
+    finally:
+        record.close()
     return FolderOutcome(
         tuple(work.label_file(case, files) for case, files in todo.items() if results[case] is None),
         (*left_out, *(problem for case in todo if (problem := results[case]) is not None)),
