@@ -43,18 +43,22 @@ def parse(expression: str) -> list[Term]:
         >>> [(term.weight(0), term.row.name, term.knobs) for term in parse("dice + 0.5 * focal(gamma=1)")]
         [(1.0, 'dice', {}), (0.5, 'focal', {'gamma': 1.0})]
     """
+    _ = tree_of(expression)  # or it would be read in vain
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f"the loss {expression!r} cannot be read ({error}). {GRAMMAR}") from error
+        raise ValueError(f"the loss {expression!r:.200} cannot be read ({error}). {GRAMMAR}") from error
     terms = _terms(tree, Constant(1.0))
     if isinstance(terms, list) and terms:
         return terms
-    raise ValueError(f"the loss {expression!r} names no loss, only a number. {GRAMMAR}")
+    raise ValueError(f"the loss {expression!r:.200} names no loss, only a number. {GRAMMAR}")
 
 
 def paths_in(expression: str) -> tuple[str, ...]:
     """The dotted paths that `parse` would import, however they are written; none of what cannot be read.
+
+    Raises:
+        ValueError: It is nested too deeply.
 
     Example:
         >>> paths_in("dice + 0.5 * (mine . losses).own(k=2)")
