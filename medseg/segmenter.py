@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from medseg.checkpoints.checkpoint import Checkpoint
@@ -16,10 +17,20 @@ from medseg.errors import CheckpointError, UsageError
 from medseg.machine.dotted import Trust
 from medseg.nets import NetSpec, build_net, list_nets
 from medseg.patches.settings import PRESETS
-from medseg.patches.stitch import stitched_slabs, sweep_axis
+from medseg.patches.stitch import Predict, stitched_slabs, sweep_axis
 from medseg.plan.plan import Plan
 from medseg.space.labels import Painting
+from medseg.space.volume import Shape
 from medseg.types import Image, Logits
+
+HALF_BEYOND_BYTES = 2**31
+"""Sums of a slab that would be larger in float32 are kept in float16, in which nnU-Net always adds."""
+
+DECIDED_AT_ONCE = 2**30
+"""Scores that are compared in one operation; more than 2^31 are beyond what a kernel may count in 32 bits."""
+
+_VOXELS_PER_CALL = {"cpu": 2**20, "cuda": 2**22}
+_WINDOWS_PER_CALL = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,16 +123,48 @@ class Segmenter:
 
         Logits are held for one window's depth of the volume only, so memory does not grow with classes times voxels.
         """
-        shape, patch = tuple(image.shape[2:]), self.plan.patch_size
-        axis = sweep_axis(shape, patch)
-        whole = torch.empty(0)
-        for where, slab in stitched_slabs(image, patch, self, overlap=self.overlap, tiling=self.tiling, axis=axis):
-            decided = self.decide(slab[None])
-            if not whole.numel():
-                kind = torch.int16 if self.plan.exclusive else torch.bool
-                whole = decided.new_empty((*decided.shape[:-3], *shape), dtype=kind)
-            whole.narrow(axis - 3, where.start, where.stop - where.start).copy_(decided)
+        shape = tuple(image.shape[2:])
+        exclusive, organs = self.plan.exclusive, self.plan.num_classes
+        kind, leading = (torch.int16, (1,)) if exclusive else (torch.bool, (1, organs))
+        whole = torch.empty((*leading, *shape), dtype=kind, device=image.device)
+        axis, slabs = slabs_of(image, self.plan, self, overlap=self.overlap, tiling=self.tiling)
+        for where, slab in slabs:
+            planes = max(1, DECIDED_AT_ONCE * slab.shape[axis + 1] // slab.numel())
+            for first in range(0, where.stop - where.start, planes):
+                part = slab.narrow(axis + 1, first, min(planes, where.stop - where.start - first))
+                target = whole.narrow(axis - 3, where.start + first, part.shape[axis + 1])
+                target.copy_(self.decide(part[None]))
         return whole
+
+
+def slabs_of(
+    image: Image, plan: Plan, predict: Predict, *, overlap: float, tiling: str
+) -> tuple[int, Iterator[tuple[slice, Float[Tensor, "c i j k"]]]]:
+    """One prepared volume ``(1, m, i, j, k)`` swept along the axis that takes least memory, windows in batches.
+
+    Returns:
+        That axis, and what `medseg.patches.stitch.stitched_slabs` gives.
+    """
+    axis, dtype = sweep_of((image.shape[2], image.shape[3], image.shape[4]), plan)
+    voxels = _VOXELS_PER_CALL.get(image.device.type, _VOXELS_PER_CALL["cpu"])
+    together = max(1, min(_WINDOWS_PER_CALL, voxels // math.prod(plan.patch_size)))
+    slabs = stitched_slabs(
+        *(image, plan.patch_size, predict),
+        overlap=overlap,
+        tiling=tiling,
+        batch_size=together,
+        axis=axis,
+        dtype=dtype,
+    )
+    return axis, slabs
+
+
+def sweep_of(shape: Shape, plan: Plan) -> tuple[int, torch.dtype]:
+    """The axis along which a volume is swept, and in which precision the sums of a slab are kept."""
+    axis = sweep_axis(shape, plan.patch_size)
+    extents = [max(edge, extent) for edge, extent in zip(plan.patch_size, shape, strict=True)]
+    extents[axis] = plan.patch_size[axis]
+    return axis, torch.float16 if 4 * plan.num_classes * math.prod(extents) > HALF_BEYOND_BYTES else torch.float32
 
 
 class Canvas:

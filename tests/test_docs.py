@@ -307,7 +307,7 @@ def test_every_loss_that_is_recommended_can_be_built():
 
 @pytest.mark.parametrize("page", [DOCS / "design.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
 def test_the_drawn_floors_are_those_of_the_house(page):
-    drawing = re.search(r"```(?:text)?\n(\d .*?)```", page.read_text(encoding="utf-8"), re.S)
+    drawing = re.search(r"```(?:text)?\n(\d+ .*?)```", page.read_text(encoding="utf-8"), re.S)
     drawn = {}
     for line in drawing.group(1).splitlines():
         level, *rooms = line.split()

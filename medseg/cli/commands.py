@@ -196,10 +196,17 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
         metavar="AXIS",
         help="average over the flips of the training, or over those along some of its axes (0, 1, 2)",
     )
+    parser.add_argument(
+        "--format",
+        choices=("dicom-seg", "rtstruct"),
+        help="write DICOM objects that refer to the series of --input (default: label files in the image's format)",
+    )
     parser.add_argument("--save-probabilities", action="store_true", help="also write CASE.npz, in float16")
     parser.add_argument("--no-cleaning", action="store_true", help="leave out the rules of medseg choose-cleaning")
     parser.add_argument("--overwrite", action="store_true", help="predict anew what is there and still up to date")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:1; cuda:0,cuda:1 share the images (default: auto)"
+    )
     trust_option(parser)
 
 
@@ -209,20 +216,22 @@ def _predict(options: Options) -> int:
     from medseg.inference.predict import Predictor
     from medseg.machine.dotted import Trust
 
+    device, *others = options.device.split(",")
     predictor = Predictor.load(
         checkpoints_in(options.ckpt),
         mirror=options.tta is not None and (options.tta or True),
-        device=options.device,
+        device=device,
         cleaning=not options.no_cleaning,
         trust=Trust.of(options.trust),
     )
     outcome = predict_cases(
-        predictor,
+        [predictor, *map(predictor.on, others)],
         options.input,
         options.output,
         save_probabilities=options.save_probabilities,
         training_too=options.all,
         overwrite=options.overwrite,
+        form=options.format,
         tell=lambda line: sys.stderr.write(f"{line}\n"),
     )
     kept = f" ({len(outcome.kept)} of them from before)" if outcome.kept else ""
@@ -240,7 +249,12 @@ def _choose_cleaning(options: Options) -> int:
     from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.choose import choose_cleaning
 
-    choices = choose_cleaning(checkpoints_in(options.ckpt), options.predictions, options.references)
+    choices = choose_cleaning(
+        checkpoints_in(options.ckpt),
+        options.predictions,
+        options.references,
+        tell=lambda line: sys.stderr.write(f"{line}\n"),
+    )
     say("\n".join(lines({organ: choice.sentence for organ, choice in choices.items()})))
     return 0
 

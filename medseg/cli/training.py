@@ -109,7 +109,7 @@ def test(words: Sequence[str]) -> int:
     store, trainer = Store(scored.data.store), scored.trainer
     written = WritePredictions(scored.run.test.predictions, store, scored.segmenter)
     judge = judge_of(scored.segmenter)
-    judge.judges_tests = False  # what is scored is what was written, on the grid of the images
+    judge.judges_tests = scored.data.tests_voxels = False  # what is scored is what was written, on the images' grids
     trainer.callbacks.append(written)  # type: ignore[attr-defined]  # set by Lightning's connector
     with in_sentences(trainer, scored.data.plan):
         trainer.test(judge, scored.data, verbose=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
@@ -13,8 +14,10 @@ from typing import Any
 from medseg.datasets.manifest import Manifest
 from medseg.datasets.names import Channels, apart, by_channel, by_suffix, composed, existing, single, volumes
 from medseg.datasets.patterns import FIELDS, fill, find_files, mistake_in, pattern_of
-from medseg.errors import DataError
+from medseg.errors import DataError, listed
 from medseg.space.reading import ENDINGS, case_name, is_there
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -218,6 +221,11 @@ def _patterned(root: Path, manifest: Manifest) -> FilesOfDataset:
         remedy = "Compare it with the path of a file; {case} stands for what differs from case to case"
         raise DataError(manifest.file, f'finds no file that fits "image": "{image}"', remedy)
     images, labels = map(single, apart(scans, find_files(root, label)))
+    if "*" in image:  # which also finds what was not meant
+        nobodys = sorted(set(images) - set(labels))
+        if nobodys and labels:
+            _log.warning("%s: %d images without a label left out: %s", manifest.file, len(nobodys), listed(nobodys))
+            images = {case: files for case, files in images.items() if case in labels}
     training = [_fitted(root, manifest, (image, label), images, labels, case) for case in set(images) | set(labels)]
     tests = single(find_files(root, test, manifest.modalities)) if test else {}
     return training, [_fitted(root, manifest, (test, ""), tests, {}, case) for case in tests]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,19 @@ class Series:
 
 @dataclass(frozen=True)
 class OddSeries:
-    """A series that is no volume, and why."""
+    """A series that is no volume, and why.
+
+    Attributes:
+        folder: Where its first slice lies.
+        name: As of `Series`.
+        reason: What makes it none, as a sentence with "it".
+        broken: Whether it should be one, and something is wrong; a localiser is none by intent.
+    """
 
     folder: Path
     name: str
     reason: str
+    broken: bool
 
     def __str__(self) -> str:
         return f"{self.folder}: series {self.name} is left out: {self.reason}"
@@ -72,6 +81,11 @@ def pydicom(path: Path) -> Any:
     return library
 
 
+def has_pydicom() -> bool:
+    """Whether series can be sorted here."""
+    return find_spec("pydicom") is not None
+
+
 def sort_series(folder: Path) -> tuple[list[Series], list[OddSeries]]:
     """Read the headers of every DICOM file below a folder and sort them by series.
 
@@ -85,15 +99,13 @@ def sort_series(folder: Path) -> tuple[list[Series], list[OddSeries]]:
 
     Raises:
         UsageError: pydicom is not installed.
-        DataError: The folder is missing or holds no DICOM.
+        DataError: The folder is missing.
     """
     if not folder.is_dir():
         raise DataError(folder, "is no folder", "Give the folder of DICOM files")
     groups: dict[str, list[tuple[Path, Any]]] = defaultdict(list)
     for path, header in _headers(sorted(path for path in folder.rglob("*") if path.is_file())):
         groups[str(header.get("SeriesInstanceUID", ""))].append((path, header))
-    if not groups:
-        raise DataError(folder, "holds no DICOM image", "Give the folder of a series, or of several")
     whole: list[Series] = []
     odd: list[OddSeries] = []
     for slices in groups.values():
@@ -102,7 +114,7 @@ def sort_series(folder: Path) -> tuple[list[Series], list[OddSeries]]:
         try:
             whole.append(_series(slices))
         except _OddError as reason:
-            odd.append(OddSeries(slices[0][0].parent, _name(slices[0][1]), str(reason)))
+            odd.append(OddSeries(slices[0][0].parent, _name(slices[0][1]), reason.told, reason.broken))
     return sorted(whole, key=lambda series: (series.name, series.uid)), sorted(odd, key=str)
 
 
@@ -129,6 +141,9 @@ def series_of(path: Path) -> Series:
 class _OddError(Exception):
     """Why a series is no volume."""
 
+    def __init__(self, told: str, *, broken: bool = True) -> None:
+        self.told, self.broken = told, broken
+
 
 def _headers(files: Iterable[Path]) -> Iterable[tuple[Path, Any]]:
     library = None
@@ -154,7 +169,7 @@ def _name(header: Any) -> str:
 def _series(slices: Sequence[tuple[Path, Any]]) -> Series:
     first = slices[0][1]
     if "LOCALIZER" in [str(kind).upper() for kind in first.get("ImageType", ())]:
-        raise _OddError("it is a localiser")
+        raise _OddError("it is a localiser", broken=False)
     if int(first.get("NumberOfFrames", 1) or 1) > 1:
         raise _OddError("it is multi-frame; convert it to one file per slice or to NIfTI")
     if any(key not in header for _, header in slices for key in ("ImagePositionPatient", "ImageOrientationPatient")):
@@ -163,9 +178,9 @@ def _series(slices: Sequence[tuple[Path, Any]]) -> Series:
         raise _OddError("its slices differ in size")
     turns = np.array([[float(x) for x in header.ImageOrientationPatient] for _, header in slices])
     if np.abs(turns - turns[0]).max() > _TURNED:
-        raise _OddError("its slices have several directions, such as a localiser's")
+        raise _OddError("its slices have several directions, such as a localiser's", broken=False)
     if len(slices) == 1:
-        raise _OddError("it has one slice")
+        raise _OddError("it has one slice", broken=False)
     along_row, along_column = turns[0][:3], turns[0][3:]
     normal = np.cross(along_row, along_column)
     positions = np.array([[float(x) for x in header.ImagePositionPatient] for _, header in slices])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,8 +23,12 @@ from medseg.space.labels import settle_others
 from medseg.space.reading import read_labels
 from medseg.store.identity import trace
 
+log = logging.getLogger(__name__)
 
-def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: Path) -> dict[str, Choice]:
+
+def choose_cleaning(
+    checkpoints: Sequence[Path], predictions: Path, references: Path, *, tell: Callable[[str], object] = log.info
+) -> dict[str, Choice]:
     """Try every rule on predictions of cases that the checkpoints did not train on; keep what raises Dice.
 
     The rules are written into the ``medseg`` entry of every checkpoint, replacing earlier ones, and `medseg predict`
@@ -34,6 +39,7 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
         checkpoints: Of one plan.
         predictions: Folder of uncleaned predictions, such as ``test/predictions`` of a run.
         references: Folder of references, or a dataset, with one for each of them.
+        tell: Takes a line about cases that are left out.
 
     Returns:
         Organ name -> its rule and the mean Dice without and with it.
@@ -49,8 +55,7 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
         if one.plan != plan:
             raise CheckpointError(one.path, f"was trained on another plan than {kept[0].path}", "Choose for one plan")
     pool = read_references(references)
-    pairs = _pairs(predictions, pool)
-    _require_held_out(kept, pairs)
+    pairs = _held_out(kept, _pairs(predictions, pool), tell)
     choices = choose_rules(_Examples(pairs, pool, plan), plan)
     rules = rules_to_plain({organ: choice.rule for organ, choice in choices.items()}, plan)
     for one in kept:
@@ -59,16 +64,17 @@ def choose_cleaning(checkpoints: Sequence[Path], predictions: Path, references: 
     return choices
 
 
-def _require_held_out(kept: Sequence[Checkpoint], pairs: Sequence[Pair]) -> None:
-    """A case that only some of the checkpoints were trained on may have been predicted by the others."""
+def _held_out(kept: Sequence[Checkpoint], pairs: tuple[Pair, ...], tell: Callable[[str], object]) -> tuple[Pair, ...]:
+    """The cases that not all of the checkpoints were trained on, for one that was not may have predicted them."""
     seen = set.intersection(*(one.trained_on for one in kept))
     known = [pair for pair in pairs if seen and trace(pair.case, digest_of(pair.reference, "sha256")) in seen]
+    cases, trained = listed(pair.case for pair in known), listed(one.path for one in kept)
+    if len(known) == len(pairs):
+        problem, remedy = f"holds cases that {trained} was trained on: {cases}", "which medseg test writes"
+        raise DataError(known[0].reference.parent, problem, f"Give predictions of held-out cases, {remedy}")
     if known:
-        cases = listed(pair.case for pair in known)
-        problem = f"holds cases that {listed(one.path for one in kept)} was trained on: {cases}"
-        raise DataError(
-            known[0].reference.parent, problem, "Give predictions of held-out cases, which medseg test writes"
-        )
+        tell(f"{len(known)} of {len(pairs)} cases are left out, for {trained} was trained on them: {cases}")
+    return tuple(pair for pair in pairs if pair not in known)
 
 
 def _pairs(predictions: Path, references: References) -> tuple[Pair, ...]:

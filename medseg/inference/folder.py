@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from medseg.errors import DataError, MedsegError, UsageError
-from medseg.inference.images import find_cases, read_case_image, voxel_bytes
-from medseg.inference.predict import Predictor, Prepared
+from medseg.errors import MedsegError, UsageError
+from medseg.inference.belt import Belt, Work, explained, label_file
+from medseg.inference.images import find_cases
+from medseg.inference.objects import require_series
+from medseg.inference.predict import Predictor
 from medseg.inference.resume import Record
-from medseg.machine.files import require_writable, scratch, whole
-from medseg.plan.grid import GridChange
+from medseg.machine.files import require_writable
 from medseg.plan.plan import Plan
-from medseg.space.writing import label_ending, write_labels_for
 
 log = logging.getLogger(__name__)
-
-AHEAD_BYTES = 2**30
-"""The next image is read beside the one in work while both together are smaller than this in memory."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +36,25 @@ class FolderOutcome:
 
 
 def predict_cases(
-    predictor: Predictor,
+    predictor: Predictor | Sequence[Predictor],
     source: Path,
     output: Path,
     *,
     save_probabilities: bool = False,
     training_too: bool = False,
     overwrite: bool = False,
+    form: str | None = None,
     tell: Callable[[str], object] = log.info,
 ) -> FolderOutcome:
     """Segment an image or a folder of images, each written on its grid, in its format if that holds labels.
 
-    While the network works on one image, the next is read and the last is cleaned and written, one of each. A case that
-    fails is reported and the others go on; a file appears whole or not at all. A prediction that is there already, made
-    from the same files by the same checkpoints and options as ``predictions.json`` of the folder tells, is kept.
+    While networks work, the next images are read and finished ones are cleaned and written, see
+    `medseg.inference.belt.Belt`. A case that fails is reported and the others go on; a file appears whole or not at
+    all. A prediction that is there already, made from the same files by the same checkpoints and options as
+    ``predictions.json`` of the folder tells, is kept.
 
     Args:
-        predictor: What to segment with.
+        predictor: What to segment with; several, alike but for their devices, share the cases.
         source: A dataset, an image file, or a folder of images; a case with several modalities is one 4D file, or a
             file per modality ending in ``_0000``, ``_0001`` and so on, or in the modality's name. See
             `medseg.inference.images`.
@@ -70,33 +63,26 @@ def predict_cases(
             grid, ``classes`` (their names) and ``affine``; NIfTI has no float16.
         training_too: Of a dataset, predict its training cases, too.
         overwrite: Predict every case anew.
+        form: Write objects of DICOM in place of label files, see `medseg.inference.objects`.
         tell: Takes a line per case that is segmented.
 
     Raises:
         DataError: The source is missing or holds no image, or nothing can be written to the output.
         UsageError: A prediction would overwrite its image, or be taken for one the next time.
     """
-    cases, left_out = find_cases(source, predictor.plan, training_too=training_too)
-    _require_apart(source, cases, output, predictor.plan)
+    predictors = [predictor] if isinstance(predictor, Predictor) else list(predictor)
+    cases, left_out = find_cases(source, predictors[0].plan, training_too=training_too)
+    _require_apart(source, cases, output, predictors[0].plan)
+    if form:
+        require_series(cases, form)
     require_writable(output)
-    work = _Work(predictor, output, save_probabilities)
+    record = Record(output, predictors[0].settings)
+    work = Work(predictors[0], output, save_probabilities, record, form)
     todo = cases if overwrite else {case: files for case, files in cases.items() if not work.done(case, files)}
-    results: dict[str, MedsegError | None] = {}
-    with ThreadPoolExecutor(1) as writer:
-        pending: tuple[str, Future[None]] | None = None
-        for number, (case, read) in enumerate(_read_ahead(work, todo), start=1):
-            try:
-                labels, change = work.segment(case, todo[case], read)
-            except MedsegError as failure:
-                results[case] = failure
-            else:
-                _collect(results, pending)
-                pending = (case, writer.submit(work.write, case, todo[case], labels, change))
-                del labels  # the writer's now, which lets go of them when they are written
-            del read
-            tell(f"{number} of {len(todo)}: {case}")
-        _collect(results, pending)
-    work.record.close()
+    try:
+        results = Belt(work, todo, tell).run(predictors)
+    finally:
+        record.close()
     return FolderOutcome(
         tuple(work.label_file(case, files) for case, files in todo.items() if results[case] is None),
         (*left_out, *(problem for case in todo if (problem := results[case]) is not None)),
@@ -104,136 +90,32 @@ def predict_cases(
     )
 
 
-def label_file(folder: Path, case: str, images: tuple[Path, ...], plan: Plan) -> Path:
-    """The label file of a case: in the format of its first image where that holds every label."""
-    return folder / f"{case}{label_ending(images[0], plan.highest)}"
-
-
-def predict_case(predictor: Predictor, images: tuple[Path, ...], target: Path) -> None:
-    """Segment the images of one case and write its label file, in place of an older one.
+def predict_files(
+    predictors: Sequence[Predictor], cases: Mapping[str, tuple[Path, ...]], output: Path
+) -> tuple[MedsegError, ...]:
+    """Segment the images of some cases and write their label files, in place of older ones, without a manifest.
 
     Args:
-        predictor: What to segment with.
-        images: A file per modality, or one with all of them.
-        target: The label file, see `label_file`.
+        predictors: As of `predict_cases`.
+        cases: Name -> a file per modality, or one with all of them.
+        output: Folder to write to; a case that fails leaves no file there.
 
-    Raises:
-        DataError: An image is unreadable or holds NaN, memory ran out, or the target cannot be written; there is no
-            target then.
+    Returns:
+        Why some cases have no prediction.
     """
-    with _explained(target, "could not be replaced"):
-        target.unlink(missing_ok=True)
-    prepared = _prepared(predictor, images)
-    with _explained(images[0], "could not be segmented"):
-        labels = predictor.segment(prepared)
-    _write(predictor, labels, prepared.change, images=images, target=target)
-
-
-class _Work:
-    """What is done with one case: read, segment, write."""
-
-    def __init__(self, predictor: Predictor, output: Path, save_probabilities: bool) -> None:
-        self.predictor = predictor
-        self.output = output
-        self.save_probabilities = save_probabilities
-        self.record = Record(output, predictor.settings)
-
-    def label_file(self, case: str, files: tuple[Path, ...]) -> Path:
-        return label_file(self.output, case, files, self.predictor.plan)
-
-    def probability_file(self, case: str) -> Path:
-        return self.output / f"{case}.npz"
-
-    def outputs(self, case: str, files: tuple[Path, ...]) -> list[Path]:
-        return [self.label_file(case, files), *([self.probability_file(case)] if self.save_probabilities else [])]
-
-    def done(self, case: str, files: tuple[Path, ...]) -> bool:
-        return bool(self.predictor.digests) and self.record.done(case, files, self.outputs(case, files))
-
-    def read(self, files: tuple[Path, ...]) -> Prepared:
-        return _prepared(self.predictor, files)
-
-    def segment(self, case: str, files: tuple[Path, ...], read: Future[Prepared]) -> tuple[NDArray[Any], GridChange]:
-        prepared = read.result()
-        with _explained(files[0], "could not be segmented"):
-            if not self.save_probabilities:
-                self.probability_file(case).unlink(missing_ok=True)  # of other checkpoints or options
-                return self.predictor.segment(prepared), prepared.change
-            with scratch(self.output) as folder:
-                shape = (self.predictor.plan.num_classes, *prepared.change.source_shape)
-                maps = np.lib.format.open_memmap(folder / "maps.npy", mode="w+", dtype=np.float16, shape=shape)
-                labels = self.predictor.segment(prepared, probabilities=maps)
-                with whole(self.probability_file(case)) as partial:
-                    self._pack(partial, maps, prepared.change)
-        return labels, prepared.change
-
-    def write(self, case: str, files: tuple[Path, ...], labels: NDArray[Any], change: GridChange) -> None:
-        _write(self.predictor, labels, change, images=files, target=self.label_file(case, files))
-        self.record.add(case, files, self.outputs(case, files))
-
-    def _pack(self, path: Path, maps: NDArray[np.float16], change: GridChange) -> None:
-        plan = self.predictor.plan
-        names = ("background", *plan.organs) if plan.exclusive else plan.organs
-        np.savez_compressed(path, probabilities=maps, classes=np.array(names), affine=np.array(change.source_affine))
-
-
-def _prepared(predictor: Predictor, images: tuple[Path, ...]) -> Prepared:
-    with _explained(images[0], "could not be read"):
-        return predictor.prepare(read_case_image(images, predictor.plan))
-
-
-def _write(
-    predictor: Predictor, labels: NDArray[Any], change: GridChange, *, images: tuple[Path, ...], target: Path
-) -> None:
-    """Clean the labels and write them on the grid of their image."""
-    with _explained(target, "could not be written"):
-        cleaned = predictor.clean(labels, change)
-        write_labels_for(images[0], target, cleaned, np.array(change.source_affine))
-
-
-def _read_ahead(work: _Work, cases: Mapping[str, tuple[Path, ...]]) -> Iterator[tuple[str, Future[Prepared]]]:
-    """Futures of the images in order, the next being read beside the one in use unless the two are too large."""
-    with ThreadPoolExecutor(1) as reader:
-        ahead: Future[Prepared] | None = None
-        names = list(cases)
-        sizes = [voxel_bytes(files) for files in cases.values()]
-        for index, case in enumerate(names):
-            current = ahead or reader.submit(work.read, cases[case])
-            ahead = None
-            if index + 1 < len(names) and sizes[index] + sizes[index + 1] <= AHEAD_BYTES:
-                ahead = reader.submit(work.read, cases[names[index + 1]])
-            yield case, current
-            del current
-
-
-def _collect(results: dict[str, MedsegError | None], pending: tuple[str, Future[None]] | None) -> None:
-    """Wait for a write, so that no more than one is under way."""
-    if pending is None:
-        return
-    case, future = pending
-    try:
-        future.result()
-        results[case] = None
-    except MedsegError as failure:
-        results[case] = failure
-
-
-@contextmanager
-def _explained(path: Path, problem: str) -> Iterator[None]:
-    """Turn what the machine lacks into a failure of this case."""
-    lack = DataError(path, f"{problem}: memory ran out", "Crop it, or use --device cpu")
-    try:
-        yield
-    except MemoryError:
-        raise lack from None
-    except FloatingPointError as error:
-        raise DataError(path, f"{problem}: {error}", "Look at its intensities, or use another checkpoint") from None
-    except OSError as error:
-        raise DataError(path, f"{problem} ({error.strerror or error})", "Free space or choose another folder") from None
-    except RuntimeError as error:  # of which torch's own lack of memory is one, on the CPU without a type of its own
-        if "alloc" not in str(error) and "out of memory" not in str(error):
-            raise
-        raise lack from None
+    work = Work(predictors[0], output, save_probabilities=False, record=None)
+    failures: list[MedsegError] = []
+    todo = dict(cases)
+    for case, files in cases.items():
+        target = work.label_file(case, files)
+        try:
+            with explained(target, "could not be replaced"):
+                target.unlink(missing_ok=True)
+        except MedsegError as failure:
+            failures.append(failure)
+            del todo[case]
+    results = Belt(work, todo, log.debug).run(predictors)
+    return (*failures, *(problem for case in todo if (problem := results[case]) is not None))
 
 
 def _require_apart(source: Path, cases: Mapping[str, tuple[Path, ...]], output: Path, plan: Plan) -> None:

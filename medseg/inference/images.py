@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from pathlib import Path
 
 from medseg.datasets.case import counted, read_dataset, read_image
 from medseg.datasets.names import by_channel, volumes
+from medseg.dicom.series import OddSeries, has_pydicom, sort_series
 from medseg.errors import DataError, listed
 from medseg.plan.plan import Plan
 from medseg.space.formats import is_dicom, is_dicom_folder
 from medseg.space.reading import ENDINGS, case_name, read_header
 from medseg.space.volume import Volume
+
+_log = logging.getLogger(__name__)
 
 _MOST_UNLIKE = 1e5
 """Ratio of the volumes of two voxels beyond which one of them cannot be meant; a wrong unit is a factor of 1e9."""
@@ -37,8 +42,10 @@ def find_cases(source: Path, plan: Plan, *, training_too: bool = False) -> tuple
     """The cases of a dataset, of a folder of images, or the one that an image belongs to; and why others are left out.
 
     Of a dataset these are its test cases. Files are told by their endings; a folder of DICOM slices is an image,
-    whether it is the source or lies in it. Images that share their case name, ``a.nii`` beside ``a.nii.gz`` or
-    ``a.mha``, would overwrite each other's prediction: they are left out.
+    whether it is the source or lies in it. A folder of several series, as a scanner or an archive exports them, is
+    sorted by series, where the network knows one modality; localisers and the like are left out with a word. Images
+    that share their case name, ``a.nii`` beside ``a.nii.gz`` or ``a.mha``, would overwrite each other's prediction:
+    they are left out.
 
     Args:
         source: The dataset, the folder or the image.
@@ -58,6 +65,8 @@ def find_cases(source: Path, plan: Plan, *, training_too: bool = False) -> tuple
         return _case_of(source, plan), ()
     if not source.is_dir():
         raise DataError(source, "does not exist", "Give an image file or a folder of images as --input")
+    if several := _several_series(source, plan):
+        return several
     if is_dicom_folder(source):
         return {source.resolve().name: (source,)}, ()
     named = by_channel(volumes(source), plan.modalities)
@@ -69,6 +78,37 @@ def find_cases(source: Path, plan: Plan, *, training_too: bool = False) -> tuple
     }
     cases = {case: _in_order(channels) for case, channels in named.items() if doubles[case] is None}
     return cases, tuple(_double(files[1], files[0].name) for files in doubles.values() if files)
+
+
+def _several_series(source: Path, plan: Plan) -> tuple[Cases, tuple[DataError, ...]] | None:
+    """The series below a folder that holds nothing but DICOM, and what is broken; None where there is one, or none.
+
+    A series alone in its folder is named by it, from the source on, and stands for itself by that folder; among others
+    it is named by its number and description, too, and stands for itself by its first slice.
+    """
+    inner = [path for path in source.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    only_dicom = is_dicom_folder(source) or all(is_dicom_folder(path) for path in volumes(source))
+    if len(plan.modalities) > 1 or not only_dicom or not (inner or is_dicom_folder(source)) or not has_pydicom():
+        return None
+    series, odd = sort_series(source)
+    if len(series) + len(odd) < 2:
+        return None
+    alone = Counter([*(one.files[0].parent for one in series), *(one.folder for one in odd)])
+    cases: Cases = {}
+    for one in series:
+        place = one.files[0].parent
+        parts = [*place.relative_to(source).parts, *([one.name] if alone[place] > 1 else [])] or [source.resolve().name]
+        name = "_".join(parts)
+        cases[name if name not in cases else f"{name}_{one.uid}"] = (place if alone[place] == 1 else one.files[0],)
+    for left_out in odd:
+        if not left_out.broken:
+            _log.warning("%s", left_out)
+    return dict(sorted(cases.items())), tuple(_broken(one) for one in odd if one.broken)
+
+
+def _broken(one: OddSeries) -> DataError:
+    problem = f"has a series {one.name} that is left out: {one.reason}"
+    return DataError(one.folder, problem, "Export the series again, or move it away")
 
 
 def _of_dataset(source: Path, plan: Plan, *, training_too: bool) -> tuple[Cases, tuple[DataError, ...]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,12 @@ from medseg.inference.restore import restore
 from medseg.machine.dotted import Trust
 from medseg.machine.hardware import best_precision
 from medseg.patches.geometry import geometry_of
-from medseg.patches.stitch import Predict, mirrored, stitched_slabs, sweep_axis
+from medseg.patches.stitch import Predict, mirrored
 from medseg.plan.cleaning import Rule, Rules, rules_from_plain, rules_to_plain
 from medseg.plan.grid import GridChange, to_plan_grid
 from medseg.plan.plan import Plan
-from medseg.segmenter import Segmenter
-from medseg.space.volume import Shape, Volume
-
-HALF_BEYOND_BYTES = 2**31
-"""Sums of a slab that would be larger in float32 are kept in float16, in which nnU-Net always adds."""
-
-_VOXELS_PER_CALL = 2**20
-_TILES_PER_CALL = 8
+from medseg.segmenter import Segmenter, slabs_of
+from medseg.space.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +73,8 @@ class Predictor:
         self.mirror = tuple(mirror)
         self.rules: dict[str, Rule] = dict(rules or {})
         self.digests = tuple(digests)
+        if self.device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+            torch.backends.cudnn.benchmark = True  # windows have one size
         self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(best_precision(self.device.type))
 
     @classmethod
@@ -120,6 +116,15 @@ class Predictor:
         rules = rules_from_plain(kept[0].cleaning, kept[0].plan) if cleaning else {}
         flips = _flips_of(dict(zip(checkpoints, segmenters, strict=True)), mirror)
         return cls(segmenters, mirror=flips, device=device, rules=rules, digests=[one.digest for one in kept])
+
+    def on(self, device: str) -> Predictor:
+        """The same on another device, with networks of its own.
+
+        Raises:
+            UsageError: It is not there.
+        """
+        segmenters = [replace(segmenter, net=deepcopy(segmenter.net)) for segmenter in self.segmenters]
+        return Predictor(segmenters, mirror=self.mirror, device=device, rules=self.rules, digests=self.digests)
 
     @property
     def plan(self) -> Plan:
@@ -164,18 +169,8 @@ class Predictor:
         Raises:
             FloatingPointError: The network's scores are NaN or infinite.
         """
-        i, j, k = prepared.change.shape
-        axis, dtype = self._sweep((i, j, k))
-        slabs = stitched_slabs(
-            torch.from_numpy(prepared.image)[None].to(self.device),
-            self.plan.patch_size,
-            self._network(),
-            overlap=self.segmenters[0].overlap,
-            tiling=self.segmenters[0].tiling,
-            batch_size=max(1, min(_TILES_PER_CALL, _VOXELS_PER_CALL // math.prod(self.plan.patch_size))),
-            axis=axis,
-            dtype=dtype,
-        )
+        image, first = torch.from_numpy(prepared.image)[None].to(self.device), self.segmenters[0]
+        axis, slabs = slabs_of(image, self.plan, self._network(), overlap=first.overlap, tiling=first.tiling)
         return restore(
             map(_require_finite, slabs),
             prepared.change,
@@ -189,14 +184,6 @@ class Predictor:
         """Apply the cleaning rules of the checkpoint."""
         voxel_mm3 = abs(float(np.linalg.det(np.array(change.source_affine)[:3, :3])))
         return clean(labels, voxel_mm3, self.rules, self.plan)
-
-    def _sweep(self, shape: Shape) -> tuple[int, torch.dtype]:
-        patch = self.plan.patch_size
-        axis = sweep_axis(shape, patch)
-        extents = [max(edge, extent) for edge, extent in zip(patch, shape, strict=True)]
-        extents[axis] = patch[axis]
-        size = 4 * self.plan.num_classes * math.prod(extents)
-        return axis, torch.float16 if size > HALF_BEYOND_BYTES else torch.float32
 
     def _network(self) -> Predict:
         """From tiles to logits, or to logits or probabilities averaged over networks and flips."""
@@ -264,9 +251,9 @@ def _flips_of(networks: Mapping[Path, Segmenter], asked: bool | Sequence[int]) -
 
 def _require_finite(slab: tuple[slice, Tensor]) -> tuple[slice, Tensor]:
     """No score is below NaN, so that it would be background without a word."""
-    for one_class in slab[1]:
-        if not all(end.isfinite() for end in torch.aminmax(one_class)):
-            raise FloatingPointError("the network's scores are NaN or infinite")
+    ends = torch.stack([end for one_class in slab[1] for end in torch.aminmax(one_class)])
+    if not bool(ends.isfinite().all()):
+        raise FloatingPointError("the network's scores are NaN or infinite")
     return slab
 
 
@@ -279,6 +266,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0]
         raise UsageError(f"there is no device {name!r} here ({reason})", "Use --device auto or cpu") from None
-    if device.type == "meta":
-        raise UsageError("--device meta computes nothing", "Use --device auto or cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name} is not supported", "Use --device auto, cpu or cuda")
     return device

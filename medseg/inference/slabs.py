@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medseg.machine.devices import uploaded
 from medseg.plan.grid import GridChange
 from medseg.space.linear import LinearAxis, linear_axis
 
@@ -117,11 +118,11 @@ def box_of(mask: Tensor) -> Box | None:
         >>> box_of(torch.eye(3, dtype=torch.bool)[None])
         (slice(0, 1, None), slice(0, 3, None), slice(0, 3, None))
     """
-    planes = mask.any(dim=2).any(dim=1)
-    if not planes.any():
+    flat = mask.any(dim=0)
+    sides = torch.cat([mask.any(dim=2).any(dim=1), flat.any(dim=1), flat.any(dim=0)]).cpu()  # one wait for a GPU
+    found = [side.nonzero() for side in torch.split(sides, list(mask.shape))]
+    if not len(found[0]):
         return None
-    sides = (planes, mask.any(dim=0).any(dim=1), mask.any(dim=0).any(dim=0))
-    found = [side.nonzero() for side in sides]
     i, j, k = (slice(int(where[0]), int(where[-1]) + 1) for where in found)
     return i, j, k
 
@@ -144,7 +145,7 @@ def _blend(values: Tensor, axis: LinearAxis, target: slice, *, dim: int, origin:
     if not share.any() and np.array_equal(lower, np.arange(lower[0], lower[0] + len(lower))):
         return values.narrow(dim, int(lower[0]), len(lower))
     first, second, weight = (
-        torch.from_numpy(numbers).to(values.device) for numbers in (lower, axis.upper[target] - origin, share)
+        uploaded(numbers, values.device) for numbers in (lower, axis.upper[target] - origin, share)
     )
     weight = weight.view([-1 if place == dim else 1 for place in range(3)])
     return torch.lerp(values.index_select(dim, first), values.index_select(dim, second), weight)

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
 from medseg.errors import MedsegError
-from medseg.inference.folder import label_file, predict_case
+from medseg.inference.folder import predict_files
 from medseg.inference.predict import Predictor
 from medseg.patches.datamodule import Batch
 from medseg.segmenter import Segmenter
@@ -18,8 +18,8 @@ from medseg.store.store import Store
 class WritePredictions(Callback):
     """Writes the label file of each case of a test loop, the one that `medseg predict --no-cleaning` would write.
 
-    The image is read again from its own file, for the store rounds intensities; and it goes slab by slab, so that no
-    more memory is needed than `medseg predict` needs. A case that fails is kept in `failures`, the others go on.
+    The loop deals the cases to the processes; when it is over, each predicts its own from their files, for the store
+    rounds intensities, as `medseg predict` does. A case that fails is kept in `failures`, the others go on.
 
     Args:
         folder: Where to write.
@@ -32,8 +32,8 @@ class WritePredictions(Callback):
 
     def __init__(self, folder: Path, store: Store, segmenter: Segmenter) -> None:
         self.folder, self.store, self.segmenter = folder, store, segmenter
-        self.failures: list[MedsegError] = []
-        self._predictor: Predictor | None = None
+        self.failures: tuple[MedsegError, ...] = ()
+        self._cases: list[str] = []
 
     def on_test_batch_end(
         self,
@@ -44,11 +44,10 @@ class WritePredictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Predict and write one case."""
-        self._predictor = self._predictor or Predictor([self.segmenter], device=str(pl_module.device))
-        for case in batch.id:
-            images = tuple(Path(image) for image in self.store.info(case).images)
-            try:
-                predict_case(self._predictor, images, label_file(self.folder, case, images, self.store.plan))
-            except MedsegError as failure:
-                self.failures.append(failure)
+        """Note the case."""
+        self._cases += batch.id
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Predict and write them."""
+        cases = {case: tuple(map(Path, self.store.info(case).images)) for case in self._cases}
+        self.failures = predict_files([Predictor([self.segmenter], device=str(pl_module.device))], cases, self.folder)

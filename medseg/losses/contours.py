@@ -16,6 +16,7 @@ from medseg.losses.knobs import Real
 from medseg.losses.masks import all_channels, counted, first_channel, predicted_masks, target_masks
 from medseg.losses.reduction import ratio
 from medseg.losses.table import loss
+from medseg.machine.devices import uploaded
 from medseg.machine.threads import in_threads
 from medseg.space.distance import bounding_box, surface
 from medseg.space.fields import distance_to, steps_per_sample
@@ -112,7 +113,7 @@ def _sites(
 def surfaces(masks: Bool[Tensor, "b part *s"]) -> Bool[Tensor, "b part *s"]:
     """The inner surface voxels of every mask, a volume per thread."""
     found = in_threads(surface, list(masks.flatten(0, 1).cpu().numpy()))
-    return torch.from_numpy(np.stack(found)).reshape(masks.shape).to(masks.device)
+    return uploaded(np.stack(found), masks.device).reshape(masks.shape)
 
 
 def _rooms(x: Comparison) -> Iterator[tuple[float, tuple[float, ...]]]:

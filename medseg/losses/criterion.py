@@ -34,6 +34,7 @@ class Criterion(nn.Module):
 
     Attributes:
         expression: What it was built from.
+        looks: Whether labels that are no class and logits that are not finite are told, for which a GPU is waited for.
         terms: Each term's value in the last call, detached and before its weight, for logging.
     """
 
@@ -50,6 +51,7 @@ class Criterion(nn.Module):
         self.expression, self.mode = expression, mode
         self.ignore_index, self.reduction = ignore_index, reduction
         self.epoch = 0
+        self.looks = True
         self.terms: dict[str, Tensor] = {}
         self.set_class_weights(class_weights)
         self.learnable = nn.ModuleDict({name: _parameters(term) for name, term in self._terms.items()})
@@ -123,13 +125,15 @@ class Criterion(nn.Module):
                     skeleton=skeleton,
                     distance_map=distance_map,
                     reduction=self.reduction,
+                    looks=self.looks,
                 )
                 total = self.judge(comparison)
         except RuntimeError as error:
             if not any(words in str(error) for words in _SAID_UNDER_TRANSFORMS):
                 raise
             raise NotImplementedError(NO_TRANSFORM) from error
-        _refuse_nan(total, logits)
+        if self.looks:
+            _refuse_nan(total, logits)
         return total
 
     def judge(self, comparison: Comparison) -> Tensor:

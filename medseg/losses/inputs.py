@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medseg.losses.comparison import Comparison, Mode
 from medseg.losses.statistics import working_dtype
+from medseg.machine.devices import uploaded
 
 MODES: tuple[Mode, ...] = ("multiclass", "binary", "multilabel")
 FORMS = {
@@ -34,6 +35,7 @@ def compare(
     class_mask: Tensor | None = None,
     spacing_mm: Tensor | Sequence[float] | None = None,
     soft_allowed: bool = True,
+    looks: bool = True,
     **options: Any,
 ) -> Comparison:
     """Hold logits against a target of any accepted form.
@@ -48,13 +50,16 @@ def compare(
             "background or one of its undrawn classes", whose probabilities are added up.
         spacing_mm: Voxel size, one number per axis or (b, axes).
         soft_allowed: Whether fractional targets are meaningful to every term.
+        looks: Whether to refuse labels that are no class; who has looked already need not wait for a GPU again.
         **options: ``instances``, ``skeleton``, ``distance_map`` and ``reduction``, as in `Comparison`.
 
     Raises:
         ValueError: If shapes, types or values are not among those; the message names them.
     """
     check_logits(logits, mode)
-    labels, dense, valid, soft = _read(_with_channel(target, logits, mode), logits.shape[1], mode, ignore_index)
+    labels, dense, valid, soft = _read(
+        _with_channel(target, logits, mode), logits.shape[1], mode, ignore_index, looks=looks
+    )
     if soft and not soft_allowed:
         raise ValueError(
             "the target holds fractions, which a term of this loss has no meaning for. Give hard labels, or use "
@@ -62,8 +67,8 @@ def compare(
             "jaccard_metric, compatible_tversky, noise_robust_dice."
         )
     dtype = working_dtype(logits)
-    mask = _class_mask(class_mask, logits, dtype)
-    undrawn = _undrawn(mask) if mode == "multiclass" else None
+    _check_class_mask(class_mask, logits)
+    undrawn = _undrawn(class_mask, logits.device) if mode == "multiclass" else None
     if undrawn is not None:
         labels, dense = _to_background(labels, dense, undrawn)
     for name in ("instances", "skeleton", "distance_map"):
@@ -75,7 +80,7 @@ def compare(
         target=dense,
         soft=soft,
         weight=_weight(valid, voxel_weight, logits, dtype),
-        class_mask=mask,
+        class_mask=None if class_mask is None else uploaded(class_mask, logits.device, dtype),
         undrawn=undrawn,
         spacing_mm=_spacing(spacing_mm, logits),
         **options,
@@ -121,13 +126,13 @@ def _with_channel(target: Tensor, logits: Tensor, mode: str) -> Tensor:
 
 
 def _read(
-    target: Tensor, classes: int, mode: str, ignore_index: int | None
+    target: Tensor, classes: int, mode: str, ignore_index: int | None, *, looks: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, bool]:
     """Class indices, or dense maps; a map of the voxels that are not ignored; and whether any value is a fraction."""
     if mode == "multiclass" and target.shape[1] == 1:
-        labels, valid = _indices(target.squeeze(1), classes, ignore_index)
+        labels, valid = _indices(target.squeeze(1), classes, ignore_index, looks=looks)
         return labels, None, valid, False
-    maps, valid, soft = _maps(target, ignore_index, mode)
+    maps, valid, soft = _maps(target, ignore_index, mode, looks=looks)
     if mode == "multiclass" and not soft:
         return maps.to(torch.uint8).argmax(1), None, valid, False
     return None, maps, valid, soft
@@ -144,7 +149,7 @@ def _equals(target: Tensor, value: int | None) -> Tensor | None:
     return target == value
 
 
-def _indices(labels: Tensor, classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
+def _indices(labels: Tensor, classes: int, ignore_index: int | None, *, looks: bool) -> tuple[Tensor, Tensor | None]:
     """Class indices with ignored voxels set to 0, and a map (b 1 *s) of the others."""
     if labels.is_floating_point():
         raise ValueError(
@@ -156,7 +161,7 @@ def _indices(labels: Tensor, classes: int, ignore_index: int | None) -> tuple[Te
     ignored = _equals(labels, ignore_index)
     if ignored is not None:
         labels = labels.masked_fill(ignored, 0)
-    low, high = (int(v) for v in torch.stack(torch.aminmax(labels)).tolist())
+    low, high = (int(v) for v in torch.stack(torch.aminmax(labels)).tolist()) if looks else (0, 0)
     if low < 0 or high >= classes:
         raise ValueError(
             f"the target holds values from {low} to {high}, but logits with {classes} channels have the classes 0 to "
@@ -165,7 +170,7 @@ def _indices(labels: Tensor, classes: int, ignore_index: int | None) -> tuple[Te
     return labels, None if ignored is None else ~ignored.unsqueeze(1)
 
 
-def _maps(target: Tensor, ignore_index: int | None, mode: str) -> tuple[Tensor, Tensor | None, bool]:
+def _maps(target: Tensor, ignore_index: int | None, mode: str, *, looks: bool) -> tuple[Tensor, Tensor | None, bool]:
     """Dense maps with ignored elements set to 0, a map of the others, and whether any value is a fraction.
 
     Of exclusive classes a voxel is ignored that holds the value to ignore, or is wholly of the class to ignore.
@@ -180,7 +185,9 @@ def _maps(target: Tensor, ignore_index: int | None, mode: str) -> tuple[Tensor, 
         ignored = _equals(target, ignore_index)
     if ignored is not None:
         target = target.masked_fill(ignored, 0)
-    low, high = (float(v) for v in torch.stack(torch.aminmax(target.to(_countable(target)))).tolist())
+    low, high = (0.0, 0.0)
+    if looks or target.is_floating_point():
+        low, high = (float(v) for v in torch.stack(torch.aminmax(target.to(_countable(target)))).tolist())
     if not 0 <= low <= high <= 1:
         raise ValueError(
             f"target maps in mode {mode!r} must hold values in [0, 1], got {low:g} to {high:g} "
@@ -230,20 +237,17 @@ def _check_space(values: Tensor | None, logits: Tensor, name: str) -> None:
         )
 
 
-def _class_mask(mask: Tensor | None, logits: Tensor, dtype: torch.dtype) -> Tensor | None:
-    if mask is None:
-        return None
-    if tuple(mask.shape) != tuple(logits.shape[:2]):
+def _check_class_mask(mask: Tensor | None, logits: Tensor) -> None:
+    if mask is not None and tuple(mask.shape) != tuple(logits.shape[:2]):
         raise ValueError(f"class_mask must be (b, c) = {tuple(logits.shape[:2])}, got {tuple(mask.shape)}")
-    return mask.to(logits.device, dtype)
 
 
-def _undrawn(mask: Tensor | None) -> Tensor | None:
+def _undrawn(mask: Tensor | None, device: torch.device) -> Tensor | None:
     """Classes, of each sample, that no voxel tells from the background; None if there is none."""
     if mask is None:
         return None
-    undrawn = F.pad(mask[:, 1:] == 0, (1, 0))
-    return undrawn if bool(undrawn.any()) else None
+    undrawn = F.pad(mask[:, 1:] == 0, (1, 0))  # where the mask lies: a host that has it need not wait
+    return uploaded(undrawn, device) if bool(undrawn.any()) else None
 
 
 def _to_background(labels: Tensor | None, maps: Tensor | None, undrawn: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -16,6 +16,7 @@ from medseg.losses.knobs import Weights
 from medseg.losses.masks import all_channels, counted, first_channel, sum_over_space, target_masks
 from medseg.losses.reduction import mean_over_classes, ratio, reduced
 from medseg.losses.table import Reduced, loss, rows
+from medseg.machine.devices import uploaded
 from medseg.machine.threads import in_threads
 from medseg.space.components import connected_components
 
@@ -94,7 +95,7 @@ def blob_numbers(x: Comparison, truth: Tensor, connectivity: int | None) -> Int6
         found = in_threads(lambda mask: connected_components(mask, connectivity), volumes)
         offsets = np.cumsum([0, *(count for _, count in found)])
         numbered = [np.where(labels > 0, labels + start, 0) for (labels, _), start in zip(found, offsets, strict=False)]
-        return torch.from_numpy(np.stack(numbered)).long().reshape(truth.shape).to(truth.device)
+        return uploaded(np.stack(numbered), truth.device, torch.int64).reshape(truth.shape)
     names = _given_names(x, truth)
     pair = torch.arange(truth.shape[0] * truth.shape[1], device=truth.device).reshape(*truth.shape[:2])
     ids = torch.unique(names, return_inverse=True)[1]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medseg.losses.comparison import Comparison
 from medseg.losses.reduction import ratio
+from medseg.machine.devices import uploaded
 from medseg.space.fields import boundary_distance
 from medseg.types import PerClass
 
@@ -97,7 +98,7 @@ def per_channel(given: Tensor, x: Comparison, first: int, name: str) -> Float[Te
             f"{name} must hold a map for each of the {x.shape[1]} channels of the logits, background included: "
             f"shape {tuple(x.shape)}, got {tuple(given.shape)}"
         )
-    return maps[:, first:].to(x.raw.device, x.dtype)
+    return uploaded(maps[:, first:], x.raw.device, x.dtype)
 
 
 @torch.no_grad()
@@ -128,4 +129,4 @@ def target_distance(x: Comparison, truth: Bool[Tensor, "b part *s"], first: int)
 def shortest_step(x: Comparison) -> Float[Tensor, "b *ones"]:
     """The shortest edge of each sample's voxels in millimetres, or one voxel."""
     steps = torch.ones(x.shape[0], 1) if x.spacing_mm is None else x.spacing_mm.amin(1, keepdim=True)
-    return steps.to(x.raw.device, x.dtype).reshape(-1, *[1] * (len(x.shape) - 1))
+    return uploaded(steps, x.raw.device, x.dtype).reshape(-1, *[1] * (len(x.shape) - 1))

@@ -23,6 +23,10 @@ CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
 """Values activated at once. On a CPU: few enough to stay in the cache, enough for torch to spread each operation over
 the cores (chunks in Python threads wait for the interpreter three times as long). A GPU wants to be full."""
 
+SHELVES = 1024
+"""Into how many sums a GPU parts that of a class, voxel i going to sum i mod 1024: most voxels are background, and all
+of them adding to one number would wait for each other. So few go into each that single precision is exact to 1e-7."""
+
 NEVER = 200.0
 """How far below the background's logit an undrawn class is put: e^-200 is no probability, but has a logarithm."""
 
@@ -87,9 +91,11 @@ def sums_by_label(
         weights = [None] * len(labels) if values is None else values.double()
         rows = [torch.bincount(row, weight, minlength=classes) for row, weight in zip(labels, weights, strict=True)]
         return torch.stack(rows).double()
-    one = labels.new_ones((), dtype=torch.float64).expand(labels.shape) if values is None else values.double()
-    zeros = torch.zeros(len(labels), classes, dtype=torch.float64, device=labels.device)
-    return zeros.scatter_add(1, labels.long(), one)
+    one = labels.new_ones((), dtype=torch.float32).expand(labels.shape) if values is None else values
+    shelf = torch.arange(labels.shape[1], device=labels.device) % SHELVES
+    zeros = torch.zeros(len(labels), classes * SHELVES, dtype=working_dtype(one), device=labels.device)
+    added = zeros.scatter_add(1, labels.long() * SHELVES + shelf, one.to(zeros.dtype))
+    return added.view(len(labels), classes, SHELVES).sum(2, dtype=torch.float64)
 
 
 def merged(z: Float[Tensor, "b c n"], undrawn: Bool[Tensor, "b c"] | None) -> Float[Tensor, "b c n"]:

@@ -17,6 +17,7 @@ from medseg.losses.reduction import reduced
 from medseg.losses.region import dice
 from medseg.losses.table import Reduced, loss
 from medseg.losses.thinning import soft_skeleton
+from medseg.machine.devices import uploaded
 from medseg.machine.threads import in_threads
 from medseg.space.skeleton import skeleton_tube
 from medseg.types import PerClass
@@ -155,7 +156,7 @@ def _tubes(x: Comparison, first: int) -> Float[Tensor, "b part *s"]:
         return _given_tubes(x, x.skeleton, first)
     truth = target_masks(x, first)
     tubes = in_threads(lambda mask: skeleton_tube(mask) & mask, list(truth.flatten(0, 1).cpu().numpy()))
-    return torch.from_numpy(np.stack(tubes)).reshape(truth.shape).to(x.raw.device, x.dtype)
+    return uploaded(np.stack(tubes), x.raw.device, x.dtype).reshape(truth.shape)
 
 
 def _given_tubes(x: Comparison, skeleton: Tensor, first: int) -> Tensor:
@@ -165,7 +166,7 @@ def _given_tubes(x: Comparison, skeleton: Tensor, first: int) -> Tensor:
         ValueError: If there is one map for several sigmoid channels, or no map for a channel.
     """
     if skeleton.shape == x.shape:
-        return skeleton[:, first:].to(x.raw.device, x.dtype)
+        return uploaded(skeleton[:, first:], x.raw.device, x.dtype)
     if x.mode == "multilabel" or (skeleton.ndim == len(x.shape) and skeleton.shape[1] != 1):
         raise ValueError(
             f"skeleton must hold a map per channel, shape {tuple(x.shape)}, or in mode 'multiclass' one map of class "

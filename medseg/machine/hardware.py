@@ -14,6 +14,9 @@ if sys.platform != "win32":
 
 Precision = Literal["bf16-mixed", "16-mixed", "32-true"]
 
+SHARED_MEMORY = "/dev/shm"
+"""The folder of Linux in which torch's data workers leave what they have read."""
+
 _BF16_CAPABILITY = 8  # Ampere, the first CUDA generation with bf16 tensor cores
 _BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # x86 tile and vector units; "bf16" is Arm's
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of malloc.h
@@ -81,6 +84,15 @@ def free_memory(root: Path = Path("/")) -> int | None:
     if limit is not None and used is not None:
         found.append(max(0, limit - used))
     return min(found, default=None)
+
+
+def shared_memory_bytes() -> int | None:
+    """Bytes that processes may still hand to each other through `SHARED_MEMORY`; None where there is no such folder."""
+    try:
+        found = os.statvfs(SHARED_MEMORY)
+    except (OSError, AttributeError):  # another operating system
+        return None
+    return found.f_bavail * found.f_frsize
 
 
 def peak_memory_bytes(device: Any) -> int:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from medseg.machine.devices import uploaded
 from medseg.patches.draw import Applied, Draw
 from medseg.patches.geometry import Geometry
 from medseg.patches.spatial import deform
@@ -16,8 +17,8 @@ from medseg.space.labels import IGNORED
 
 
 def augment(
-    image: Float[Tensor, "b m i j k"],
-    labels: Integer[Tensor, "b i j k"],
+    image: Sequence[Float[Tensor, "m _i _j _k"]] | Float[Tensor, "b m i j k"],
+    labels: Sequence[Integer[Tensor, "_i _j _k"]] | Integer[Tensor, "b i j k"],
     draw: Draw,
     geometry: Geometry,
     *,
@@ -26,7 +27,7 @@ def augment(
     """Turn crops into augmented patches: one interpolation for all that moves voxels, then intensities.
 
     Args:
-        image: Normalised crops, as large as the patch or larger by an even number of voxels per axis.
+        image: Normalised crops, each as large as the patch or larger by an even number of voxels per axis.
         labels: Label indices; −1 is ignored.
         draw: Parameters from `medseg.patches.draw.draw`.
         geometry: The grid they were drawn for.
@@ -74,4 +75,4 @@ def swapped(labels: Integer[Tensor, "i j k"], pairs: Sequence[tuple[int, int]]) 
     for left, right in pairs:
         table[left - IGNORED], table[right - IGNORED] = right, left
     known = labels.clamp_max(largest).long() - IGNORED
-    return torch.where(labels > largest, labels, table.to(labels.device, labels.dtype)[known])
+    return torch.where(labels > largest, labels, uploaded(table, labels.device, labels.dtype)[known])

@@ -20,9 +20,10 @@ class Batch(NamedTuple):
     Attributes:
         image: Normalised intensities ``(b, m, i, j, k)``, float32.
         labels: Label indices ``(b, i, j, k)`` as the store has them, −1 where ignored.
-        spacing_mm: Edge lengths of a voxel ``(b, 3)``.
+        spacing_mm: Edge lengths of a voxel ``(b, 3)``; stays on the host, where distances begin.
         id: Name of the case of each sample.
         class_mask: ``(b, c)`` False for classes that were not annotated in the case; None when all were in all.
+            Stays on the host, where it is asked what is to be done.
     """
 
     image: Float[Tensor, "b m i j k"]
@@ -33,25 +34,33 @@ class Batch(NamedTuple):
 
 
 class Crops(NamedTuple):
-    """A training batch on its way to the device: larger than the patches, with what is to be done to it there.
+    """A training batch on its way to the device, with what is to be done to it there.
 
     Attributes:
-        batch: The crops.
+        image: Of each sample the normalised intensities ``(m, i, j, k)``: as large as the patch, or larger where it
+            will be rotated, scaled or bent.
+        labels: Their label indices ``(i, j, k)``.
+        spacing_mm: As of `Batch`.
+        id: As of `Batch`.
+        class_mask: As of `Batch`.
         draw: Parameters of the augmentation, on the host.
     """
 
-    batch: Batch
+    image: tuple[Float[Tensor, "m _i _j _k"], ...]
+    labels: tuple[Integer[Tensor, "_i _j _k"], ...]
+    spacing_mm: Float[Tensor, "b 3"]
+    id: tuple[str, ...]
+    class_mask: Bool[Tensor, "b c"] | None
     draw: Draw
 
 
 def augmented(crops: Crops, geometry: Geometry, *, nearest: bool) -> Batch:
     """Apply what was drawn, on the device where the crops are; no gradient is recorded."""
-    batch = crops.batch
     with torch.no_grad():
-        image, labels = augment(batch.image, batch.labels, crops.draw, geometry, nearest=nearest)
-    mask = batch.class_mask
+        image, labels = augment(crops.image, crops.labels, crops.draw, geometry, nearest=nearest)
+    mask = crops.class_mask
     if mask is not None and geometry.swap_labels:
         order = exchanged(mask.shape[1], geometry.swap_labels)
-        flipped = torch.as_tensor(crops.draw.flips[:, :1], device=mask.device)
+        flipped = torch.from_numpy(crops.draw.flips[:, :1])
         mask = torch.where(flipped, mask[:, order], mask)
-    return batch._replace(image=image, labels=labels, class_mask=mask)
+    return Batch(image, labels, crops.spacing_mm, crops.id, mask)

@@ -17,8 +17,9 @@ from medseg.errors import DataError, MedsegError
 from medseg.patches.batch import Batch, Crops
 from medseg.patches.draw import draw
 from medseg.patches.geometry import Geometry
-from medseg.patches.sample import APPEARANCE, WHERE, Schedule, place_patch
+from medseg.patches.sample import APPEARANCE, WHERE, Schedule, Slot, place_patch
 from medseg.patches.settings import Augmentation
+from medseg.patches.shared import SharedVolumes
 from medseg.plan.plan import Plan
 from medseg.space.labels import IGNORED
 from medseg.space.patch import PatchLocation
@@ -44,6 +45,7 @@ class Cases:
         ids: The cases, in order.
         masks: Per case which classes were annotated, or None when all were in all cases.
         in_memory: Keep decoded volumes.
+        shared: Where they are kept, in place of the memory of this process alone.
         reading: Shared between processes: the number of the case that each worker is at, for the day it is killed.
     """
 
@@ -52,6 +54,7 @@ class Cases:
     ids: tuple[str, ...]
     masks: tuple[tuple[bool, ...], ...] | None = None
     in_memory: bool = False
+    shared: SharedVolumes | None = None
     reading: torch.Tensor | None = None
     _opened: Store | None = field(default=None, repr=False)
     _kept: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False)
@@ -80,7 +83,11 @@ class Cases:
         image, labels = self.opened.image(case), self.opened.labels(case)
         if not self.in_memory:
             return image, labels
-        self._kept[case] = self.part(case, image, labels, (slice(None),) * 3)
+
+        def decode() -> tuple[Any, Any]:
+            return self.part(case, image, labels, (slice(None),) * 3)
+
+        self._kept[case] = decode() if self.shared is None else self.shared.arrays(case, decode)
         return self._kept[case]
 
     def part(self, case: str, image: Any, labels: Any, where: tuple[slice, ...]) -> tuple[Any, Any]:
@@ -144,51 +151,45 @@ class TrainingCrops(TorchDataset[Any]):
         modalities = len(self.cases.plan.modalities)
         keys = [(*key, APPEARANCE, slot.sample) for slot in slots]
         drawn = draw(self.settings, self.geometry, modalities=modalities, keys=keys)
-        image = np.zeros((len(slots), modalities, *self.crop_size), np.float32)
-        labels = np.full((len(slots), *self.crop_size), IGNORED, np.int16)
-        for row, slot in enumerate(slots):
-            rng = np.random.default_rng((*key, WHERE, slot.sample))
-            whole = bool(drawn.spatial[row])
-            self._fill(image[row], labels[row], self.cases.ids[slot.case], rng, slot.foreground, whole=whole)
+        # the margin only where something will look at it: it is two thirds of what goes to the device
+        sizes = [self.crop_size if moved else self.geometry.patch_size for moved in drawn.spatial]
+        image, labels = zip(
+            *(self._crop(slot, key, size) for slot, size in zip(slots, sizes, strict=True)), strict=True
+        )
         ids = tuple(self.cases.ids[slot.case] for slot in slots)
         spacing_mm = torch.tensor([self.geometry.spacing_mm] * len(slots))
-        mask = self.cases.mask([slot.case for slot in slots])
-        cut = Batch(torch.from_numpy(image), torch.from_numpy(labels), spacing_mm, ids, mask)
-        return Crops(cut, drawn)
+        return Crops(image, labels, spacing_mm, ids, self.cases.mask([slot.case for slot in slots]), drawn)
 
-    def _fill(
-        self,
-        image: NDArray[np.float32],
-        labels: NDArray[np.int16],
-        case: str,
-        rng: np.random.Generator,
-        foreground: bool,
-        *,
-        whole: bool,
-    ) -> None:
-        """Read a case into its crop; the margin only where something will look at it."""
+    def _crop(self, slot: Slot, key: tuple[int, ...], size: Shape) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and labels of one sample: its patch, with an equal margin on both sides if it is to be that large."""
+        case, rng = self.cases.ids[slot.case], np.random.default_rng((*key, WHERE, slot.sample))
         volume, reference = self.cases.arrays(case)
         shape: Shape = tuple(reference.shape)
-        patch = place_patch(rng, shape, self.geometry.patch_size, self.cases.organs(case) if foreground else None)
-        margin = [(c - p) // 2 for c, p in zip(self.crop_size, patch.size, strict=True)]
-        i, j, k = (corner - extra for corner, extra in zip(patch.corner, margin, strict=True))
-        target = (slice(None),) * 3
-        wanted = PatchLocation((i, j, k), self.crop_size)
-        if not whole:
-            wanted = patch
-            target = PatchLocation((margin[0], margin[1], margin[2]), patch.size).slices
-        inner, padding = wanted.inside(shape)
-        filled = tuple(slice(before, before + size) for (before, _), size in zip(padding, inner.size, strict=True))
+        patch = place_patch(rng, shape, self.geometry.patch_size, self.cases.organs(case) if slot.foreground else None)
+        i, j, k = (c - (n - p) // 2 for c, n, p in zip(patch.corner, size, patch.size, strict=True))
+        inner, padding = PatchLocation((i, j, k), size).inside(shape)
+        filled = tuple(slice(before, before + extent) for (before, _), extent in zip(padding, inner.size, strict=True))
         voxels, known = self.cases.part(case, volume, reference, inner.slices)
-        image[(slice(None), *target)][(slice(None), *filled)] = voxels
-        labels[target][filled] = known
+        self._require_known(case, known)
+        image = np.zeros((len(voxels), *size), np.float32)
+        labels = np.full(size, IGNORED, np.int16)
+        image[(slice(None), *filled)], labels[filled] = voxels, known
+        return torch.from_numpy(image), torch.from_numpy(labels)
+
+    def _require_known(self, case: str, labels: NDArray[np.integer[Any]]) -> None:
+        """Refuse labels that the plan has no name for: on a GPU they would end the process without a sentence."""
+        names = self.cases.plan.membership.shape[1]
+        if labels.size and not (labels.min() >= IGNORED and labels.max() < names):
+            problem = f"holds labels from {labels.min()} to {labels.max()}, the plan names 0 to {names - 1}"
+            raise DataError(self.cases.opened.folder(case), problem, "Delete it and run medseg prepare again")
 
 
 @dataclass
 class WholeVolumes(TorchDataset[Any]):
-    """Each case once, entire, as a batch of one."""
+    """Each case once, entire, as a batch of one; or its name alone."""
 
     cases: Cases
+    voxels: bool = True
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -198,6 +199,8 @@ class WholeVolumes(TorchDataset[Any]):
         if number == NO_CASE:
             return _nothing(len(self.cases.plan.modalities))
         case = self.cases.ids[number]
+        if not self.voxels:
+            return _nothing(len(self.cases.plan.modalities))._replace(id=(case,))
         try:
             volume, reference = self.cases.arrays(case)
             image, labels = self.cases.part(case, volume, reference, (slice(None),) * 3)

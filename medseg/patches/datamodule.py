@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,26 +17,23 @@ from jaxtyping import Float64
 
 from medseg.datasets.split import Fold, folds, read_split
 from medseg.errors import DataError, UsageError, listed
-from medseg.machine.hardware import free_memory, usable_cores
 from medseg.patches.batch import Batch, Crops, augmented
 from medseg.patches.cutting import Cases, TrainingCrops, WholeVolumes
 from medseg.patches.geometry import Geometry, geometry_of
 from medseg.patches.loader import CaseLoader, EpochOrder, RankShare, case_loader
+from medseg.patches.loading import Loading, Sizes, decide
 from medseg.patches.margin import crop_size
 from medseg.patches.sample import Schedule
 from medseg.patches.settings import Augmentation
 from medseg.patches.settings import augmentation as named_settings
+from medseg.patches.shared import CAN_SHARE, SharedVolumes
 from medseg.plan.plan import Plan
+from medseg.space.volume import Shape
 from medseg.store.store import CaseInfo, Store, plan_of
 
 __all__ = ["Batch", "VolumesDataModule"]
 
 _log = logging.getLogger(__name__)
-
-MEMORY_SHARE = 0.4
-"""Of the free memory, for decoded volumes; the network and everyone else need the rest."""
-
-MOST_WORKERS = 4
 
 
 class VolumesDataModule(pl.LightningDataModule):
@@ -52,13 +50,13 @@ class VolumesDataModule(pl.LightningDataModule):
         batch_size: Patches per step and device; the plan's if left out.
         patch_size: Voxels of a patch; the plan's if left out.
         workers: Processes that read ahead; if left out, none when the volumes fit into memory and the CPU trains, else
-            up to four.
+            up to four, for a GPU up to eight. Fewer where shared memory is too small for what they would have ready.
         seed: Of the folds, the patches and their augmentation.
         oversample_foreground: Least share of each batch whose patches contain an organ.
         augmentation: ``none``, ``light``, ``moderate`` (for minutes), ``full`` (nnU-Net's, for days), or a mapping of
             settings such as ``{preset: moderate, rotation_deg: 10}``, see docs/augmentations.md.
-        cache: ``memory`` keeps decoded volumes, in each worker its own; ``disk`` never does; ``auto`` does when they
-            fit into 40 % of the free memory.
+        cache: ``memory`` keeps decoded volumes, once for all processes of a machine; ``disk`` never does; ``auto`` does
+            when they fit into 40 % of the free memory.
         steps_per_epoch: Batches per epoch and device.
         organs: The organs that a config is made for, in any order; a store of others is refused.
 
@@ -95,9 +93,11 @@ class VolumesDataModule(pl.LightningDataModule):
             _require_organs(self.plan, organs, self.store)
         self.geometry: Geometry = geometry_of(self.plan)
         self._examined: _Examined | None = None
-        self._loading: _Loading | None = None
+        self._loading: Loading | None = None
+        self._shared: SharedVolumes | None = None
         self._train_loader: CaseLoader | None = None
         self._resume: dict[str, int] | None = None
+        self.tests_voxels = True
 
     @property
     def cases(self) -> Fold:
@@ -113,6 +113,12 @@ class VolumesDataModule(pl.LightningDataModule):
     def flips(self) -> tuple[int, ...]:
         """The axes along which training patches are flipped."""
         return self.plan.mirror_axes if self.settings.mirror_probability > 0 else ()
+
+    @property
+    def validation_shapes(self) -> tuple[Shape, ...]:
+        """Voxels of the cases held back, on the plan's grid."""
+        examined = self._look()
+        return tuple(examined.infos[case].change.shape for case in examined.fold.val)
 
     def class_counts(self) -> Float64[np.ndarray, "cases classes"]:
         """Voxels of every class in each of the fold's training cases, NaN where an organ was not annotated."""
@@ -137,10 +143,9 @@ class VolumesDataModule(pl.LightningDataModule):
             seed=self.seed,
             oversample=self.oversample_foreground,
         )
-        largest = tuple(int(size) for size in np.max([info.change.shape for info in infos], axis=0))
-        size = crop_size(self.settings, self.geometry, (largest[0], largest[1], largest[2]))
-        dataset = TrainingCrops(cases, schedule, rank, self.settings, self.geometry, size)
-        self._train_loader = case_loader(dataset, EpochOrder(self.steps_per_epoch), workers=self._load().workers)
+        dataset = TrainingCrops(cases, schedule, rank, self.settings, self.geometry, self._crop_size())
+        loading, order = self._load(), EpochOrder(self.steps_per_epoch)
+        self._train_loader = case_loader(dataset, order, workers=loading.workers, ahead=loading.ahead)
         if self._resume is not None:
             self._train_loader.load_state_dict(self._resume)
             self._resume = None
@@ -148,19 +153,29 @@ class VolumesDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> CaseLoader:
         """The fold's held-back cases, each whole and exactly once over all ranks."""
-        dataset = WholeVolumes(self._cases(self._look().fold.val))
+        return self._whole_volumes()
+
+    def _whole_volumes(self, *, voxels: bool = True) -> CaseLoader:
+        dataset = WholeVolumes(self._cases(self._look().fold.val), voxels)
         rank, ranks = self._place()
-        loading = self._load()
-        workers = 0 if loading.in_memory else min(loading.workers, 2)
-        return case_loader(dataset, RankShare(len(dataset), rank=rank, ranks=ranks), workers=workers)
+        sizes = [math.prod(shape) for shape in self.validation_shapes]
+        share, workers = RankShare(sizes, rank=rank, ranks=ranks), self._load().volume_workers if voxels else 0
+        return case_loader(dataset, share, workers=workers, ahead=1, pinned=False)  # pinned volumes stay for ever
 
     def test_dataloader(self) -> CaseLoader:
-        """The same cases as for validation."""
-        return self.val_dataloader()
+        """The same cases as for validation; their names alone where ``tests_voxels`` is false."""
+        return self._whole_volumes(voxels=self.tests_voxels)
 
     def predict_dataloader(self) -> CaseLoader:
         """The same cases as for validation."""
         return self.val_dataloader()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Voxels to the device; what is asked of a batch in a step stays on the host, which then need not wait."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if not isinstance(batch, Crops | Batch):
+            return moved
+        return moved._replace(spacing_mm=batch.spacing_mm, class_mask=batch.class_mask)
 
     def on_after_batch_transfer(self, batch: Crops | Batch, dataloader_idx: int) -> Batch:
         """Augment training crops where they have arrived; leave whole volumes alone."""
@@ -179,17 +194,46 @@ class VolumesDataModule(pl.LightningDataModule):
     def _cases(self, ids: tuple[str, ...]) -> Cases:
         examined = self._look()
         masks = _class_masks(self.plan, [examined.infos[case] for case in ids]) if examined.partial else None
-        return Cases(self.store, self.plan, ids, masks, in_memory=self._load().in_memory)
+        return Cases(self.store, self.plan, ids, masks, self._load().in_memory, self._shared)
 
     def _look(self) -> _Examined:
         if self._examined is None:
             self._examined = _examine(self.store, self.fold, self.folds, self.split, self.seed)
         return self._examined
 
-    def _load(self) -> _Loading:
+    def _load(self) -> Loading:
         if self._loading is None:
-            self._loading = _decide(self.workers, self.cache, self._look(), len(self.plan.modalities))
+            neighbours = self.trainer.num_devices if self.trainer else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            self._loading, self._shared = self._agreed(
+                decide(self.workers, self.cache, self._sizes(), neighbours=neighbours), neighbours
+            )
         return self._loading
+
+    def _agreed(self, loading: Loading, neighbours: int) -> tuple[Loading, SharedVolumes | None]:
+        """What the first process of this machine has decided, and the memory that it shares with the others."""
+        examined, shared = self._look(), None
+        trainer = self.trainer
+        first = trainer is None or trainer.local_rank == 0
+        if first and CAN_SHARE and loading.in_memory and (loading.workers or neighbours > 1):
+            shapes = {case: examined.infos[case].change.shape for case in (*examined.fold.train, *examined.fold.val)}
+            shared = SharedVolumes.make(shapes, len(self.plan.modalities))
+        decided = loading, shared
+        if trainer is not None and trainer.world_size > 1:
+            told = [trainer.strategy.broadcast(decided, src=node * neighbours) for node in range(trainer.num_nodes)]
+            decided = told[trainer.node_rank]
+        return decided
+
+    def _sizes(self) -> Sizes:
+        examined, voxel = self._look(), 4 * len(self.plan.modalities) + 2
+        shapes = {case: math.prod(info.change.shape) * voxel for case, info in examined.infos.items()}
+        train, val = ([shapes[case] for case in cases] for cases in (examined.fold.train, examined.fold.val))
+        batch = self.plan.batch_size * math.prod(self._crop_size()) * voxel
+        return Sizes(sum(train) + sum(val), batch, max(val, default=0))
+
+    def _crop_size(self) -> Shape:
+        examined = self._look()
+        i, j, k = np.max([examined.infos[case].change.shape for case in examined.fold.train], axis=0).tolist()
+        return crop_size(self.settings, self.geometry, (i, j, k))
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -207,12 +251,6 @@ class _Examined:
     def partial(self) -> bool:
         """Whether any case lacks the annotation of some organ."""
         return any(info.annotated is not None for info in self.infos.values())
-
-
-@dataclass(frozen=True)
-class _Loading:
-    workers: int
-    in_memory: bool
 
 
 def _with_sizes(plan: Plan, batch_size: int | None, patch_size: tuple[int, int, int] | None) -> Plan:
@@ -242,20 +280,6 @@ def _examine(path: Path, fold: int, n: int, split: Path | None, seed: int) -> _E
     if not 0 <= fold < len(parted):
         raise UsageError(f"there is no fold {fold}, only 0 to {len(parted) - 1}", "Choose another with --data.fold")
     return _Examined(infos, parted[fold], len(parted))
-
-
-def _decide(workers: int | None, cache: str, examined: _Examined, modalities: int) -> _Loading:
-    """How many processes read, and whether decoded volumes stay in their memory."""
-    used = (*examined.fold.train, *examined.fold.val)
-    voxels = sum(int(np.prod(examined.infos[case].change.shape)) for case in used)
-    needed = voxels * (4 * modalities + 2)
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    free = (free_memory() or 0) * MEMORY_SHARE / neighbours
-    if workers is None:
-        spare = max(1, min(MOST_WORKERS, usable_cores() // neighbours - 1))
-        alone = not torch.cuda.is_available() and cache != "disk" and (cache == "memory" or needed <= free)
-        workers = 0 if alone else spare
-    return _Loading(workers, cache == "memory" or (cache == "auto" and needed * max(workers, 1) <= free))
 
 
 def _has_organ(info: CaseInfo) -> bool:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.machine.devices import uploaded
 from medseg.patches.augmentations import Bounds, Drawn, Image, Range, Setting, Volume, augmentation
 from medseg.patches.geometry import Geometry
 from medseg.patches.interpolate import smooth_field
@@ -136,7 +137,7 @@ def _mix(volume: Volume, matrices: Sequence[Float[Tensor, "_n _n"]]) -> None:
 
     As products with dense matrices, nearly all zeros: a processor multiplies ten times as fast as it moves memory.
     """
-    first, second, third = (matrix.to(volume) for matrix in matrices)
+    first, second, third = (uploaded(matrix, volume.device, volume.dtype) for matrix in matrices)
     planes = (first @ volume.flatten(1)).view(volume.shape)
     torch.matmul(second @ planes, third.mT, out=volume)
 
@@ -225,6 +226,6 @@ def bias(
         bias_points: Control points along each axis of a patch, one at each end.
     """
     i, j, k = volume.shape
-    field = smooth_field(torch.as_tensor(bias_log_std, device=volume.device), (i, j, k)).exp_()
+    field = smooth_field(uploaded(bias_log_std, volume.device), (i, j, k)).exp_()
     darkest = volume.amin()  # the field multiplies what is above it
     volume.sub_(darkest).mul_(field).add_(darkest)

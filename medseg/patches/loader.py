@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import atexit
 import signal
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from medseg.errors import DataError, MedsegError
 from medseg.patches.cutting import NO_CASE, Cases, TrainingCrops, WholeVolumes
+from medseg.patches.loading import AHEAD
+
+STALLED_S = 600.0
+"""Seconds without a batch after which a file system is taken for dead."""
 
 _ended_at_exit: weakref.WeakSet[Any] = weakref.WeakSet()
 """Worker processes that are sure to end with this one."""
@@ -48,11 +53,19 @@ class RankShare(DistributedSampler[Any]):
 
     A rank without a case gets `NO_CASE`: Lightning leaves out the whole validation of a rank without a batch, and the
     others would wait for its part of the sums for ever.
+
+    Args:
+        sizes: Of the cases: the largest are dealt first, each to the rank that has least to do.
+        rank: This one.
+        ranks: Of how many.
     """
 
-    def __init__(self, cases: int, *, rank: int, ranks: int) -> None:
-        super().__init__(range(cases), num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]  # as above
-        self.share = range(rank, cases, ranks) or (NO_CASE,)
+    def __init__(self, sizes: Sequence[int], *, rank: int, ranks: int) -> None:
+        super().__init__(sizes, num_replicas=ranks, rank=rank, shuffle=False)  # type: ignore[arg-type]  # as above
+        shares: list[list[int]] = [[] for _ in range(ranks)]
+        for case in sorted(range(len(sizes)), key=lambda case: -sizes[case]):
+            min(shares, key=lambda share: sum(sizes[other] for other in share)).append(case)
+        self.share = sorted(shares[rank]) or [NO_CASE]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.share)
@@ -64,11 +77,16 @@ class RankShare(DistributedSampler[Any]):
 class CaseLoader(DataLoader[Any]):
     """Iterates over batches; failures of a case surface here, in the main process, as what they were.
 
+    Attributes:
+        delivered: Batches of this epoch that were handed over.
+        waited_s: Seconds that this process has waited for batches, or read them itself, since the loader was made.
+
     Raises:
         DataError: While iterating, when a case cannot be read or a worker died over it.
     """
 
     delivered = 0
+    waited_s = 0.0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch promises its private iterator
         first = self.sampler.first if isinstance(self.sampler, EpochOrder) else 0
@@ -87,12 +105,17 @@ class CaseLoader(DataLoader[Any]):
             yield item
 
     def _next(self, batches: Iterator[Any]) -> Any:
+        asked = time.perf_counter()
         try:
             return next(batches, None)
         except RuntimeError as error:
+            if "timed out" in str(error):
+                raise self._stalled() from error
             if "DataLoader worker" not in str(error):
                 raise
             raise self._lost(batches, str(error).splitlines()[0]) from error
+        finally:
+            self.waited_s += time.perf_counter() - asked
 
     def _lost(self, batches: Iterator[Any], cause: str) -> DataError:
         """Name the cases that the dead workers were at; torch tells no more than their process numbers."""
@@ -105,6 +128,11 @@ class CaseLoader(DataLoader[Any]):
             f"lost a loader worker{' over ' if names else ''}{', '.join(names)} ({cause})",
             "If memory ran out, lower data.workers or set data.cache to disk; data.workers 0 shows the cause",
         )
+
+    def _stalled(self) -> DataError:
+        cases: Cases = self.dataset.cases  # type: ignore[attr-defined]  # as above
+        problem = f"gave no batch in {self.timeout:.0f} seconds: its file system does not answer"
+        return DataError(cases.store, problem, "Look at that disk or its network, then go on with --ckpt_path last")
 
     def state_dict(self) -> dict[str, int]:
         """Which batch of which epoch comes next."""
@@ -129,8 +157,23 @@ def _leave_signals_to_the_parent(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def case_loader(dataset: TrainingCrops | WholeVolumes, sampler: DistributedSampler[Any], *, workers: int) -> CaseLoader:
-    """A loader of ready-made batches: no collation, spawned workers that stay alive between epochs."""
+def case_loader(
+    dataset: TrainingCrops | WholeVolumes,
+    sampler: DistributedSampler[Any],
+    *,
+    workers: int,
+    ahead: int = AHEAD,
+    pinned: bool = True,
+) -> CaseLoader:
+    """A loader of ready-made batches: no collation, spawned workers that stay alive between epochs.
+
+    Args:
+        dataset: What is read.
+        sampler: In what order.
+        workers: Processes that read.
+        ahead: Batches that each of them has ready.
+        pinned: Copy batches to pinned memory, from which a GPU takes them while it computes.
+    """
     if workers > 0:
         dataset.cases.reading = torch.full((workers,), -1).share_memory_()  # type: ignore[no-untyped-call]
     return CaseLoader(
@@ -139,10 +182,11 @@ def case_loader(dataset: TrainingCrops | WholeVolumes, sampler: DistributedSampl
         collate_fn=_as_it_is,  # torch's own would make tensors of the host's arrays
         sampler=sampler,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned and torch.cuda.is_available(),
         persistent_workers=workers > 0,
         worker_init_fn=_leave_signals_to_the_parent,
-        prefetch_factor=4 if workers > 0 else None,
+        timeout=STALLED_S if workers > 0 else 0,
+        prefetch_factor=ahead if workers > 0 else None,
         # fork would copy the threads' locks of torch and blosc2 in whatever state they are
         multiprocessing_context="spawn" if workers > 0 else None,
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.machine.devices import uploaded
 from medseg.patches.draw import Draw
 from medseg.patches.interpolate import Positions, places, smooth_field
 from medseg.space.volume import Shape
@@ -26,8 +27,8 @@ def centre(volume: Tensor, patch_size: Shape) -> Tensor:
 
 
 def deform(
-    image: Float[Tensor, "b m i j k"],
-    labels: Integer[Tensor, "b i j k"],
+    image: Sequence[Float[Tensor, "m _i _j _k"]] | Float[Tensor, "b m i j k"],
+    labels: Sequence[Integer[Tensor, "_i _j _k"]] | Integer[Tensor, "b i j k"],
     draw: Draw,
     patch_size: Shape,
     *,
@@ -39,17 +40,17 @@ def deform(
     normalised units, which is what prediction pads with) and ignored in the labels.
 
     Args:
-        image: Crops, as large as the patch or larger by an even number of voxels per axis.
+        image: Crops, each as large as the patch or larger by an even number of voxels per axis.
         labels: Their labels; −1 is ignored.
         draw: Parameters of the batch.
         patch_size: Voxels that remain.
         nearest: Labels of the nearest voxel; otherwise the label with the largest interpolated share.
     """
-    patches = image.new_empty((*image.shape[:2], *patch_size))
-    targets = labels.new_empty((len(labels), *patch_size))
+    patches = image[0].new_empty((len(image), len(image[0]), *patch_size))
+    targets = labels[0].new_empty((len(labels), *patch_size))
     for sample, moved in enumerate(draw.spatial.tolist()):
         if moved:
-            positions, box, inside = _positions(draw, sample, patch_size, image)
+            positions, box, inside = _positions(draw, sample, patch_size, image[sample])
             i, j, k = (part.stop - part.start for part in box)
             crop = image[sample][(slice(None), *box)], labels[sample][box]
             look = places(positions, (i, j, k), inside=inside)
@@ -83,10 +84,10 @@ def _positions(draw: Draw, sample: int, patch_size: Shape, image: Tensor) -> tup
     box, middles, inside = _looked_at(np.abs(affine) @ furthest, image)
     planes = affine[:, 0, None, None] * i[:, None] + affine[:, 1, None, None] * j
     lines = affine[:, 2, None] * k + middles[:, None]
-    firsts, seconds = (torch.as_tensor(part.astype(np.float32), device=image.device) for part in (planes, lines))
+    firsts, seconds = (uploaded(part.astype(np.float32), image.device) for part in (planes, lines))
     shifts = list(seconds)
     for control in bends:
-        moved = torch.as_tensor(np.tensordot(affine, control, 1), device=image.device)
+        moved = uploaded(np.tensordot(affine, control, 1), image.device)
         fields = [_mirrored(smooth_field(field, patch_size), flips) for field in moved]
         shifts = [field + line for field, line in zip(fields, shifts, strict=True)]
     return list(zip(firsts[..., None], shifts, strict=True)), box, inside

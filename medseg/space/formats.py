@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medseg.errors import DataError
 from medseg.machine.files import whole
 from medseg.space.nifti import Header
-from medseg.space.volume import Affine, Volume
+from medseg.space.volume import Affine, Volume, spacing_of
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _POSITION = "0020|0032"  # DICOM's Image Position (Patient)
@@ -36,11 +36,11 @@ def itk_header(path: Path) -> Header:
     sitk = _simple_itk(path)
     with _explained(path):
         reader = sitk.ImageFileReader()
-        slices = _slices(sitk, path) if path.is_dir() else (str(path),)
+        slices = _slices(sitk, path) if path.is_dir() or is_dicom(path) else (str(path),)
         reader.SetFileName(slices[0])
         reader.ReadImageInformation()
         shape, channels = [*reader.GetSize(), 1][:3], reader.GetNumberOfComponents()
-        affine = _affine_of(reader)
+        affine = _affine_of(path, reader)
         if len(slices) > 1:
             shape[2], first = len(slices), np.array(reader.GetOrigin())
             reader.SetFileName(slices[-1])
@@ -55,16 +55,19 @@ def read_itk(path: Path) -> Volume:
     """Read an image in its own type, channels first, in the RAS+ millimetres of NIfTI.
 
     Args:
-        path: A ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file, or the folder of one DICOM series. A file of two axes
-            is one slice, 1 mm thick.
+        path: A ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file, the folder of one DICOM series, or a slice of a series
+            that shares its folder. A file of two axes is one slice, 1 mm thick.
 
     Raises:
         DataError: SimpleITK is not installed, the file is unreadable, the folder holds several series or lacks slices.
     """
     sitk = _simple_itk(path)
+    if not path.is_dir() and not is_dicom(path):
+        itk_header(path)  # says of a grid that cannot be what ITK does not
     with _explained(path):
-        image = _read_series(sitk, path) if path.is_dir() else sitk.ReadImage(str(path), sitk.sitkUnknown)
-        return Volume(_channels_first(path, sitk.GetArrayFromImage(image), image), _affine_of(image))
+        series = path.is_dir() or is_dicom(path)
+        image = _read_series(sitk, path) if series else sitk.ReadImage(str(path), sitk.sitkUnknown)
+        return Volume(_channels_first(path, sitk.GetArrayFromImage(image), image), _affine_of(path, image))
 
 
 def write_itk(path: Path, labels: NDArray[Any], affine: Affine) -> None:
@@ -105,15 +108,16 @@ def _simple_itk(path: Path) -> Any:
     return SimpleITK
 
 
-def _slices(sitk: Any, folder: Path) -> tuple[str, ...]:
-    """The files of the one series in a folder, in the order of their places."""
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+def _slices(sitk: Any, path: Path) -> tuple[str, ...]:
+    """The files of the one series in a folder, or of that which a slice belongs to, in the order of their places."""
+    folder, find = path if path.is_dir() else path.parent, sitk.ImageSeriesReader
+    files = [find.GetGDCMSeriesFileNames(str(folder), uid) for uid in find.GetGDCMSeriesIDs(str(folder))]
+    series: list[tuple[str, ...]] = [names for names in files if path.is_dir() or str(path) in names]
     if len(series) != 1:
         raise DataError(
             folder, f"holds {len(series) or 'no'} DICOM series, expected one", "Give each series a folder of its own"
         )
-    files: tuple[str, ...] = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
-    return files
+    return series[0]
 
 
 def _read_series(sitk: Any, folder: Path) -> Any:
@@ -142,7 +146,7 @@ def _require_even_slices(folder: Path, reader: Any, image: Any) -> None:
         )
 
 
-def _affine_of(image: Any) -> Affine:
+def _affine_of(path: Path, image: Any) -> Affine:
     """From the LPS+ millimetres of DICOM and ITK to the RAS+ of NIfTI: x and y change sign."""
     axes = image.GetDimension()
     known = min(axes, 3)
@@ -151,6 +155,8 @@ def _affine_of(image: Any) -> Affine:
     affine[:known, :known] = direction * np.array(image.GetSpacing()[:known])
     affine[:known, 3] = image.GetOrigin()[:known]
     affine[:2] *= -1
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(spacing_of(affine)):
+        raise DataError(path, "has a singular affine: its voxels have no volume", "Repair its spacing and directions")
     return affine
 
 

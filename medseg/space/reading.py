@@ -11,7 +11,7 @@ import numpy as np
 from medseg.errors import DataError
 from medseg.space import nifti
 from medseg.space.flat import FLAT_ENDINGS, flat_header, read_flat, read_flat_labels
-from medseg.space.formats import ITK_ENDINGS, is_dicom_folder, itk_header, read_itk
+from medseg.space.formats import ITK_ENDINGS, is_dicom, is_dicom_folder, itk_header, read_itk
 from medseg.space.labels import whole_numbers
 from medseg.space.nifti import NIFTI_ENDINGS, Header, LabelFile
 from medseg.space.volume import Volume
@@ -56,8 +56,13 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether a path is read as NIfTI: what has no other ending of ours, and holds no DICOM slices."""
-    return not path.name.endswith((*ITK_ENDINGS, *FLAT_ENDINGS)) and not is_dicom_folder(path)
+    """Whether a path is read as NIfTI: what has no other ending of ours, and is or holds no DICOM slice."""
+    return not path.name.endswith((*ITK_ENDINGS, *FLAT_ENDINGS)) and not is_series(path)
+
+
+def is_series(path: Path) -> bool:
+    """Whether a path stands for a series of DICOM slices: their folder, or one of them."""
+    return is_dicom_folder(path) or (not path.name.endswith(ENDINGS) and is_dicom(path))
 
 
 def is_flat(path: Path) -> bool:
@@ -67,7 +72,8 @@ def is_flat(path: Path) -> bool:
 
 def parts_of(path: Path) -> tuple[Path, ...]:
     """The files that make up an image: itself, the slices of a series, a header and the data that it names."""
-    if path.is_dir():
+    if is_series(path):
+        path = path if path.is_dir() else path.parent
         return tuple(sorted(part for part in path.iterdir() if part.is_file() and not part.name.startswith(".")))
     if not path.name.endswith(_DETACHED) or not path.is_file():
         return (path,)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from medseg.training.lightning import follow_all
 
 
 class AveragedWeights(WeightAveraging):
@@ -27,22 +28,13 @@ class AveragedWeights(WeightAveraging):
     _swapped = False
 
     def __init__(self, decay: float) -> None:
-        @torch.no_grad()
-        def follow(averages: list[Tensor], weights: list[Tensor], steps: Tensor | int) -> None:
-            kept = min(decay, (1 + int(steps)) / (10 + int(steps)))
-            for average, weight in zip(averages, weights, strict=True):
-                if average.is_floating_point():
-                    average.lerp_(weight, 1 - kept)
-                else:  # a counter of batches
-                    average.copy_(weight)
-
-        super().__init__(multi_avg_fn=follow)
+        super().__init__()
+        self.decay = decay
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the weights; that sharded ones come whole is no news."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*overrides the configure_model.*")
-            super().setup(trainer, pl_module, stage)
+        """Copy the weights; sharded ones are refused by the task."""
+        if stage == "fit":
+            self._average_model = _Averages(pl_module, trainer.strategy.root_device, self.decay)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the averages into the network."""
@@ -58,3 +50,32 @@ class AveragedWeights(WeightAveraging):
         """Put the trained weights back, before anybody writes a checkpoint."""
         if self._swapped:
             self.on_validation_epoch_end(trainer, pl_module)
+
+
+class _Averages(AveragedModel):
+    """The average, brought up to date by a few calls for all weights, without a look at the device."""
+
+    def __init__(self, model: LightningModule, device: torch.device, decay: float) -> None:
+        super().__init__(model, device=device, use_buffers=True)  # type: ignore[arg-type]  # its own hint
+        self.decay = decay
+        self.n_averaged = self.n_averaged.cpu()  # or every step would wait for a GPU to tell it
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Follow; the first time, and the counters of batches always, to the same values."""
+        steps = int(self.n_averaged)
+        kept = min(self.decay, (1 + steps) / (10 + steps))
+        averages: list[Tensor] = []
+        weights: list[Tensor] = []
+        for average, weight in zip(_tensors(self.module), _tensors(model), strict=True):
+            if steps and average.is_floating_point():
+                averages.append(average)
+                weights.append(weight)
+            else:
+                average.copy_(weight)
+        follow_all(averages, weights, 1 - kept)
+        self.n_averaged += 1
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [tensor.detach() for tensor in (*module.parameters(), *module.buffers())]

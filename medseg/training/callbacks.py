@@ -20,6 +20,7 @@ from medseg.training.log import RateLog, StepClock
 from medseg.training.loss import WeighClasses
 from medseg.training.peers import WatchPeers
 from medseg.training.progress import FitProgress
+from medseg.training.share import ShareTime
 from medseg.training.signing import SignOrigin
 from medseg.training.steps import SeedSteps, SkipBadSteps
 from medseg.training.study import LossStudy
@@ -57,6 +58,7 @@ def of_task(options: Mapping[str, Any]) -> list[Callback]:
         options: The arguments of `medseg.training.task.SegmentationTask`.
     """
     return [
+        ShareTime(options["validation_share"]),  # before all that ask how often a training is validated
         SeedSteps(),  # before anything of the step draws a number
         ValidateTheEnd(),  # before all that ask whether the training ends
         SkipBadSteps(options["bad_steps"]),  # before the clock: a step that is left out is computed all the same

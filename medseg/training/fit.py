@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -23,6 +24,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from medseg.checkpoints.run import Run
 from medseg.errors import UsageError, meant
 from medseg.machine.hardware import best_precision, memory_bytes
+from medseg.machine.threads import share_cores
 from medseg.nets import list_nets
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.training.callbacks import of_run
@@ -69,6 +71,7 @@ class Trainer(pl.Trainer):
             options: As Lightning's.
         """
         quieten()
+        accelerator = supported(accelerator)
         chosen = best_precision(accelerator) if precision == "auto" else precision
         if max_steps % 1:
             raise UsageError(f"trainer.max_steps is {max_steps}, expected a whole number", "Correct that value")
@@ -81,6 +84,8 @@ class Trainer(pl.Trainer):
             raise UsageError(f"trainer.strategy {strategy} is not supported", "Take ddp, which is faster")
         if strategy == "fsdp":  # which the task applies to the network
             strategy = ModelParallelStrategy(save_distributed_checkpoint=False)
+        if options.get("benchmark") is None and not options.get("deterministic"):
+            options["benchmark"] = True  # patches have one size: cuDNN may look for its fastest convolution once
         super().__init__(
             precision=chosen,
             accelerator=accelerator,
@@ -230,6 +235,7 @@ def train(
     if trainer.strategy.root_device.type == "cpu" and task.hparams["net"] in list_nets():
         require_memory(task.net, data.plan, memory_bytes())
     require_logged(trainer, task)
+    share_cores(trainer.num_devices)
     with in_sentences(trainer, data.plan):
         trainer.fit(task, data, ckpt_path=checkpoint)
     if trainer.global_step == first_step and not rehearses(trainer):
@@ -292,6 +298,18 @@ def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:
     return found
 
 
+def supported(accelerator: str) -> str:
+    """What Lightning is to take for ``auto``: a CUDA device or the CPU, not Apple's GPU.
+
+    Raises:
+        UsageError: Apple's GPU is asked for, which cannot add up in double precision as the losses do.
+    """
+    if accelerator == "mps":
+        raise UsageError("Apple's GPUs (mps) are not supported", "Take --trainer.accelerator cpu")
+    apple = accelerator == "auto" and torch.backends.mps.is_available() and not torch.cuda.is_available()
+    return "cpu" if apple else accelerator
+
+
 @contextmanager
 def usable(options: Mapping[str, Any]) -> Iterator[None]:
     """Say in a sentence which of a trainer's options cannot be had here.
@@ -326,7 +344,8 @@ _UNHELPFUL = (
 
 
 def _no_tip(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+    """Matrix products stay exact: the losses add up by them, and networks multiply in 16 bits anyway."""
+    return not any(words in record.getMessage() for words in ("Tip:", "set_float32_matmul_precision"))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback, Timer
 from pytorch_lightning.strategies import ParallelStrategy, Strategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher as ScriptLauncher
+from torch import Tensor
+from torch.optim import Optimizer
 
 __all__ = ["ScriptLauncher"]
 
@@ -105,6 +108,18 @@ def time_spent(trainer: pl.Trainer) -> float:
 def has_clock(trainer: pl.Trainer) -> bool:
     """Whether there is a budget of time."""
     return any(isinstance(callback, Timer) for callback in callbacks_of(trainer))
+
+
+def follow_all(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
+    """Move each average by a share of its way to its weight, all by a few launches where they lie on a GPU."""
+    if averages:
+        torch._foreach_lerp_(averages, weights, share)
+
+
+def leave_scales_alone(optimizer: Optimizer) -> Optimizer:
+    """Have fp16's scaler unscale the gradients of a fused optimizer too, or Lightning would refuse to clip them."""
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]  # set by torch where it is fused
+    return optimizer
 
 
 def change_launcher(strategy: Strategy, make: Callable[[ScriptLauncher], ScriptLauncher]) -> None:

@@ -152,7 +152,8 @@ class StepClock(Callback):
 
     Per epoch, ``time/data_s`` and ``time/compute_s`` are a step's mean, ``time/compute_median_s`` its median; with each
     validation, ``time/elapsed_s`` counts from the start of training, interruptions left out; ``memory/peak_gib`` is
-    what `peak_memory_bytes` says.
+    what `peak_memory_bytes` says. Waiting for data is what the loader says of itself: moving a batch to the device and
+    augmenting it there are computing. Of a loader that is not medseg's nobody knows, all its time is computing.
 
     Args:
         tolerated: Share of the time that data may take without a word.
@@ -161,7 +162,7 @@ class StepClock(Callback):
     def __init__(self, tolerated: float = 0.1) -> None:
         self.tolerated = tolerated
         self._finished: float | None = None
-        self._started = 0.0
+        self._waited_before = 0.0  # as the loader counts
         self._waited = 0.0
         self._computed: list[float] = []
         self._begun: float | None = None
@@ -192,17 +193,18 @@ class StepClock(Callback):
         self._finished, self._waited, self._computed = None, 0.0, []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """The batch is here."""
-        self._started = time.perf_counter()
-        if self._finished is not None:  # the first batch of an epoch also waits for the loader to start
-            self._waited += self._started - self._finished
+        """The first batch of an epoch is here; what came before was the start of the loader."""
+        if self._finished is None:
+            self._finished, self._waited_before = time.perf_counter(), _waited_s(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The step is done."""
-        self._finished = time.perf_counter()
-        self._computed.append(self._finished - self._started)
+        now, waited = time.perf_counter(), _waited_s(trainer)
+        self._waited += waited - self._waited_before
+        self._computed.append(now - (self._finished or now) - (waited - self._waited_before))
+        self._finished, self._waited_before = now, waited
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validation is nobody's waiting."""
@@ -223,3 +225,8 @@ class StepClock(Callback):
                 f"{share:.0%} of epoch {trainer.current_epoch} was spent waiting for data: give it more processes with "
                 "--data.workers, or keep the volumes in memory with --data.cache memory"
             )
+
+
+def _waited_s(trainer: Trainer) -> float:
+    """Seconds that this process has waited for training batches so far."""
+    return float(getattr(trainer.train_dataloader, "waited_s", 0.0))

@@ -35,14 +35,24 @@ def judge(loss: nn.Module, outputs: Logits | Levels, batch: Batch, membership: T
     total = torch.zeros((), device=batch.image.device)
     for logits, weight in reversed(list(zip(levels, weights, strict=True))):  # finest last: its terms remain
         labels = nearest_labels(batch.labels, logits.shape[2:])
-        sizes = [torch.tensor(tensor.shape[-3:], device=total.device) for tensor in (batch.labels, logits)]
-        spacing_mm = batch.spacing_mm * (sizes[0] / sizes[1])
+        fine, coarse = batch.labels.shape[-3:], logits.shape[-3:]
+        spacing_mm = batch.spacing_mm * torch.tensor([n / m for n, m in zip(fine, coarse, strict=True)])
         try:
             value = loss(logits, target_of(labels, membership), spacing_mm, class_mask=batch.class_mask)
         except NonFiniteLogitsError:  # a gradient that is not finite either lets every process skip the step
             value = logits.sum() * math.nan
         total = total + weight / sum(weights) * value
     return total
+
+
+def short_window(trainer: Trainer, batch_index: int) -> float:
+    """What the loss of a batch is multiplied by, where an epoch ends before so many batches as a step accumulates.
+
+    Lightning divides by the whole number whatever remains; a step is to be a mean over the batches that it has.
+    """
+    accumulated, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
+    rest = batches % accumulated if math.isfinite(batches) else 0
+    return accumulated / rest if rest and batch_index >= batches - rest else 1.0
 
 
 def target_of(labels: Integer[Tensor, "b *space"], membership: Tensor | None) -> Integer[Tensor, "b *target"]:

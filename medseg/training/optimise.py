@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from medseg.errors import UsageError, meant
 from medseg.machine.dotted import named
-from medseg.training.lightning import epochs_done, has_clock, time_spent
+from medseg.training.lightning import epochs_done, has_clock, leave_scales_alone, time_spent
 
 Schedule = Callable[[float], float]
 
@@ -25,6 +25,9 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "rmsprop": ("torch.optim.RMSprop", {}),
 }
 """Name -> class and the options it has unless the config says otherwise."""
+
+FUSED = ("sgd", "adam", "adamw")
+"""Those that torch has a fused kernel for."""
 
 SCHEDULES: dict[str, Schedule] = {
     "poly": lambda spent: (1 - spent) ** 0.9,
@@ -54,9 +57,15 @@ def find_optimizer(name: str) -> tuple[Callable[..., Optimizer], dict[str, Any]]
 
 
 def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float, options: Mapping[str, Any]
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    weight_decay: float,
+    options: Mapping[str, Any],
+    fused: bool = False,
 ) -> Optimizer:
-    """Build an optimizer by name; see `find_optimizer`.
+    """Build an optimizer by name; see `find_optimizer`. With ``fused`` in one kernel for all weights where it has one.
 
     Biases and normalisation scales, the parameters with one axis, are not decayed. What ``options`` say of ``lr`` and
     ``weight_decay`` counts for more than the arguments of those names.
@@ -71,7 +80,8 @@ def build_optimizer(
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
     try:
-        return factory(groups, **{"lr": lr, **defaults, **options})
+        quick = {"fused": True} if fused and name in FUSED else {}
+        return leave_scales_alone(factory(groups, **{"lr": lr, **defaults, **quick, **options}))
     except (TypeError, ValueError) as error:
         raise UsageError(f"optimizer {name!r} cannot be built ({error})", "Correct optimizer_options") from None
 

@@ -53,4 +53,6 @@ def missing_compiler(device: str) -> str:
         return "a C++ compiler such as g++, which is not on the PATH"
     if device == "cuda" and importlib.util.find_spec("triton") is None:
         return "the package triton, which is not installed"
+    if device == "cuda" and not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        return "a C compiler such as gcc, by which Triton starts what it compiles and which is not on the PATH"
     return ""

@@ -58,7 +58,7 @@ class FitProgress(ProgressBar):
         if self._bar is not None and now - self._refreshed > _REFRESH_S:
             self._refreshed = now
             spent = budget_spent(trainer)
-            metrics = trainer.progress_bar_metrics  # the most important first: a narrow terminal cuts the line off
+            metrics = trainer.callback_metrics  # the most important first: a narrow terminal cuts the line off
             told = [where(trainer), self._left(spent), losses(metrics), dice(metrics, most=1)]
             self._bar.update(self._row, completed=spent, description="  ".join(filter(None, told)))
 
@@ -101,6 +101,11 @@ class FitProgress(ProgressBar):
         if now_spent <= 0 or spent >= 1:
             return ""
         return f"{clock((1 - spent) / now_spent * (time.monotonic() - self._begun))} left"
+
+
+def foreign_bar(trainer: Trainer) -> bool:
+    """Whether a progress bar is shown that is not ours: Lightning then reads what is logged for it in every step."""
+    return trainer.progress_bar_callback is not None and not isinstance(trainer.progress_bar_callback, FitProgress)
 
 
 def where(trainer: Trainer) -> str:

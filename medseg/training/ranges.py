@@ -21,6 +21,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
         "trainer.check_val_every_n_epoch trainer.log_every_n_steps",
     ),
     "above 0": (math.ulp(0.0), math.inf, "trainer.val_check_interval trainer.limit_train_batches"),
+    "above 0 and at most 1": (math.ulp(0.0), 1, "model.validation_share"),
     "at least 0 and at most 1": (0, 1, "data.oversample_foreground"),
     "at least 0 and below 1": (0, math.nextafter(1, 0), "model.warmup model.ema model.overlap"),
     "at least 0 and at most 4294967295": (0, 2**32 - 1, "seed_everything"),

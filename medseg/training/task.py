@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,10 @@ from medseg.space.labels import IGNORED
 from medseg.training.beginning import take_over
 from medseg.training.callbacks import of_task
 from medseg.training.lightning import count_epochs_right, trainer_of
-from medseg.training.loss import Own, OwnLoss, judge, name_of
+from medseg.training.loss import Own, OwnLoss, judge, name_of, short_window
 from medseg.training.optimise import FollowBudget, build_optimizer, find_optimizer, schedule_factor
 from medseg.training.pace import start_compiler
+from medseg.training.progress import foreign_bar
 from medseg.training.sharding import gather, part, require_shardable, shard
 from medseg.training.start import frozen_norms
 from medseg.training.study import study_criteria
@@ -64,6 +64,8 @@ class SegmentationTask(pl.LightningModule):
         ema: Decay per step of the averaged weights that are validated and kept, after t steps at most
             (1 + t) / (10 + t); 0 trains without averaging.
         deep_supervision: Also judge the coarser outputs of the decoder, each level with half the weight of the finer.
+        validation_share: Of the time that validation may take: where all cases after every epoch would take more, they
+            are validated after every n-th, see `medseg.training.share.ShareTime`; 1 for every epoch.
         patience: Validations without a better ``val/dice`` after which training stops; None never stops early.
         init_from: A checkpoint of medseg, nnU-Net or nnssl whose network to start from, once, at the first step of all;
             weights of another shape keep their initial values, and so do those of the last layer where the organs have
@@ -98,6 +100,7 @@ class SegmentationTask(pl.LightningModule):
         warmup: float = 0.0,
         ema: float = 0.0,
         deep_supervision: bool = False,
+        validation_share: float = 0.1,
         patience: int | None = None,
         init_from: str | None = None,
         freeze: list[str] | None = None,
@@ -129,6 +132,7 @@ class SegmentationTask(pl.LightningModule):
         self._start: str | CheckpointError = ""  # what came of `init_from`
         self._frozen: list[nn.Module] = []  # whose running statistics stay
         self._compiled = False
+        self._looked = False
         self.judges_tests = True
         lay_out(self.net, channels_last=channels_last is not False)  # an old checkpoint may say "auto"
 
@@ -150,12 +154,14 @@ class SegmentationTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """One optimization step on a batch of patches."""
+        # the loader has looked at every label, and `SkipBadSteps` does at the gradient: a GPU is waited for once
+        self.loss.looks, self._looked = self.device.type == "cpu" or not self._looked, True
         membership = None if self.plan.exclusive else self.membership
         loss = judge(self.loss, self(batch.image), batch, membership)
         terms = {"train/loss": loss.detach()}
         if len(self.loss.terms) > 1:
             terms |= {f"train/{name}": value for name, value in self.loss.terms.items()}
-        self.log_dict(terms, prog_bar=True, batch_size=len(batch.id))
+        self.log_dict(terms, prog_bar=foreign_bar(self.trainer), batch_size=len(batch.id))  # which reads them all
         return loss * short_window(self.trainer, batch_index)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -277,7 +283,7 @@ class SegmentationTask(pl.LightningModule):
     def configure_model(self) -> None:
         """Under the strategy ``fsdp``, for training: part the weights over the processes."""
         trainer = trainer_of(self)
-        if trainer is None or not isinstance(trainer.strategy, ModelParallelStrategy) or trainer.state.fn != "fit":
+        if trainer is None or trainer.state.fn != "fit" or not self._sharded:
             return
         averages, compiles = bool(self.hparams["ema"]), self.hparams["compile"] is True
         require_shardable(averages=averages, learns=bool([*self.loss.parameters()]), compiles=compiles)
@@ -293,6 +299,7 @@ class SegmentationTask(pl.LightningModule):
             lr=options["lr"],
             weight_decay=options["weight_decay"],
             options=options["optimizer_options"] or {},
+            fused=self.device.type == "cuda" and not self._sharded,
         )
         scheduler = FollowBudget(optimizer, self.schedule_factor, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -326,6 +333,10 @@ class SegmentationTask(pl.LightningModule):
             flips=getattr(getattr(self.trainer, "datamodule", None), "flips", None),
         )
 
+    @property
+    def _sharded(self) -> bool:
+        return isinstance(self.trainer.strategy, ModelParallelStrategy)
+
     def _annotated(self, batch: Batch) -> tuple[str, ...] | None:
         """The organs that were annotated in the one case of a batch, or None for all."""
         if batch.class_mask is None:
@@ -343,16 +354,6 @@ def build_task_loss(loss: str | Own, plan: Plan) -> Any:
     if not isinstance(loss, str):
         return OwnLoss(loss)
     return build_loss(loss, mode=plan.mode, ignore_index=IGNORED, counts=[1] * plan.num_classes)
-
-
-def short_window(trainer: pl.Trainer, batch_index: int) -> float:
-    """What the loss of a batch is multiplied by, where an epoch ends before so many batches as a step accumulates.
-
-    Lightning divides by the whole number whatever remains; a step is to be a mean over the batches that it has.
-    """
-    accumulated, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
-    rest = batches % accumulated if math.isfinite(batches) else 0
-    return accumulated / rest if rest and batch_index >= batches - rest else 1.0
 
 
 def load_task(path: Path, trust: Trust | None = None) -> SegmentationTask:

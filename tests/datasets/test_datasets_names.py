@@ -310,6 +310,12 @@ def test_a_folder_of_folders_says_what_to_give_instead(tmp_path):
         find_cases(tmp_path / "in", plan_of("CT"))
 
 
+def test_a_wildcard_takes_no_image_without_a_label_and_says_so(tmp_path, caplog):
+    root = lay_out(tmp_path, f"{BIDS} flat/s9/anat/s9_T1w.nii.gz", image=SESSIONS[0], label=SESSIONS[1])
+    assert len(told(root)) == 4
+    assert "1 images without a label left out: s9" in caplog.text
+
+
 def test_links_are_files_and_folders(tmp_path):
     root = lay_out(tmp_path, "real/x.nii labels/a.nii", image_folder="linked")
     (root / "linked").symlink_to(root / "real", target_is_directory=True)

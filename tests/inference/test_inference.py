@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from support.grids import probabilities_from_plan_grid, sliding_window
 from support.prediction import PLAN, REGIONS, Brightness, affines, predictor, random_affine, smooth
 
-from medseg.inference.predict import HALF_BEYOND_BYTES, Predictor, Prepared
+from medseg.inference.predict import Predictor, Prepared
 from medseg.inference.restore import restore
 from medseg.plan.grid import to_plan_grid
+from medseg.segmenter import HALF_BEYOND_BYTES, sweep_of
 from medseg.space.volume import Volume
 
 shapes = st.tuples(*[st.integers(3, 21)] * 3)
@@ -155,8 +156,8 @@ def test_a_volume_smaller_than_a_patch():
 
 def test_large_sums_are_halved():
     made = predictor(replace(PLAN, labels={f"organ {n}": n for n in range(1, 105)}, patch_size=(128, 128, 128)))
-    assert made._sweep((256, 256, 300)) == (2, torch.float16)
-    assert made._sweep((128, 128, 96)) == (0, torch.float32)
+    assert sweep_of((256, 256, 300), made.plan) == (2, torch.float16)
+    assert sweep_of((128, 128, 96), made.plan) == (0, torch.float32)
     assert 105 * math.prod((128, 256, 256)) * 2 <= HALF_BEYOND_BYTES
 
 
@@ -164,7 +165,7 @@ def test_half_precision_sums_give_nearly_the_same_labels(monkeypatch):
     image = Volume(smooth((40, 33, 21), 5), np.diag([1.0, 1.0, 2.0, 1.0]))
     made = predictor()
     whole = made.predict(image)
-    monkeypatch.setattr("medseg.inference.predict.HALF_BEYOND_BYTES", 0)
+    monkeypatch.setattr("medseg.segmenter.HALF_BEYOND_BYTES", 0)
     assert (made.predict(image) != whole).mean() < 2e-3
 
 

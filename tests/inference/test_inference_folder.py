@@ -16,7 +16,7 @@ from support.toys import oblique_affine, toy_case, write_nifti
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.cli import main
 from medseg.errors import DataError, UsageError
-from medseg.inference import folder
+from medseg.inference import belt
 from medseg.inference.folder import predict_cases
 from medseg.inference.images import list_cases, read_case_image
 from medseg.inference.predict import Predictor
@@ -117,7 +117,7 @@ def not_an_image(path):
 @pytest.mark.parametrize("damage", [truncated, not_finite, two_channels, not_an_image], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("ahead", [0, 2**30], ids=["one by one", "ahead"])
 def test_a_bad_file_in_the_middle_is_named_and_the_others_go_on(images, tmp_path, damage, ahead, monkeypatch):
-    monkeypatch.setattr(folder, "AHEAD_BYTES", ahead)
+    monkeypatch.setattr(belt, "AHEAD_BYTES", ahead)
     damage(images / "case_1.nii.gz")
     outcome = predict_cases(named(), images, tmp_path / "out")
     assert names(outcome.written) == ["case_0.nii.gz", "case_2.nii.gz"]
@@ -139,7 +139,7 @@ def test_a_lack_of_memory_or_disk_costs_one_case(images, tmp_path, monkeypatch):
     monkeypatch.setattr(made, "segment", lacking)
     outcome = predict_cases(made, images, tmp_path / "out")
     assert ["memory ran out" in str(failure) for failure in outcome.failures] == [True, True]
-    monkeypatch.setattr(folder, "write_labels", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(belt, "write_labels_for", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
     outcome = predict_cases(named(), images, tmp_path / "out")
     assert [str(failure).count("could not be written (No space left)") for failure in outcome.failures] == [1, 1]
     assert names(outcome.kept) == ["case_2.nii.gz"]
@@ -263,3 +263,25 @@ def test_several_modalities_come_as_files_or_as_one(tmp_path):
     assert list(cases) == ["a", "b"]
     volumes = [read_case_image(files, plan) for files in cases.values()]
     np.testing.assert_array_equal(volumes[0].array, volumes[1].array)
+
+
+def test_several_devices_share_the_cases_and_write_what_one_writes(images, tmp_path):
+    made = named()
+    alone = predict_cases(made, images, tmp_path / "one")
+    shared = predict_cases([made, made.on("cpu"), made.on("cpu")], images, tmp_path / "three")
+    assert names(shared.written) == names(alone.written)
+    assert not shared.failures
+    for one, other in zip(alone.written, shared.written, strict=True):
+        assert (nib.load(one).get_fdata() == nib.load(other).get_fdata()).all()
+
+
+def test_one_of_several_devices_that_fails_ends_all(images, tmp_path, monkeypatch):
+    made, broken = named(), named()
+    monkeypatch.setattr(broken, "segment", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        predict_cases([broken, broken, made], images, tmp_path / "out")
+
+
+def test_the_half_of_a_pair_of_devices_that_is_not_there_is_a_sentence():
+    with pytest.raises(UsageError, match="no device 'cuda:7' here"):
+        named().on("cuda:7")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.foreign import itk_image, two_series, write_series
+from support.foreign import itk_image, write_series
 from support.prediction import PLAN, affines, predictor, random_affine, smooth
 from support.toys import write_nifti
 
@@ -158,7 +158,6 @@ def not_finite(folder):
 
 BAD = {
     missing_slice: "missing or doubled",
-    two_series: "2 DICOM series, expected one",
     a_localiser: "several directions",
     slices_of_two_sizes: "its slices differ in size",
     a_link_to_nothing: "does not exist",

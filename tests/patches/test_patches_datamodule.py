@@ -17,8 +17,9 @@ from support.toys import write_nifti
 from medseg.errors import DataError, UsageError
 from medseg.patches.batch import Batch, Crops
 from medseg.patches.cutting import TrainingCrops
-from medseg.patches.datamodule import VolumesDataModule, _decide
+from medseg.patches.datamodule import VolumesDataModule
 from medseg.patches.loader import EpochOrder
+from medseg.patches.spatial import centre
 from medseg.plan.plan import Normalisation, Plan
 from medseg.store.prepare import prepare
 
@@ -116,7 +117,7 @@ def test_ranks_see_different_data_and_every_case_once(store):
         data = module(store, batch_size=2, steps_per_epoch=3, oversample_foreground=0.0)
         data._place = lambda rank=rank: (rank, 2)
         crops = list(data.train_dataloader())
-        seen += [name for crop in crops for name in crop.batch.id]
+        seen += [name for crop in crops for name in crop.id]
         drawn.append(crops[0].draw)
     assert sorted(seen)[:: len(seen) // 6] == sorted(data.cases.train)
     assert drawn[0].changes != drawn[1].changes
@@ -147,11 +148,12 @@ def test_a_margin_read_only_where_needed_changes_nothing(store):
     assert dataset.crop_size > dataset.geometry.patch_size
     for number in range(6):
         crops = dataset[number]
-        for sample in np.flatnonzero(~crops.draw.spatial):
-            margin = [(c - p) // 2 for c, p in zip(dataset.crop_size, dataset.geometry.patch_size, strict=True)]
-            outside = torch.ones_like(crops.batch.labels[sample], dtype=torch.bool)
-            outside[tuple(slice(m, n - m) for m, n in zip(margin, outside.shape, strict=True))] = False
-            assert (crops.batch.labels[sample][outside] == -1).all()
+        for sample, slot in enumerate(dataset.schedule.batch(0, number)):
+            image, labels = dataset._crop(slot, (0, 0, number), dataset.crop_size)
+            if not crops.draw.spatial[sample]:
+                image, labels = (centre(crop, dataset.geometry.patch_size) for crop in (image, labels))
+            assert torch.equal(crops.image[sample], image)
+            assert torch.equal(crops.labels[sample], labels)
 
 
 def test_validation_shows_every_case_once_and_whole(store):
@@ -281,9 +283,9 @@ def test_state_makes_a_round_trip_without_a_trainer(store):
     assert later.state_dict() == state
     resumed = later.train_dataloader()
     resumed.sampler.set_epoch(2)
-    assert [crops.batch.id for crops in resumed] == [crops.batch.id for crops in tail]
+    assert [crops.id for crops in resumed] == [crops.id for crops in tail]
     assert len(list(resumed)) == 6  # the interruption is over
-    assert head[0].batch.id == next(iter(resumed)).batch.id
+    assert head[0].id == next(iter(resumed)).id
 
 
 def test_an_epoch_that_was_finished_is_not_begun_in_the_middle():
@@ -341,7 +343,7 @@ def test_a_process_ends_though_its_loader_was_never_closed(store, tmp_path):
         "if __name__ == '__main__':\n"
         f"    data = VolumesDataModule(Path(r'{store}'), folds=2, workers=1, cache='disk')\n"
         "    batches = iter(data.train_dataloader())\n"
-        "    print(len(next(batches).batch.id), batches)\n"
+        "    print(len(next(batches).id), batches)\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -419,26 +421,8 @@ def test_cases_without_labels_are_left_out(store, tmp_path):
         module(bare).train_dataloader()
 
 
-@pytest.mark.parametrize(
-    ("workers", "cache", "free", "expected"),
-    [
-        (None, "auto", 1e9, (0, True)),
-        (None, "auto", 1e3, ("some", False)),
-        (None, "disk", 1e9, ("some", False)),
-        (None, "memory", 1e3, (0, True)),
-        (2, "auto", 1e9, (2, True)),
-        (0, "disk", 1e9, (0, False)),
-    ],
-)
-def test_volumes_stay_in_memory_when_they_fit(store, monkeypatch, workers, cache, free, expected):
-    monkeypatch.setattr("medseg.patches.datamodule.free_memory", lambda: int(free))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    decided = _decide(workers, cache, module(store)._look(), 1)
-    assert decided.in_memory == expected[1]
-    assert decided.workers >= 1 if expected[0] == "some" else decided.workers == expected[0]
-
-
 def test_crops_are_what_the_loader_hands_over(store):
-    crops = next(iter(module(store).train_dataloader()))
+    loader = module(store).train_dataloader()
+    crops = next(iter(loader))
     assert isinstance(crops, Crops)
-    assert crops.batch.image.shape[2:] == module(store).train_dataloader().dataset.crop_size
+    assert {tuple(image.shape[1:]) for image in crops.image} <= {loader.dataset.crop_size, PLAN.patch_size}

@@ -274,7 +274,16 @@ def test_the_record_of_a_run_is_there_whatever_other_loggers_are(store, tmp_path
     assert not list(run.path.glob("events*"))
     kinds = [type(callback).__name__ for callback in trainer.callbacks]
     assert kinds == [
-        *("SignOrigin", "WatchPeers", "RateLog", "SeedSteps", "ValidateTheEnd", "SkipBadSteps", "StepClock"),
+        *(
+            "SignOrigin",
+            "WatchPeers",
+            "RateLog",
+            "ShareTime",
+            "SeedSteps",
+            "ValidateTheEnd",
+            "SkipBadSteps",
+            "StepClock",
+        ),
         *("WeighClasses", "KeepCheckpoints", "StopOnRequest"),
     ]
 

@@ -68,6 +68,8 @@ def test_compiled_code_is_kept_apart_by_user_machine_and_version():
 def test_a_missing_compiler_is_a_sentence(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "C++ compiler" in missing_compiler("cpu")
+    monkeypatch.setattr(pace.importlib.util, "find_spec", lambda name: name)
+    assert "C compiler" in missing_compiler("cuda")
     with pytest.raises(UsageError, match=r"model.compile needs a C\+\+ compiler"):
         pace.start_compiler(torch.nn.Conv3d(1, 1, 1), "cpu")
 

@@ -86,6 +86,28 @@ def test_two_processes_with_half_the_batch_train_the_same_weights(folder):
     assert_the_same_training(folder, "two")
 
 
+EVERYTHING = [
+    *("--model.deep_supervision", "true", "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "6"),
+    *("--trainer.max_time", "00:02:00:00", "--model.schedule", "constant", "--data.fold", "1"),
+]
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_with_everything_on_trains_the_same_weights(folder, processes):
+    """Averages, deep supervision, accumulation, a budget of time, fewer cases to validate than processes."""
+    if not (folder / "all").exists():
+        medseg(folder, *fit("all"), *EVERYTHING, "--data.batch_size", "4")
+    shared = ["--data.batch_size", str(4 // processes), "--trainer.devices", str(processes)]
+    medseg(folder, *fit(f"all_{processes}"), *EVERYTHING, *shared, "--trainer.strategy", "ddp")
+    ours, theirs = last(folder, f"all_{processes}"), last(folder, "all")
+    assert ours["global_step"] == theirs["global_step"] == 6
+    for name, weights in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], weights, rtol=0, atol=1e-5)
+    assert ours["medseg"]["scores"] == pytest.approx(theirs["medseg"]["scores"], abs=1e-3)
+
+
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_two_nodes_under_torchrun_train_the_same_weights(folder):

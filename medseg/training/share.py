@@ -1,0 +1,91 @@
+"""How often a training is validated, so that most of the time it trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from lightning_utilities.core.rank_zero import rank_zero_info
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
+
+from medseg.patches.datamodule import VolumesDataModule
+from medseg.patches.stitch import tile_starts
+from medseg.space.volume import Shape
+
+PASSES_A_STEP = 3
+"""Of a patch through the network: forward, and twice as much backward."""
+
+FEW_WINDOWS = 64
+"""So many are validated after every epoch, however short it is."""
+
+LEAST_VALIDATIONS = 5
+"""Of a training whose epochs are known: with fewer there would be no best one among several."""
+
+
+class ShareTime(Callback):
+    """Validates all cases after every n-th epoch, where after every one it would take more than a share of the time.
+
+    The share is counted in passes of a patch through the network, not measured: a run that goes on, or is repeated,
+    validates after the same epochs. Whoever sets one of Lightning's own options for this has decided; the end of a
+    training is always validated.
+
+    Args:
+        share: Of the time.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose n; say so where it is not 1."""
+        data = getattr(trainer, "datamodule", None)
+        asked = (trainer.check_val_every_n_epoch, trainer.val_check_interval, trainer.limit_val_batches)
+        if not isinstance(data, VolumesDataModule) or asked != (1, 1.0, 1.0):
+            return
+        plan, overlap = data.plan, float(pl_module.hparams["overlap"])
+        windows = count_windows(data.validation_shapes, plan.patch_size, overlap) / trainer.world_size
+        passes = float(PASSES_A_STEP * data.steps_per_epoch * plan.batch_size)
+        every = min(epochs_between(windows, passes, self.share), _most(trainer, data.steps_per_epoch))
+        if every > 1:
+            trainer.check_val_every_n_epoch = every
+            rank_zero_info(
+                f"validation costs as much as {windows / passes:.1f} epochs, so it comes after every {every} epochs: "
+                f"{windows / (windows + every * passes):.0%} of the time, see model.validation_share"
+            )
+
+
+def count_windows(shapes: Iterable[Shape], patch: Shape, overlap: float) -> int:
+    """Windows that whole volumes are segmented by.
+
+    Example:
+        >>> count_windows([(128, 128, 128), (192, 128, 64)], (128, 128, 128), 0.5)
+        3
+    """
+    return sum(
+        math.prod(len(tile_starts(max(n, m), m, overlap=overlap)) for n, m in zip(shape, patch, strict=True))
+        for shape in shapes
+    )
+
+
+def epochs_between(windows: float, passes: float, share: float) -> int:
+    """Epochs from one validation to the next that leave it a share of the time.
+
+    Args:
+        windows: Passes of one validation.
+        passes: Of one epoch.
+        share: In (0, 1]; 1 is every epoch.
+
+    Example:
+        >>> [epochs_between(windows, 1500.0, share) for windows, share in ((8918.0, 0.1), (50.0, 0.1), (8918.0, 1.0))]
+        [54, 1, 1]
+    """
+    return 1 if share >= 1 else math.ceil(windows / max(FEW_WINDOWS, passes * share / (1 - share)))
+
+
+def _most(trainer: Trainer, steps: int) -> int:
+    """Epochs between validations that leave a training `LEAST_VALIDATIONS`."""
+    epochs = [trainer.max_epochs] if trainer.max_epochs is not None and trainer.max_epochs > 0 else []
+    if trainer.max_steps > 0:
+        epochs.append(math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / steps))
+    return max(1, min(epochs) // LEAST_VALIDATIONS) if epochs else 10**9

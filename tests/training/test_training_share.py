@@ -1,0 +1,51 @@
+"""How often a training is validated: a share of the time, counted and not measured."""
+
+import csv
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.runs import fit
+
+from medseg.patches.stitch import tile_starts
+from medseg.training import share
+from medseg.training.share import count_windows, epochs_between
+
+
+@given(st.floats(65, 1e5), st.floats(1, 1e4), st.floats(0.01, 0.9))
+def test_validation_takes_no_more_than_its_share_and_no_less_often_than_it_may(windows, passes, part):
+    every = epochs_between(windows, passes, part)
+    assert windows / (windows + every * passes) <= part + 1e-9 or windows / every <= share.FEW_WINDOWS
+    if every > 1:
+        sooner = every - 1
+        assert windows / (windows + sooner * passes) > part - 1e-9
+
+
+def test_windows_are_those_of_a_prediction():
+    shape, patch = (300, 70, 20), (128, 64, 32)
+    tiles = [len(tile_starts(max(n, m), m)) for n, m in zip(shape, patch, strict=True)]
+    assert count_windows([shape, shape], patch, 0.5) == 2 * tiles[0] * tiles[1] * tiles[2] == 2 * 4 * 2 * 1
+
+
+def validated(run):
+    with (run / "metrics.csv").open(newline="") as file:
+        return [int(row["step"]) // 3 + 1 for row in csv.DictReader(file) if row["val/dice"]]
+
+
+def test_validations_are_seldom_where_they_cost_much_and_the_end_is_always_validated(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(share, "FEW_WINDOWS", 1)
+    said = []
+    monkeypatch.setattr(share, "rank_zero_info", said.append)
+    few = ["--data.patch_size", "[16, 16, 8]", "--trainer.max_epochs", "11", "--model.validation_share", "0.01"]
+    assert fit(store, tmp_path / "run", *few) == 0
+    assert validated(tmp_path / "run") == [2, 4, 6, 8, 10, 11]  # at least five
+    assert "it comes after every 2 epochs" in said[0]
+    assert fit(store, tmp_path / "all", *few[:-1], "1") == 0
+    assert validated(tmp_path / "all") == [*range(1, 12)]
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("value", ["0", "1.5"])
+def test_a_share_is_a_share(store, tmp_path, capsys, value):
+    assert fit(store, tmp_path / "run", "--model.validation_share", value) == 2
+    assert "above 0 and at most 1" in capsys.readouterr().err
