@@ -82,7 +82,7 @@ def test_cases_that_were_trained_on_are_refused_or_told_in_the_report(home, tmp_
 
 def test_cleaning_is_not_chosen_on_cases_that_were_trained_on(home, tmp_path, capsys):
     run = tmp_path / "run"
-    shutil.copytree(home / "run", run)
+    shutil.copytree(home / "run", run, ignore=shutil.ignore_patterns("test"))
     words = ["choose-cleaning", "--ckpt", str(run), "--references", str(home / "toy" / "labelsTr"), "--predictions"]
     assert main(["test", "--run", str(run), "--nsd_mm", "-1"]) == 2
     assert not (run / "test").exists()
