@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/medseg demo --out demo
 
+# The tests of a file share the store and the run that they look at: one process has them all.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadscope -m "not slow and not gpu"
 
 test-all: $(VENV)/.installed-test
 	MEDSEG_FULL_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not gpu"

@@ -277,7 +277,7 @@ def test_extending_works_from_the_console_script_as_a_stranger_types_it(workplac
             )
             assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
             used.add(words[0])
-    assert used == {"fit", "test", "predict", "compare", "cross-validate", "export"}
+    assert used == {"fit", "test", "predict", "compare", "compare-runs", "cross-validate", "export"}
 
 
 def test_an_unknown_program_and_a_misspelt_option_are_found():

@@ -137,8 +137,9 @@ ONE_PLACE = {
     "importlib.import_module": "machine/dotted.py",
     "difflib": "errors.py",
     "<svg": "pictures/charts.py",
-    'checkpoint["': ("checkpoints/", "training/"),  # what Lightning's hooks write
+    'checkpoint["': "checkpoints/checkpoint.py",
     "torch.load": "checkpoints/reading.py",
+    "json.loads": "machine/",
 }
 """What one file alone does, since every rule about it is there: a second place would keep other rules."""
 

@@ -61,10 +61,14 @@ class Checkpoint:
         return {**(self.options["net_options"] or {}), **supervised}
 
     @property
+    def state(self) -> Mapping[str, Any]:
+        """All weights of the task, those of its loss too, by their names."""
+        return _mapping(self.content[WEIGHTS])
+
+    @property
     def weights(self) -> dict[str, Any]:
         """The network's, by their names within it; averages where they were averaged."""
-        named = _mapping(self.content[WEIGHTS])
-        return {name.removeprefix(_NET): weight for name, weight in named.items() if name.startswith(_NET)}
+        return {name.removeprefix(_NET): weight for name, weight in self.state.items() if name.startswith(_NET)}
 
     @property
     def signature(self) -> Mapping[str, Any]:
@@ -75,6 +79,16 @@ class Checkpoint:
     def scores(self) -> dict[str, float]:
         """The last validation's, by name."""
         return dict(self.signature.get("scores", {}))
+
+    @property
+    def class_weights(self) -> dict[str, list[float]]:
+        """The numbers behind the words for class weights that the training began with, by word."""
+        return dict(self.options.get("class_weights") or {})
+
+    @property
+    def loops(self) -> dict[str, Any]:
+        """Where Lightning's loops are, which the content itself holds."""
+        return self.content["loops"]  # type: ignore[no-any-return]  # Lightning's
 
     @property
     def cleaning(self) -> list[dict[str, Any]]:
@@ -103,6 +117,11 @@ class Checkpoint:
         return _mapping(self.content.get("origin", {}))
 
     @property
+    def cases(self) -> set[str]:
+        """Letters of all cases of its store, as `medseg.store.identity.identity` tells; empty where it does not say."""
+        return set(self.origin.get("data", {}).get("cases", ()))
+
+    @property
     def trained_on(self) -> set[str]:
         """Traces of the cases that it was trained on, as `medseg.store.identity.traces` tells; empty if unknown."""
         return set(self.origin.get("data", {}).get("trained_on", ()))
@@ -127,7 +146,8 @@ class Checkpoint:
         Raises:
             CheckpointError: It lacks something.
         """
-        lacking = [name for name, kind in _TO_GO_ON.items() if not isinstance(self.content.get(name), kind)]
+        found = {name: self.content.get(name) for name in _TO_GO_ON}
+        lacking = [name for name, kind in _TO_GO_ON.items() if not isinstance(found[name], kind) or found[name] == []]
         if lacking:
             remedy = "Go on from another one, or start from its weights with --model.init_from"
             raise CheckpointError(self.path, f"lacks {', '.join(lacking)}, which a training needs to go on", remedy)
@@ -199,7 +219,7 @@ def checked(path: Path, content: Any, digest: str = "") -> Checkpoint:
 def signature(
     *, version: str, torch: str, scores: Mapping[str, float], peak_gib: float, flips: Iterable[int] | None
 ) -> dict[str, Any]:
-    """What medseg writes under ``medseg`` into a checkpoint.
+    """What medseg says of a checkpoint that it writes, see `Checkpoint.signature`.
 
     Args:
         version: Of medseg.
@@ -210,6 +230,16 @@ def signature(
     """
     told = {} if flips is None else {"flips": [*flips]}
     return {"version": version, "torch": torch, "scores": dict(scores), "peak_gib": peak_gib, **told}
+
+
+def sign(content: dict[str, Any], signed: Mapping[str, Any]) -> None:
+    """Say in a checkpoint that medseg wrote it."""
+    content["medseg"] = dict(signed)
+
+
+def tell_origin(content: dict[str, Any], origin: Mapping[str, Any]) -> None:
+    """Say in a checkpoint where it comes from."""
+    content["origin"] = dict(origin)
 
 
 _MISSING = object()
@@ -237,6 +267,10 @@ def _whole(value: Any) -> bool:
 
 def _number(value: Any) -> bool:
     return type(value) in (int, float)
+
+
+def _numbers(value: Any) -> bool:
+    return _list(value, _number)
 
 
 def _share(value: Any) -> bool:
@@ -281,6 +315,7 @@ def _texts(value: Any) -> bool:
 
 
 _LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
+    "hyper_parameters": ("mapping of plain data", _plain_dict, True),
     "hyper_parameters.plan": ("mapping of plain data", _plain_dict, True),
     "hyper_parameters.net": ("name", _text, True),
     "hyper_parameters.net_options": ("mapping of plain data", lambda value: value is None or _plain_dict(value), True),
@@ -288,6 +323,7 @@ _LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "hyper_parameters.overlap": ("share below 1", _share, True),
     "hyper_parameters.channels_last": ("true, false or auto", lambda v: v == "auto" or _flag(v), True),
     "hyper_parameters.loss": ("text", _text, False),
+    "hyper_parameters.class_weights": ("mapping of lists of numbers", lambda v: v is None or _dict(v, _numbers), False),
     "hyper_parameters.study": ("list of texts", lambda value: value is None or _list(value, _text), False),
     "hyper_parameters.optimizer": ("name", _text, False),
     "hyper_parameters.schedule": ("name", _text, False),
@@ -300,6 +336,8 @@ _LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "medseg.as_nnunet": ("true or false", _flag, False),
     "medseg.imported": ("mapping of plain data", _plain_dict, False),
     "medseg.cleaning": ("list of rules", lambda value: _list(value, _rule), False),
+    "loops": ("mapping of plain data", _plain_dict, False),
+    "VolumesDataModule": ("mapping of whole numbers", lambda value: _dict(value, _whole), False),
     "global_step": ("whole number", _whole, False),
     "epoch": ("whole number", _whole, False),
     "origin": ("mapping", lambda value: isinstance(value, dict), False),

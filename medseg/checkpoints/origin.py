@@ -79,7 +79,7 @@ def commit(folder: Path, *, tracked: str | None = None) -> str:
     return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
-def differences(theirs: Origin, ours: Origin, cases: Mapping[str, str]) -> list[str]:
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], cases: Mapping[str, str]) -> list[str]:
     """What is not as it was, a phrase each, most important first; empty when all is.
 
     Args:
@@ -87,7 +87,7 @@ def differences(theirs: Origin, ours: Origin, cases: Mapping[str, str]) -> list[
         ours: Of now.
         cases: Case -> letters of now, to name those that are new or changed.
     """
-    told = _data_differs(set(theirs["data"]["cases"]), cases)
+    told = data_differs(set(theirs["data"]["cases"]), cases)
     if theirs["plan"] != ours["plan"]:
         fields = [name for name in ours["plan"] if theirs["plan"].get(name) != ours["plan"][name]]
         told.append(f"the plan has another {', '.join(fields)}")
@@ -128,7 +128,13 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _data_differs(before: set[str], now: Mapping[str, str]) -> list[str]:
+def data_differs(before: set[str], now: Mapping[str, str]) -> list[str]:
+    """What is not as it was of the data, in a phrase; empty when all is.
+
+    Args:
+        before: Letters of all cases.
+        now: Case -> letters.
+    """
     new = [case for case, letters in now.items() if letters not in before]
     gone = len(before - set(now.values()))
     if not new and not gone:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.errors import CheckpointError
+from medseg.machine.files import read_json
 
 ENSEMBLE = "ensemble.json"
 """In the folder of a cross-validation: the checkpoints that predict together, by paths relative to it."""
@@ -117,7 +117,7 @@ def _members(folder: Path) -> list[Path]:
         return [Run(folder).checkpoint()]
     remedy = "Give a .ckpt file, the folder of a run, or that of medseg cross-validate"
     try:
-        members = json.loads(listed.read_text(encoding="utf-8"))["checkpoints"]
+        members = read_json(listed)["checkpoints"]
         found = [folder / str(member) for member in members]
     except FileNotFoundError:
         raise CheckpointError(folder, f"holds neither checkpoints/best.ckpt nor {ENSEMBLE}", remedy) from None

@@ -49,6 +49,9 @@ def trust_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust", action="append", metavar="PATH", help=TRUST)
 
 
+METRIC = "a metric of your own to score too, such as mine_metric.size_similarity; may be repeated"
+
+
 def workers_option(parser: argparse.ArgumentParser) -> None:
     """How many processes share the work."""
     parser.add_argument("--workers", type=positive, help="processes (default: one per core)")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg.cli.command import (
+    METRIC,
     NSD_MM,
     SURFACES,
     Command,
@@ -211,6 +212,8 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(options: Options) -> int:
+    from rich.console import Console
+
     from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.folder import predict_cases
     from medseg.inference.predict import Predictor
@@ -232,7 +235,7 @@ def _predict(options: Options) -> int:
         training_too=options.all,
         overwrite=options.overwrite,
         form=options.format,
-        tell=lambda line: sys.stderr.write(f"{line}\n"),
+        console=Console(stderr=True),
     )
     kept = f" ({len(outcome.kept)} of them from before)" if outcome.kept else ""
     say(f"{len(outcome.written) + len(outcome.kept)} predictions are in {options.output}{kept}")
@@ -266,6 +269,7 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for summary.json, cases.csv, report.html")
     parser.add_argument("--nsd_mm", "--tolerance", type=float, metavar="MM", help=NSD_MM)
     parser.add_argument("--surfaces", choices=("voxels", "areas"), default="voxels", help=SURFACES)
+    parser.add_argument("--metric", action="append", metavar="PATH", help=METRIC)
     workers_option(parser)
 
 
@@ -274,11 +278,13 @@ def _evaluate(options: Options) -> int:
 
     from medseg.datasets.manifest import read_manifest
     from medseg.datasets.matching import read_references
+    from medseg.metrics.table import take_in
     from medseg.report.evaluate import evaluate
     from medseg.report.html import write_report
     from medseg.report.tables import print_summary
     from medseg.space.labels import others_value
 
+    take_in(options.metric)
     named = read_manifest(options.labels) if options.labels else None
     references = read_references(options.references)
     if named and named.others:

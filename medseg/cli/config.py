@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger
 
 from medseg.checkpoints.origin import flat
 from medseg.checkpoints.run import Run
-from medseg.cli.command import NSD_MM, SURFACES, TRUST
+from medseg.cli.command import METRIC, NSD_MM, SURFACES, TRUST
 from medseg.errors import DataError, UsageError, nearest
 from medseg.machine.documents import parse_document, read_document
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
@@ -99,6 +99,7 @@ class MedsegCLI(LightningCLI):
             "--on_training_cases", type=bool, default=False, help="score cases that it was trained on too"
         )
         if self.command == "test":
+            parser.add_argument("--metric", type=str, action="append", metavar="PATH", help=METRIC)
             parser.add_argument("--nsd_mm", type=float, default=DEFAULT_TOLERANCE_MM, help=NSD_MM)
             parser.add_argument("--surfaces", type=Element, default="voxels", help=SURFACES)
 
@@ -115,6 +116,8 @@ class MedsegCLI(LightningCLI):
         except ArgumentError as error:
             raise explain(str(error), self.command, sorted(action.dest for action in parser._actions)) from None
         _tell_replaced(config.get("model") or {}, self.config.as_dict().get("model", {}))
+        if self.config.seed_everything is True:  # of which Lightning would make 0 with a warning, or another run's
+            self.config.seed_everything = 0
         require_in_range(self.config.as_dict())
         if self.config.trainer.default_root_dir is not None:
             raise UsageError("trainer.default_root_dir is the folder of the run here", "Name it with --run")
@@ -239,7 +242,10 @@ def _of_a_finished_run(
         words = [*words, *([] if run else ["--run", str(of.path)])]
     data, model, trainer = ({**part} if isinstance(part := config.get(name), dict) else {} for name in _PARTS)
     net = str(model.get("net", ""))
-    words = [*words, "--trust", net] if "." in net else words  # who names a config has named it
+    if "." in net and (given or run):  # who names a config, or the run that it lies in, has named what it names
+        rank_zero_info(f"the network {net} is imported, which the config names")
+        words = [*words, "--trust", net]
+    data.pop("augmentation", None)  # nothing is augmented here, and its functions might be somebody's own
     for name in ("store", "split"):
         if data.get(name) and run:
             data[name] = str(_near(Path(str(data[name])), Path(run)))

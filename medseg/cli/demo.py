@@ -50,7 +50,7 @@ def demo(out: Path) -> int:
         f" --labels {dataset / 'dataset.json'} --output {out}",
     )
     with _chapter(console, f"4. {commands[0]}"):
-        outcome = predict_cases(Predictor.load([run.best]), images, predictions)
+        outcome = predict_cases(Predictor.load([run.best]), images, predictions, console=console)
     with _chapter(console, f"5. {commands[1]}"):
         organs = read_dataset(dataset).labels
         pictures = {path.name.removesuffix(".nii.gz"): path for path in sorted(images.glob("*.nii.gz"))}

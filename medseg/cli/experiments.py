@@ -160,6 +160,8 @@ def _require_prediction_options(options: Options, plan: Any) -> None:
 
 
 def _predict(options: Options) -> int:
+    from rich.console import Console
+
     from medseg.checkpoints.run import Run, checkpoints_in
     from medseg.experiments.trial import trusted_in
     from medseg.inference.folder import predict_cases
@@ -168,7 +170,7 @@ def _predict(options: Options) -> int:
     target = options.predictions or options.output / "predicted"
     checkpoints = checkpoints_in([options.output])
     predictor = Predictor.load(checkpoints, trust=trusted_in(Run.holding(checkpoints[0]).path))
-    outcome = predict_cases(predictor, options.predict, target)
+    outcome = predict_cases(predictor, options.predict, target, console=Console(stderr=True))
     say(f"{len(outcome.written) + len(outcome.kept)} predictions are in {target}")
     return report_failures(outcome.failures)
 

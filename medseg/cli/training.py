@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.callbacks import ProgressBar
 
 from medseg.checkpoints.checkpoint import Checkpoint
+from medseg.checkpoints.origin import data_differs
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.checkpoints.run import Run
 from medseg.cli.command import report_failures, say
@@ -19,13 +21,16 @@ from medseg.cli.config import FOR_ONE_COMMAND, MedsegCLI
 from medseg.errors import DataError, InterruptionError, UsageError, listed
 from medseg.machine.dotted import Trust
 from medseg.machine.hardware import keep_freed_memory
+from medseg.metrics.table import take_in
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.segmenter import Segmenter
-from medseg.store.identity import traces
+from medseg.store.identity import identity, traces
 from medseg.store.store import Store
 from medseg.training.failures import in_sentences
-from medseg.training.fit import Trainer, build_trainer, loggers, quieten, run_fit, usable
+from medseg.training.fit import Trainer, as_list, build_trainer, loggers, quieten, run_fit, usable
+from medseg.training.lightning import callbacks_of
+from medseg.training.progress import CaseProgress
 from medseg.training.signing import UnequalDataError
 from medseg.training.task import SegmentationTask, judge_of
 
@@ -110,14 +115,15 @@ def test(words: Sequence[str]) -> int:
     written = WritePredictions(scored.run.test.predictions, store, scored.segmenter)
     judge = judge_of(scored.segmenter)
     judge.judges_tests = scored.data.tests_voxels = False  # what is scored is what was written, on the images' grids
-    trainer.callbacks.append(written)  # type: ignore[attr-defined]  # set by Lightning's connector
+    callbacks_of(trainer).insert(0, written)  # before the progress, which tells what is done
     with in_sentences(trainer, scored.data.plan):
         trainer.test(judge, scored.data, verbose=False)
     status = report_failures(written.failures)
     trainer.strategy.barrier()  # the first process scores what all of them have written
     if trainer.is_global_zero:
+        console = next((one.console for one in callbacks_of(trainer) if isinstance(one, CaseProgress)), None)
         cases, note = scored.data.cases.val, scored.note
-        evaluation = report_test(scored.run, store, cases, note=note, **scored.scoring)
+        evaluation = report_test(scored.run, store, cases, note=note, console=console, **scored.scoring)
         status = max(status, evaluation.exit_status)
     trainer.strategy.barrier()
     return status
@@ -137,6 +143,7 @@ def _finished(words: Sequence[str], command: str) -> _Finished:
     """A trained network, the cases that it is to be scored on, and a trainer that deals them out to processes."""
     cli = MedsegCLI(command, words)
     options = cli.config
+    take_in(options.get("metric"))
     run = Run(Path(options.run))
     checkpoint = read_checkpoint(run.checkpoint(options.ckpt_path))
     segmenter = Segmenter.from_checkpoint(checkpoint, Trust.of(options.trust))
@@ -146,12 +153,17 @@ def _finished(words: Sequence[str], command: str) -> _Finished:
     note = _on_training_cases(checkpoint, data, allowed=options.on_training_cases)
     chosen = {**vars(built.trainer), "default_root_dir": str(run.path), "enable_checkpointing": False}
     chosen["logger"] = loggers(chosen["logger"], run) if chosen["logger"] else False
+    callbacks = as_list(chosen["callbacks"])
+    if chosen["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in callbacks):
+        chosen["callbacks"] = [*callbacks, CaseProgress()]
     with usable(chosen):
         trainer = Trainer(**chosen)
     if trainer.is_global_zero:
         dice = checkpoint.scores.get("val/dice", float("nan"))
         told = f"{checkpoint.path} is scored, of step {checkpoint.steps} with val/dice {dice:.4f}"
         say(told + (f"; {note}" if note else ""))
+        if checkpoint.cases and (moved := data_differs(checkpoint.cases, identity(Store(data.store)))):
+            say(f"{data.store} is not as the store that it was trained on: {moved[0]}")
     scoring = {"tolerance_mm": options.nsd_mm, "element": options.surfaces} if command == "test" else {}
     return _Finished(run, data, segmenter, trainer, note, scoring)
 

@@ -18,9 +18,10 @@ from medseg.datasets.manifest import Manifest, read_manifest
 from medseg.errors import DataError, meant
 from medseg.space.labels import LabelValue, Others, others_value, settle_others, strangers, values_of
 from medseg.space.nifti import require_finite
-from medseg.space.reading import ENDINGS, is_there, read_labels, read_volume
+from medseg.space.reading import ENDINGS, is_flat, is_there, read_labels, read_volume
 from medseg.space.volume import Volume, same_place
 
+_COLOURS = 'Declare "modality": ["R", "G", "B"] for colours and one modality for grey, or save the picture accordingly'
 _CHANNELS = "Give one file per modality, or one 4D file that holds them all in this order"
 
 
@@ -203,7 +204,7 @@ def read_image(files: Sequence[Path], modalities: Sequence[str]) -> Volume:
         raise DataError(
             where,
             f"has {counted(len(array), 'channel')}, expected {len(modalities)} ({', '.join(modalities)})",
-            _CHANNELS,
+            _COLOURS if is_flat(where) else _CHANNELS,
         )
     return Volume(array, volumes[0].affine)
 

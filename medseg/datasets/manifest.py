@@ -87,7 +87,7 @@ def _require_spelling(file: Path, content: Mapping[str, Any]) -> None:
         close = "" if key in KEYS else nearest(key.casefold(), list(KEYS), alike=_ALIKE)
         if close:
             remedy = "Correct it, or call it something else if it is not for medseg"
-            raise DataError(file, f"has the key {key!r}, which means nothing; did you mean {close!r}?"[:-1], remedy)
+            raise DataError(file, f"has the key {key!r}, which means nothing; did you mean {close!r}", remedy)
 
 
 def _others(file: Path, content: Mapping[str, Any]) -> Others | None:

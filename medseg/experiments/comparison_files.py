@@ -23,7 +23,7 @@ from medseg.machine.files import write_text
 from medseg.pictures.charts import cost_plot, curve_plot, standalone
 from medseg.report.ranking import MEAN
 from medseg.report.record import environment
-from medseg.report.rows import COLUMNS, cells_of
+from medseg.report.rows import cells_of, columns
 
 
 def write_comparison(comparison: JobComparison, output: Path) -> tuple[Path, ...]:
@@ -45,7 +45,7 @@ def write_comparison_csv(path: Path, results: Sequence[Result]) -> None:
     """Write a row per job, case and organ: the job, its loss and network, then the columns of cases.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("job", "loss", "net", *COLUMNS))
+    writer.writerow(("job", "loss", "net", *columns()))
     for result in results:
         named = [result.job.run.name, *(result.job.facts.get(key, "") for key in ("loss", "net"))]
         writer.writerows([*named, *cells_of(row)] for row in result.scores.rows)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import DataError, listed
+from medseg.machine.typed import to_plain
 from medseg.plan.plan import Plan
 from medseg.store.identity import identity
 from medseg.store.store import Store
@@ -54,7 +54,7 @@ class JobData:
 def data_of(letters: Mapping[str, str], plan: Plan, train: Sequence[str], held_out: Sequence[str]) -> JobData:
     """The data of a training on some cases of a store, of whose letters `medseg.store.identity.identity` tells."""
     ours, theirs = ({case: letters[case] for case in cases} for cases in (train, held_out))
-    return JobData(ours, theirs, json.loads(json.dumps(plan.to_dict())))
+    return JobData(ours, theirs, to_plain(plan))
 
 
 def require_unchanged(store: Path, letters: Mapping[str, str]) -> None:

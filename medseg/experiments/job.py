@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 from medseg.checkpoints.run import Run
 from medseg.errors import DataError, UsageError
 from medseg.experiments.data import JobData
-from medseg.machine.files import digest_of, locked, write_json
+from medseg.machine.files import digest_of, locked, read_json, write_json
 
 RECORD, LOG, LOCK = "job.json", "log.txt", "sweep.lock"
 
@@ -140,7 +139,7 @@ class Job:
 def _read(run: Path) -> dict[str, Any]:
     path = run / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except FileNotFoundError:
         return {}
     except NotADirectoryError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from medseg.export.graph import write_onnx, write_program
 from medseg.export.model import Model, facts, model_of, patches_of
 from medseg.export.verdict import Verdict, compare
 from medseg.machine.dotted import Trust
-from medseg.machine.files import scratch, whole, write_json
+from medseg.machine.files import read_json, scratch, whole, write_json
 from medseg.plan.plan import Plan, write_plan
 from medseg.space.volume import Volume
 
@@ -89,8 +88,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / FACTS
     try:
-        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        known: dict[str, Any] = read_json(path)
         Plan.from_dict(known["plan"])
+        _ = [f"{known[name]}" for name in ("format", "medseg", "network")], [*map(int, known["input"]["window"])]
+        _ = float(known["checked"]["largest_difference"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(path, f"is not what medseg export wrote ({error})", "Export the checkpoint again") from None
     return known

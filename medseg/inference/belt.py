@@ -131,13 +131,12 @@ class Belt:
     Args:
         work: What is done with a case.
         cases: Name -> files, in the order in which they are read.
-        tell: Takes a line per case that is segmented.
+        advance: Takes the name of each case that is segmented.
     """
 
-    def __init__(self, work: Work, cases: Mapping[str, tuple[Path, ...]], tell: Callable[[str], object]) -> None:
-        self.work, self.cases, self.tell = work, cases, tell
+    def __init__(self, work: Work, cases: Mapping[str, tuple[Path, ...]], advance: Callable[[str], object]) -> None:
+        self.work, self.cases, self.advance = work, cases, advance
         self.results: Results = {}
-        self._told = 0
         self._turn = threading.Lock()
         self._todo = deque((case, voxel_bytes(files)) for case, files in cases.items())
         self._read: deque[tuple[str, int, Future[Prepared]]] = deque()
@@ -180,8 +179,7 @@ class Belt:
             del turn, read
             with self._turn:
                 self._held -= size
-                self._told += 1
-                self.tell(f"{self._told} of {len(self.cases)}: {case}")
+                self.advance(case)
         self._collect(pending)
 
     def _next(self, readers: Executor) -> tuple[str, int, Future[Prepared]] | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console
 
 from medseg.errors import MedsegError, UsageError
 from medseg.inference.belt import Belt, Work, explained, label_file
@@ -15,6 +18,7 @@ from medseg.inference.objects import require_series
 from medseg.inference.predict import Predictor
 from medseg.inference.resume import Record
 from medseg.machine.files import require_writable
+from medseg.machine.progress import progress
 from medseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -44,7 +48,7 @@ def predict_cases(
     training_too: bool = False,
     overwrite: bool = False,
     form: str | None = None,
-    tell: Callable[[str], object] = log.info,
+    console: Console | None = None,
 ) -> FolderOutcome:
     """Segment an image or a folder of images, each written on its grid, in its format if that holds labels.
 
@@ -64,7 +68,7 @@ def predict_cases(
         training_too: Of a dataset, predict its training cases, too.
         overwrite: Predict every case anew.
         form: Write objects of DICOM in place of label files, see `medseg.inference.objects`.
-        tell: Takes a line per case that is segmented.
+        console: Where to show how far it is, with a line per case; None shows nothing.
 
     Raises:
         DataError: The source is missing or holds no image, or nothing can be written to the output.
@@ -79,8 +83,12 @@ def predict_cases(
     record = Record(output, predictors[0].settings)
     work = Work(predictors[0], output, save_probabilities, record, form)
     todo = cases if overwrite else {case: files for case, files in cases.items() if not work.done(case, files)}
-    results = Belt(work, todo, tell).run(predictors)
-    record.close()
+    shown = progress("predicting", len(todo), console) if console else nullcontext(log.debug)
+    try:
+        with shown as advance:
+            results = Belt(work, todo, advance).run(predictors)
+    finally:
+        record.close()
     return FolderOutcome(
         tuple(work.label_file(case, files) for case, files in todo.items() if results[case] is None),
         (*left_out, *(problem for case in todo if (problem := results[case]) is not None)),

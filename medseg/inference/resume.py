@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import medseg
-from medseg.machine.files import write_json
+from medseg.machine.files import parse_json, read_json, write_json
 from medseg.space.reading import parts_of
 
 MANIFEST = "predictions.json"
@@ -78,7 +78,7 @@ def _sizes(outputs: Iterable[Path]) -> dict[str, int]:
 def _read(path: Path) -> dict[str, Any]:
     """The cases of a manifest; none where it is missing or damaged, for then everything is predicted anew."""
     try:
-        cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
+        cases = read_json(path)["cases"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return cases if isinstance(cases, dict) else {}
@@ -89,7 +89,7 @@ def _read_journal(path: Path) -> dict[str, Any]:
     cases = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
-            case, entry = json.loads(line)
+            case, entry = parse_json(line)
             cases[case] = entry
     except (OSError, ValueError, TypeError):
         pass

@@ -64,7 +64,6 @@ def hausdorff_dt(
         alpha: Exponent of the distances, above 0.
         one_sided: Whether to leave out the prediction's own distances, the half that costs time in every step.
         threshold: The probability above which a voxel is predicted, or ``argmax``.
-        include_background: Whether channel 0 counts.
     """
     if alpha <= 0:
         raise ValueError(f"hausdorff_dt needs alpha above 0, got {alpha}")
@@ -100,7 +99,6 @@ def log_hausdorff_dt(x: Comparison, **knobs: Any) -> Reduced:
     Public code: MONAI agrees.
 
     Args:
-        x: The comparison.
         **knobs: Those of hausdorff_dt.
     """
     return torch.log1p(reduced(hausdorff_dt, x, knobs))
@@ -136,11 +134,9 @@ def hausdorff_er(
     along the channel axis; kornia agrees.
 
     Args:
-        x: The comparison.
         alpha: Exponent of the number of erosions survived.
         erosions: How many erosions, at least 1.
         renormalize: Whether to stretch to [0, 1] after each; without, nothing is left after the second.
-        include_background: Whether channel 0 counts.
     """
     if erosions < 1:
         raise ValueError(f"hausdorff_er needs erosions of at least 1, got {erosions}")
@@ -206,7 +202,6 @@ def boundary(x: Comparison, *, include_background: bool = False) -> PerClass:
 
     Args:
         x: The comparison; ``spacing_mm`` measures in millimetres; ``distance_map`` is φ, made beforehand.
-        include_background: Whether channel 0 counts.
     """
     first = first_channel(x, include_background=include_background)
     phi = signed_map(x, target_masks(x, first), first)

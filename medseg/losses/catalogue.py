@@ -9,9 +9,10 @@ from typing import Any
 
 from medseg.errors import nearest
 from medseg.losses import table
-from medseg.losses.knobs import knob_type, words
+from medseg.losses.knobs import knob_type
 from medseg.losses.table import Row
 from medseg.machine.files import write_text
+from medseg.machine.typed import words
 
 HANDLES = {"imbalance": "class imbalance", "small": "small organs", "boundary": "boundary", "missing": "missing labels"}
 COSTS = {
@@ -208,8 +209,8 @@ losses that need them the work.
 
 **Undrawn classes.** `class_mask` (b, c) says which classes were annotated in a sample. In multiclass mode its
 background then means "background or one of the others", so their probabilities are added to the background's before
-any loss sees them, and their own terms are left out (the marginal loss of Shi et al. 2021, arXiv 2007.03868). In
-the sigmoid modes their channels are left out.
+any loss sees them, and their own terms are left out (the marginal loss of Shi et al. 2021, arXiv 2007.03868; its other
+half is the loss `exclusion`). In the sigmoid modes their channels are left out.
 
 **Absent classes.** A region loss keeps a class without a target voxel at a cost near 1, as MONAI and nnU-Net do;
 `absent="ignore"` leaves it out. With `batch=True` absence is decided over the batch of all ranks.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medseg.losses.comparison import Comparison
 from medseg.losses.masks import all_channels, existing, first_channel, predicted_masks, sum_over_space, target_masks
+from medseg.losses.reduction import ratio
 from medseg.losses.table import loss
 from medseg.losses.thinning import soft_skeleton
 from medseg.space.fields import inner_distance, steps_per_sample
@@ -54,7 +55,6 @@ def cbdice(
         iterations: Erosions in thinning, at least the largest radius in voxels.
         inverse: How the weight of a centre line falls with its radius.
         smooth: Added to numerators and denominators.
-        include_background: Whether channel 0 counts.
     """
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0, got {iterations}")
@@ -71,8 +71,8 @@ def cbdice(
         target.weight * torch.where(predicted.radius > 0, own, other),
     )
     sums: Tensor = x.pool(torch.stack([all_channels(sum_over_space(term, x, first), first) for term in terms]))
-    precision, recall = (sums[0] + smooth) / (sums[1] + smooth), (sums[2] + smooth) / (sums[3] + smooth)
-    return 1 - 2 * precision * recall / (precision + recall)
+    precision, recall = ratio(sums[0::2] + smooth, sums[1::2] + smooth)
+    return 1 - ratio(2 * precision * recall, precision + recall)
 
 
 class _Tubes(NamedTuple):

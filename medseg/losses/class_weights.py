@@ -123,12 +123,27 @@ def weighted(expression: str, weights: Mapping[str, Sequence[float]]) -> str:
     return ast.unparse(tree) if worded else expression
 
 
+_DEEPEST = 100  # far above what a sum of all losses is
+
+
 def tree_of(expression: str) -> ast.AST:
-    """A loss as Python reads it; an empty tree of what cannot be read."""
+    """A loss as Python reads it; an empty tree of what cannot be read.
+
+    Raises:
+        ValueError: It is nested so deeply that whether it can be read depends on who asks.
+    """
     try:
-        return ast.parse(expression.strip(), mode="eval")
+        tree = ast.parse(expression.strip(), mode="eval")
+        level: list[ast.AST] = [tree]
+        for _ in range(_DEEPEST):
+            level = [child for node in level for child in ast.iter_child_nodes(node)]
     except (SyntaxError, ValueError):
         return ast.Module([], [])  # whoever reads the loss says what is wrong with it
+    except (RecursionError, MemoryError):
+        level = [ast.Pass()]
+    if level:
+        raise ValueError(f"a loss is nested more than {_DEEPEST} levels deep. Write a sum of few terms")
+    return tree
 
 
 def _worded(tree: ast.AST) -> list[ast.keyword]:

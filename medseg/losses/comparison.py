@@ -52,6 +52,16 @@ class once(Generic[T]):  # noqa: N801  reads as a decorator, like `property`
         return value
 
 
+class Sum:
+    """One of the sums of a walk over the volume, as an attribute."""
+
+    def __init__(self, kind: Kind, place: int, what: str) -> None:
+        self.kind, self.place, self.__doc__ = kind, place, what
+
+    def __get__(self, comparison: Comparison, owner: type) -> PerClass:
+        return comparison.sums(self.kind)[self.place]
+
+
 @dataclass(eq=False, kw_only=True)
 class Comparison:
     """One forward pass's logits beside their target.
@@ -195,25 +205,17 @@ class Comparison:
 
     # ------------------------------------------------------------------ streamed sums
 
-    @property
-    def tp(self) -> PerClass:
-        """Σ p g."""
-        return self.sums("overlap")[0]
-
-    @property
-    def fp(self) -> PerClass:
-        """Σ p (1 - g)."""
-        return self.sums("overlap")[1]
-
-    @property
-    def fn(self) -> PerClass:
-        """Σ (1 - p) g."""
-        return self.sums("overlap")[2]
-
-    @property
-    def tn(self) -> PerClass:
-        """Σ (1 - p) (1 - g)."""
-        return self.sums("overlap")[3]
+    tp = Sum("overlap", 0, "Σ p g.")
+    fp = Sum("overlap", 1, "Σ p (1 - g).")
+    fn = Sum("overlap", 2, "Σ (1 - p) g.")
+    tn = Sum("overlap", 3, "Σ (1 - p) (1 - g).")
+    sum_g = Sum("sizes", 0, "Σ g, the size of the structure in voxels.")
+    voxels = Sum("sizes", 1, "Σ 1, the voxels that count.")
+    sum_p2 = Sum("squares", 0, "Σ p².")
+    sum_g2 = Sum("squares", 1, "Σ g², which is Σ g unless the target is soft.")
+    error_inside = Sum("squares", 2, "Σ (p - g)² g, the squared errors on the structure.")
+    error_outside = Sum("squares", 3, "Σ (p - g)² (1 - g), those beside it.")
+    tp_with_squares = Sum("squares", 4, "Σ p g, from the walk that yields the squares: for losses that need no other.")
 
     @property
     def sum_p(self) -> PerClass:
@@ -221,44 +223,9 @@ class Comparison:
         return self.tp + self.fp
 
     @property
-    def sum_g(self) -> PerClass:
-        """Σ g, the size of the structure in voxels."""
-        return self.sums("sizes")[0]
-
-    @property
-    def voxels(self) -> PerClass:
-        """Σ 1, the voxels that count."""
-        return self.sums("sizes")[1]
-
-    @property
-    def sum_p2(self) -> PerClass:
-        """Σ p²."""
-        return self.sums("squares")[0]
-
-    @property
-    def sum_g2(self) -> PerClass:
-        """Σ g², which is Σ g unless the target is soft."""
-        return self.sums("squares")[1]
-
-    @property
     def sum_abs(self) -> PerClass:
         """Σ |p - g|."""
         return self.sums("squares")[5] if self.soft else self.fp + self.fn
-
-    @property
-    def error_inside(self) -> PerClass:
-        """Σ (p - g)² g, the squared errors on the structure."""
-        return self.sums("squares")[2]
-
-    @property
-    def error_outside(self) -> PerClass:
-        """Σ (p - g)² (1 - g), those beside it."""
-        return self.sums("squares")[3]
-
-    @property
-    def tp_with_squares(self) -> PerClass:
-        """Σ p g, from the walk that yields the squares: for losses that need no other sum."""
-        return self.sums("squares")[4]
 
     def sums(self, kind: Kind) -> Float[Tensor, "k n c"]:
         """All sums of one walk, in double precision, per sample, or over the batch where this view says so."""

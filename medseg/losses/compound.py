@@ -46,7 +46,6 @@ def dice_ce(x: Comparison, *, lambda_dice: float = 1.0, lambda_ce: float = 1.0, 
     its cross-entropy silently is a softmax one, and include_background does not reach it.
 
     Args:
-        x: The comparison.
         lambda_dice: Weight of dice.
         lambda_ce: Weight of cross-entropy (bce in the sigmoid modes).
         **knobs: Those of dice and cross_entropy; weight goes to both.
@@ -74,7 +73,6 @@ def dice_focal(x: Comparison, *, lambda_dice: float = 1.0, lambda_focal: float =
     Public code: MONAI agrees with sigmoids; with softmax=True its focal part is still sigmoid (#8242).
 
     Args:
-        x: The comparison.
         lambda_dice: Weight of dice.
         lambda_focal: Weight of focal.
         **knobs: Those of dice and focal.
@@ -103,7 +101,6 @@ def generalized_dice_focal(
     Public code: MONAI agrees with sigmoids; with softmax its focal part is still sigmoid.
 
     Args:
-        x: The comparison.
         lambda_gdl: Weight of generalized_dice.
         lambda_focal: Weight of focal.
         **knobs: Those of generalized_dice and focal.
@@ -130,7 +127,6 @@ def dice_topk(x: Comparison, *, lambda_dice: float = 1.0, lambda_topk: float = 1
     Public code: nnU-Net agrees (its value is 1 less).
 
     Args:
-        x: The comparison.
         lambda_dice: Weight of dice.
         lambda_topk: Weight of topk_cross_entropy.
         **knobs: Those of dice and topk_cross_entropy.
@@ -169,7 +165,6 @@ def combo(
     weighs it with α (1 - α), another puts β on the background.
 
     Args:
-        x: The comparison.
         alpha: Share of the cross-entropy.
         beta: Price of a missed positive, 1 - beta that of a false one.
         smooth: Added to numerator and denominator of Dice.
@@ -217,7 +212,6 @@ def exp_log(
     Public code: SegLossOdyssey takes the power of the mean Dice and leaves the cross-entropy without one.
 
     Args:
-        x: The comparison.
         w_dice: Weight of the Dice term.
         w_ce: Weight of the cross-entropy term.
         gamma_dice: Exponent of -ln Dice.
@@ -230,9 +224,13 @@ def exp_log(
     """
     knobs = {"smooth_nr": smooth, "smooth_dr": smooth, "batch": batch, "absent": absent}
     knobs["include_background"] = include_background
-    overlap = reduced(dice, x, knobs, bend=lambda loss_: power(-torch.log1p(-loss_), gamma_dice))
+    overlap = reduced(dice, x, knobs, bend=lambda loss_: power(-torch.log1p(-loss_.clamp_max(MOST)), gamma_dice))
     voxels = power(-x.log_p_true, gamma_ce) * _rarity(x, class_weight)
     return w_dice * overlap + w_ce * mean_over_voxels(voxels, x)
+
+
+MOST = 1 - 1e-7
+"""The largest loss whose Dice still has a logarithm in single precision."""
 
 
 def _rarity(x: Comparison, class_weight: Weights) -> torch.Tensor:
@@ -278,7 +276,6 @@ def anatomynet(
     tutorial's Dice + focal sums Dice over the batch and goes negative.
 
     Args:
-        x: The comparison.
         lam: Weight of focal; the paper tries 0.1, 0.5 and 1.
         gamma: As in focal.
         class_weight: One number per class, on both parts.

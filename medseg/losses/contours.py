@@ -68,7 +68,6 @@ def weighted_hausdorff(
         eps: Keeps the quotients finite.
         points: Every voxel of the target, or those of its surface.
         max_points: Take at most so many points of each class.
-        include_background: Whether channel 0 counts.
         absent: What a class without target voxels costs.
     """
     if p_exponent >= 0 or eps <= 0:

@@ -108,7 +108,8 @@ class Criterion(nn.Module):
 
         Raises:
             ValueError: If shapes, types or values are wrong.
-            NonFiniteLogitsError: If the logits are not finite; every process has then taken part in what they share.
+            NonFiniteLogitsError: If the value is not finite because logits are not; every process has then taken part
+                in what they share.
         """
         try:
             with torch.autocast(logits.device.type, enabled=False):

@@ -38,7 +38,6 @@ def boundary_dou(x: Comparison, *, limit: float = 1.0, smooth: float = 1e-5) -> 
     structure's, in two or three dimensions.
 
     Args:
-        x: The comparison.
         limit: The largest α, at least 0; 1 is none.
         smooth: Added to numerator and denominator.
     """

@@ -35,7 +35,6 @@ def bce(x: Comparison, *, pos_weight: float | Sequence[float] | None = None) -> 
     gives the worst voxels no gradient at all.
 
     Args:
-        x: The comparison.
         pos_weight: Price of a missed positive, one number or one per channel.
     """
     return -yes_and_no(x, 1.0 if pos_weight is None else pos_weight, 1.0)
@@ -93,8 +92,6 @@ def cross_entropy(
     Public code: torch agrees, label smoothing included. Ports that sum over space grow with the patch.
 
     Args:
-        x: The comparison.
-        weight: One number per class, background included.
         label_smoothing: Share ε of the target spread evenly over the classes.
         normalize: Divide by the number of voxels, or by the sum of their weights.
     """
@@ -140,8 +137,6 @@ def weighted_cross_entropy(
     Public code: torch's weight= agrees with normalize="weights"; textbooks divide by the number of voxels.
 
     Args:
-        x: The comparison.
-        weight: One number per class, background included.
         pos_weight: Price of a missed positive in the sigmoid modes.
         normalize: Divide by the sum of the weights, or by the number of voxels.
     """
@@ -167,7 +162,6 @@ def balanced_cross_entropy(x: Comparison, *, beta: Share | None = None) -> PerVo
     Public code: Calling sklearn's balanced weights on a minibatch yields a vector without the absent classes, shifted.
 
     Args:
-        x: The comparison.
         beta: Price of a missed positive, the rest being that of a false one; None for the share of negatives.
     """
     pooled = x.over_batch()
@@ -200,7 +194,6 @@ def topk_cross_entropy(x: Comparison, *, k: float = 10.0, weight: Weights = None
     Public code: nnU-Net agrees, but divides by nothing on tiny inputs; ignored voxels must go before counting.
 
     Args:
-        x: The comparison.
         k: Percentage of the voxels, in (0, 100].
         weight: One number per class, background included, multiplied before voxels are ranked.
     """
@@ -243,7 +236,6 @@ def logit_margin(x: Comparison, *, margin: Extended = 10.0, alpha: float = 0.1) 
     Public code: The author's code agrees.
 
     Args:
-        x: The comparison.
         margin: How far below the largest logit another may lie at no cost; inf is cross_entropy.
         alpha: Strength of the leash.
     """
@@ -276,7 +268,6 @@ def nacl(x: Comparison, *, kernel_size: int = 3, alpha: float = 0.1, distance: L
     Public code: MONAI agrees.
 
     Args:
-        x: The comparison.
         kernel_size: Width of the neighbourhood in voxels, odd.
         alpha: Strength of the constraint.
         distance: l1 or l2 (squared).

@@ -48,11 +48,8 @@ def exclusion(
     that are fully drawn, and smooths the numerator, too, which rewards what is predicted in vain if nothing was drawn.
 
     Args:
-        x: The comparison.
         form: An overlap, or a cross-entropy that ends at 0.
         smooth: Added to the denominator of Dice.
-        include_background: Whether channel 0 counts.
-        weight: One number per class, background included.
     """
     undrawn = x.undrawn
     if undrawn is not None:

@@ -9,9 +9,10 @@ from typing import Any, get_type_hints
 
 from medseg.errors import nearest
 from medseg.losses.class_weights import tree_of
-from medseg.losses.knobs import Real, checked_knobs, fits, real, words
+from medseg.losses.knobs import Real, checked_knobs
 from medseg.losses.schedule import OPERATORS, SCHEDULES, Arithmetic, Constant, Weight, first_fault
 from medseg.losses.table import Row, row_named, rows
+from medseg.machine.typed import typed
 
 GRAMMAR = "Write a sum such as: dice + 0.5 * focal(gamma=2)"
 
@@ -42,18 +43,22 @@ def parse(expression: str) -> list[Term]:
         >>> [(term.weight(0), term.row.name, term.knobs) for term in parse("dice + 0.5 * focal(gamma=1)")]
         [(1.0, 'dice', {}), (0.5, 'focal', {'gamma': 1.0})]
     """
+    _ = tree_of(expression)  # or it would be read in vain
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:
-        raise ValueError(f"the loss {expression!r} cannot be read ({error}). {GRAMMAR}") from error
+        raise ValueError(f"the loss {expression!r:.200} cannot be read ({error}). {GRAMMAR}") from error
     terms = _terms(tree, Constant(1.0))
     if isinstance(terms, list) and terms:
         return terms
-    raise ValueError(f"the loss {expression!r} names no loss, only a number. {GRAMMAR}")
+    raise ValueError(f"the loss {expression!r:.200} names no loss, only a number. {GRAMMAR}")
 
 
 def paths_in(expression: str) -> tuple[str, ...]:
     """The dotted paths that `parse` would import, however they are written; none of what cannot be read.
+
+    Raises:
+        ValueError: It is nested too deeply.
 
     Example:
         >>> paths_in("dice + 0.5 * (mine . losses).own(k=2)")
@@ -115,12 +120,13 @@ def _schedule(node: ast.Call) -> Weight:
         raise ValueError(
             f"{ast.unparse(node)!r} is not a schedule ({error}), such as linear(0, 1, epochs=50)"
         ) from error
-    types = get_type_hints(inspect.unwrap(schedule))
+    types, numbers = get_type_hints(inspect.unwrap(schedule)), {}
     for name, value in given.arguments.items():
-        if not fits(value, Real if types[name] is float else types[name]):
-            expected = "a finite number" if types[name] is float else words(types[name])
-            raise ValueError(f"{ast.unparse(node)!r}: expected {expected} for {name}")
-    return schedule(**{name: real(value, types[name]) for name, value in given.arguments.items()})
+        try:
+            numbers[name] = typed(value, Real if types[name] is float else types[name])
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{ast.unparse(node)!r}: {name} is {value!r} ({error})") from None
+    return schedule(**numbers)
 
 
 def _path(node: ast.expr) -> str:

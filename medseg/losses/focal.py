@@ -45,7 +45,6 @@ def focal(x: Comparison, *, gamma: float = 2.0, alpha: Alpha = None) -> PerVoxel
     this; smp's multiclass form is sigmoid.
 
     Args:
-        x: The comparison.
         gamma: How fast an easy voxel is forgotten, at least 0.
         alpha: Sigmoid modes: price of a positive, 1 - alpha that of a negative (one number, or one per channel);
             multiclass: one number per class, not normalised.
@@ -108,7 +107,6 @@ def poly1_cross_entropy(x: Comparison, *, epsilon: Real = 1.0) -> PerVoxel:
     Public code: abhuse/polyloss agrees.
 
     Args:
-        x: The comparison.
         epsilon: The coefficient; 0 is cross_entropy.
     """
     return -x.log_p_true + epsilon * doubt(x.log_p_true)
@@ -128,7 +126,6 @@ def poly1_focal(x: Comparison, *, epsilon: Real = 1.0, gamma: float = 2.0, alpha
     Public code: abhuse/polyloss agrees.
 
     Args:
-        x: The comparison.
         epsilon: The coefficient; 0 is focal.
         gamma: As in focal.
         alpha: As in focal; it does not scale the added term.
@@ -151,7 +148,6 @@ def symmetric_focal(x: Comparison, *, delta: Share = 0.6, gamma: float = 0.5) ->
     1 - γ exchanged between the pair, the code decides.
 
     Args:
-        x: The comparison.
         delta: Price of structures; 1 - delta that of the background.
         gamma: How fast an easy voxel is forgotten.
     """
@@ -173,7 +169,6 @@ def asymmetric_focal(x: Comparison, *, delta: Share = 0.6, gamma: float = 0.5) -
     sum. MONAI's form is half of this.
 
     Args:
-        x: The comparison.
         delta: Price of structures; 1 - delta that of the background.
         gamma: How fast easy background is forgotten.
     """

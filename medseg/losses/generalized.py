@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
-from medseg.losses.reduction import class_vector, classes_that_count, reduced
+from medseg.losses.reduction import class_vector, classes_that_count, ratio, reduced
 from medseg.losses.table import Reduced, loss
 from medseg.types import PerClass, PerSample
 
@@ -44,7 +44,6 @@ def generalized_dice(
     Public code: MONAI agrees. 1 / (n + 1e-10)², as in SegLossOdyssey, makes an absent class the whole loss.
 
     Args:
-        x: The comparison.
         w_type: 1/n² (square), 1/n (simple), 1 (uniform), or one number per class.
         absent_weight: What an absent class weighs: the largest weight of the others (max), or nothing (zero).
         include_background: Whether channel 0 counts in multiclass mode.
@@ -53,8 +52,8 @@ def generalized_dice(
     """
     counts = classes_that_count(x, include_background=include_background)
     w = _volume_weights(x.sum_g, w_type, absent_weight, counts, x) * counts
-    numerator = 2 * (w * x.tp).sum(1) + smooth_nr
-    return 1 - numerator / ((w * (x.sum_p + x.sum_g)).sum(1) + smooth_dr)
+    errors = (w * (x.fp + x.fn)).sum(1) + smooth_dr - smooth_nr
+    return ratio(errors, (w * (x.sum_p + x.sum_g)).sum(1) + smooth_dr)
 
 
 def _volume_weights(
@@ -92,7 +91,6 @@ def penalty_generalized_dice(x: Comparison, *, k: float = 2.5, **knobs: Any) -> 
     Public code: SegLossOdyssey puts the negative score into the formula, which breaks it.
 
     Args:
-        x: The comparison.
         k: Strength of the penalty; 0 is generalized_dice.
         **knobs: Those of generalized_dice.
     """
@@ -129,7 +127,6 @@ def generalized_wasserstein_dice(
     Public code: The author's code and MONAI agree; both ask for a matrix.
 
     Args:
-        x: The comparison.
         dist_matrix: Distance between each pair of classes, C rows of C, scaled here so that the largest is 1;
             None for 1 between any two.
         background: The class whose hits do not count as true positives.

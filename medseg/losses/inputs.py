@@ -79,7 +79,7 @@ def compare(
         labels=labels,
         target=dense,
         soft=soft,
-        weight=_weight(valid, voxel_weight, logits, dtype),
+        weight=_weight(valid, voxel_weight, logits, mode),
         class_mask=None if class_mask is None else uploaded(class_mask, logits.device, dtype),
         undrawn=undrawn,
         spacing_mm=_spacing(spacing_mm, logits),
@@ -212,8 +212,9 @@ def _countable(target: Tensor) -> torch.dtype:
     return WIDENED.get(target.dtype, target.dtype)
 
 
-def _weight(valid: Tensor | None, voxel_weight: Tensor | None, logits: Tensor, dtype: torch.dtype) -> Tensor | None:
+def _weight(valid: Tensor | None, voxel_weight: Tensor | None, logits: Tensor, mode: str) -> Tensor | None:
     """What each element counts: validity times the caller's weight, (b 1|c *s)."""
+    dtype = working_dtype(logits)
     if voxel_weight is None:
         return None if valid is None else valid.to(dtype)
     _check_space(voxel_weight, logits, "voxel_weight")
@@ -221,6 +222,8 @@ def _weight(valid: Tensor | None, voxel_weight: Tensor | None, logits: Tensor, d
         raise ValueError("voxel_weight is a constant to every loss and gets no gradient: give voxel_weight.detach()")
     weight = voxel_weight.to(dtype)
     weight = weight.unsqueeze(1) if weight.ndim == logits.ndim - 1 else weight
+    if mode == "multiclass" and weight.shape[1] != 1:
+        raise ValueError(f"voxel_weight must be one map per sample in mode 'multiclass', got {tuple(weight.shape)}")
     if not bool(((weight >= 0) & weight.isfinite()).all()):
         raise ValueError(f"voxel_weight must be finite and at least 0, got {weight.min():g} to {weight.max():g}")
     return weight if valid is None else weight * valid
@@ -240,6 +243,8 @@ def _check_space(values: Tensor | None, logits: Tensor, name: str) -> None:
 def _check_class_mask(mask: Tensor | None, logits: Tensor) -> None:
     if mask is not None and tuple(mask.shape) != tuple(logits.shape[:2]):
         raise ValueError(f"class_mask must be (b, c) = {tuple(logits.shape[:2])}, got {tuple(mask.shape)}")
+    if mask is not None and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"class_mask must hold 1 for what was annotated and 0 for what was not, got {mask.tolist()}")
 
 
 def _undrawn(mask: Tensor | None, device: torch.device) -> Tensor | None:
@@ -267,7 +272,7 @@ def _spacing(spacing_mm: Tensor | Sequence[float] | None, logits: Tensor) -> Ten
         return None
     axes = logits.ndim - 2
     spacing = torch.as_tensor(spacing_mm, dtype=torch.float64, device="cpu")
-    if spacing.shape not in ((axes,), (logits.shape[0], axes)) or not bool((spacing > 0).all()):
+    if spacing.shape not in ((axes,), (logits.shape[0], axes)) or not bool(((spacing > 0) & spacing.isfinite()).all()):
         raise ValueError(
             f"spacing_mm must be {axes} positive numbers, or ({logits.shape[0]}, {axes}) of them, "
             f"got {spacing.tolist()}"

@@ -59,7 +59,6 @@ def blob(
     sum and denominator.
 
     Args:
-        x: The comparison.
         criterion: L: ``dice``, ``bce`` or ``dice_bce`` (their sum), all blobs in one pass; or any other loss of the
             table at its default knobs, one pass over the volume for each blob.
         alpha: Weight of the whole.

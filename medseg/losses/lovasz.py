@@ -35,7 +35,6 @@ def lovasz_softmax(
     Public code: The author's code agrees.
 
     Args:
-        x: The comparison.
         classes: Average over the classes present in the target, or over all.
         per_image: Sort each sample on its own instead of the batch as one.
     """
@@ -64,7 +63,6 @@ def lovasz_hinge(x: Comparison, *, classes: Literal["all", "present"] = "all", p
     Public code: The author's code agrees, with classes="all".
 
     Args:
-        x: The comparison.
         classes: Average over all channels and samples, or over those that show the structure.
         per_image: Sort each sample on its own instead of the batch as one.
     """

@@ -34,7 +34,6 @@ def ohem_cross_entropy(x: Comparison, *, threshold: float = 0.7, min_kept: int =
     there and in HRNet the easiest voxel is dropped where fewer than ``min_kept`` exist.
 
     Args:
-        x: The comparison.
         threshold: t, in (0, 1]: a true class at least so likely is easy.
         min_kept: How many voxels of each sample (elements in the sigmoid modes) count at least.
     """

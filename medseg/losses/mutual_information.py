@@ -44,7 +44,6 @@ def region_mutual_information(x: Comparison, *, radius: int = 3, pool: int = 3) 
     background and adds 1e-8 within the logarithm. Here a neighbourhood with an ignored voxel is left out.
 
     Args:
-        x: The comparison.
         radius: Side of a neighbourhood.
         pool: Side of the blocks that are averaged first.
     """

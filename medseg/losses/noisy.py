@@ -38,7 +38,6 @@ def generalized_cross_entropy(x: Comparison, *, q: float = 0.7, truncation: floa
     per epoch, over the training set, which samples are truncated.
 
     Args:
-        x: The comparison.
         q: In (0, 1]: how far towards the absolute error.
         truncation: k, the probability up to which a voxel is given up; 0 gives none up.
     """
@@ -70,7 +69,6 @@ def symmetric_cross_entropy(x: Comparison, *, alpha: float = 0.1, beta: float = 
     times the paper's.
 
     Args:
-        x: The comparison.
         alpha: Weight of the cross-entropy.
         beta: Weight of the reversed one.
     """
@@ -100,7 +98,6 @@ def noise_robust_dice(x: Comparison, *, gamma: float = 1.5, smooth: float = 1e-5
     Public code: PyMIC divides by Σ p + Σ g, with which γ = 2 is no Dice.
 
     Args:
-        x: The comparison.
         gamma: In [1, 2]; the smaller, the more is forgiven.
         smooth: Added to the denominator.
     """

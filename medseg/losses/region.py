@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medseg.losses.comparison import Comparison
 from medseg.losses.knobs import Share
-from medseg.losses.reduction import reduced
+from medseg.losses.reduction import power, ratio, reduced
 from medseg.losses.table import Reduced, loss
 from medseg.types import PerClass
 
@@ -45,7 +45,6 @@ def dice(
     Public code: MONAI and nnU-Net agree (nnU-Net reports the value minus 1). Summing in fp16 overflows (smp #463).
 
     Args:
-        x: The comparison.
         smooth_nr: Added to the numerator.
         smooth_dr: Added to the denominator.
         squared: Sum squares in the denominator, as dice_squared does.
@@ -84,19 +83,12 @@ def dice_squared(x: Comparison, *, smooth_nr: float = 1e-5, smooth_dr: float = 1
     family="region",
     paper="Kodym et al. 2018, Segmentation of head and neck organs at risk using CNN with batch Dice loss, "
     "arXiv 1812.02427",
-    batch=True,
+    parts=(dice,),
     soft="soft_target",
     handles=("imbalance", "small", "missing"),
     range="[0, 1]",
 )
-def batch_dice(
-    x: Comparison,
-    *,
-    smooth_nr: float = 1e-5,
-    smooth_dr: float = 1e-5,
-    squared: bool = False,
-    soft_target: bool = False,
-) -> PerClass:
+def batch_dice(x: Comparison, *, batch: bool = True, **knobs: Any) -> Reduced:
     """Dice of the whole batch taken as one volume, over all ranks, so a patch without the organ does no harm.
 
     Equation:
@@ -110,13 +102,10 @@ def batch_dice(
     them (#1354).
 
     Args:
-        x: The comparison.
-        smooth_nr: Added to the numerator.
-        smooth_dr: Added to the denominator.
-        squared: As in dice.
-        soft_target: As in dice.
+        batch: Whether it is what its name says, or dice.
+        **knobs: Those of dice.
     """
-    return dice(x, smooth_nr=smooth_nr, smooth_dr=smooth_dr, squared=squared, soft_target=soft_target)
+    return reduced(dice, x, {**knobs, "batch": batch})
 
 
 @loss(
@@ -162,7 +151,6 @@ def log_cosh_dice(x: Comparison, *, per_class: bool = False, **knobs: Any) -> Re
     bends every class's loss first, which is ours.
 
     Args:
-        x: The comparison.
         per_class: Bend each class before averaging.
         **knobs: Those of dice.
     """
@@ -195,12 +183,11 @@ def sensitivity_specificity(x: Comparison, *, r: Share = 0.05, smooth: float = 1
     way.
 
     Args:
-        x: The comparison.
         r: Share of the error on the structure (sensitivity).
         smooth: Added to both denominators.
     """
-    inside = x.error_inside / (x.sum_g + smooth)
-    outside = x.error_outside / (x.voxels - x.sum_g + smooth)
+    inside = ratio(x.error_inside, x.sum_g + smooth)
+    outside = ratio(x.error_outside, x.voxels - x.sum_g + smooth)
     return r * inside + (1 - r) * outside
 
 
@@ -226,10 +213,9 @@ def mcc(x: Comparison, *, eps: float = 1e-5) -> PerClass:
     3e9.
 
     Args:
-        x: The comparison.
         eps: Added under the root.
     """
     tp, fp, fn, tn = x.sums("overlap")
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-    correlation = (tp * tn - fp * fn) / (product.clamp_min(0) + eps).sqrt()
+    correlation = ratio(tp * tn - fp * fn, power(product.clamp_min(0) + eps, 0.5))
     return torch.where((fp == 0) & (fn == 0), 0 * correlation, 1 - correlation)

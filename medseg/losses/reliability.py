@@ -42,7 +42,6 @@ def l1_ace(x: Comparison, *, bins: int = 20, binning: Literal["hard", "soft"] = 
     in the mean, where absent="ignore" here leaves it out.
 
     Args:
-        x: The comparison.
         bins: M, at least 1.
         binning: Give a voxel to one bin, or share it between two.
     """
@@ -66,7 +65,7 @@ def l1_ace(x: Comparison, *, bins: int = 20, binning: Literal["hard", "soft"] = 
 def _bin(p: Tensor, bins: int) -> list[tuple[Tensor, Tensor]]:
     """The bin each probability falls into, and all of it."""
     edges = torch.arange(1, bins, dtype=p.dtype, device=p.device) / bins
-    return [(torch.bucketize(p.detach(), edges), p.new_ones(()))]
+    return [(torch.bucketize(p.detach().contiguous(), edges), p.new_ones(()))]
 
 
 def _shares(p: Tensor, bins: int) -> list[tuple[Tensor, Tensor]]:

@@ -44,7 +44,6 @@ def t_loss(
     minus sign of the first term.
 
     Args:
-        x: The comparison.
         nu: The learnt ν~; None for its first value.
         nu_init: First value of ν~; 0 is ν = 1.
         epsilon: Added to ν.

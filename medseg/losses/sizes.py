@@ -46,7 +46,6 @@ def size_penalty(
     Public code: The authors' divides by N, which the paper does not print.
 
     Args:
-        x: The comparison.
         low: a, in voxels, one number per class, background included (one out of reach is none); None for
             (1 - margin) Σg, or for no bound where ``high`` is given.
         high: b, likewise.
@@ -86,7 +85,6 @@ def size_barrier(
     Public code: The authors' agrees; it raises t by a tenth every epoch from 5.
 
     Args:
-        x: The comparison.
         low: As in size_penalty.
         high: As in size_penalty.
         margin: As in size_penalty.

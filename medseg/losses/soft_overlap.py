@@ -32,7 +32,6 @@ def compatible_tversky(x: Comparison, *, alpha: float = 0.3, beta: float = 0.7, 
     absent classes if labels are hard (here absent="ignore").
 
     Args:
-        x: The comparison.
         alpha: Price of a false positive.
         beta: Price of a false negative.
         smooth: Added to TP in both places.
@@ -63,7 +62,6 @@ def jaccard_metric(x: Comparison, *, smooth: float = 1e-5) -> PerClass:
     Public code: The authors' JDTLoss agrees; see compatible_tversky.
 
     Args:
-        x: The comparison.
         smooth: Added to TP in both places.
     """
     return compatible_tversky(x, alpha=1.0, beta=1.0, smooth=smooth)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  torch's own alias
 from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 
@@ -27,8 +26,9 @@ SHELVES = 1024
 """Into how many sums a GPU parts that of a class, voxel i going to sum i mod 1024: most voxels are background, and all
 of them adding to one number would wait for each other. So few go into each that single precision is exact to 1e-7."""
 
-NEVER = 200.0
-"""How far below the background's logit an undrawn class is put: e^-200 is no probability, but has a logarithm."""
+NEVER = 80.0
+"""How far below the background's logit an undrawn class is put: e^-80 is no probability, but has a logarithm, and is no
+number so small that processors calculate it a hundred times as slowly."""
 
 Yield = tuple[Any, Any]
 """What a walk gives: sums over the voxels (*k, b, c) in double precision, and a map of them (b, *c, n); or None."""
@@ -49,7 +49,7 @@ class Walk:
     """
 
     function: ChunkFunction
-    quick: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]] | None = None
+    quick: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None, Tensor]] | None = None
     slope: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None], None] | None = None
 
     def __call__(
@@ -109,21 +109,39 @@ def merged(z: Float[Tensor, "b c n"], undrawn: Bool[Tensor, "b c"] | None) -> Fl
     """
     if undrawn is None:
         return z
-    background = z.masked_fill(~_pooled(undrawn), -torch.inf).logsumexp(1, keepdim=True)
-    others = torch.where(undrawn[:, 1:, None], background.detach() - NEVER, z[:, 1:])
-    return torch.cat([background, others], 1)
+    if z.device.type != "cpu":  # which would be waited for
+        background = z.masked_fill(~_joining(undrawn), -torch.inf).logsumexp(1, keepdim=True)
+        return torch.cat([background, torch.where(undrawn[:, 1:, None], background.detach() - NEVER, z[:, 1:])], 1)
+    joined = z.clone()
+    for n, pooled in _pooled(undrawn):
+        background = z[n, pooled].logsumexp(0)
+        joined[n, pooled] = (background.detach() - NEVER).expand(len(pooled), -1)
+        joined[n, 0] = background
+    return joined
 
 
-def _pooled(undrawn: Bool[Tensor, "b c"]) -> Bool[Tensor, "b c 1"]:
-    """The background and the undrawn classes."""
-    return F.pad(undrawn[:, 1:], (1, 0), value=True).unsqueeze(2)
+def _pooled(undrawn: Bool[Tensor, "b c"]) -> Iterator[tuple[int, Integer[Tensor, " k"]]]:
+    """The background and the undrawn classes of each sample that has any."""
+    for n, row in enumerate(undrawn):
+        found = row.nonzero().squeeze(1)
+        if len(found):
+            yield n, torch.cat([found.new_zeros(1), found])
 
 
-def _unmerged(slope: Tensor, z: Tensor, undrawn: Bool[Tensor, "b c"]) -> Tensor:
-    """The gradient of the logits before `merged`, from that after it: each takes its share of the background's."""
-    pooled = _pooled(undrawn)
-    share = z.masked_fill(~pooled, -torch.inf).softmax(1)
-    return torch.where(pooled, share * slope[:, :1], slope)
+def _joining(undrawn: Bool[Tensor, "b c"]) -> Bool[Tensor, "b c 1"]:
+    """The same as a map."""
+    return torch.cat([torch.ones_like(undrawn[:, :1]), undrawn[:, 1:]], 1).unsqueeze(2)
+
+
+def _unmerge(slope: Tensor, z: Tensor, undrawn: Bool[Tensor, "b c"]) -> None:
+    """Turn the gradient after `merged` into that before it: each class takes its share of the background's."""
+    if z.device.type != "cpu":
+        joining = _joining(undrawn)
+        share = z.masked_fill(~joining, -torch.inf).softmax(1)
+        slope.copy_(torch.where(joining, share * slope[:, :1], slope))
+        return
+    for n, pooled in _pooled(undrawn):
+        slope[n, pooled] = z[n, pooled].softmax(0) * slope[n, :1]
 
 
 class _Walk(torch.autograd.Function):
@@ -233,7 +251,7 @@ def _write_slope(
         torch.sub(merged(z, undrawn), logsumexp.unsqueeze(1), out=place).exp_()
     walk.slope(place, labels.long().unsqueeze(1), weight, d_sums, d_map)
     if undrawn is not None:
-        place = _unmerged(place, z, undrawn)
+        _unmerge(place, z, undrawn)
     if place is not out:
         out.copy_(place)
 
@@ -262,7 +280,7 @@ def _quick_overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Te
     scale = total.reciprocal() if weight is None else weight / total
     log_p = z.gather(1, y).sub_(top)
     tp = sums_by_label(labels, log_p.exp().mul_(scale).squeeze(1), z.shape[1])
-    fp = torch.bmm(e.scatter_(1, y, 0), scale.transpose(1, 2)).squeeze(2)
+    fp = torch.bmm(e.scatter_(1, y, torch.zeros_like(log_p)), scale.transpose(1, 2)).squeeze(2)
     total.log_()
     return torch.stack([tp, fp.double()]), log_p.sub_(total).squeeze(1), total.add_(top).squeeze(1)
 
@@ -270,12 +288,11 @@ def _quick_overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Te
 def _slope_of_overlap(p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, d_log: Tensor | None) -> None:
     """dz_c = w p_c (q_c - <p, q>) + d_log ([c = y] - p_c), with q = d_fp, and d_tp at the label."""
     p_true = p.gather(1, y)
-    p.scatter_(1, y, 0)
     at_label, mean = p_true.new_zeros(()), p_true.new_zeros(())
     if d_sums is not None:
         d_tp, d_fp = d_sums.to(p.dtype).unbind(0)
-        at_label = d_tp.gather(1, y.squeeze(1)).unsqueeze(1)
-        mean = torch.bmm(d_fp.unsqueeze(1), p).addcmul_(p_true, at_label)
+        at_label, instead = (d.gather(1, y.squeeze(1)).unsqueeze(1) for d in (d_tp, d_tp - d_fp))
+        mean = torch.bmm(d_fp.unsqueeze(1), p).addcmul_(p_true, instead)
         at_label = at_label - mean
         if weight is not None:
             mean, at_label = mean * weight, at_label * weight
@@ -306,22 +323,35 @@ def _squares(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, 
     return torch.stack([*(sums_by_label(labels, term, z.shape[1]) for term in terms), beside.double()]), None
 
 
+def _quick_squares(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, None, Tensor]:
+    y, top = labels.long().unsqueeze(1), z.amax(1, keepdim=True)
+    e = torch.sub(z, top).exp_()
+    true = e.gather(1, y)
+    others = e.scatter_(1, y, torch.zeros_like(true)).sum(1, keepdim=True)
+    total = others + true
+    wrong, true, scale = others / total, true / total, total.square().reciprocal_()
+    terms = (term if weight is None else term * weight for term in (wrong * wrong, true * true, true))
+    beside = torch.bmm(e.square_(), (scale if weight is None else scale * weight).transpose(1, 2)).squeeze(2)
+    sums = [sums_by_label(labels, term.squeeze(1), z.shape[1]) for term in terms]
+    return torch.stack([*sums, beside.double()]), None, total.log_().add_(top).squeeze(1)
+
+
 def _slope_of_squares(p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, _: Tensor | None) -> None:
     """dz_c = w p_c (q_c - <p, q>), q = 2 p d_outside, and at the label -2 (1 - p) d_inside + 2 p d_hit + d_tp."""
     assert d_sums is not None  # there is nothing else to have a gradient
     d = d_sums.to(p.dtype)
     p_true, (d_inside, d_hit, d_tp) = p.gather(1, y), d[:3].gather(2, y.squeeze(1).expand(3, -1, -1)).unsqueeze(2)
-    p.scatter_(1, y, 0)
+    p.scatter_(1, y, torch.zeros_like(p_true))
     q_true = 2 * (p_true * d_hit - p.sum(1, keepdim=True) * d_inside) + d_tp
-    q = p * (2 * d[3]).unsqueeze(2)
-    mean = torch.linalg.vecdot(p, q, dim=1).unsqueeze(1).addcmul_(p_true, q_true)
+    squared, d_outside = p.square(), 2 * d[3]
+    mean = torch.bmm(d_outside.unsqueeze(1), squared).addcmul_(p_true, q_true)
     at_label = p_true.mul_(q_true.sub_(mean))
-    p.mul_(q.sub_(mean)).scatter_(1, y, at_label)
+    p.mul_(mean.neg_()).addcmul_(squared, d_outside.unsqueeze(2)).scatter_(1, y, at_label)
     if weight is not None:
         p.mul_(weight)
 
 
-SQUARES = Walk(_squares, None, _slope_of_squares)
+SQUARES = Walk(_squares, _quick_squares, _slope_of_squares)
 """Σ w (1 - p)² g, Σ w p² g, Σ w p g and Σ w p² (1 - g), (4 b c)."""
 
 

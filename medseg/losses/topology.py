@@ -13,7 +13,7 @@ from medseg.losses.comparison import Comparison
 from medseg.losses.distribution import cross_entropy
 from medseg.losses.knobs import Share
 from medseg.losses.masks import all_channels, existing, first_channel, sum_over_space, target_masks
-from medseg.losses.reduction import reduced
+from medseg.losses.reduction import ratio, reduced
 from medseg.losses.region import dice
 from medseg.losses.table import Reduced, loss
 from medseg.losses.thinning import soft_skeleton
@@ -48,10 +48,8 @@ def cldice(x: Comparison, *, iterations: int = 3, smooth: float = 1.0, include_b
     decides, and adds 1e-4 to the last denominator.
 
     Args:
-        x: The comparison.
         iterations: Erosions, at least the largest radius in voxels.
         smooth: Added to numerators and denominators.
-        include_background: Whether channel 0 counts.
     """
     first = first_channel(x, include_background=include_background)
     return all_channels(_centre_line_dice(x, first, iterations=iterations, smooth=smooth), first)
@@ -63,9 +61,11 @@ def _centre_line_dice(x: Comparison, first: int, *, iterations: int, smooth: flo
     p, here = x.probs[:, first:], existing(x, first)
     g = target_masks(x, first).to(x.dtype)
     lines_p, lines_g = soft_skeleton(p, iterations, here), soft_skeleton(g, iterations, here)
-    precision = (sum_over_space(lines_p * g, x, first) + smooth) / (sum_over_space(lines_p, x, first) + smooth)
-    recall = (sum_over_space(lines_g * p, x, first) + smooth) / (sum_over_space(lines_g, x, first) + smooth)
-    return 1 - 2 * precision * recall / (precision + recall)
+    precision, recall = (
+        ratio(sum_over_space(lines * other, x, first) + smooth, sum_over_space(lines, x, first) + smooth)
+        for lines, other in ((lines_p, g), (lines_g, p))
+    )
+    return 1 - ratio(2 * precision * recall, precision + recall)
 
 
 @loss(
@@ -95,11 +95,9 @@ def dice_cldice(
     Public code: See cldice.
 
     Args:
-        x: The comparison.
         alpha: Share of clDice.
         iterations: Erosions, at least the largest radius in voxels.
         smooth: Added to numerators and denominators of both.
-        include_background: Whether channel 0 counts.
     """
     first = first_channel(x, include_background=include_background)
     lines = all_channels(_centre_line_dice(x, first, iterations=iterations, smooth=smooth), first)
@@ -138,15 +136,13 @@ def skeleton_recall(x: Comparison, *, smooth: float = 1e-5, include_background: 
     here each keeps a voxel.
 
     Args:
-        x: The comparison.
         smooth: Added to numerator and denominator.
-        include_background: Whether channel 0 counts.
     """
     first = first_channel(x, include_background=include_background)
     tube = _tubes(x, first)
     hit, size = sum_over_space(x.probs[:, first:] * tube, x, first), sum_over_space(tube, x, first)
     sums = x.pool(torch.stack([all_channels(hit, first), all_channels(size, first)]))
-    return 1 - (sums[0] + smooth) / (sums[1] + smooth)
+    return ratio(sums[1] - sums[0], sums[1] + smooth)
 
 
 @torch.no_grad()

@@ -37,7 +37,6 @@ def tversky(x: Comparison, *, alpha: float = 0.3, beta: float = 0.7, smooth: flo
     roles; tversky(0.5, 0.5, s) is dice with 2s.
 
     Args:
-        x: The comparison.
         alpha: Price of a false positive.
         beta: Price of a false negative.
         smooth: Added to TP in both places.
@@ -72,7 +71,6 @@ def asymmetric_similarity(x: Comparison, *, beta: float = 1.5, smooth: float = 1
     Public code: SegLossOdyssey agrees.
 
     Args:
-        x: The comparison.
         beta: Weight of recall against precision; 1 is dice.
         smooth: Added to TP in both places.
     """
@@ -109,7 +107,6 @@ def focal_tversky(
     #734).
 
     Args:
-        x: The comparison.
         gamma: The inverse of the exponent; 1 is tversky.
         class_reduction: mean, or sum as the paper has it.
         **knobs: Those of tversky.
@@ -140,7 +137,6 @@ def symmetric_focal_tversky(x: Comparison, *, delta: Share = 0.6, gamma: float =
     costs 1; MONAI inherited this.
 
     Args:
-        x: The comparison.
         delta: Price of a false negative, 1 - delta that of a false positive.
         gamma: In [0, 1); 0 leaves the exponent at 1.
         smooth: Added to TP in both places; with absent classes 1e-5 or more is calmer.
@@ -164,7 +160,6 @@ def asymmetric_focal_tversky(
     Public code: The author's code agrees; MONAI does in its binary form.
 
     Args:
-        x: The comparison.
         delta: Price of a false negative, 1 - delta that of a false positive.
         gamma: In [0, 1); 0 leaves the exponent at 1.
         smooth: Added to TP in both places; with absent classes 1e-5 or more is calmer.

@@ -38,7 +38,6 @@ def hybrid_focal(
     Public code: Old code of the author attaches λ to the Tversky part.
 
     Args:
-        x: The comparison.
         lam: Share of focal.
         focal_gamma: The gamma of focal.
         focal_alpha: The alpha of focal.
@@ -68,7 +67,6 @@ def symmetric_unified_focal(x: Comparison, *, lam: Share = 0.5, **knobs: Any) ->
     other.
 
     Args:
-        x: The comparison.
         lam: Share of the focal part.
         **knobs: delta, gamma in [0, 1), and the others of the two parts.
     """
@@ -95,7 +93,6 @@ def asymmetric_unified_focal(x: Comparison, *, lam: Share = 0.5, **knobs: Any) -
     documentation.
 
     Args:
-        x: The comparison.
         lam: Share of the focal part.
         **knobs: delta, gamma in [0, 1), and the others of the two parts.
     """

@@ -14,11 +14,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from medseg.errors import DataError, MachineError, MedsegError, explaining
 from medseg.machine.hardware import free_memory, usable_cores
+from medseg.machine.progress import progress
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -103,9 +101,9 @@ def for_each_case(
     """
     count = min(workers or usable_cores(), len(tasks))
     finished = _in_this_process(work, tasks) if count <= 1 else _in_processes(work, tasks, count)
-    with _progress(title, len(tasks)) as advance:
+    with progress(title, len(tasks)) as advance:
         for done in finished:
-            advance()
+            advance("")
             yield done
 
 
@@ -290,12 +288,3 @@ def _single_threaded_children() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal or not total) as bar:
-        row = bar.add_task(title, total=total)
-        yield lambda: bar.advance(row)

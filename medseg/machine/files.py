@@ -11,6 +11,7 @@ import shutil
 import socket
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -68,6 +69,28 @@ def write_text(path: Path, text: str, *, remedy: str = "Free space or choose ano
 def write_json(path: Path, content: Any, *, remedy: str = "Free space or choose another place") -> None:
     """Write plain data as JSON, whole or not at all; see `whole`."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n", remedy=remedy)
+
+
+def read_json(path: Path | zipfile.Path) -> Any:
+    """What `write_json` has written, or somebody else in its place.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: As `parse_json`.
+    """
+    return parse_json(path.read_text(encoding="utf-8-sig"))
+
+
+def parse_json(text: str) -> Any:
+    """Plain data from its JSON.
+
+    Raises:
+        ValueError: It is not JSON, or nests so deeply that nobody can read it.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 @contextmanager

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from inspect import isclass
-from math import isfinite
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from math import inf, isfinite
+from sys import float_info
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from medseg.errors import meant
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Which numbers ``Annotated[float, Interval(...)]`` takes, ends included; those that do not say are finite."""
+
+    low: float = -float_info.max
+    high: float = float_info.max
+
+    @property
+    def words(self) -> str:
+        """Say it in words."""
+        if (self.low, self.high) == (-float_info.max, float_info.max):
+            return "a finite number"
+        least = f"a number of at least {self.low:g}"
+        return {float_info.max: least, inf: f"{least}, or inf"}.get(
+            self.high, f"a number in [{self.low:g}, {self.high:g}]"
+        )
 
 
 def typed(value: Any, wanted: Any) -> Any:
@@ -17,8 +36,8 @@ def typed(value: Any, wanted: Any) -> Any:
 
     Args:
         value: What YAML, JSON, a literal in Python or a checkpoint holds.
-        wanted: An annotation of numbers, text, ``Literal``, ``None``, lists, tuples, mappings and unions of these, or a
-            class: one with ``from_dict`` is built by it.
+        wanted: An annotation of numbers (in an `Interval`), text, ``Literal``, ``None``, lists, tuples, mappings and
+            unions of these, or a class: one with ``from_dict`` is built by it.
 
     Raises:
         ValueError: It is none; the sentence says what was expected.
@@ -30,6 +49,8 @@ def typed(value: Any, wanted: Any) -> Any:
     origin, parts = get_origin(wanted), get_args(wanted)
     if origin in (Union, types.UnionType):
         return _one_of(value, wanted, parts)
+    if origin is Annotated and _is_number(value) and parts[1].low <= value <= parts[1].high:
+        return float(value)
     if origin is tuple and isinstance(value, list | tuple):
         inner = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
         if len(inner) == len(value):
@@ -104,6 +125,8 @@ def words(wanted: Any) -> str:
     origin, parts = get_origin(wanted), get_args(wanted)
     if origin in (Union, types.UnionType):
         return " or ".join(words(part) for part in parts if part in _WORDS or get_origin(part))
+    if origin is Annotated:
+        return str(parts[1].words)
     if origin is Literal:
         return "one of " + ", ".join(repr(part) for part in parts)
     if origin is tuple and parts[-1] is not Ellipsis:
@@ -133,11 +156,14 @@ def _one_of(value: Any, wanted: Any, parts: tuple[Any, ...]) -> Any:
 def _is_plain(value: Any, wanted: Any) -> bool:
     """Whether a value may stand for a plain type; a truth value is no number, and what is not finite neither."""
     if wanted in (int, float):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-        return is_number and (wanted is float or value % 1 == 0)
+        return _is_number(value) and isfinite(value) and (wanted is float or value % 1 == 0)
     if wanted is str:
         return isinstance(value, str | int | float) and not isinstance(value, bool)
     return value is None if wanted in (None, type(None)) else isclass(wanted) and isinstance(value, wanted)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _same(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from jaxtyping import Bool
 
+from medseg.errors import UsageError
+from medseg.machine.dotted import named
 from medseg.metrics.detection import Lesions, match_lesions
 from medseg.metrics.elements import element_distances
 from medseg.metrics.empty import Outcome
@@ -130,6 +132,23 @@ def metric(
         return function
 
     return file
+
+
+def take_in(paths: Iterable[str] | None) -> None:
+    """Import metrics of one's own by their dotted paths, so that every score of this process has them.
+
+    Raises:
+        UsageError: One cannot be imported, or is not filed under `metric`.
+
+    Example:
+        >>> take_in(["statistics.mean"])
+        Traceback (most recent call last):
+        medseg.errors.UsageError: --metric: statistics.mean is no metric. Put @medseg.metrics.metric above it.
+    """
+    for path in paths or ():
+        function = named(path, option="--metric")
+        if function not in [row.function for row in _ROWS.values()]:
+            raise UsageError(f"--metric: {path} is no metric", "Put @medseg.metrics.metric above it")
 
 
 def rows() -> dict[str, MetricRow]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from medseg.checkpoints.facts import explained
 from medseg.checkpoints.numbers import numpy_numbers
 from medseg.checkpoints.reading import read_plain, require_numbers
 from medseg.errors import CheckpointError, DataError, listed
+from medseg.machine.files import read_json
 
 KINDS = ("final", "best")
 """Which of a fold's checkpoints: after the last epoch, or that of the best validation."""
@@ -181,7 +181,7 @@ def _no_model(path: Path, root: Place) -> DataError:
 
 def _read_json(path: Path, place: Place) -> dict[str, Any]:
     try:
-        found = json.loads(place.read_text(encoding="utf-8"))
+        found = read_json(place)
     except _UNREADABLE as error:
         raise DataError(path, f"has no readable {place.name} ({error})", "Copy the model again") from None
     if not isinstance(found, dict):

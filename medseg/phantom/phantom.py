@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from medseg.errors import DataError
-from medseg.machine.files import whole, write_json
+from medseg.machine.files import read_json, whole, write_json
 from medseg.phantom.anatomy import ABDOMEN, PhantomRecipe, Real, Structure, Triple
 from medseg.space.labels import paint_order
 from medseg.space.volume import Affine, Shape, Volume
@@ -318,7 +317,7 @@ def _require_free(root: Path, recipe: PhantomRecipe) -> None:
     if not file.is_file():
         return
     try:
-        name = json.loads(file.read_text(encoding="utf-8-sig")).get("name")
+        name = read_json(file).get("name")
     except (ValueError, AttributeError):
         name = None
     if name != recipe.name:

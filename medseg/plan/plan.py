@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -250,7 +253,9 @@ def read_plan(path: str | Path) -> Plan:
     path, remedy = Path(path), "Compare with a plan written by medseg plan"
     text = read_text(path, remedy=remedy)
     try:
-        return Plan.from_dict(parse_document(path, text, remedy=remedy), reasons=_comments(text))
+        plan = Plan.from_dict(parse_document(path, text, remedy=remedy))
+        marks = dict(_MARK.findall(text.partition("# as chosen: ")[2]))
+        return replace(plan, reasons=_still_true(plan, _comments(text), marks))
     except ValueError as error:
         raise DataError(path, f"is not a usable plan: {error}", "Edit it or write it anew with medseg plan") from None
 
@@ -269,7 +274,29 @@ def _as_yaml(plan: Plan) -> str:
             {key: value}, default_flow_style=None if nested else True, sort_keys=False, width=10_000, allow_unicode=True
         )
         lines.append(text.strip() if nested else text.strip()[1:-1])
+    marks = " ".join(f"{key}={mark}" for key, mark in _marks(plan).items())
+    lines += textwrap.wrap(marks, 100, initial_indent="# as chosen: ", subsequent_indent="# as chosen: ")
     return "\n".join(lines) + "\n"
+
+
+def _marks(plan: Plan) -> dict[str, str]:
+    """A few letters of every number that has a reason, and of what such a number was chosen for."""
+    keys = {*plan.reasons, *(cause for key in plan.reasons for cause in CAUSES.get(key, ()))}
+    told = {key: json.dumps(value) for key, value in plan.to_dict().items() if key in keys}
+    return {key: hashlib.sha256(text.encode()).hexdigest()[:6] for key, text in told.items()}
+
+
+def _still_true(plan: Plan, reasons: dict[str, str], written: Mapping[str, str]) -> dict[str, str]:
+    """The reasons, where somebody has edited a number or what it was chosen for with a word about that."""
+    marks = _marks(replace(plan, reasons=reasons))
+    edited = [key for key, mark in written.items() if marks.get(key, mark) != mark]
+    for key in reasons:
+        causes = [cause for cause in CAUSES.get(key, ()) if cause in edited]
+        if key in edited:
+            reasons[key] = EDITED
+        elif causes and not reasons[key].startswith((EDITED, STALE)):
+            reasons[key] = f"{STALE} {' and '.join(causes)} was edited: {reasons[key]}"
+    return reasons
 
 
 def _comments(text: str) -> dict[str, str]:
@@ -285,6 +312,18 @@ def _comments(text: str) -> dict[str, str]:
             above = []
     return found
 
+
+CAUSES = {
+    "patch_size": ("spacing_mm",),
+    "batch_size": ("spacing_mm", "patch_size", "features"),
+    "strides": ("spacing_mm", "patch_size"),
+    "features": ("strides",),
+}
+"""What a number is chosen for: where that is edited, the number is as it was, and its reason says so."""
+
+EDITED = "Edited by hand."
+STALE = "Chosen before"
+_MARK = re.compile(r"\b(\w+)=([0-9a-f]{6})\b")  # in the last lines of a plan
 
 REQUIRED = tuple(spec.name for spec in fields(Plan) if spec.default is MISSING and spec.default_factory is MISSING)
 _SELDOM = (

@@ -155,9 +155,10 @@ def _choose_grid(fingerprint: Fingerprint) -> _Grid:
     reason += f"{_edges(spacings.max(0))} mm."
     if fingerprint.unscaled:
         reason += " Pictures do not say how large a pixel is: 1 mm is assumed, and all lengths are in pixels."
-    for axis in set(range(3)) - set(deep):
-        target[axis] = spacings[:, axis].max()
-        reason += f" Axis {axis} has one voxel: the thickest slice's, so that none becomes two."
+    for axis in range(3):
+        if shapes[:, axis].max() == 1 and axis not in deep:
+            target[axis] = spacings[:, axis].max()
+            reason += f" Axis {axis} has one voxel, of the thickest slice, so that none becomes two."
     coarse = len(deep) == 3 and median[coarsest] > ANISOTROPY * median[others].max()
     if coarse and size[coarsest] * ANISOTROPY < size[others].min():
         tenth = float(np.percentile(spacings[:, coarsest], 10))

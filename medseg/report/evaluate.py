@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import track
 
 from medseg import __version__
 from medseg.checkpoints.run import Scores
@@ -19,6 +18,7 @@ from medseg.datasets.matching import Failure, Pair, References, match, read_refe
 from medseg.errors import DataError, UsageError, explaining
 from medseg.machine.files import require_writable, write_json
 from medseg.machine.hardware import usable_cores
+from medseg.machine.progress import progress
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs
 from medseg.metrics.table import Element
@@ -191,10 +191,15 @@ def _each_case(
             return Failure(pair.case, "needs more memory than there is. Use fewer workers, or crop it")
 
     with ThreadPoolExecutor(max_workers=workers) as threads:
-        results: Iterable[_Result | Failure] = threads.map(guarded, pairs)
-        if console is not None:
-            results = track(results, "scoring", total=len(pairs), console=console, transient=True)
-        return list(results)
+        results = threads.map(guarded, pairs)
+        if console is None:
+            return list(results)
+        done: list[_Result | Failure] = []
+        with progress("scoring", len(pairs), console) as advance:
+            for pair, result in zip(pairs, results, strict=True):
+                done.append(result)
+                advance(pair.case)
+        return done
 
 
 def write_evaluation(evaluation: Evaluation) -> None:

@@ -16,7 +16,7 @@ from medseg.pictures.style import SERIES
 from medseg.report.cases_html import all_cases, picked_cases
 from medseg.report.evaluate import Evaluation
 from medseg.report.record import Curve, environment, read_curves
-from medseg.report.rows import MEASURES
+from medseg.report.rows import measures
 from medseg.report.summary import OrganSummary, Summary
 
 _NAMES = {"dice": "Dice", "nsd": "Surface Dice (NSD)", "hd95_mm": "HD95 in mm"}
@@ -112,7 +112,7 @@ def _organ_table(summary: Summary) -> Markup:
 
 def _more_measures(summary: Summary) -> Markup:
     """Tabulate the mean of every measure that the first table leaves out, folded away."""
-    names = [name for name in MEASURES if name not in (*_NAMES, "volume_error_ml", "lesion_f1")]
+    names = [name for name in measures() if name not in (*_NAMES, "volume_error_ml", "lesion_f1")]
     rows = (
         (organ, _number(one.measures["dice"].mean_where_present), *(_number(one.measures[name].mean) for name in names))
         for organ, one in summary.organs.items()

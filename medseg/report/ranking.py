@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from scipy.stats import rankdata, wilcoxon
 
 from medseg.metrics.empty import Outcome
-from medseg.report.rows import LEADING, CaseRow, by_case, organs_of
+from medseg.report.rows import CaseRow, by_case, leading, organs_of
 from medseg.report.summary import Statistic, statistics
 
 MEAN = "mean of organs"
@@ -72,7 +72,7 @@ class Ranking:
 
 
 def rank_runs(
-    runs: Mapping[str, Sequence[CaseRow]], *, baseline: str | None = None, measures: Sequence[str] = LEADING
+    runs: Mapping[str, Sequence[CaseRow]], *, baseline: str | None = None, measures: Sequence[str] = ()
 ) -> tuple[Ranking, ...]:
     """Rank runs by the mean of a measure: over all organs first, then for each organ.
 
@@ -84,12 +84,14 @@ def rank_runs(
     Args:
         runs: Title -> rows of the same cases.
         baseline: Title of the run to test against; None takes the best of each organ.
-        measures: What to average; runs are ranked and tested by the first, of which more is better.
+        measures: What to average, by default what tables show; runs are ranked and tested by the first, of which more
+            is better.
 
     References:
         Wilcoxon, "Individual comparisons by ranking methods", Biometrics Bulletin 1945; Holm, "A simple sequentially
         rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
     """
+    measures = measures or leading()
     organs = dict.fromkeys(organ for rows in runs.values() for organ in organs_of(rows))
     each = [
         _rank(organ, {title: [r for r in rows if r.organ == organ] for title, rows in runs.items()}, baseline, measures)

@@ -16,13 +16,23 @@ from medseg.metrics.cases import OrganScores
 from medseg.metrics.empty import Outcome
 from medseg.metrics.table import rows
 
-LEADING = tuple(name for name, row in rows().items() if row.leading)
-"""The measures that tables and figures show; the csv and the json hold all of `MEASURES`."""
+_WORDS = ("case", "organ", "outcome")
 
-MEASURES = tuple(rows())
-"""Names of the numbers of a row, in the order of the columns of cases.csv."""
 
-COLUMNS = ("case", "organ", *LEADING, "outcome", *MEASURES[len(LEADING) :])
+def measures() -> tuple[str, ...]:
+    """Names of the numbers of a row, in the order of the columns of cases.csv: every metric of the table."""
+    return tuple(rows())
+
+
+def leading() -> tuple[str, ...]:
+    """The measures that tables and figures show; the csv and the json hold all of `measures`."""
+    return tuple(name for name, row in rows().items() if row.leading)
+
+
+def columns() -> tuple[str, ...]:
+    """The head of cases.csv."""
+    shown = leading()
+    return ("case", "organ", *shown, "outcome", *measures()[len(shown) :])
 
 
 @dataclass(frozen=True)
@@ -34,21 +44,21 @@ class CaseRow:
     scores: OrganScores
 
     def value(self, measure: str) -> float:
-        """Give one of `MEASURES`."""
-        return self.scores.values[measure]
+        """Give one of `measures`; NaN of a metric that was not asked for when the case was scored."""
+        return self.scores.values.get(measure, math.nan)
 
 
 def write_rows(path: Path, rows: Iterable[CaseRow]) -> None:
     """Write cases.csv; it appears whole or not at all."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(columns())
     writer.writerows(map(cells_of, rows))
     write_text(path, text.getvalue())
 
 
 def read_rows(path: Path) -> tuple[CaseRow, ...]:
-    """Read a cases.csv back.
+    """Read a cases.csv back, with the columns of metrics of one's own that it has.
 
     Raises:
         DataError: The file is missing, lacks a column, or holds something that is no number.
@@ -60,17 +70,17 @@ def read_rows(path: Path) -> tuple[CaseRow, ...]:
         raise DataError(path, f"cannot be read ({reason})", "Give the cases.csv that medseg evaluate wrote") from None
     if not lines:
         raise DataError(path, "holds no case", "Run medseg evaluate again")
-    lacking = [column for column in COLUMNS if column not in lines[0]]
+    lacking = [column for column in (*_OURS, *_WORDS) if column not in lines[0]]
     if lacking:
         raise DataError(path, f"lacks the column {lacking[0]}", "Give the cases.csv that medseg evaluate wrote")
     try:
-        rows = tuple(_row(line) for line in lines)
+        found = tuple(_row(line, [*_OURS, *_of_ones_own(lines)]) for line in lines)
     except (TypeError, ValueError) as error:
         raise DataError(path, f"holds a bad cell ({error})", "Run medseg evaluate again") from None
-    (twice, count), *_ = Counter((row.case, row.organ) for row in rows).most_common(1)
+    (twice, count), *_ = Counter((row.case, row.organ) for row in found).most_common(1)
     if count > 1:
         raise DataError(path, f"scores {' of '.join(twice[::-1])} {count} times", "Run medseg evaluate again")
-    return rows
+    return found
 
 
 def organs_of(rows: Sequence[CaseRow]) -> tuple[str, ...]:
@@ -87,9 +97,9 @@ def by_case(rows: Iterable[CaseRow]) -> dict[str, list[CaseRow]]:
 
 
 def cells_of(row: CaseRow) -> list[str]:
-    """Its cells under `COLUMNS`."""
+    """Its cells under `columns`."""
     named = {"case": row.case, "organ": row.organ, "outcome": row.scores.outcome.value}
-    return [named[column] if column in named else f"{row.value(column):.6g}" for column in COLUMNS]
+    return [named[column] if column in named else f"{row.value(column):.6g}" for column in columns()]
 
 
 def _finite(cell: str) -> float:
@@ -99,6 +109,22 @@ def _finite(cell: str) -> float:
     return number
 
 
-def _row(line: dict[str, str]) -> CaseRow:
-    numbers = {measure: _finite(line[measure]) for measure in MEASURES}
+_OURS = tuple(name for name, row in rows().items() if row.function.__module__.startswith("medseg."))
+
+
+def _of_ones_own(lines: Sequence[dict[str, str]]) -> list[str]:
+    """The other columns that hold numbers throughout."""
+
+    def number(cell: str | None) -> bool:
+        try:
+            return cell is not None and math.isfinite(float(cell))
+        except ValueError:
+            return False
+
+    others = [name for name in lines[0] if name not in (None, *_WORDS, *_OURS)]
+    return [name for name in others if all(number(line[name]) for line in lines)]
+
+
+def _row(line: dict[str, str], measures: Sequence[str]) -> CaseRow:
+    numbers = {measure: _finite(line[measure]) for measure in measures}
     return CaseRow(line["case"], line["organ"], OrganScores(Outcome(line["outcome"]), numbers))

@@ -31,7 +31,7 @@ def references_of(store: Store, cases: Sequence[str]) -> References:
 def report_test(run: Run, store: Store, cases: Sequence[str], *, note: str = "", **scoring: Any) -> Evaluation:
     """Score the predictions of `medseg test` against the source files, print the table, write report and note.
 
-    How it is scored, ``tolerance_mm`` and ``element``, is as `medseg.report.evaluate.evaluate` takes it.
+    How it is scored and shown is as `medseg.report.evaluate.evaluate` takes it.
     """
     references, name = references_of(store, cases), store.plan.name
     evaluation = evaluate(run.test.predictions, references, output=run.test.path, cases=cases, **scoring)

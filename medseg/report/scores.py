@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from medseg.checkpoints.run import Scores
 from medseg.datasets.matching import Failure
 from medseg.errors import DataError, listed
+from medseg.machine.files import read_json
 from medseg.report.rows import CaseRow, read_rows
 
 
@@ -44,7 +44,7 @@ def read_scores(path: Path) -> SavedScores:
     if not summary.is_file():
         return SavedScores(table, rows)
     try:
-        said: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
+        said: dict[str, Any] = read_json(summary)
         failures = tuple(Failure(one["case"], one["reason"]) for one in said["failures"])
         surfaces = f"{said['surface_element']} within {said['tolerance_mm']} mm" if "surface_element" in said else ""
         return SavedScores(table, rows, failures, dict(said.get("references", {})), surfaces)

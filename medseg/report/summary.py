@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from medseg.metrics.empty import Outcome
-from medseg.report.rows import MEASURES, CaseRow, by_case, organs_of
+from medseg.report.rows import CaseRow, by_case, measures, organs_of
 
 RESAMPLES = 10_000
 SEED = 20_240_229  # any fixed number: two evaluations of the same files must print the same interval
@@ -103,14 +103,15 @@ def summarise(rows: Sequence[CaseRow]) -> Summary:
     organs, cases = organs_of(rows), tuple(by_case(rows))
     if not cases:
         return Summary({}, 0, None, None)
-    values = np.full((len(cases), len(organs), len(MEASURES)), np.nan)
+    names = measures()
+    values = np.full((len(cases), len(organs), len(names)), np.nan)
     outcomes: dict[str, list[Outcome | None]] = {name: [None] * len(cases) for name in organs}
     at_case, at_organ = ({name: index for index, name in enumerate(names)} for names in (cases, organs))
     for row in rows:
-        values[at_case[row.case], at_organ[row.organ]] = [row.value(measure) for measure in MEASURES]
+        values[at_case[row.case], at_organ[row.organ]] = [row.value(measure) for measure in names]
         outcomes[row.organ][at_case[row.case]] = row.scores.outcome
     summaries = {name: _summarise_organ(values[:, index], outcomes[name]) for index, name in enumerate(organs)}
-    dices = bootstrap_means(values[:, :, MEASURES.index("dice")])
+    dices = bootstrap_means(values[:, :, names.index("dice")])
     low, high = np.percentile(np.nanmean(dices, axis=1), _INTERVAL)
     mean_dice = sum(organ.measures["dice"].mean for organ in summaries.values()) / len(summaries)
     return Summary(summaries, len(cases), mean_dice, (float(low), float(high)))
@@ -165,4 +166,4 @@ def statistics(
 def _summarise_organ(values: Float64[np.ndarray, "cases measures"], outcomes: Sequence[Outcome | None]) -> OrganSummary:
     present = np.array([outcome in (Outcome.FOUND, Outcome.MISSED) for outcome in outcomes])
     counts = Counter(outcomes)
-    return OrganSummary(statistics(values, MEASURES, present), *(counts[outcome] for outcome in Outcome))
+    return OrganSummary(statistics(values, measures(), present), *(counts[outcome] for outcome in Outcome))

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from medseg.errors import DataError, UsageError, listed, meant
 from medseg.report.ranking import Ranking, rank_runs
-from medseg.report.rows import MEASURES, CaseRow
+from medseg.report.rows import CaseRow
 from medseg.report.scores import doubts, read_scores, require_same_references
 from medseg.report.tables import console_table, tell
 
@@ -53,10 +53,11 @@ def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
         DataError: A file cannot be read, the two share no case, or scored one against different labels.
         UsageError: The measure is unknown.
     """
-    if measure not in MEASURES:
-        problem = f"{measure!r} is no column of cases.csv{meant(measure, MEASURES)}"
-        raise UsageError(problem, f"Choose one of {', '.join(MEASURES)}")
     scores = [read_scores(path) for path in (a, b)]
+    for one in scores:
+        if measure not in (known := list(one.rows[0].scores.values)):
+            problem = f"{measure!r} is no column of {one.path}{meant(measure, known)}"
+            raise UsageError(problem, f"Choose one of {', '.join(known)}")
     first, second = ({(row.case, row.organ): row for row in one.rows} for one in scores)
     common = [key for key in first if key in second]
     if not common:

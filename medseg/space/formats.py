@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medseg.errors import DataError
 from medseg.machine.files import whole
 from medseg.space.nifti import Header
-from medseg.space.volume import Affine, Volume
+from medseg.space.volume import Affine, Volume, spacing_of
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 _POSITION = "0020|0032"  # DICOM's Image Position (Patient)
@@ -40,7 +40,7 @@ def itk_header(path: Path) -> Header:
         reader.SetFileName(slices[0])
         reader.ReadImageInformation()
         shape, channels = [*reader.GetSize(), 1][:3], reader.GetNumberOfComponents()
-        affine = _affine_of(reader)
+        affine = _affine_of(path, reader)
         if len(slices) > 1:
             shape[2], first = len(slices), np.array(reader.GetOrigin())
             reader.SetFileName(slices[-1])
@@ -62,10 +62,12 @@ def read_itk(path: Path) -> Volume:
         DataError: SimpleITK is not installed, the file is unreadable, the folder holds several series or lacks slices.
     """
     sitk = _simple_itk(path)
+    if not path.is_dir() and not is_dicom(path):
+        itk_header(path)  # says of a grid that cannot be what ITK does not
     with _explained(path):
         series = path.is_dir() or is_dicom(path)
         image = _read_series(sitk, path) if series else sitk.ReadImage(str(path), sitk.sitkUnknown)
-        return Volume(_channels_first(path, sitk.GetArrayFromImage(image), image), _affine_of(image))
+        return Volume(_channels_first(path, sitk.GetArrayFromImage(image), image), _affine_of(path, image))
 
 
 def write_itk(path: Path, labels: NDArray[Any], affine: Affine) -> None:
@@ -144,7 +146,7 @@ def _require_even_slices(folder: Path, reader: Any, image: Any) -> None:
         )
 
 
-def _affine_of(image: Any) -> Affine:
+def _affine_of(path: Path, image: Any) -> Affine:
     """From the LPS+ millimetres of DICOM and ITK to the RAS+ of NIfTI: x and y change sign."""
     axes = image.GetDimension()
     known = min(axes, 3)
@@ -153,6 +155,8 @@ def _affine_of(image: Any) -> Affine:
     affine[:known, :known] = direction * np.array(image.GetSpacing()[:known])
     affine[:known, 3] = image.GetOrigin()[:known]
     affine[:2] *= -1
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(spacing_of(affine)):
+        raise DataError(path, "has a singular affine: its voxels have no volume", "Repair its spacing and directions")
     return affine
 
 

@@ -24,6 +24,10 @@ BLOCK = 32  # voxels along the edge of what is decompressed at once, at most: fi
 MANTISSA_BITS = 12  # kept of 23: values exact to one part in 8,000, far below any scanner's noise, at half the size
 
 
+_LENGTH = slice(11, 15)  # of a frame of blosc2: the bytes of its head, which names what it holds beside numbers
+_RECIPES = (b"\xa9LazyArray", b"\xacproxy-source", b"\xa3b2o")
+
+
 @runtime_checkable
 class LazyArray(Protocol):
     """What numpy slicing reads from disk, and nothing more."""
@@ -87,10 +91,20 @@ def open_array(folder: Path, name: str) -> LazyArray:
             return mapped
         if blosc2 is None:
             raise DataError(path, "needs the package blosc2, which is not installed", "pip install blosc2")
+        _require_numbers(path)
         opened: LazyArray = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
         return opened
     except (OSError, ValueError, RuntimeError, EOFError) as error:
         raise DataError(path, f"is damaged ({error})", f"Delete {folder} and run medseg prepare again") from None
+
+
+def _require_numbers(path: Path) -> None:
+    """Refuse a file of blosc2 that says how to compute its numbers, which older versions of it would run."""
+    with path.open("rb") as file:
+        head = file.read(_LENGTH.stop)
+        head += file.read(int.from_bytes(head[_LENGTH], "big"))
+    if any(recipe in head for recipe in _RECIPES):
+        raise ValueError("it holds a recipe and no numbers")
 
 
 def _cparams(array: NDArray[Any]) -> dict[str, Any]:

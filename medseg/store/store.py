@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from medseg.errors import DataError
+from medseg.errors import DataError, listed
+from medseg.machine.files import read_json
 from medseg.plan.grid import GridChange
 from medseg.plan.plan import Plan, read_plan
 from medseg.store.arrays import LazyArray, open_array
@@ -194,7 +195,7 @@ def read_index(path: Path) -> dict[str, Any]:
         DataError: There is none, or it is not ours.
     """
     try:
-        index = json.loads((path / "index.json").read_text(encoding="utf-8"))
+        index = read_json(path / "index.json")
     except FileNotFoundError:
         problem, remedy = _no_store(path)
         raise DataError(path, problem, remedy) from None
@@ -202,6 +203,15 @@ def read_index(path: Path) -> dict[str, Any]:
         raise DataError(path / "index.json", f"cannot be read ({error})", "Run medseg prepare again") from None
     if not isinstance(index, dict) or index.get("schema") != SCHEMA:
         raise DataError(path / "index.json", f"is not of schema {SCHEMA}", "Prepare a new store with this medseg")
+    kinds = {"cases": dict, "grid": dict, "dataset": str}
+    lacking = [name for name, kind in kinds.items() if not isinstance(index.get(name), kind)]
+    if lacking:
+        raise DataError(path / "index.json", f"lacks its {listed(lacking)}", "Run medseg prepare again")
+    for name in (name for pair in index["cases"].items() for name in pair):
+        if (
+            not isinstance(name, str) or name in ("", "..") or Path(name).name != name
+        ):  # or files would be written there
+            raise DataError(path / "index.json", f"calls a case {name!r}, which is no name", "Run medseg prepare again")
     return index
 
 
@@ -224,8 +234,8 @@ def read_info(folder: Path) -> CaseInfo:
     """
     path = folder / "info.json"
     try:
-        return CaseInfo.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return CaseInfo.from_dict(read_json(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(path, f"cannot be read ({error})", f"Delete {folder} and run medseg prepare again") from None
 
 

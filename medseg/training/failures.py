@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from torch import nn
 
@@ -16,6 +17,7 @@ from medseg.errors import CheckpointError, MedsegError, UsageError
 from medseg.nets import estimate
 from medseg.plan.plan import Plan
 from medseg.segmenter import net_spec
+from medseg.training.lightning import while_restoring
 from medseg.training.peers import ExplainingLauncher
 
 
@@ -50,9 +52,13 @@ class LostProcessError(MedsegError):
 
 
 _GPUS = ("gpu", "cuda", "mps", "tpu")
+_WRITTEN = (ValueError, RuntimeError, MisconfigurationException)
 _SPEAK_FOR_THEMSELVES = ("medseg", "pytorch_lightning", "lightning_fabric")  # what they raise is written for users
 _LEAST = 0.35  # of the estimate: 0.7 was the least measured in float32, and 16 bits halve the activations
 _MOURNING_S = 3.0  # a connection breaks before the system tells of what its process died
+
+_OF_A_CHECKPOINT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What those raise to whom a checkpoint gives something else than they had kept."""
 
 _LOST = re.compile(
     r"Connection (closed|reset) by peer|Broken pipe|Socket (Timeout|closed)|Timed out waiting|recvValue failed|"
@@ -86,10 +92,17 @@ def explained(error: BaseException, plan: Plan, *, obituary: Callable[..., str] 
             "was trained with other weights frozen than model.freeze says",
             "Keep model.freeze as it was, or start from its weights with --model.init_from",
         )
+    if while_restoring(error):
+        told = " ".join(f"{type(error).__name__}: {text}".split())
+        remedy = "Go on from another one, or start from its weights with --model.init_from"
+        return CheckpointError("--ckpt_path", f"holds something that a training cannot go on from ({told})", remedy)
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         reason = " ".join(text.split("\n", 1)[0].split())
         return UsageError(f"the network cannot be compiled ({reason})", "Leave model.compile at false")
-    if isinstance(error, ValueError | RuntimeError) and _raised_in(error) in _SPEAK_FOR_THEMSELVES:
+    if (
+        isinstance(error, ValueError | RuntimeError | MisconfigurationException)
+        and _raised_in(error) in _SPEAK_FOR_THEMSELVES
+    ):
         return UsageError(" ".join(text.split()).rstrip(".?"), "Correct the config")
     if isinstance(error, RuntimeError | ConnectionError) and _LOST.search(text):
         return LostProcessError(obituary(patience_s=_MOURNING_S) if obituary else "")
@@ -101,7 +114,7 @@ def in_sentences(trainer: Trainer, plan: Plan) -> Iterator[None]:
     """Raise what `explained` makes of a failure in place of it, where that is a sentence."""
     try:
         yield
-    except (RuntimeError, MemoryError, ConnectionError, ValueError) as error:
+    except (*_OF_A_CHECKPOINT, MemoryError, ConnectionError, MisconfigurationException) as error:
         launcher = trainer.strategy.launcher
         started = launcher if isinstance(launcher, ExplainingLauncher) else None
         sentence = explained(error, plan, obituary=started.obituary if started else None)

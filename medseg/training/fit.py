@@ -35,7 +35,7 @@ from medseg.training.log import RunLog
 from medseg.training.loss import name_of
 from medseg.training.peers import explain_deaths
 from medseg.training.ranges import require_in_range
-from medseg.training.start import find_start, taken
+from medseg.training.start import Start, find_start, taken
 from medseg.training.task import SegmentationTask
 
 PrecisionName = Literal["auto", 16, 32, "16", "32", "32-true", "16-mixed", "bf16-mixed"]
@@ -79,7 +79,7 @@ class Trainer(pl.Trainer):
             max_epochs = _DEFAULT_EPOCHS
         if not str(strategy).startswith("deepspeed"):  # which writes folders of its own
             known = {"plugins": None, **options}
-            options["plugins"] = [*_listed(known["plugins"]), CheckpointFiles()]
+            options["plugins"] = [*as_list(known["plugins"]), CheckpointFiles()]
         if str(strategy).endswith("_spawn"):
             raise UsageError(f"trainer.strategy {strategy} is not supported", "Take ddp, which is faster")
         if strategy == "fsdp":  # which the task applies to the network
@@ -131,7 +131,7 @@ def build_trainer(
     with usable(options):
         return Trainer(  # the task itself says in a line what a model summary would
             **{"enable_model_summary": False, **options, "default_root_dir": str(run.path), "logger": logs},
-            callbacks=of_run(run, config, _listed(callbacks), minutes=minutes, bar=bar),
+            callbacks=of_run(run, config, as_list(callbacks), minutes=minutes, bar=bar),
         )
 
 
@@ -209,16 +209,14 @@ def run_fit(
     trainer = build_trainer(run, config, first_step=start.step, **options)
     written = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     with taken(run, start, written) if trainer.is_global_zero and not rehearses(trainer) else nullcontext():
-        train(trainer, task, data, checkpoint=start.checkpoint, first_step=start.step)
+        train(trainer, task, data, start)
 
 
 def train(
     trainer: pl.Trainer,
     task: SegmentationTask,
     data: VolumesDataModule,
-    *,
-    checkpoint: Path | None = None,
-    first_step: int = 0,
+    start: Start = Start(),  # noqa: B008  frozen
 ) -> None:
     """Train; refuse what cannot fit into memory; say where nothing was done.
 
@@ -226,8 +224,7 @@ def train(
         trainer: Of `build_trainer`.
         task: What learns.
         data: What it learns from.
-        checkpoint: What to go on from.
-        first_step: The steps that are behind it there.
+        start: Where it begins.
 
     Raises:
         MedsegError: What torch or Lightning raised, where there is a sentence for it.
@@ -236,11 +233,13 @@ def train(
         require_memory(task.net, data.plan, memory_bytes())
     require_logged(trainer, task)
     share_cores(trainer.num_devices)
+    if start.files is not None:
+        start.files.hand_over(trainer.strategy)
     with in_sentences(trainer, data.plan):
-        trainer.fit(task, data, ckpt_path=checkpoint)
-    if trainer.global_step == first_step and not rehearses(trainer):
+        trainer.fit(task, data, ckpt_path=start.checkpoint)
+    if trainer.global_step == start.step and not rehearses(trainer):
         rank_zero_info(
-            f"no step was taken, the budget is spent after step {first_step}: to train on, raise "
+            f"no step was taken, the budget is spent after step {start.step}: to train on, raise "
             "--trainer.max_steps, --trainer.max_epochs or --trainer.max_time"
         )
 
@@ -283,7 +282,7 @@ def loggers(chosen: Any, run: Run, *, first_step: int = 0) -> list[Logger]:
         "mlflow": lambda: MLFlowLogger("medseg", name, save_dir=str(folder / "mlruns")),
     }
     found: list[Logger] = []
-    for each in ["tensorboard"] if chosen in (None, True) else [] if chosen is False else _listed(chosen):
+    for each in ["tensorboard"] if chosen in (None, True) else [] if chosen is False else as_list(chosen):
         if each == "csv":  # metrics.csv, which is always there
             continue
         if isinstance(each, str) and each not in made:
@@ -348,7 +347,8 @@ def _no_tip(record: logging.LogRecord) -> bool:
     return not any(words in record.getMessage() for words in ("Tip:", "set_float32_matmul_precision"))
 
 
-def _listed(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """A list of what may be one thing, several or None."""
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 

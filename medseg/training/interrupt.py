@@ -13,6 +13,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
+from medseg.checkpoints.checkpoint import Checkpoint as Kept
 from medseg.errors import InterruptionError
 from medseg.training.ending import training_ends
 from medseg.training.keep import KeepCheckpoints
@@ -92,7 +93,7 @@ class StopOnRequest(Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let an unfinished validation begin anew in the resumed run."""
         if self._validating:
-            forget_validation(checkpoint)
+            forget_validation(Kept(self.keep.last, checkpoint).loops)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the signals."""

@@ -11,8 +11,10 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 
-from medseg.checkpoints.reading import read_content
+from medseg.checkpoints.checkpoint import Checkpoint
+from medseg.checkpoints.reading import read_content, read_to_go_on
 from medseg.checkpoints.run import Run
 from medseg.machine.files import whole
 from medseg.training.ending import training_ends
@@ -124,6 +126,26 @@ class CheckpointFiles(TorchCheckpointIO):
     where that is another file system, the move is a copy, and a kill in its middle leaves half a checkpoint.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._ahead: Checkpoint | None = None
+
+    def read_ahead(self, path: Path) -> Checkpoint:
+        """What a training can go on from, read now; whoever loads that file next gets it, and nobody after.
+
+        Raises:
+            CheckpointError: As `medseg.checkpoints.reading.read_to_go_on`.
+        """
+        self._ahead = read_to_go_on(path)
+        return self._ahead
+
+    def hand_over(self, strategy: Strategy) -> None:
+        """Read for a strategy in place of its like; one that has a way of its own reads the file itself."""
+        if isinstance(strategy.checkpoint_io, CheckpointFiles) and not isinstance(strategy, ModelParallelStrategy):
+            strategy.checkpoint_io = self
+        else:
+            self._ahead = None
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write beside the final name, force it to the disk, then rename, which is all or nothing.
 
@@ -145,4 +167,5 @@ class CheckpointFiles(TorchCheckpointIO):
         Raises:
             CheckpointError: As `medseg.checkpoints.reading.read_content`.
         """
-        return read_content(Path(path))
+        ahead, self._ahead = self._ahead, None
+        return dict(ahead.content) if ahead is not None and ahead.path == Path(path) else read_content(Path(path))

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 __all__ = ["ScriptLauncher"]
 
 _OBSERVER = "child-process-observer"  # Lightning's thread, which looks at the processes every five seconds
+_RESTORER = "pytorch_lightning.trainer.connectors.checkpoint_connector"
 _VALIDATION = "epoch_loop.val_loop.batch_progress"
 
 
@@ -86,11 +87,22 @@ def between_steps(trainer: pl.Trainer) -> bool:
     return not loop._should_accumulate() and fetcher is not None and not loop._should_check_val_fx(fetcher)
 
 
-def forget_validation(checkpoint: dict[str, Any]) -> None:
-    """Let a validation that a checkpoint was written in begin anew in the run that goes on from it."""
+def while_restoring(error: BaseException) -> bool:
+    """Whether something was raised while Lightning gave everyone what a checkpoint holds of theirs."""
+    trace = error.__traceback__
+    while trace is not None:
+        code, module = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__", "")
+        if module == _RESTORER and code.co_name.lstrip("_").startswith("restore"):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def forget_validation(loops: dict[str, Any]) -> None:
+    """Let a validation that a checkpoint was written in begin anew in the run that goes on from its loops."""
     begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}  # as Lightning knows a broken one
     none = dict.fromkeys(begun, 0)
-    checkpoint["loops"]["fit_loop"][_VALIDATION] = {"total": begun, "current": none, "is_last_batch": False}
+    loops["fit_loop"][_VALIDATION] = {"total": begun, "current": none, "is_last_batch": False}
 
 
 def count_steps_right(trainer: pl.Trainer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
+from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.errors import UsageError
 from medseg.losses import NonFiniteLogitsError
 from medseg.losses.class_weights import class_weights, words_in
@@ -75,6 +77,16 @@ def nearest_labels(labels: Labels, shape: torch.Size) -> Integer[Tensor, "b *coa
             centres = (torch.arange(coarse, device=labels.device) + 0.5) * (fine / coarse)
             labels = labels.index_select(axis, centres.long())
     return labels
+
+
+def tell_of_short_epochs(trainer: Trainer) -> None:
+    """Say that no step is of as many batches as was asked for, where an epoch has fewer."""
+    accumulated, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
+    if accumulated > batches:
+        rank_zero_info(
+            f"an epoch has {batches} batches, so a step accumulates those and not trainer.accumulate_grad_batches "
+            f"{accumulated}: for larger steps, raise data.steps_per_epoch"
+        )
 
 
 Own = Callable[[Tensor, Tensor], Tensor]
@@ -161,7 +173,7 @@ class WeighClasses(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over what the run began with."""
-        _tell(pl_module, checkpoint["hyper_parameters"].get("class_weights") or {})
+        _tell(pl_module, Checkpoint(Path("--ckpt_path"), checkpoint).class_weights)
 
 
 def _tell(task: LightningModule, weights: dict[str, list[float]]) -> None:

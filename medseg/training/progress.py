@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -11,12 +12,76 @@ from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from medseg.machine.progress import Advance, progress
 from medseg.training.optimise import budget_spent
 
 _REFRESH_S = 0.5  # reading a loss makes a GPU wait for it
 
 
-class FitProgress(ProgressBar):
+class _Shown(ProgressBar):
+    def __init__(self, console: Console | None) -> None:
+        super().__init__()
+        self.console = console or Console(stderr=True)
+        self._shown = True
+
+    def enable(self) -> None:
+        """Show."""
+        self._shown = True
+
+    def disable(self) -> None:
+        """Show nothing, as in every process but the first."""
+        self._shown = False
+
+
+class CaseProgress(_Shown):
+    """Which cases of a validation or a test are done, as `medseg.machine.progress` shows them.
+
+    Args:
+        console: Where to write; the standard error if left out.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(console)
+        self._open = ExitStack()
+        self._advance: Advance | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        self._begin("validating", trainer.num_val_batches)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin."""
+        self._begin("predicting", trainer.num_test_batches)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """One more; a process without a case has an empty batch."""
+        if self._advance and batch.id:
+            self._advance(", ".join(batch.id))
+
+    on_test_batch_end = on_validation_batch_end
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the bar away."""
+        self._open.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take the bar away, so that the reason can be read."""
+        self._open.close()
+
+    def _begin(self, title: str, cases: Sequence[int | float]) -> None:
+        if self._shown:
+            self._advance = self._open.enter_context(progress(title, int(sum(cases)), self.console))
+
+
+class FitProgress(_Shown):
     """Epoch, step, terms of the loss, mean Dice and its lowest organ, and the time left of whichever budget ends first.
 
     The Dice of every organ, or of the five lowest, is in the line after each validation. Where the output is no
@@ -27,20 +92,10 @@ class FitProgress(ProgressBar):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        super().__init__()
-        self.console = console or Console(stderr=True)
-        self._shown = True
+        super().__init__(console)
         self._bar: Progress | None = None
         self._row = TaskID(0)
         self._begun, self._spent_before, self._refreshed = 0.0, 0.0, 0.0
-
-    def enable(self) -> None:
-        """Show."""
-        self._shown = True
-
-    def disable(self) -> None:
-        """Show nothing, as in every process but the first."""
-        self._shown = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count the time."""

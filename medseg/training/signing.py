@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 
+from medseg.checkpoints.checkpoint import Checkpoint, tell_origin
 from medseg.checkpoints.origin import Origin, differences, origin
 from medseg.errors import DataError
 from medseg.patches.datamodule import VolumesDataModule
@@ -47,15 +49,14 @@ class SignOrigin(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Sign."""
-        checkpoint["origin"] = self.origin
+        tell_origin(checkpoint, self.origin)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember what was trained on before; warn in one sentence of all that is not as it was."""
-        if "origin" in checkpoint:
-            before = checkpoint["origin"]["data"].get("trained_on", ())  # none in those of 0.1.0
-            self.origin["data"]["trained_on"] = sorted({*before, *self.origin["data"]["trained_on"]})
-            told = differences(checkpoint["origin"], self.origin, self.cases)
-            if told:
+        kept = Checkpoint(Path("--ckpt_path"), checkpoint)
+        if kept.origin:  # which one of a trainer of one's own does not tell
+            self.origin["data"]["trained_on"] = sorted({*kept.trained_on, *self.origin["data"]["trained_on"]})
+            if told := differences(kept.origin, self.origin, self.cases):
                 rank_zero_warn(f"this run goes on under other circumstances: {'; '.join(told)}")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,19 +12,26 @@ from pathlib import Path
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from medseg.checkpoints.reading import read_to_go_on
 from medseg.checkpoints.run import Run
 from medseg.errors import UsageError
 from medseg.machine.files import locked, require_writable, write_text
+from medseg.training.keep import CheckpointFiles
 from medseg.training.log import forget_steps
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins: with a checkpoint and the steps that it has behind it, or with neither."""
+    """Where a training begins.
+
+    Attributes:
+        checkpoint: What it goes on from; None where it begins anew.
+        step: The steps that are behind it there.
+        files: Hold what was read of the checkpoint until Lightning asks for it.
+    """
 
     checkpoint: Path | None = None
     step: int = 0
+    files: CheckpointFiles | None = None
 
 
 def find_start(run: Run, resume_from: str | None) -> Start:
@@ -55,9 +62,10 @@ def find_start(run: Run, resume_from: str | None) -> Start:
         return Start()
     # a kill between the very first best.ckpt and last.ckpt leaves only the one, which holds as much
     path = found[0] if resume_from == "last" else run.checkpoint(resume_from)
-    step = read_to_go_on(path).steps
+    files = CheckpointFiles()
+    step = files.read_ahead(path).steps
     rank_zero_info(f"training goes on after step {step}, from {path}")
-    return Start(path, step)
+    return Start(path, step, files)
 
 
 @contextmanager

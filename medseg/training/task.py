@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 import medseg
-from medseg.checkpoints.checkpoint import WEIGHTS, Checkpoint, checked, signature
+from medseg.checkpoints.checkpoint import Checkpoint, checked, sign, signature
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, MedsegError, listed
 from medseg.losses import build_loss
@@ -32,7 +33,7 @@ from medseg.space.labels import IGNORED
 from medseg.training.beginning import take_over
 from medseg.training.callbacks import of_task
 from medseg.training.lightning import count_epochs_right, trainer_of
-from medseg.training.loss import Own, OwnLoss, judge, name_of, short_window
+from medseg.training.loss import Own, OwnLoss, judge, name_of, short_window, tell_of_short_epochs
 from medseg.training.optimise import FollowBudget, build_optimizer, find_optimizer, schedule_factor
 from medseg.training.pace import start_compiler
 from medseg.training.progress import foreign_bar
@@ -195,6 +196,7 @@ class SegmentationTask(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Tell the loss the epoch, which may go on in its middle, and the optimizer what the config says now."""
+        tell_of_short_epochs(self.trainer)
         self.loss.set_epoch(self.current_epoch)
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, FollowBudget):
@@ -265,20 +267,35 @@ class SegmentationTask(pl.LightningModule):
         return self
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust: Iterable[str] = (), **options: Any) -> Any:
-        """As Lightning's, without running what a checkpoint names; see `medseg.machine.dotted.Trust`.
+    def load_from_checkpoint(  # type: ignore[override]  # what a checkpoint names is not built by Lightning
+        cls, checkpoint_path: Any, map_location: Any = "cpu", *, trust: Iterable[str] = (), **options: Any
+    ) -> Any:
+        """The task as it was trained, with its weights; to predict, see `medseg.segmenter.Segmenter`.
 
         Args:
             checkpoint_path: The file.
-            args: As Lightning's.
-            trust: The dotted paths that it may name.
-            options: As Lightning's; a network or a loss that is given here takes the place of the one that is named.
+            map_location: The device to put it on.
+            trust: The dotted paths that it may name; see `medseg.machine.dotted.Trust`.
+            options: Take the place of what the task was built with, such as a network or a loss that it names.
 
         Raises:
-            CheckpointError: It cannot be read, or names what is not trusted.
+            CheckpointError: It cannot be read, names what is not trusted, or does not fit.
         """
-        require_trusted(read_checkpoint(Path(checkpoint_path)), Trust.of(trust), options)
-        return super().load_from_checkpoint(checkpoint_path, *args, **{"weights_only": True, **options})
+        checkpoint = read_checkpoint(Path(checkpoint_path))
+        require_trusted(checkpoint, Trust.of(trust), options)
+        known = {name: value for name, value in checkpoint.options.items() if name in inspect.signature(cls).parameters}
+        try:
+            task = cls(**{**known, **options})
+            require_same_kinds(task.state_dict(), checkpoint.state)
+            task.load_state_dict(checkpoint.state)
+        except (TypeError, ValueError, RuntimeError, KeyError, MedsegError) as error:
+            raise CheckpointError(
+                checkpoint.path,
+                f"does not fit this version of medseg ({error})",
+                f"Train again, or use the version that wrote it ({checkpoint.signature['version']})",
+            ) from None
+        task._scores = checkpoint.scores
+        return task.to(map_location or "cpu")
 
     def configure_model(self) -> None:
         """Under the strategy ``fsdp``, for training: part the weights over the processes."""
@@ -314,10 +331,7 @@ class SegmentationTask(pl.LightningModule):
         Raises:
             CheckpointError: It was trained on others, or is not one of ours.
         """
-        options = {
-            name: name_of(value) if callable(value) else value for name, value in checkpoint["hyper_parameters"].items()
-        }
-        kept = checked(Path("--ckpt_path"), {**checkpoint, "hyper_parameters": options})
+        kept = checked(Path("--ckpt_path"), checkpoint)
         kept.require_same_training(self.plan, self.hparams["optimizer"])
         self._scores = kept.scores
         self._start = ""
@@ -325,13 +339,14 @@ class SegmentationTask(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Sign the checkpoint, so that a foreign one is told apart, and note how it scored."""
         scores = {name: float(value) for name, value in self.trainer.callback_metrics.items() if name[:8] == "val/dice"}
-        checkpoint["medseg"] = signature(
+        signed = signature(
             version=medseg.__version__,
             torch=torch.__version__.split("+")[0],
             scores=scores or self._scores,
             peak_gib=peak_memory_bytes(self.device) / 2**30,
             flips=getattr(getattr(self.trainer, "datamodule", None), "flips", None),
         )
+        sign(checkpoint, signed)
 
     @property
     def _sharded(self) -> bool:
@@ -356,31 +371,6 @@ def build_task_loss(loss: str | Own, plan: Plan) -> Any:
     return build_loss(loss, mode=plan.mode, ignore_index=IGNORED, counts=[1] * plan.num_classes)
 
 
-def load_task(path: Path, trust: Trust | None = None) -> SegmentationTask:
-    """The task of a checkpoint as it was trained, weights loaded, in evaluation mode; to predict, see `Segmenter`.
-
-    Args:
-        path: The checkpoint.
-        trust: The dotted paths that it may name.
-
-    Raises:
-        CheckpointError: It is missing, unreadable or not ours, names what is not trusted, or does not fit.
-    """
-    checkpoint = read_checkpoint(path)
-    require_trusted(checkpoint, trust)
-    try:
-        task = SegmentationTask(**checkpoint.options)
-        require_same_kinds(task.state_dict(), checkpoint.content[WEIGHTS])
-        task.load_state_dict(checkpoint.content[WEIGHTS])
-    except (TypeError, ValueError, RuntimeError, KeyError, MedsegError) as error:
-        raise CheckpointError(
-            path,
-            f"does not fit this version of medseg ({error})",
-            f"Train again, or use the version that wrote it ({checkpoint.signature['version']})",
-        ) from None
-    return task.eval()
-
-
 def judge_of(segmenter: Segmenter) -> SegmentationTask:
     """A task that validates a network, whatever it was trained with."""
     plan, net = segmenter.plan.to_dict(), segmenter.net
@@ -396,5 +386,9 @@ def require_trusted(checkpoint: Checkpoint, trust: Trust | None, replaced: Colle
     told = {name: value for name, value in checkpoint.options.items() if name not in replaced}
     names = [str(told.get(name)) for name in ("net", "optimizer")]
     losses = [str(told.get("loss")), *(told.get("study") or ())]
-    for path in [*(name for name in names if "." in name), *(path for loss in losses for path in paths_in(loss))]:
+    try:
+        paths = [path for loss in losses for path in paths_in(loss)]
+    except ValueError as error:
+        raise CheckpointError(checkpoint.path, f"cannot be read: {error}", "Use another checkpoint") from None
+    for path in [*(name for name in names if "." in name), *paths]:
         (trust or Trust()).require(path, checkpoint.path)

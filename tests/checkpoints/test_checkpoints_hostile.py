@@ -14,10 +14,9 @@ from medseg.checkpoints.facts import Weights
 from medseg.checkpoints.run import Run
 from medseg.cli import info, main
 from medseg.errors import CheckpointError
-from medseg.machine.dotted import Trust
 from medseg.plan.cleaning import rules_from_plain
 from medseg.training.beginning import weights_to_start_from
-from medseg.training.task import SegmentationTask, load_task
+from medseg.training.task import SegmentationTask
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
 
@@ -135,7 +134,7 @@ def test_every_command_refuses_in_a_sentence_and_does_nothing(place, capsys, nam
     main(["info", str(path)])
     main(["choose-cleaning", "--ckpt", str(path), "--predictions", "in", "--references", "nowhere"])
     with pytest.raises(CheckpointError):
-        load_task(path)
+        SegmentationTask.load_from_checkpoint(path)
     with contextlib.suppress(CheckpointError):
         weights_to_start_from(path, ["net.some"])
     assert path.read_bytes() == before
@@ -184,9 +183,8 @@ def test_no_command_needs_the_loss(place):
 def test_no_loss_is_imported_that_only_a_checkpoint_names(place, spoil):
     """However Python lets its path be written."""
     path = spoilt(place, spoil)
-    for load in (load_task, SegmentationTask.load_from_checkpoint):
-        with pytest.raises(CheckpointError, match=r"--trust beside\.evil\.$"):
-            load(path)
+    with pytest.raises(CheckpointError, match=r"--trust beside\.evil\.$"):
+        SegmentationTask.load_from_checkpoint(path)
     assert "beside" not in sys.modules
 
 
@@ -208,7 +206,7 @@ def test_the_option_that_is_named_lets_that_class_in(place, capsys):
     assert main(commands(path)["predict"]) == 1
     assert "--trust mine.Plain" in capsys.readouterr().err
     assert main([*commands(path)["predict"], "--trust", "beside.Evil", "--trust", "mine.Plain"]) == 0
-    assert load_task(path, Trust.of(["mine.Plain"])).hparams["net"] == "mine.Plain"
+    assert SegmentationTask.load_from_checkpoint(path, trust=["mine.Plain"]).hparams["net"] == "mine.Plain"
     assert "beside" not in sys.modules
 
 

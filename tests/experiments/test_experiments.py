@@ -33,7 +33,7 @@ from medseg.metrics.cases import OrganScores
 from medseg.metrics.empty import Outcome
 from medseg.pictures.charts import standalone
 from medseg.report.ranking import MEAN, holm, rank_runs
-from medseg.report.rows import COLUMNS, MEASURES, CaseRow, write_rows
+from medseg.report.rows import CaseRow, columns, measures, write_rows
 from medseg.report.scores import SavedScores
 
 STAND_IN = f"""
@@ -62,7 +62,7 @@ if command == "fit":
     (run / "threads.txt").write_text(os.environ.get("OMP_NUM_THREADS", "") + os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 else:
     (run / "test").mkdir()
-    columns = {",".join(COLUMNS)!r}
+    columns = {",".join(columns())!r}
     lines = [columns]
     for number in range(4):
         row = dict.fromkeys(columns.split(","), "0") | {{"case": f"c{{number}}", "organ": "liver", "outcome": "found"}}
@@ -262,7 +262,7 @@ def test_networks_and_losses_are_crossed_in_folders_of_their_own(tmp_path):
 
 
 def row(case, organ, dice, outcome=Outcome.FOUND):
-    numbers = dict.fromkeys(MEASURES, 0.0) | {"dice": float(dice), "hd95_mm": 10 * (1 - dice)}
+    numbers = dict.fromkeys(measures(), 0.0) | {"dice": float(dice), "hd95_mm": 10 * (1 - dice)}
     return CaseRow(case, organ, OrganScores(outcome, numbers))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from medseg.losses import build_loss
-from medseg.losses.knobs import checked_knobs, fits, knob_type
+from medseg.losses.knobs import checked_knobs, knob_type
 from medseg.losses.table import Row, rows
 
 pytestmark = pytest.mark.sweep(8)
@@ -90,6 +90,22 @@ def test_absent_and_full_classes_are_finite(row, mode):
         value, gradient = value_and_gradient(build_loss(row.name, mode=mode), logits, target)
         assert value.isfinite()
         assert gradient.isfinite().all()
+
+
+@EVERY_CELL
+def test_no_smoothing_is_finite(row, mode):
+    """Whatever is added to a quotient may be 0: nothing over nothing is a number."""
+    for name in (k for k, v in row.knobs.items() if k.startswith(("smooth", "eps")) and takes(row, k, 0) and v):
+        for target in (example(mode)[1], 0 * example(mode)[1], 0 * example(mode)[1] + 1):
+            try:
+                value, gradient = value_and_gradient(
+                    build_loss(f"{row.name}({name}=0)", mode=mode), example(mode)[0], target
+                )
+            except ValueError as error:
+                assert name in str(error)  # noqa: PT017  it may be refused in a sentence
+                continue
+            assert value.isfinite()
+            assert gradient.isfinite().all()
 
 
 @EVERY_CELL
@@ -324,10 +340,17 @@ def others(row, name, default, channels):
             found = OTHER_NUMBERS[name]
             values.append(found[:channels] if isinstance(found, list) else found)
     elif isinstance(default, float) and not isinstance(default, bool):
-        values += [v for v in (default * 0.7, default * 1.4 + 0.05, default - 0.5) if fits(v, kind)]
+        values += [v for v in (default * 0.7, default * 1.4 + 0.05, default - 0.5) if takes(row, name, v)]
     elif isinstance(default, int) and not isinstance(default, bool):
         values += [default + 1]
     return values
+
+
+def takes(row, name, value):
+    try:
+        return bool(checked_knobs(row, {name: value}))
+    except ValueError:
+        return False
 
 
 SEEN_ELSEWHERE = {

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medseg.machine.typed import fields_of, misspelt, to_plain, typed
+from medseg.machine.typed import Interval, fields_of, misspelt, to_plain, typed
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ def test_anything_stays_itself(value):
         ({"liver": [1, 2], "spleen": 3}, dict[str, int | tuple[int, ...]], {"liver": (1, 2), "spleen": 3}),
         ({"a": 1}, Mapping[str, float], {"a": 1.0}),
         ("ct", Literal["ct", "mr"], "ct"),
+        (1, Annotated[float, Interval(0.0, 1.0)], 1.0),
+        (float("inf"), Annotated[float, Interval(0.0, float("inf"))] | None, float("inf")),
     ],
 )
 def test_values_of_a_type(value, wanted, expected):
@@ -59,6 +61,10 @@ def test_values_of_a_type(value, wanted, expected):
         (1, bool, "expected True or False, got 1"),
         (True, Literal[1, 2], "expected one of 1, 2, got True"),
         (None, str, "expected text, got None"),
+        (1.5, Annotated[float, Interval(0.0, 1.0)], "expected a number in [0, 1], got 1.5"),
+        (True, Annotated[float, Interval()], "expected a finite number, got True"),
+        (float("nan"), Annotated[float, Interval(0.0)], "expected a number of at least 0, got nan"),
+        ([-1], Sequence[Annotated[float, Interval(0.0)]], "expected a number of at least 0, got -1"),
         ("abc", tuple[str, ...], "expected a list (each text), got 'abc'"),
         ([1, 2], tuple[int, int, int], "expected a list of 3 (each a whole number), got [1, 2]"),
         ([1, "x"], tuple[int, ...], "expected a whole number, got 'x'"),

@@ -90,6 +90,21 @@ def test_comments_say_why_and_survive_reading_and_writing(tmp_path):
     assert (tmp_path / "b.yaml").read_text(encoding="utf-8") == text
 
 
+def test_reasons_follow_an_edit(tmp_path):
+    why = {name: f"Good for {name}." for name in ("spacing_mm", "patch_size", "strides", "mirror_axes")}
+    write_plan(tmp_path / "a.yaml", a_plan(reasons=why))
+    text = (tmp_path / "a.yaml").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith("spacing_mm:")]
+    (tmp_path / "a.yaml").write_text(text.replace(line, "spacing_mm: [7.0, 7.0, 7.0]"), encoding="utf-8")
+    edited = read_plan(tmp_path / "a.yaml")
+    assert edited.reasons["spacing_mm"] == "Edited by hand."
+    assert edited.reasons["mirror_axes"] == why["mirror_axes"]
+    for name in ("patch_size", "strides"):
+        assert edited.reasons[name] == f"Chosen before spacing_mm was edited: {why[name]}"
+    write_plan(tmp_path / "b.yaml", edited)
+    assert read_plan(tmp_path / "b.yaml").reasons == edited.reasons
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

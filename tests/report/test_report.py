@@ -20,7 +20,7 @@ from medseg.metrics import Outcome
 from medseg.report.evaluate import evaluate
 from medseg.report.html import render
 from medseg.report.ranking import holm, signed_rank_p
-from medseg.report.rows import COLUMNS, read_rows
+from medseg.report.rows import columns, read_rows
 from medseg.report.summary import bootstrap_means, summarise
 from medseg.report.tables import print_summary
 from medseg.report.two_runs import SECOND, compare_runs, print_comparison
@@ -87,7 +87,7 @@ def test_summary_and_rows_say_what_was_done_by_hand(folders, tmp_path):
     assert low <= np.mean(liver) <= high
     with (tmp_path / "out/cases.csv").open() as file:
         lines = list(csv.reader(file))
-    assert tuple(lines[0]) == COLUMNS
+    assert tuple(lines[0]) == columns()
     assert lines[0][:5] == ["case", "organ", "dice", "hd95_mm", "nsd"]
     assert [line[:3] for line in lines[1:3]] == [["a", "liver", "1"], ["a", "spleen", "1"]]
 
@@ -306,11 +306,11 @@ def write_cases(path, dice):
     """Write a cases.csv with this Dice by organ and case, everything else 0."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns())
         writer.writeheader()
         for organ, values in dice.items():
             for case, value in values.items():
-                row = {**dict.fromkeys(COLUMNS, "0"), "case": case, "organ": organ, "outcome": "found", "dice": value}
+                row = {**dict.fromkeys(columns(), "0"), "case": case, "organ": organ, "outcome": "found", "dice": value}
                 writer.writerow(row)
     return path
 
@@ -365,7 +365,8 @@ def test_equal_runs_do_not_differ():
 
 def line(dice):
     return (
-        ",".join({"case": "a", "organ": "liver", "outcome": "found", "dice": dice}.get(c, "0") for c in COLUMNS) + "\n"
+        ",".join({"case": "a", "organ": "liver", "outcome": "found", "dice": dice}.get(c, "0") for c in columns())
+        + "\n"
     )
 
 
@@ -375,9 +376,9 @@ def line(dice):
         (None, "cannot be read"),
         ("case,organ\n", "holds no case"),
         ("case,organ\na,liver\n", "lacks the column dice"),
-        (",".join(COLUMNS) + "\n" + ",".join("x" for _ in COLUMNS) + "\n", "bad cell"),
-        (",".join(COLUMNS) + "\n" + line("nan"), r"bad cell \(nan is no score\)"),
-        ("\ufeff" + ",".join(COLUMNS) + "\n" + line("0.5") + line("0.6"), "scores liver of a 2 times"),
+        (",".join(columns()) + "\n" + ",".join("x" for _ in columns()) + "\n", "bad cell"),
+        (",".join(columns()) + "\n" + line("nan"), r"bad cell \(nan is no score\)"),
+        ("\ufeff" + ",".join(columns()) + "\n" + line("0.5") + line("0.6"), "scores liver of a 2 times"),
     ],
 )
 def test_a_bad_cases_csv_is_named(tmp_path, text, message):

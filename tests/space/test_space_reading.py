@@ -197,3 +197,42 @@ def test_labels_come_back_from_the_format_of_their_image(tmp_path, like, highest
     np.testing.assert_array_equal(back.array[0], labels)
     np.testing.assert_allclose(back.affine, affine)
     assert (target.suffix == ".gz") == (highest == 70_000 and like in ("a.png", "a.jpg", "a.tif"))
+
+
+DETACHED = "ObjectType = Image\nNDims = 3\nDimSize = 2 3 4\nElementType = MET_SHORT\nElementDataFile = gone.raw\n"
+
+
+def nrrd(**fields):
+    lines = {"type": "short", "dimension": 3, "sizes": "2 3 4", "endian": "little", "encoding": "raw", **fields}
+    head = "NRRD0004\n" + "".join(f"{name.replace('_', ' ')}: {value}\n" for name, value in lines.items()) + "\n"
+    return head.encode() + np.arange(24, dtype="<i2").tobytes()
+
+
+@needs_itk
+@pytest.mark.parametrize(("space", "sign"), [("right-anterior-superior", 1), ("left-posterior-superior", -1)])
+def test_a_file_that_names_its_space_lies_there(tmp_path, space, sign):
+    directions = "(2,0,0) (0,3,0) (0,0,4)"
+    (tmp_path / "a.nrrd").write_bytes(nrrd(space=space, space_directions=directions, space_origin="(5,6,7)"))
+    expected = np.array([[2 * sign, 0, 0, 5 * sign], [0, 3 * sign, 0, 6 * sign], [0, 0, 4, 7], [0, 0, 0, 1]])
+    np.testing.assert_allclose(read_volume(tmp_path / "a.nrrd").affine, expected)
+
+
+FLAT_SPACE = {"space": "left-posterior-superior", "space_directions": "(2,0,0) (2,0,0) (0,0,4)"}
+BAD_FILES = {
+    "two axes in one direction": ("a.nrrd", nrrd(**FLAT_SPACE), "singular affine"),
+    "cut short": ("a.nrrd", nrrd(spacings="2 3 4")[:-9], "not a readable image"),
+    "no image": ("a.mha", b"hello", "not a readable image"),
+    "empty": ("a.mha", b"", "not a readable image"),
+    "its data gone": ("a.mhd", DETACHED.encode(), "No such file"),
+    "no header": ("a.nhdr", bytes(range(256)), "not a readable image"),
+}
+
+
+@needs_itk
+@pytest.mark.parametrize(("name", "content", "sentence"), BAD_FILES.values(), ids=BAD_FILES)
+def test_files_that_hold_no_volume_are_named(tmp_path, name, content, sentence):
+    (tmp_path / name).write_bytes(content)
+    assert parts_of(tmp_path / name) == (tmp_path / name,)
+    for read in (read_volume, read_labels):
+        with pytest.raises(DataError, match=sentence):
+            read(tmp_path / name)

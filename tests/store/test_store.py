@@ -313,6 +313,33 @@ def test_a_damaged_case_says_what_to_do(store, toy_dataset, name, content, sente
     assert prepare(toy_dataset, store.path, workers=1).image("toy_0")[:].any()
 
 
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda index: index["cases"].update({"../../toy_9": "toy_0"}), "calls a case '../../toy_9'"),
+        (lambda index: index["cases"].update({"toy_9": "/etc"}), "calls a case '/etc'"),
+        (lambda index: index["cases"].update({"..": "toy_0"}), r"calls a case '\.\.'"),
+        (lambda index: index.update(cases=["toy_0"]), "lacks its cases"),
+        (lambda index: index.pop("grid"), "lacks its grid"),
+    ],
+)
+def test_an_index_names_nothing_outside_of_its_store(store, spoil, sentence):
+    index = json.loads((store.path / "index.json").read_text())
+    spoil(index)
+    (store.path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=sentence):
+        Store(store.path)
+
+
+def test_a_recipe_in_the_place_of_numbers_is_not_run(tmp_path):
+    blosc2 = pytest.importorskip("blosc2")
+    numbers = blosc2.asarray(np.zeros((8, 8, 8), np.int16), urlpath=str(tmp_path / "numbers.b2nd"), mode="w")
+    blosc2.lazyexpr("numbers + 1", {"numbers": numbers}).save(urlpath=str(tmp_path / "labels.b2nd"))
+    with pytest.raises(DataError, match=r"labels\.b2nd is damaged \(it holds a recipe and no numbers\)"):
+        open_array(tmp_path, "labels")
+    assert open_array(tmp_path, "numbers").shape == (8, 8, 8)
+
+
 def test_plain_files_where_blosc2_is_missing(toy_dataset, tmp_path, monkeypatch, store):
     labels, image = store.labels("toy_1")[:], store.image("toy_1")[:]
     monkeypatch.setattr(arrays, "blosc2", None)

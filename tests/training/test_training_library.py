@@ -19,7 +19,7 @@ from medseg.errors import CheckpointError, UsageError
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.training.fit import build_trainer, loggers, train
 from medseg.training.fit import fit as training_fit
-from medseg.training.task import SegmentationTask, load_task
+from medseg.training.task import SegmentationTask
 
 SMALL = {"net_options": {"features": [4, 8, 8]}, "optimizer": "adamw", "lr": 1e-3}
 QUIET = {
@@ -148,7 +148,7 @@ def test_init_from_is_where_training_begins_and_nowhere_else(store, tmp_path, tr
     trainer = fit(task, store)
     trainer.save_checkpoint(tmp_path / "tuned.ckpt")
     tuned = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-    for again in (task, load_task(tmp_path / "tuned.ckpt")):
+    for again in (task, SegmentationTask.load_from_checkpoint(tmp_path / "tuned.ckpt")):
         again.setup("fit")
         assert all(torch.equal(tensor, tuned[name]) for name, tensor in again.state_dict().items())
     origin.unlink()

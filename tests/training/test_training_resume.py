@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from support.runs import assert_same_runs, fit, load
 
 from medseg.training.keep import CheckpointFiles
@@ -42,3 +43,19 @@ def test_a_run_goes_on_from_every_checkpoint_that_was_ever_its_last(store, tmp_p
         else:
             assert_same_runs(run, whole)
         shutil.rmtree(run)
+
+
+def test_what_a_training_goes_on_from_is_read_once(store, tmp_path, monkeypatch):
+    read, load_file = [], torch.load
+
+    def noted(path, **options):
+        read.append(Path(path).name)
+        return load_file(path, **options)
+
+    monkeypatch.setattr(torch, "load", noted)
+    run = tmp_path / "run"
+    assert fit(store, run, "--trainer.max_steps", "1") == 0
+    assert read == []
+    assert fit(store, run, "--trainer.max_steps", "2", "--ckpt_path", "last") == 0
+    assert read == ["last.ckpt"]
+    assert load_file(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2

@@ -8,7 +8,7 @@ import torch
 from medseg.errors import UsageError
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.store.store import Store
-from medseg.training.task import SegmentationTask, load_task
+from medseg.training.task import SegmentationTask
 
 LOSS = "dice + cross_entropy(weight=balanced)"
 
@@ -39,7 +39,7 @@ def test_weights_are_those_of_the_training_cases_and_stay(store, tmp_path, caplo
     assert "class weights balanced, from 2 training cases" in caplog.text
     logits, target = torch.randn(1, 3, 4, 4, 4), torch.randint(3, (1, 4, 4, 4))
     fitting.save_checkpoint(tmp_path / "last.ckpt")
-    again = load_task(tmp_path / "last.ckpt")
+    again = SegmentationTask.load_from_checkpoint(tmp_path / "last.ckpt")
     assert again.loss(logits, target) == task.loss(logits, target)
     fresh = SegmentationTask(task.plan.to_dict(), net_options={"features": [4, 8]}, loss=LOSS)
     assert fresh.loss(logits, target) != task.loss(logits, target)
