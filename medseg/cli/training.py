@@ -112,16 +112,16 @@ def test(words: Sequence[str]) -> int:
     scored = _finished(words, "test")
     require_lengths(scored.scoring["tolerance_mm"])
     store, trainer = Store(scored.data.store), scored.trainer
-    written = WritePredictions(scored.run.test.predictions, store, scored.segmenter)
+    console = next((one.console for one in callbacks_of(trainer) if isinstance(one, CaseProgress)), None)
+    written = WritePredictions(scored.run.test.predictions, store, scored.segmenter, console)
     judge = judge_of(scored.segmenter)
     judge.judges_tests = scored.data.tests_voxels = False  # what is scored is what was written, on the images' grids
-    callbacks_of(trainer).insert(0, written)  # before the progress, which tells what is done
+    callbacks_of(trainer).append(written)
     with in_sentences(trainer, scored.data.plan):
         trainer.test(judge, scored.data, verbose=False)
     status = report_failures(written.failures)
     trainer.strategy.barrier()  # the first process scores what all of them have written
     if trainer.is_global_zero:
-        console = next((one.console for one in callbacks_of(trainer) if isinstance(one, CaseProgress)), None)
         cases, note = scored.data.cases.val, scored.note
         evaluation = report_test(scored.run, store, cases, note=note, console=console, **scored.scoring)
         status = max(status, evaluation.exit_status)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from medseg.inference.objects import require_series
 from medseg.inference.predict import Predictor
 from medseg.inference.resume import Record
 from medseg.machine.files import require_writable
-from medseg.machine.progress import progress
+from medseg.machine.progress import Advance, progress
 from medseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -83,9 +83,8 @@ def predict_cases(
     record = Record(output, predictors[0].settings)
     work = Work(predictors[0], output, save_probabilities, record, form)
     todo = cases if overwrite else {case: files for case, files in cases.items() if not work.done(case, files)}
-    shown = progress("predicting", len(todo), console) if console else nullcontext(log.debug)
     try:
-        with shown as advance:
+        with _shown(len(todo), console) as advance:
             results = Belt(work, todo, advance).run(predictors)
     finally:
         record.close()
@@ -97,7 +96,11 @@ def predict_cases(
 
 
 def predict_files(
-    predictors: Sequence[Predictor], cases: Mapping[str, tuple[Path, ...]], output: Path
+    predictors: Sequence[Predictor],
+    cases: Mapping[str, tuple[Path, ...]],
+    output: Path,
+    *,
+    console: Console | None = None,
 ) -> tuple[MedsegError, ...]:
     """Segment the images of some cases and write their label files, in place of older ones, without a manifest.
 
@@ -105,6 +108,7 @@ def predict_files(
         predictors: As of `predict_cases`.
         cases: Name -> a file per modality, or one with all of them.
         output: Folder to write to; a case that fails leaves no file there.
+        console: As of `predict_cases`.
 
     Returns:
         Why some cases have no prediction.
@@ -120,8 +124,13 @@ def predict_files(
         except MedsegError as failure:
             failures.append(failure)
             del todo[case]
-    results = Belt(work, todo, log.debug).run(predictors)
+    with _shown(len(todo), console) as advance:
+        results = Belt(work, todo, advance).run(predictors)
     return (*failures, *(problem for case in todo if (problem := results[case]) is not None))
+
+
+def _shown(cases: int, console: Console | None) -> AbstractContextManager[Advance]:
+    return progress("predicting", cases, console) if console else nullcontext(log.debug)
 
 
 def _require_apart(source: Path, cases: Mapping[str, tuple[Path, ...]], output: Path, plan: Plan) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from rich.console import Console
 
 from medseg.errors import MedsegError
 from medseg.inference.folder import predict_files
@@ -25,13 +26,14 @@ class WritePredictions(Callback):
         folder: Where to write.
         store: Knows where each case came from.
         segmenter: What to predict with, on the device of the loop.
+        console: Where the first process shows how far it is; None shows nothing.
 
     Attributes:
         failures: Why some cases of this process have no prediction.
     """
 
-    def __init__(self, folder: Path, store: Store, segmenter: Segmenter) -> None:
-        self.folder, self.store, self.segmenter = folder, store, segmenter
+    def __init__(self, folder: Path, store: Store, segmenter: Segmenter, console: Console | None = None) -> None:
+        self.folder, self.store, self.segmenter, self.console = folder, store, segmenter, console
         self.failures: tuple[MedsegError, ...] = ()
         self._cases: list[str] = []
 
@@ -50,4 +52,6 @@ class WritePredictions(Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Predict and write them."""
         cases = {case: tuple(map(Path, self.store.info(case).images)) for case in self._cases}
-        self.failures = predict_files([Predictor([self.segmenter], device=str(pl_module.device))], cases, self.folder)
+        predictor = Predictor([self.segmenter], device=str(pl_module.device))
+        console = self.console if trainer.is_global_zero else None
+        self.failures = predict_files([predictor], cases, self.folder, console=console)

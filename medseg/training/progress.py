@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,7 +34,7 @@ class _Shown(ProgressBar):
 
 
 class CaseProgress(_Shown):
-    """Which cases of a validation or a test are done, as `medseg.machine.progress` shows them.
+    """Which cases of a validation are done, as `medseg.machine.progress` shows them; a test has a way of its own.
 
     Args:
         console: Where to write; the standard error if left out.
@@ -47,11 +47,9 @@ class CaseProgress(_Shown):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin."""
-        self._begin("validating", trainer.num_val_batches)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
-        self._begin("predicting", trainer.num_test_batches)
+        if self._shown:
+            cases = int(sum(trainer.num_val_batches))
+            self._advance = self._open.enter_context(progress("validating", cases, self.console))
 
     def on_validation_batch_end(
         self,
@@ -66,8 +64,6 @@ class CaseProgress(_Shown):
         if self._advance and batch.id:
             self._advance(", ".join(batch.id))
 
-    on_test_batch_end = on_validation_batch_end
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the bar away."""
         self._open.close()
@@ -75,10 +71,6 @@ class CaseProgress(_Shown):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Take the bar away, so that the reason can be read."""
         self._open.close()
-
-    def _begin(self, title: str, cases: Sequence[int | float]) -> None:
-        if self._shown:
-            self._advance = self._open.enter_context(progress(title, int(sum(cases)), self.console))
 
 
 class FitProgress(_Shown):

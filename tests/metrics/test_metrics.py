@@ -259,12 +259,13 @@ def test_no_score_is_ever_nan_and_a_missed_organ_is_the_worst():
     far[5, 5, 5] = 1
     spacing_mm = (1.0, 2.0, 3.0)
     nothing = np.zeros_like(reference)
-    found = score_case(far, reference, {"liver": 1}, spacing_mm=spacing_mm)["liver"]
+    beside = score_case(far, reference, {"liver": 1}, spacing_mm=spacing_mm)["liver"]
     missed = score_case(nothing, reference, {"liver": 1}, spacing_mm=spacing_mm)["liver"]
     false = score_case(reference, nothing, {"liver": 1}, spacing_mm=spacing_mm)["liver"]
     absent = score_case(nothing, nothing, {"liver": 1}, spacing_mm=spacing_mm)["liver"]
-    assert [one.outcome.value for one in (found, missed, false, absent)] == ["found", "missed", "false", "absent"]
-    assert found.hd_mm < missed.hd_mm == false.hd_mm == image_diagonal_mm((6, 6, 6), spacing_mm)
+    outcomes = [one.outcome.value for one in (beside, missed, false, absent)]
+    assert outcomes == ["missed", "missed", "false", "absent"], "what lies beside it misses it, at a known distance"
+    assert beside.hd_mm < missed.hd_mm == false.hd_mm == image_diagonal_mm((6, 6, 6), spacing_mm)
     assert (missed.dice, missed.nsd, missed.lesion_f1, missed.hd95_mm) == (0, 0, 0, missed.hd_mm)
     assert (absent.dice, absent.nsd, absent.lesion_f1, absent.hd95_mm, absent.assd_mm) == (1, 1, 1, 0, 0)
     assert (missed.volume_error_ml, false.volume_error_ml) == pytest.approx((-0.006, 0.006))
