@@ -210,11 +210,12 @@ def boxes_of(labels: NDArray[Any], values: Collection[int]) -> dict[int, Box | N
     wanted = sorted(value for value in values if value > 0)
     if not wanted:
         return {}
-    if int(labels.max(initial=0)) > _DIRECT:
+    highest = int(labels.max(initial=0))
+    if highest > _DIRECT:
         labels = replaced(labels, {value: index for index, value in enumerate(wanted, 1)}, other=0)
         return dict(zip(wanted, ndimage.find_objects(labels, len(wanted)), strict=True))
-    found = ndimage.find_objects(labels, wanted[-1])
-    return {value: found[value - 1] for value in wanted}
+    found = ndimage.find_objects(labels, highest)
+    return {value: found[value - 1] if value <= highest else None for value in wanted}
 
 
 def strangers(labels: NDArray[Any], declared: Collection[int]) -> str:

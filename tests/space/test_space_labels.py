@@ -99,6 +99,12 @@ def test_floats_beyond_every_whole_number_are_no_labels(number):
         whole_numbers(np.array([0.0, number]))
 
 
+def test_a_value_that_is_not_there_costs_nothing():
+    labels = np.array([0, 1, 1])
+    assert boxes_of(labels, [1, 2**31 - 1, 2**50]) == {1: (slice(1, 3),), 2**31 - 1: None, 2**50: None}
+    assert boxes_of(labels * 0, [1]) == {1: None}
+
+
 def test_a_scan_is_told_from_an_atlas():
     rng = np.random.default_rng(0)
     scan = np.where(rng.random((20, 20, 20)) < 0.5, -1000, rng.normal(50, 20, (20, 20, 20))).astype(int)
