@@ -203,17 +203,25 @@ def checked(path: Path, content: Any, digest: str = "") -> Checkpoint:
         CheckpointError: An entry is missing or something else.
     """
     require_ours(path, content)
-    for entry, (what, fits, needed) in _LAYOUT.items():
-        value: Any = content
-        for key in entry.split("."):
-            value = value.get(key, _MISSING) if isinstance(value, dict) else _MISSING
-        if value is _MISSING and needed and (not entry.startswith("origin.") or "origin" in content):
+    found = {entry: _at(content, entry) for entry in _LAYOUT}
+    there = {entry: value for entry, value in found.items() if value is not _MISSING}
+    if wrong := [entry for entry, value in there.items() if not _LAYOUT[entry][1](value)]:
+        entry = max(wrong, key=lambda entry: entry.count("."))  # what holds it is wrong for its sake
+        what, kind = _LAYOUT[entry][0], type(there[entry]).__name__
+        raise CheckpointError(path, f"has under {entry} no {what} but a {kind}", _ANOTHER)
+    for entry, (_, _, needed) in _LAYOUT.items():
+        if needed and entry not in there and (not entry.startswith("origin.") or "origin" in content):
             raise CheckpointError(path, f"lacks {entry}", _ANOTHER)
-        if value is not _MISSING and not fits(value):
-            raise CheckpointError(path, f"has under {entry} no {what} but a {type(value).__name__}", _ANOTHER)
     made = Checkpoint(path, content, digest)
     _ = made.plan  # whether it is one
     return made
+
+
+def _at(content: Any, entry: str) -> Any:
+    """What lies under an entry, its keys parted by dots."""
+    for key in entry.split("."):
+        content = content.get(key, _MISSING) if isinstance(content, dict) else _MISSING
+    return content
 
 
 def signature(

@@ -186,7 +186,7 @@ BAD = {
     said_to_be_packed: "holds what a .nii holds",
     in_micrometres_without_saying_so: "has voxels of 900 x 900 x 900 mm, those of the training are 1.5 x 1.5 x 3 mm",
     too_bright_for_any_network: "m.nii.gz could not be segmented: the network's scores are NaN or infinite",
-    a_link_to_itself: "does not exist",
+    a_link_to_itself: "leads back to itself",
     twice_as_the_first_channel: "m_0000.nii.gz has the case name of an image beside it, m.nii.gz",
     empty_file: "not a readable NIfTI",
     not_finite: "25 voxels that are NaN or infinite",
