@@ -99,7 +99,8 @@ def correct(bench: Bench) -> Iterator[Row]:
             z = logits.to(bench.device, dtype, copy=True).requires_grad_()
             loss(z, target.to(bench.device), spacing_mm).backward()
             off = float((z.grad.float().cpu() - wanted).norm() / wanted.norm().clamp_min(1e-12))
-            if not off < bound:  # NaN too
+            rounded = "topk" in name and dtype is not torch.float32  # another voxel at the edge of the hardest
+            if not off < (1e-1 if rounded else bound):  # NaN too
                 yield {"WRONG": f"{name} {mode}", "dtype": dtype, "gradient off": off}
     for name, repeatable in itertools.product(list_nets()[:: 4 if bench.small else 1], (False, True)):
         yield from network_is_right(bench, name, repeatable=repeatable)

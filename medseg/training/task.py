@@ -128,7 +128,7 @@ class SegmentationTask(pl.LightningModule):
         self.val_dice = PerOrganDice(class_values(self.plan), ignore=IGNORED)
         self.membership: Tensor
         self.register_buffer("membership", torch.from_numpy(self.plan.membership).bool(), persistent=False)
-        self._scores: dict[str, float] = {}  # of a validation before a resumed run's first
+        self.last_scores: dict[str, float] = {}  # of a validation before a resumed run's first
         self._begun = False  # with other weights than those that the network is built with
         self._start: str | CheckpointError = ""  # what came of `init_from`
         self._frozen: list[nn.Module] = []  # whose running statistics stay
@@ -294,7 +294,7 @@ class SegmentationTask(pl.LightningModule):
                 f"does not fit this version of medseg ({error})",
                 f"Train again, or use the version that wrote it ({checkpoint.signature['version']})",
             ) from None
-        task._scores = checkpoint.scores
+        task.last_scores = checkpoint.scores
         return task.to(map_location or "cpu")
 
     def configure_model(self) -> None:
@@ -333,7 +333,7 @@ class SegmentationTask(pl.LightningModule):
         """
         kept = checked(Path("--ckpt_path"), checkpoint)
         kept.require_same_training(self.plan, self.hparams["optimizer"])
-        self._scores = kept.scores
+        self.last_scores = kept.scores
         self._start = ""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -342,7 +342,7 @@ class SegmentationTask(pl.LightningModule):
         signed = signature(
             version=medseg.__version__,
             torch=torch.__version__.split("+")[0],
-            scores=scores or self._scores,
+            scores=scores or self.last_scores,
             peak_gib=peak_memory_bytes(self.device) / 2**30,
             flips=getattr(getattr(self.trainer, "datamodule", None), "flips", None),
         )
