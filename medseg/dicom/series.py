@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import DataError, UsageError
+from medseg.space.formats import even, is_dicom
 from medseg.space.volume import Affine, Shape
 
-_UNEVEN = 0.02  # share by which the gaps between slices may differ; scanners round positions
 _TURNED = 1e-3  # by how much a direction cosine may differ within a series
 _TAGS = (
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality",
@@ -148,9 +148,8 @@ class _OddError(Exception):
 def _headers(files: Iterable[Path]) -> Iterable[tuple[Path, Any]]:
     library = None
     for path in files:
-        with path.open("rb") as content:
-            if content.read(132)[128:] != b"DICM":
-                continue
+        if not is_dicom(path):
+            continue
         library = library or pydicom(path)
         yield path, library.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
 
@@ -188,7 +187,7 @@ def _series(slices: Sequence[tuple[Path, Any]]) -> Series:
     gaps = np.diff(positions[order] @ normal)
     if gaps.min() < 1e-3:
         raise _OddError("two of its slices lie at the same place")
-    if np.ptp(gaps) > _UNEVEN * np.median(gaps):
+    if not even(gaps):
         raise _OddError(f"gaps of {gaps.min():.4g} to {gaps.max():.4g} mm between its slices: some are missing")
     between_rows, between_columns = (float(x) for x in first.PixelSpacing)
     affine = np.eye(4)

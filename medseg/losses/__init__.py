@@ -1,4 +1,4 @@
-"""Every published segmentation loss: exact, lean and composable.
+"""Published segmentation losses: exact, lean and composable.
 
 Example:
     >>> from medseg.losses import build_loss, list_losses

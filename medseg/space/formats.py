@@ -138,7 +138,7 @@ def _require_even_slices(folder: Path, reader: Any, image: Any) -> None:
         return
     positions = [[float(x) for x in reader.GetMetaData(index, _POSITION).split("\\")] for index in range(count)]
     gaps = np.linalg.norm(np.diff(np.array(positions), axis=0), axis=1)
-    if np.ptp(gaps) > _UNEVEN * np.median(gaps):
+    if not even(gaps):
         raise DataError(
             folder,
             f"has gaps of {gaps.min():.4g} to {gaps.max():.4g} mm between its slices: some are missing or doubled",
@@ -169,6 +169,11 @@ def _channels_first(path: Path, voxels: NDArray[Any], image: Any) -> NDArray[Any
     if axes == 2:
         voxels = voxels[:, None]
     return np.ascontiguousarray(voxels.transpose(0, 3, 2, 1))  # ITK's arrays are (k, j, i)
+
+
+def even(gaps: NDArray[np.floating[Any]]) -> bool:
+    """Whether slices follow each other at one distance; scanners round positions."""
+    return bool(np.ptp(gaps) <= _UNEVEN * np.median(gaps))
 
 
 def is_dicom(file: Path) -> bool:
