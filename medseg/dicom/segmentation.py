@@ -66,10 +66,10 @@ def write_segmentation(
     hd = highdicom(path)
     from pydicom.uid import generate_uid
 
-    stack = np.stack([masks[organ.name].transpose(2, 1, 0) for organ in organs], axis=-1).astype(np.uint8)
+    pixels = _pixels(masks, organs, series)
     written = hd.seg.Segmentation(
         source_images=list(like),
-        pixel_array=stack,
+        pixel_array=pixels,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[_described(hd, n, organ, algorithm) for n, organ in enumerate(organs, start=1)],
         series_instance_uid=generate_uid(),
@@ -83,10 +83,21 @@ def write_segmentation(
         content_label="SEGMENTATION",
         content_description=f"Organs segmented by {algorithm.name}"[:64],
         series_description=f"{series.name} segmented"[:64],
-        omit_empty_frames=bool(stack.any()),
+        omit_empty_frames=bool(pixels.any()),
     )
     with whole(path) as partial:
         written.save_as(partial)
+
+
+def _pixels(masks: Masks, organs: Sequence[Organ], series: Series) -> Any:
+    """Segment numbers ``(slice, row, column)`` where no two organs overlap; else a mask for each, in a last axis."""
+    numbers = np.zeros(series.shape, dtype=np.min_scalar_type(len(organs)))
+    for number, organ in enumerate(organs, start=1):
+        mask = masks[organ.name]
+        if numbers[mask].any():
+            return np.stack([masks[one.name].transpose(2, 1, 0) for one in organs], axis=-1).astype(np.uint8)
+        numbers[mask] = number
+    return numbers.transpose(2, 1, 0)
 
 
 def headers_of(series: Series) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,25 @@ def write_object(form: str, target: Path, labels: NDArray[Any], image: Path, pla
     """
     series = series_of(image)
     _require_reference(image, series)
-    masks = {organ: np.isin(labels, values_of(value)) for organ, value in plan.labels.items()}
-    organs = [Organ(name, colour(number)) for number, name in enumerate(masks, start=1)]
+    organs = [Organ(name, colour(number)) for number, name in enumerate(plan.organs, start=1)]
     algorithm = Algorithm(f"medseg {plan.name}"[:64], version[:64])
-    FORMS[form](target, masks, organs, series, algorithm, like=headers_of(series))
+    FORMS[form](target, _ByOrgan(labels, plan), organs, series, algorithm, like=headers_of(series))
+
+
+class _ByOrgan(Mapping[str, NDArray[np.bool_]]):
+    """A mask of each organ, made when it is asked for: a hundred of them are more than most memories hold."""
+
+    def __init__(self, labels: NDArray[Any], plan: Plan) -> None:
+        self.labels, self.plan = labels, plan
+
+    def __getitem__(self, organ: str) -> NDArray[np.bool_]:
+        return np.isin(self.labels, values_of(self.plan.labels[organ]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.plan.labels)
+
+    def __len__(self) -> int:
+        return len(self.plan.labels)
 
 
 def _require_reference(image: Path, series: Series) -> None:

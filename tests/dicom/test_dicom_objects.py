@@ -51,6 +51,15 @@ def series(request, tmp_path):
     return found
 
 
+@pytest.mark.parametrize("organs", [["liver"], ["left_kidney", "spleen"], ["Ångström"]])
+def test_organs_apart_are_written_as_numbers_to_the_same_voxels(series, organs, tmp_path):
+    masks = written(series, "seg", tmp_path / "out.dcm", {organ: masks_of()[organ] for organ in organs})
+    back = read_segmentation(tmp_path / "out.dcm", series)
+    assert list(back) == organs
+    for organ, mask in masks.items():
+        np.testing.assert_array_equal(back[organ], mask)
+
+
 def written(series, form, path, masks=None):
     masks = masks or masks_of()
     organs = [Organ(name, (200, 30 * index, 40)) for index, name in enumerate(masks)]
