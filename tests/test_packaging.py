@@ -1,5 +1,6 @@
 """What is shipped: the wheel, the source archive, the container's recipe; nothing missing, nothing stray."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -84,6 +85,27 @@ def test_the_source_archive_holds_what_git_does_and_no_data(built):
     kept = {"tests/support/version_0.1.0.ckpt"}  # what today's code must still open
     assert not [name for name in files if stray.search(name) and name not in kept]
     assert sum(files.values()) < 20e6
+
+
+def imported_packages() -> set[str]:
+    """The packages, by the name they are imported under, that any file of medseg imports."""
+    names = set()
+    for path in (ROOT / "medseg").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module)
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"medseg"}
+
+
+def test_types_are_checked_alike_where_an_extra_is_absent():
+    """Lint installs no extra: what only an extra brings is untyped for mypy, whether it is there or not."""
+    text = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    untyped = {module for override in text["tool"]["mypy"]["overrides"] for module in override["module"]}
+    always = {normalised(Requirement(line).name).replace("-", "_") for line in project()["dependencies"]}
+    always |= {"PIL", "yaml", "skimage", "lightning_fabric", "lightning_utilities", "typing_extensions"}
+    assert {f"{name}.*" for name in imported_packages() - always} <= untyped
 
 
 def test_the_pins_of_the_container_satisfy_the_project():
