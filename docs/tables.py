@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import medseg.metrics.measures  # noqa: F401  # it files the metrics
+from medseg.losses import catalogue
+from medseg.losses import table as losses_table
 from medseg.metrics import table as measures
 from medseg.patches.augmentations import AugmentationRow, key_of, rows
 from medseg.patches.settings import PRESETS, WHOLE
@@ -88,20 +90,49 @@ def _arguments(function: Any) -> dict[str, str]:
 MADE = "<!-- made by docs/tables.py -->\n"
 
 
+def _made_anew(name: str, lines: list[str]) -> str:
+    """A page of docs/ with other lines between its two marks."""
+    before, _, after = (Path(__file__).parent / name).read_text(encoding="utf-8").split(MADE)
+    return before + MADE + "\n" + "\n".join(lines) + "\n\n" + MADE + after
+
+
 def metrics() -> str:
-    """docs/metrics.md with its table made anew, between two marks."""
-    before, _, after = (Path(__file__).parent / "metrics.md").read_text(encoding="utf-8").split(MADE)
+    """docs/metrics.md with its table made anew."""
     lines = ["| column | meaning | best | one side empty | both |", "|---|---|--:|--:|--:|"]
     empty = {"overlap": ("0", "1"), "distance": ("diagonal", "0"), "computed": ("as computed", "as computed")}
     for row in measures.rows().values():
         cells = (f"`{row.name}`", row.meaning, "" if row.best is None else f"{row.best:g}", *empty[row.empty])
         lines.append("| " + " | ".join(cells) + " |")
     outcomes = "`found`, `missed` (not one voxel of it), `false` (invented) or `absent` (rightly left out)"
-    lines.append(f"| `outcome` | {outcomes} | | | |")
-    return before + MADE + "\n" + "\n".join(lines) + "\n\n" + MADE + after
+    return _made_anew("metrics.md", [*lines, f"| `outcome` | {outcomes} | | | |"])
 
 
-PAGES = {"augmentations.md": augmentations, "metrics.md": metrics}
+def losses() -> str:
+    """docs/losses.md with the table of all losses and an entry for each made anew."""
+    table = losses_table.rows().values()
+    head = ["loss", "family", *catalogue.HANDLES.values(), "alone", "cost", "range", "paper"]
+    lines = ["## All losses", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for row in table:
+        marks = ["✓" if key in row.handles else "" for key in catalogue.HANDLES]
+        cells = [f"[`{row.name}`](#{row.name})", row.family, *marks, "✓" if row.alone else "", row.cost, row.range]
+        lines.append("| " + " | ".join([*cells, row.paper.split(",")[0]]) + " |")
+    for family, title in catalogue.FAMILIES.items():
+        lines += ["", f"## {title}"]
+        for row in table:
+            lines += _loss(row) if row.family == family else []
+    return _made_anew("losses.md", lines)
+
+
+def _loss(row: losses_table.Row) -> list[str]:
+    text = catalogue.sections(row)
+    lines = ["", f"### {row.name}", "", text["summary"], "", "```text", text["equation"], "```", ""]
+    for paragraph in text["prose"]:
+        lines += [re.sub(r"^(Use|Known trouble(?: and public code)?|Public code)\b", r"**\1**", paragraph), ""]
+    knobs = [f"* {line.strip()}" for line in catalogue.knob_lines(row)]
+    return [*lines, *knobs, "", " · ".join(f"{title}: {value}" for title, value in catalogue.facts(row).items())]
+
+
+PAGES = {"augmentations.md": augmentations, "losses.md": losses, "metrics.md": metrics}
 """File in docs/ -> what is in it."""
 
 

@@ -97,9 +97,6 @@ def log_hausdorff_dt(x: Comparison, **knobs: Any) -> Reduced:
     the batch's value is not the mean of its samples' values.
 
     Public code: MONAI agrees.
-
-    Args:
-        **knobs: Those of hausdorff_dt.
     """
     return torch.log1p(reduced(hausdorff_dt, x, knobs))
 

@@ -1,17 +1,16 @@
-"""What a person reads to choose a loss: one page per loss and the table of all, from docstrings and rows alone."""
+"""What a person reads to choose a loss: a page each and the list of all, from docstrings and rows alone."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
+import textwrap
 from typing import Any
 
 from medseg.errors import nearest
 from medseg.losses import table
 from medseg.losses.knobs import knob_type
 from medseg.losses.table import Row
-from medseg.machine.files import write_text
 from medseg.machine.typed import words
 
 HANDLES = {"imbalance": "class imbalance", "small": "small organs", "boundary": "boundary", "missing": "missing labels"}
@@ -78,7 +77,7 @@ def describe(name: str) -> str:
         raise ValueError(f"there is no loss {name!r}. " + (f"Did you mean {guess!r}?" if guess else ""))
     row = known[name]
     parts = sections(row)
-    lines = [f"{name} ({row.family}): {parts['summary']}", "", *_indented(parts["equation"])]
+    lines = [f"{name} ({row.family}): {parts['summary']}", "", textwrap.indent(parts["equation"], "    ")]
     for paragraph in parts["prose"]:
         lines += ["", paragraph]
     lines += ["", "Knobs:", *knob_lines(row), ""]
@@ -110,8 +109,19 @@ def knob_lines(row: Row) -> list[str]:
 
 
 SHARED_MEANINGS = {
+    "smooth": "Added to numerator and denominator.",
     "smooth_nr": "Added to the numerator.",
     "smooth_dr": "Added to the denominator.",
+    "lambda_dice": "Weight of Dice.",
+    "lambda_gdl": "Weight of generalized_dice.",
+    "lambda_ce": "Weight of cross-entropy, which in the sigmoid modes is bce.",
+    "lambda_focal": "Weight of focal.",
+    "lambda_topk": "Weight of topk_cross_entropy.",
+    "lambda_skeleton": "Weight of skeleton_recall.",
+    "iterations": "Erosions, at least the largest radius in voxels.",
+    "connectivity": "Axes a step between neighbours may move along; None joins over corners too.",
+    "class_reduction": "Average over the classes, or add them up.",
+    "per_image": "Sort each sample on its own instead of the batch as one.",
     "include_background": "Whether channel 0 counts (multiclass; the other modes have no such channel).",
     "weight": "One number per class, background included.",
     "weight_mode": "Divide by the sum of the weights (normalized) or by the number of classes (plain).",
@@ -138,107 +148,3 @@ def arguments(row: Row) -> dict[str, str]:
     entries = re.findall(r"^    (\*{0,2}\w+): (.*(?:\n     .*)*)", found.group(1) if found else "", re.MULTILINE)
     inherited = {name: text for part in row.parts for name, text in arguments(part).items()}
     return {**inherited, **{name: " ".join(meaning.split()) for name, meaning in entries}}
-
-
-def _indented(text: str) -> list[str]:
-    return [f"    {line}" for line in text.splitlines()]
-
-
-def comparison_table(family: str | None = None) -> str:
-    """A Markdown table of all losses: family, what each handles, cost, range, paper."""
-    head = ["loss", "family", *HANDLES.values(), "alone", "cost", "range", "paper"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in table.rows().values():
-        if family not in (None, row.family):
-            continue
-        marks = ["✓" if key in row.handles else "" for key in HANDLES]
-        cells = [f"[`{row.name}`](#{row.name})", row.family, *marks, "✓" if row.alone else "", row.cost, row.range]
-        lines.append("| " + " | ".join([*cells, row.paper.split(",")[0]]) + " |")
-    return "\n".join(lines)
-
-
-def page() -> str:
-    """The whole of docs/losses.md."""
-    parts = [INTRODUCTION, "## All losses\n", comparison_table(), ""]
-    for family, title in FAMILIES.items():
-        parts += [f"## {title}\n"]
-        parts += [_entry(row) for row in table.rows().values() if row.family == family]
-    return "\n".join(parts) + "\n"
-
-
-def _entry(row: Row) -> str:
-    text = sections(row)
-    lines = [f"### {row.name}\n", text["summary"], "", "```text", text["equation"], "```", ""]
-    for paragraph in text["prose"]:
-        lines += [re.sub(r"^(Use|Known trouble(?: and public code)?|Public code)\b", r"**\1**", paragraph), ""]
-    lines += [f"* {line.strip()}" for line in knob_lines(row)]
-    lines += ["", " · ".join(f"{title}: {value}" for title, value in facts(row).items()), ""]
-    return "\n".join(lines)
-
-
-def write_page(path: Path) -> None:
-    """Write docs/losses.md anew."""
-    write_text(path, page())
-
-
-INTRODUCTION = """# Losses
-
-Generated from the docstrings in `medseg/losses` by `python -m medseg.losses.catalogue docs/losses.md`.
-
-A loss is an expression: a weighted sum of names with knobs.
-
-```python
-from medseg.losses import build_loss
-
-loss = build_loss("dice(include_background=False) + 0.5 * focal(gamma=2)", mode="multiclass", ignore_index=255)
-value = loss(logits, labels)  # raw logits (b, c, i, j[, k]); labels (b, i, j[, k])
-```
-
-The same text goes into a config (`loss: dice + cross_entropy`) and on the command line (`--model.loss`).
-
-**Modes.** `multiclass`: softmax over the channels, channel 0 is background. `binary`: one channel, sigmoid.
-`multilabel`: a sigmoid per channel, no background.
-
-**Targets.** Class indices `(b, *s)` or `(b, 1, *s)`, one-hot `(b, c, *s)` (a column of zeros is an ignored voxel);
-fractions where an entry below says so. `ignore_index` may be any number, a class included.
-
-**Who counts.** Class weights always hold one number per channel, background included. `voxel_weight` says how many
-voxels a voxel counts as, in every numerator and denominator: 0 is the same as ignored. It is a constant: a weight that
-wants a gradient is refused; soft targets get one. Precomputed `instances`, `skeleton` and `distance_map` spare the
-losses that need them the work.
-
-**Undrawn classes.** `class_mask` (b, c) says which classes were annotated in a sample. In multiclass mode its
-background then means "background or one of the others", so their probabilities are added to the background's before
-any loss sees them, and their own terms are left out (the marginal loss of Shi et al. 2021, arXiv 2007.03868; its other
-half is the loss `exclusion`). In the sigmoid modes their channels are left out.
-
-**Absent classes.** A region loss keeps a class without a target voxel at a cost near 1, as MONAI and nnU-Net do;
-`absent="ignore"` leaves it out. With `batch=True` absence is decided over the batch of all ranks.
-
-**Many GPUs.** With `batch=True` the sums are added over the ranks, with gradient: two ranks with half the batch each
-have the loss and, after DistributedDataParallel's average, the gradients of one rank with all of it. So are the
-volumes that `balanced_cross_entropy` and `exp_log` take their prices from. Means over voxels and classes are divided by
-what counts on all ranks. Losses that are not linear in such means are each rank's own, and their average over ranks is
-not the loss of the whole batch: `topk_cross_entropy`, `dice_topk`, the Lovász losses, `log_hausdorff_dt`,
-`log_cosh_dice` and `penalty_generalized_dice`; and, where ranks hold unequally many samples, `generalized_dice`, its
-compounds and `generalized_wasserstein_dice`. Without gradients every rank evaluates alone.
-
-**Schedules.** A weight may change with the epoch: `dice + linear(0.01, 1, epochs=100) * boundary`, or the boundary
-loss's own `dice + increase(0.01) * boundary` and `(1 - increase(0.01)) * dice + increase(0.01) * boundary`
-("rebalance"). Call `loss.set_epoch(epoch)` at the start of each epoch.
-
-**Sources.** [Errata](errata.md) tells where papers and public code are wrong or disagree, and what is done here.
-
-**Precision.** Everything is computed in single precision (double for double logits), whatever autocast says, forward
-and backward; sums over voxels are kept in double precision until the last ratio.
-
-**Derivatives.** Second derivatives are exact. `torch.func.grad` works unless a loss measures shapes on the CPU; what
-cannot be had (`torch.vmap`, forward mode of streamed sums) is refused in a sentence. Losses pickle.
-
-**Your own.** A function from a `Comparison` is named by its dotted path: `dice + 0.5 * my_losses.mine(k=2)`.
-"""
-
-if __name__ == "__main__":
-    import sys
-
-    write_page(Path(sys.argv[1]))

@@ -52,9 +52,7 @@ def cbdice(
 
     Args:
         x: The comparison; ``spacing_mm`` measures depths in millimetres.
-        iterations: Erosions in thinning, at least the largest radius in voxels.
         inverse: How the weight of a centre line falls with its radius.
-        smooth: Added to numerators and denominators.
     """
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0, got {iterations}")

@@ -44,11 +44,6 @@ def dice_ce(x: Comparison, *, lambda_dice: float = 1.0, lambda_ce: float = 1.0, 
 
     Public code: nnU-Net agrees (its value is 1 less). MONAI agrees, except that with sigmoid=True and several channels
     its cross-entropy silently is a softmax one, and include_background does not reach it.
-
-    Args:
-        lambda_dice: Weight of dice.
-        lambda_ce: Weight of cross-entropy (bce in the sigmoid modes).
-        **knobs: Those of dice and cross_entropy; weight goes to both.
     """
     return lambda_dice * reduced(dice, x, knobs) + lambda_ce * reduced(cross_entropy, x, knobs)
 
@@ -71,11 +66,6 @@ def dice_focal(x: Comparison, *, lambda_dice: float = 1.0, lambda_focal: float =
     Known trouble: As focal.
 
     Public code: MONAI agrees with sigmoids; with softmax=True its focal part is still sigmoid (#8242).
-
-    Args:
-        lambda_dice: Weight of dice.
-        lambda_focal: Weight of focal.
-        **knobs: Those of dice and focal.
     """
     return lambda_dice * reduced(dice, x, knobs) + lambda_focal * reduced(focal, x, knobs)
 
@@ -99,11 +89,6 @@ def generalized_dice_focal(
     Known trouble: As generalized_dice.
 
     Public code: MONAI agrees with sigmoids; with softmax its focal part is still sigmoid.
-
-    Args:
-        lambda_gdl: Weight of generalized_dice.
-        lambda_focal: Weight of focal.
-        **knobs: Those of generalized_dice and focal.
     """
     return lambda_gdl * reduced(generalized_dice, x, knobs) + lambda_focal * reduced(focal, x, knobs)
 
@@ -125,11 +110,6 @@ def dice_topk(x: Comparison, *, lambda_dice: float = 1.0, lambda_topk: float = 1
     Known trouble: Follows label noise.
 
     Public code: nnU-Net agrees (its value is 1 less).
-
-    Args:
-        lambda_dice: Weight of dice.
-        lambda_topk: Weight of topk_cross_entropy.
-        **knobs: Those of dice and topk_cross_entropy.
     """
     return lambda_dice * reduced(dice, x, knobs) + lambda_topk * reduced(topk_cross_entropy, x, knobs)
 
@@ -167,11 +147,6 @@ def combo(
     Args:
         alpha: Share of the cross-entropy.
         beta: Price of a missed positive, 1 - beta that of a false one.
-        smooth: Added to numerator and denominator of Dice.
-        class_reduction: Average the Dice of the classes, or add them up.
-        include_background: Whether channel 0 counts in Dice.
-        batch: Whether Dice sums run over the batch.
-        absent: What to do in Dice with classes absent from the target.
     """
     error = mean_over_voxels(-yes_and_no(x, beta, 1 - beta), x)
     knobs = {"smooth_nr": smooth, "smooth_dr": smooth, "batch": batch, "absent": absent}
@@ -216,11 +191,7 @@ def exp_log(
         w_ce: Weight of the cross-entropy term.
         gamma_dice: Exponent of -ln Dice.
         gamma_ce: Exponent of -ln p.
-        smooth: Added to numerator and denominator of Dice.
         class_weight: The w_c, one number per class (per channel in the sigmoid modes, for its positives).
-        include_background: Whether channel 0 counts in Dice.
-        batch: Whether Dice sums run over the batch.
-        absent: What to do in Dice with classes absent from the target.
     """
     knobs = {"smooth_nr": smooth, "smooth_dr": smooth, "batch": batch, "absent": absent}
     knobs["include_background"] = include_background
@@ -279,7 +250,6 @@ def anatomynet(
         lam: Weight of focal; the paper tries 0.1, 0.5 and 1.
         gamma: As in focal.
         class_weight: One number per class, on both parts.
-        smooth: Added to TP in both places.
     """
     overlap = mean_over_classes(
         tversky(x, alpha=0.5, beta=0.5, smooth=smooth), x, weight=class_weight, class_reduction="sum"

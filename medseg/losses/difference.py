@@ -39,7 +39,6 @@ def boundary_dou(x: Comparison, *, limit: float = 1.0, smooth: float = 1e-5) -> 
 
     Args:
         limit: The largest α, at least 0; 1 is none.
-        smooth: Added to numerator and denominator.
     """
     if limit < 0:
         raise ValueError(f"limit must be at least 0, got {limit}")

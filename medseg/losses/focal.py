@@ -57,29 +57,25 @@ def focal(x: Comparison, *, gamma: float = 2.0, alpha: Alpha = None) -> PerVoxel
 
 def _alpha_at_target(x: Comparison, alpha: float | Sequence[float]) -> Tensor:
     """The price of each voxel's true class."""
-    if x.mode == "multiclass":
-        if isinstance(alpha, int | float):
+    price = class_factor(_prices(x, alpha), x)
+    return price if x.mode == "multiclass" else torch.where(x.onehot > 0, price, 1 - price)
+
+
+def _prices(x: Comparison, alpha: float | Sequence[float]) -> Tensor:
+    """The price of each class, or of each channel's positives."""
+    if isinstance(alpha, int | float):
+        if x.mode == "multiclass":
             raise ValueError(f"alpha must hold one number per class in multiclass mode, got {alpha}")
-        return class_factor(class_vector(alpha, x), x)
-    price = class_factor(_positive_price(x, alpha), x)
-    return torch.where(x.onehot > 0, price, 1 - price)
-
-
-def _positive_price(x: Comparison, alpha: float | Sequence[float]) -> Tensor:
-    if x.mode != "multiclass" and max([alpha] if isinstance(alpha, int | float) else alpha) > 1:
+        alpha = [alpha] * x.shape[1]
+    if x.mode != "multiclass" and max(alpha, default=0) > 1:
         raise ValueError(f"alpha must be at most 1 in the sigmoid modes, where 1 - alpha is paid too, got {alpha}")
-    return class_vector([alpha] * x.shape[1] if isinstance(alpha, int | float) else alpha, x)
+    return class_vector(alpha, x)
 
 
 def _soft_focal(x: Comparison, gamma: float, alpha: Alpha) -> Tensor:
     """Σ_c g_c (1 - p_c)^γ (-log p_c) for fractional targets; in the sigmoid modes over yes and no."""
-    if alpha is None:
-        yes, no = x.raw.new_ones(x.shape[1], dtype=x.dtype), x.raw.new_ones(x.shape[1], dtype=x.dtype)
-    else:
-        if x.mode == "multiclass" and isinstance(alpha, int | float):
-            raise ValueError(f"alpha must hold one number per class in multiclass mode, got {alpha}")
-        yes = _positive_price(x, alpha)
-        no = 1 - yes
+    yes = x.raw.new_ones(x.shape[1], dtype=x.dtype) if alpha is None else _prices(x, alpha)
+    no = yes if alpha is None else 1 - yes
 
     def chunk(z: Tensor, g: Tensor) -> Tensor:
         g = g.to(z.dtype)

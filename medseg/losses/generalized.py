@@ -46,9 +46,6 @@ def generalized_dice(
     Args:
         w_type: 1/n² (square), 1/n (simple), 1 (uniform), or one number per class.
         absent_weight: What an absent class weighs: the largest weight of the others (max), or nothing (zero).
-        include_background: Whether channel 0 counts in multiclass mode.
-        smooth_nr: Added to the numerator.
-        smooth_dr: Added to the denominator.
     """
     counts = classes_that_count(x, include_background=include_background)
     w = _volume_weights(x.sum_g, w_type, absent_weight, counts, x) * counts
@@ -92,7 +89,6 @@ def penalty_generalized_dice(x: Comparison, *, k: float = 2.5, **knobs: Any) -> 
 
     Args:
         k: Strength of the penalty; 0 is generalized_dice.
-        **knobs: Those of generalized_dice.
     """
     plain = reduced(generalized_dice, x, knobs)
     return 1 - (1 - plain) / (1 + k * plain)
@@ -131,7 +127,6 @@ def generalized_wasserstein_dice(
             None for 1 between any two.
         background: The class whose hits do not count as true positives.
         weighting: default, or GDL to weigh each class by 1 / (its volume + 1), background included.
-        smooth: Added to the numerator and the denominator.
     """
     distances = _distances(dist_matrix, x)
     if not 0 <= background < len(distances):
@@ -142,13 +137,10 @@ def generalized_wasserstein_dice(
         hits = (alpha * (volumes - errors)).sum(1)
         total = (alpha * (2 * volumes - errors)).sum(1)
     else:
-        hits = (distances[:, background] * volumes - errors)[:, _others(background, len(distances))].sum(1)
+        others = [c for c in range(len(distances)) if c != background]
+        hits = (distances[:, background] * volumes - errors)[:, others].sum(1)
         total = 2 * hits + errors.sum(1)
     return 1 - (2 * hits + smooth) / (total + smooth)
-
-
-def _others(background: int, classes: int) -> list[int]:
-    return [c for c in range(classes) if c != background]
 
 
 def _distances(matrix: Sequence[Sequence[float]] | None, x: Comparison) -> Tensor:

@@ -63,8 +63,6 @@ def blob(
             table at its default knobs, one pass over the volume for each blob.
         alpha: Weight of the whole.
         beta: Weight of the blobs.
-        connectivity: Axes a step between neighbours may move along; None joins over corners too.
-        smooth: Added to numerator and denominator of Dice.
         include_background: Whether channel 0 has blobs, too.
         weight: A number per class, background included.
     """

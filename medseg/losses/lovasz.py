@@ -36,7 +36,6 @@ def lovasz_softmax(
 
     Args:
         classes: Average over the classes present in the target, or over all.
-        per_image: Sort each sample on its own instead of the batch as one.
     """
     errors = (x.probs - x.onehot).abs()
     return _extension(errors, x, per_image=per_image, present_only=classes == "present")
@@ -64,7 +63,6 @@ def lovasz_hinge(x: Comparison, *, classes: Literal["all", "present"] = "all", p
 
     Args:
         classes: Average over all channels and samples, or over those that show the structure.
-        per_image: Sort each sample on its own instead of the batch as one.
     """
     errors = (1 - (2 * x.onehot - 1) * x.logits).relu()
     return _extension(errors, x, per_image=per_image, present_only=classes == "present")

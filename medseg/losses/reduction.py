@@ -91,10 +91,7 @@ def mean_over_classes(
     numerator = torch.where(counts > 0, values, 0) * w
     if class_reduction == "sum":
         return per_batch_or_sample(numerator.sum(1), x)
-    denominator = w if weight_mode == "normalized" else counts.expand_as(values)
-    if x.reduction == "none":
-        return ratio(numerator.sum(1), denominator.sum(1)).expand(x.shape[0])
-    return ratio(numerator.sum(), mean_over_ranks(denominator.sum()))
+    return quotient(numerator, w if weight_mode == "normalized" else counts, x)
 
 
 def classes_that_count(x: Comparison, *, include_background: bool, absent: str = "keep") -> PerClass:
@@ -131,18 +128,25 @@ def mean_over_voxels(
         weighted: Whether ``values`` contain the class weights already.
     """
     v, factor = element_weight(x), None if weight is None else class_factor(class_vector(weight, x), x)
-    if v is None and factor is None:
-        if x.reduction == "none":
-            return values.flatten(1).mean(1)
-        count = mean_over_ranks(torch.tensor(float(values.numel()), device=values.device))
-        return values.sum() / count  # unlike mean(), its gradient is one number seen as a map, not a map
-    one = torch.ones((), dtype=values.dtype, device=values.device)
-    v, factor = (one if v is None else v), (one if factor is None else factor)
-    numerator = values * v if weighted else values * v * factor
-    denominator = (v * factor if normalize == "weights" else v).expand_as(values)
+    numerator, denominator = values, values.new_ones([1] * values.ndim)
+    if v is not None:
+        numerator, denominator = numerator * v, v
+    if factor is not None:
+        numerator = numerator if weighted else numerator * factor
+        denominator = denominator * factor if normalize == "weights" else denominator
+    return quotient(numerator, denominator, x)
+
+
+def quotient(numerator: Tensor, denominator: Tensor, x: Comparison) -> Reduced:
+    """Sum over sum, of the batch on all ranks or of each sample; the denominator may have axes of length 1.
+
+    The gradient of a sum is one number seen as a map, where that of a mean is a map.
+    """
     if x.reduction == "none":
-        return ratio(numerator.flatten(1).sum(1), denominator.flatten(1).sum(1))
-    return ratio(numerator.sum(), mean_over_ranks(denominator.sum()))
+        repeats = numerator[0].numel() / denominator[0].numel()
+        return ratio(numerator.flatten(1).sum(1), denominator.flatten(1).sum(1) * repeats).expand(x.shape[0])
+    repeats = numerator.numel() / denominator.numel()
+    return ratio(numerator.sum(), mean_over_ranks(denominator.sum() * repeats))
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -45,8 +45,6 @@ def dice(
     Public code: MONAI and nnU-Net agree (nnU-Net reports the value minus 1). Summing in fp16 overflows (smp #463).
 
     Args:
-        smooth_nr: Added to the numerator.
-        smooth_dr: Added to the denominator.
         squared: Sum squares in the denominator, as dice_squared does.
         soft_target: Count the overlap as (Σp + Σg - Σ|p - g|) / 2, whose minimum is p = g for fractions too.
     """
@@ -103,7 +101,6 @@ def batch_dice(x: Comparison, *, batch: bool = True, **knobs: Any) -> Reduced:
 
     Args:
         batch: Whether it is what its name says, or dice.
-        **knobs: Those of dice.
     """
     return reduced(dice, x, {**knobs, "batch": batch})
 
@@ -152,7 +149,6 @@ def log_cosh_dice(x: Comparison, *, per_class: bool = False, **knobs: Any) -> Re
 
     Args:
         per_class: Bend each class before averaging.
-        **knobs: Those of dice.
     """
     return reduced(dice, x, knobs, bend=log_cosh) if per_class else log_cosh(reduced(dice, x, knobs))
 

@@ -49,7 +49,6 @@ def t_loss(
         epsilon: Added to ν.
         log_precision: λ, with Σ = e^-λ I.
         per_voxel: Divide by the number of voxels.
-        include_background: Whether channel 0 counts in multiclass mode.
     """
     tail = torch.full((), nu_init, device=x.raw.device) if nu is None else nu
     v = tail.double().exp() + epsilon  # double: at 128³ voxels the constants are 1e7, where single resolves 1.0

@@ -34,7 +34,6 @@ def compatible_tversky(x: Comparison, *, alpha: float = 0.3, beta: float = 0.7, 
     Args:
         alpha: Price of a false positive.
         beta: Price of a false negative.
-        smooth: Added to TP in both places.
     """
     excess = x.sum_p - x.sum_g
     fp, fn = ((x.sum_abs + sign * excess).clamp_min(0) / 2 for sign in (1, -1))
@@ -60,8 +59,5 @@ def jaccard_metric(x: Comparison, *, smooth: float = 1e-5) -> PerClass:
     Known trouble: As jaccard.
 
     Public code: The authors' JDTLoss agrees; see compatible_tversky.
-
-    Args:
-        smooth: Added to TP in both places.
     """
     return compatible_tversky(x, alpha=1.0, beta=1.0, smooth=smooth)

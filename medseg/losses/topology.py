@@ -46,18 +46,10 @@ def cldice(x: Comparison, *, iterations: int = 3, smooth: float = 1.0, include_b
     Public code: The authors' PyTorch ignores the number it is given and adds up the batch; their Keras erodes over
     the plane and finds another skeleton; MONAI adds up the channels before it divides, so that the largest structure
     decides, and adds 1e-4 to the last denominator.
-
-    Args:
-        iterations: Erosions, at least the largest radius in voxels.
-        smooth: Added to numerators and denominators.
     """
-    first = first_channel(x, include_background=include_background)
-    return all_channels(_centre_line_dice(x, first, iterations=iterations, smooth=smooth), first)
-
-
-def _centre_line_dice(x: Comparison, first: int, *, iterations: int, smooth: float) -> Float[Tensor, "b part"]:
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0, got {iterations}")
+    first = first_channel(x, include_background=include_background)
     p, here = x.probs[:, first:], existing(x, first)
     g = target_masks(x, first).to(x.dtype)
     lines_p, lines_g = soft_skeleton(p, iterations, here), soft_skeleton(g, iterations, here)
@@ -65,7 +57,7 @@ def _centre_line_dice(x: Comparison, first: int, *, iterations: int, smooth: flo
         ratio(sum_over_space(lines * other, x, first) + smooth, sum_over_space(lines, x, first) + smooth)
         for lines, other in ((lines_p, g), (lines_g, p))
     )
-    return 1 - ratio(2 * precision * recall, precision + recall)
+    return all_channels(1 - ratio(2 * precision * recall, precision + recall), first)
 
 
 @loss(
@@ -96,11 +88,8 @@ def dice_cldice(
 
     Args:
         alpha: Share of clDice.
-        iterations: Erosions, at least the largest radius in voxels.
-        smooth: Added to numerators and denominators of both.
     """
-    first = first_channel(x, include_background=include_background)
-    lines = all_channels(_centre_line_dice(x, first, iterations=iterations, smooth=smooth), first)
+    lines = cldice(x, iterations=iterations, smooth=smooth, include_background=include_background)
     overlap = (2 * x.tp + smooth) / (x.sum_p + x.sum_g + smooth)
     return (1 - alpha) * (1 - overlap) + alpha * lines
 
@@ -134,9 +123,6 @@ def skeleton_recall(x: Comparison, *, smooth: float = 1e-5, include_background: 
     Public code: The authors skeletonise all classes together and multiply by the label, which loses the lines of
     touching classes; here each class has its own. scikit-image's thinning in 3D wears small lumps away altogether;
     here each keeps a voxel.
-
-    Args:
-        smooth: Added to numerator and denominator.
     """
     first = first_channel(x, include_background=include_background)
     tube = _tubes(x, first)
@@ -204,11 +190,6 @@ def dice_ce_skeleton_recall(
 
     Args:
         x: The comparison; ``skeleton`` as in `skeleton_recall`.
-        lambda_dice: Weight of Dice.
-        lambda_ce: Weight of cross-entropy.
-        lambda_skeleton: Weight of skeleton recall.
-        include_background: Whether channel 0 counts in Dice and skeleton recall.
-        **knobs: Those of the three; weight goes to all.
     """
     knobs["include_background"] = include_background
     overlap, voxels, lines = (reduced(each, x, knobs) for each in (dice, cross_entropy, skeleton_recall))

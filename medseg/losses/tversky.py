@@ -39,7 +39,6 @@ def tversky(x: Comparison, *, alpha: float = 0.3, beta: float = 0.7, smooth: flo
     Args:
         alpha: Price of a false positive.
         beta: Price of a false negative.
-        smooth: Added to TP in both places.
     """
     return overlap_loss(x.tp, x.fp, x.fn, alpha=alpha, beta=beta, smooth=smooth)
 
@@ -72,7 +71,6 @@ def asymmetric_similarity(x: Comparison, *, beta: float = 1.5, smooth: float = 1
 
     Args:
         beta: Weight of recall against precision; 1 is dice.
-        smooth: Added to TP in both places.
     """
     share = beta**2 / (1 + beta**2)
     return tversky(x, alpha=1 - share, beta=share, smooth=smooth)
@@ -109,7 +107,6 @@ def focal_tversky(
     Args:
         gamma: The inverse of the exponent; 1 is tversky.
         class_reduction: mean, or sum as the paper has it.
-        **knobs: Those of tversky.
     """
     if gamma <= 0:
         raise ValueError(f"focal_tversky's gamma must be above 0 (the exponent is 1 / gamma), got {gamma}")

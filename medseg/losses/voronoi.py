@@ -55,9 +55,6 @@ def cc_dice_ce(
 
     Args:
         x: The comparison; ``spacing_mm`` measures what is nearest in millimetres.
-        lambda_dice: Weight of Dice.
-        lambda_ce: Weight of the (binary) cross-entropy.
-        connectivity: Axes a step between neighbours may move along; None joins over corners too.
         smooth: The smallest denominator of Dice.
         include_background: Whether channel 0 has components, too.
     """

@@ -15,8 +15,7 @@ from torch import Tensor
 from medseg.losses.comparison import Comparison
 from medseg.losses.knobs import Weights
 from medseg.losses.masks import existing, per_channel, shortest_step, target_masks
-from medseg.losses.ranks import mean_over_ranks
-from medseg.losses.reduction import class_factor, class_vector, element_weight, ratio
+from medseg.losses.reduction import class_factor, class_vector, element_weight, quotient
 from medseg.losses.table import Reduced, loss
 from medseg.machine.threads import in_threads
 from medseg.space.components import connected_components
@@ -129,11 +128,8 @@ def unet_weighted_cross_entropy(
     gaps = _gap_weight(x, sigma, background_only=background_only)
     w = w0 * (gaps if x.mode == "multiclass" else gaps.unsqueeze(1)) + _class_weight(x, class_weight)
     v = element_weight(x)
-    count = torch.ones_like(w) if v is None else v.expand_as(w)
-    numerator, denominator = -x.log_p_true * w * count, (w * count if normalize == "weights" else count)
-    if x.reduction == "none":
-        return ratio(numerator.flatten(1).sum(1), denominator.flatten(1).sum(1))
-    return ratio(numerator.sum(), mean_over_ranks(denominator.sum()))
+    count = torch.ones_like(w) if v is None else v
+    return quotient(-x.log_p_true * w * count, w * count if normalize == "weights" else count, x)
 
 
 def _class_weight(x: Comparison, class_weight: Weights) -> Tensor:
