@@ -26,9 +26,12 @@ SHELVES = 1024
 """Into how many sums a GPU parts that of a class, voxel i going to sum i mod 1024: most voxels are background, and all
 of them adding to one number would wait for each other. So few go into each that single precision is exact to 1e-7."""
 
-NEVER = 80.0
-"""How far below the background's logit an undrawn class is put: e^-80 is no probability, but has a logarithm, and is no
+NEVER = 60.0
+"""How far below the background's logit an undrawn class is put: e^-60 is no probability, but has a logarithm, and is no
 number so small that processors calculate it a hundred times as slowly."""
+
+RANGE = (1e-18, 1e18)
+"""Exponentials whose sums and quotients single precision holds: those of logits from -41 to 41."""
 
 Yield = tuple[Any, Any]
 """What a walk gives: sums over the voxels (*k, b, c) in double precision, and a map of them (b, *c, n); or None."""
@@ -44,13 +47,13 @@ class Walk:
     Attributes:
         function: The yield of a chunk, in operations that torch can differentiate, twice if need be.
         quick: Sums and map once more, faster and without gradients, and the chunk's log Σ exp z (b n).
-        slope: (softmax probabilities, labels (b 1 n), weight, gradients of sums and map): write the gradient of the
-            chunk's logits over the probabilities. None: torch differentiates ``function``.
+        slope: (softmax probabilities, labels (b 1 n), weight, gradients of sums and map, out): write the gradient of
+            the chunk's logits into ``out``; it comes with ``quick``. None: torch differentiates ``function``.
     """
 
     function: ChunkFunction
     quick: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None, Tensor]] | None = None
-    slope: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None], None] | None = None
+    slope: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor], None] | None = None
 
     def __call__(
         self,
@@ -85,17 +88,14 @@ def sums_by_label(
     labels: Integer[Tensor, "b n"], values: Float[Tensor, "b n"] | None, classes: int
 ) -> Float[Tensor, "b c"]:
     """Add up ``values`` (one each if None) over the voxels of each label, in double precision."""
-    if labels.device.type == "cpu" and (
-        values is None or not values.requires_grad
-    ):  # a scatter takes five times as long
-        weights = [None] * len(labels) if values is None else values.double()
-        rows = [torch.bincount(row, weight, minlength=classes) for row, weight in zip(labels, weights, strict=True)]
-        return torch.stack(rows).double()
-    one = labels.new_ones((), dtype=torch.float32).expand(labels.shape) if values is None else values
-    shelf = torch.arange(labels.shape[1], device=labels.device) % SHELVES
-    zeros = torch.zeros(len(labels), classes * SHELVES, dtype=working_dtype(one), device=labels.device)
-    added = zeros.scatter_add(1, labels.long() * SHELVES + shelf, one.to(zeros.dtype))
-    return added.view(len(labels), classes, SHELVES).sum(2, dtype=torch.float64)
+    kind = torch.float64 if labels.device.type == "cpu" or values is None else working_dtype(values)
+    one = labels.new_ones((), dtype=kind).expand(labels.shape) if values is None else values.to(kind)
+    shelves = 1 if labels.device.type == "cpu" else SHELVES
+    places = labels.long()
+    if shelves > 1:
+        places = places * shelves + torch.arange(labels.shape[1], device=labels.device) % shelves
+    added = torch.zeros(len(labels), classes * shelves, dtype=kind, device=labels.device).scatter_add(1, places, one)
+    return added.view(len(labels), classes, shelves).sum(2, dtype=torch.float64)
 
 
 def merged(z: Float[Tensor, "b c n"], undrawn: Bool[Tensor, "b c"] | None) -> Float[Tensor, "b c n"]:
@@ -157,12 +157,18 @@ class _Walk(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         first: Callable[..., tuple[Tensor | None, ...]] = walk.quick or walk.function
         dtype = working_dtype(logits)
-        parts = [
-            first(merged(logits[:, :, at].to(dtype), undrawn), truth[..., at], _at(weight, at)) for at in chunks(logits)
-        ]
-        sums, *maps = zip(*parts, strict=True)
-        total = None if sums[0] is None else torch.stack(sums).sum(0)
-        return total, *(None if each[0] is None else torch.cat(each, -1) for each in maps), *[None] * (2 - len(maps))
+        total: Tensor | None = None
+        maps: dict[int, Tensor] = {}
+        for at in chunks(logits):
+            z = merged(logits[:, :, at].to(dtype), undrawn)
+            sums, *parts = first(z, truth[..., at], _at(weight, at))
+            total = sums if total is None or sums is None else total + sums
+            for k, part in enumerate(parts):
+                if part is not None:
+                    if k not in maps:
+                        maps[k] = part.new_empty((*part.shape[:-1], logits.shape[2]))
+                    maps[k][..., at] = part
+        return total, maps.get(0), maps.get(1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -188,7 +194,7 @@ class _Walk(torch.autograd.Function):
             for at in chunks(logits):
                 z, g, v, d = logits[:, :, at], truth[..., at], _at(weight, at), _at(d_map, at)
                 if ctx.walk.slope is not None:
-                    _write_slope(grads[0][:, :, at], ctx.walk, z, g, v, undrawn, _at(logsumexp, at), d_sums, d)
+                    _write_slope(grads[0][:, :, at], ctx.walk, z, g, v, undrawn, logsumexp[:, at], d_sums, d)
                     continue
                 for grad, part in zip(grads, _slopes(ctx.walk, z, g, v, undrawn, d_sums, d, len(leaves)), strict=True):
                     grad[..., at] = part
@@ -236,7 +242,7 @@ def _write_slope(
     labels: Tensor,
     weight: Tensor | None,
     undrawn: Tensor | None,
-    logsumexp: Tensor | None,
+    logsumexp: Tensor,
     d_sums: Tensor | None,
     d_map: Tensor | None,
 ) -> None:
@@ -245,11 +251,8 @@ def _write_slope(
     dtype = working_dtype(z)
     place = out if out.dtype == dtype else torch.empty_like(z, dtype=dtype)
     z = z.to(dtype)
-    if logsumexp is None:
-        torch.softmax(merged(z, undrawn), 1, out=place)
-    else:
-        torch.sub(merged(z, undrawn), logsumexp.unsqueeze(1), out=place).exp_()
-    walk.slope(place, labels.long().unsqueeze(1), weight, d_sums, d_map)
+    p = torch.sub(merged(z, undrawn), logsumexp.unsqueeze(1)).exp_()
+    walk.slope(p, labels.long().unsqueeze(1), weight, d_sums, d_map, place)
     if undrawn is not None:
         _unmerge(place, z, undrawn)
     if place is not out:
@@ -263,6 +266,26 @@ def _at(values: Tensor | None, at: slice) -> Tensor | None:
 # ------------------------------------------------------------------ walks over hard labels of exclusive classes
 
 
+def _parted(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """e^(z - top) with 0 at the label (b c n), what stood there, the sum of the others, that of all, and top (b 1 n).
+
+    Without top, the largest logit, there are two passes less over all classes; where the exponentials are then out of
+    range, or a GPU would have to be waited for to know, it is taken.
+    """
+
+    def parted(e: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        true = e.gather(1, y)
+        others = e.scatter_(1, y, true.new_zeros(()).expand_as(y)).sum(1, keepdim=True)
+        return e, true, others, others + true
+
+    if z.device.type == "cpu":
+        found = _, true, _, total = parted(z.exp())
+        if RANGE[0] < true.amin() and total.amax() < RANGE[1]:
+            return *found, None
+    top = z.amax(1, keepdim=True)
+    return *parted(torch.sub(z, top).exp_()), top
+
+
 def _overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     log_p, y = z.log_softmax(1), labels.long().unsqueeze(1)
     p, at_label = log_p.exp(), log_p.gather(1, y).squeeze(1)
@@ -274,37 +297,36 @@ def _overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, 
 
 def _quick_overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     y = labels.long().unsqueeze(1)
-    top = z.amax(1, keepdim=True)
-    e = torch.sub(z, top).exp_()
-    total = e.sum(1, keepdim=True)
-    scale = total.reciprocal() if weight is None else weight / total
-    log_p = z.gather(1, y).sub_(top)
-    tp = sums_by_label(labels, log_p.exp().mul_(scale).squeeze(1), z.shape[1])
-    fp = torch.bmm(e.scatter_(1, y, torch.zeros_like(log_p)), scale.transpose(1, 2)).squeeze(2)
-    total.log_()
-    return torch.stack([tp, fp.double()]), log_p.sub_(total).squeeze(1), total.add_(top).squeeze(1)
+    e, true, _, total, top = _parted(z, y)
+    scale = total.reciprocal()
+    p_true = true.mul_(scale)
+    if weight is not None:
+        scale.mul_(weight)
+    tp = sums_by_label(labels, (p_true if weight is None else p_true * weight).squeeze(1), z.shape[1])
+    fp = torch.bmm(e, scale.transpose(1, 2)).squeeze(2)
+    sums, total = torch.stack([tp, fp.double()]), total.log_()
+    if top is None:
+        return sums, p_true.log_().squeeze(1), total.squeeze(1)
+    return sums, z.gather(1, y).sub_(top).sub_(total).squeeze(1), total.add_(top).squeeze(1)
 
 
-def _slope_of_overlap(p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, d_log: Tensor | None) -> None:
-    """dz_c = w p_c (q_c - <p, q>) + d_log ([c = y] - p_c), with q = d_fp, and d_tp at the label."""
+def _slope_of_overlap(
+    p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, d_log: Tensor | None, out: Tensor
+) -> None:
+    """dz_c = p_c (w q_c - m) + d_log [c = y], m = w <p, q> + d_log, with q = d_fp, and d_tp at the label."""
     p_true = p.gather(1, y)
-    at_label, mean = p_true.new_zeros(()), p_true.new_zeros(())
+    at_label = mean = slope = p_true.new_zeros(())
     if d_sums is not None:
         d_tp, d_fp = d_sums.to(p.dtype).unbind(0)
         at_label, instead = (d.gather(1, y.squeeze(1)).unsqueeze(1) for d in (d_tp, d_tp - d_fp))
-        mean = torch.bmm(d_fp.unsqueeze(1), p).addcmul_(p_true, instead)
-        at_label = at_label - mean
+        mean, slope = torch.bmm(d_fp.unsqueeze(1), p).addcmul_(p_true, instead), d_fp.unsqueeze(2)
         if weight is not None:
-            mean, at_label = mean * weight, at_label * weight
-    at_label = at_label * p_true
+            at_label, mean, slope = at_label * weight, mean * weight, slope * weight
     if d_log is not None:
-        d_log = d_log.unsqueeze(1)
-        mean, at_label = mean + d_log, at_label + d_log * (1 - p_true)
-    if d_sums is None:
-        p.mul_(-mean)
-    else:
-        p.mul_((d_fp.unsqueeze(2) if weight is None else d_fp.unsqueeze(2) * weight) - mean)
-    p.scatter_(1, y, at_label)
+        mean = mean + d_log.unsqueeze(1)
+    torch.mul(p, slope - mean, out=out)
+    at_label = p_true.mul_(at_label - mean)
+    out.scatter_(1, y, at_label if d_log is None else at_label.add_(d_log.unsqueeze(1)))
 
 
 OVERLAP = Walk(_overlap, _quick_overlap, _slope_of_overlap)
@@ -324,19 +346,18 @@ def _squares(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, 
 
 
 def _quick_squares(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, None, Tensor]:
-    y, top = labels.long().unsqueeze(1), z.amax(1, keepdim=True)
-    e = torch.sub(z, top).exp_()
-    true = e.gather(1, y)
-    others = e.scatter_(1, y, torch.zeros_like(true)).sum(1, keepdim=True)
-    total = others + true
+    e, true, others, total, top = _parted(z, labels.long().unsqueeze(1))
     wrong, true, scale = others / total, true / total, total.square().reciprocal_()
     terms = (term if weight is None else term * weight for term in (wrong * wrong, true * true, true))
     beside = torch.bmm(e.square_(), (scale if weight is None else scale * weight).transpose(1, 2)).squeeze(2)
     sums = [sums_by_label(labels, term.squeeze(1), z.shape[1]) for term in terms]
-    return torch.stack([*sums, beside.double()]), None, total.log_().add_(top).squeeze(1)
+    logsumexp = total.log_() if top is None else total.log_().add_(top)
+    return torch.stack([*sums, beside.double()]), None, logsumexp.squeeze(1)
 
 
-def _slope_of_squares(p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, _: Tensor | None) -> None:
+def _slope_of_squares(
+    p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, _: Tensor | None, out: Tensor
+) -> None:
     """dz_c = w p_c (q_c - <p, q>), q = 2 p d_outside, and at the label -2 (1 - p) d_inside + 2 p d_hit + d_tp."""
     assert d_sums is not None  # there is nothing else to have a gradient
     d = d_sums.to(p.dtype)
@@ -346,9 +367,9 @@ def _slope_of_squares(p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tenso
     squared, d_outside = p.square(), 2 * d[3]
     mean = torch.bmm(d_outside.unsqueeze(1), squared).addcmul_(p_true, q_true)
     at_label = p_true.mul_(q_true.sub_(mean))
-    p.mul_(mean.neg_()).addcmul_(squared, d_outside.unsqueeze(2)).scatter_(1, y, at_label)
+    torch.mul(p, mean.neg_(), out=out).addcmul_(squared, d_outside.unsqueeze(2)).scatter_(1, y, at_label)
     if weight is not None:
-        p.mul_(weight)
+        out.mul_(weight)
 
 
 SQUARES = Walk(_squares, _quick_squares, _slope_of_squares)
