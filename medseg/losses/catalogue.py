@@ -30,23 +30,17 @@ FAMILIES = {
 
 def rows(family: str | None = None) -> list[dict[str, Any]]:
     """Every loss as plain data: name, family, summary, modes, knobs with defaults, what it handles, cost, paper."""
+    columns = ("name", "family", "modes", "knobs", "handles", "alone", "cost", "range", "paper")
     return [
-        {
-            "name": row.name,
-            "family": row.family,
-            "summary": sections(row)["summary"],
-            "modes": list(row.modes),
-            "knobs": row.knobs,
-            "handles": list(row.handles),
-            "alone": row.alone,
-            "soft_targets": row.soft if isinstance(row.soft, bool) else f"with {row.soft}=True",
-            "cost": row.cost,
-            "range": row.range,
-            "paper": row.paper,
-        }
+        {column: getattr(row, column) for column in columns}
+        | {"summary": sections(row)["summary"], "soft_targets": row.soft if isinstance(row.soft, bool) else _soft(row)}
         for row in table.rows().values()
         if family in (None, row.family)
     ]
+
+
+def _soft(row: Row) -> str:
+    return f"with {row.soft}=True" if isinstance(row.soft, str) else "yes" if row.soft else "no"
 
 
 def overview() -> str:
@@ -92,7 +86,7 @@ def facts(row: Row) -> dict[str, str]:
         "Modes": ", ".join(row.modes),
         "Made for": handles,
         "Trains alone": "yes" if row.alone else "no, add a region loss such as dice",
-        "Soft targets": f"with {row.soft}=True" if isinstance(row.soft, str) else "yes" if row.soft else "no",
+        "Soft targets": _soft(row),
         "Range": row.range,
         "Cost": COSTS[row.cost],
         "Paper": row.paper,

@@ -300,7 +300,7 @@ class Comparison:
 
         def summed(z: Tensor, truth: Tensor, weight: Tensor | None) -> tuple[Tensor, None]:
             p = z.softmax(1) if self.mode == "multiclass" else z.sigmoid()
-            g = truth.to(z.dtype) if truth.ndim == z.ndim else _onehot_chunk(truth, z)
+            g = truth.to(z.dtype) if truth.ndim == z.ndim else statistics.onehot(truth, z)
             return function(p, g, weight).double(), None
 
         sums: Tensor = self._over_labels(statistics.Walk(summed))[0]
@@ -315,10 +315,6 @@ class Comparison:
             at = slice(start, start + (1 << 20))
             total += statistics.sums_by_label(labels[:, at], None if flat is None else flat[:, at], self.shape[1])
         return total
-
-
-def _onehot_chunk(labels: Tensor, like: Tensor) -> Tensor:
-    return torch.zeros_like(like).scatter_(1, labels.long().unsqueeze(1), 1.0)
 
 
 def _overlaps(p: Tensor, g: Tensor) -> Tensor:

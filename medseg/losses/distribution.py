@@ -13,6 +13,7 @@ from medseg.losses.comparison import Comparison
 from medseg.losses.knobs import Extended, Share, Weights
 from medseg.losses.ranks import sum_over_ranks
 from medseg.losses.reduction import class_factor, class_vector, element_weight, mean_over_voxels, ratio
+from medseg.losses.statistics import onehot
 from medseg.losses.table import Reduced, loss
 from medseg.types import PerVoxel
 
@@ -49,7 +50,7 @@ def yes_and_no(x: Comparison, yes: float | Sequence[float] | Tensor, no: float |
             g = truth.to(z.dtype)
             return a * g * F.logsigmoid(z) + b * (1 - g) * F.logsigmoid(-z)
         log_p = F.log_softmax(z, 1)
-        g = truth.to(z.dtype) if truth.ndim == z.ndim else torch.zeros_like(z).scatter_(1, truth.long().unsqueeze(1), 1)
+        g = truth.to(z.dtype) if truth.ndim == z.ndim else onehot(truth, z)
         return x.class_mean(a * g * log_p + b * (1 - g) * log_rest(z, log_p))
 
     return x.voxelwise(chunk)

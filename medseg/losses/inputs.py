@@ -41,14 +41,10 @@ def compare(
     """Hold logits against a target of any accepted form.
 
     Args:
-        logits: Raw network outputs, (b, c, i, j) or (b, c, i, j, k), in any floating type.
-        target: Labels, one-hot maps or fractions; see `FORMS`. A one-hot column of zeros is an ignored voxel.
+        logits: As `Criterion.forward` takes them, with its target, voxel_weight, class_mask and spacing_mm.
+        target: Of one of `FORMS`. A one-hot column of zeros is an ignored voxel.
         mode: ``multiclass``, ``binary`` or ``multilabel``.
         ignore_index: The target value of voxels that count nowhere; it may be a class index, or negative.
-        voxel_weight: How many voxels each voxel counts as, (b, *s) or (b, 1, *s), in every numerator and denominator.
-        class_mask: Which classes were annotated, (b, c), 1 or 0. In ``multiclass`` the background of a sample is then
-            "background or one of its undrawn classes", whose probabilities are added up.
-        spacing_mm: Voxel size, one number per axis or (b, axes).
         soft_allowed: Whether fractional targets are meaningful to every term.
         looks: Whether to refuse labels that are no class; who has looked already need not wait for a GPU again.
         **options: ``instances``, ``skeleton``, ``distance_map`` and ``reduction``, as in `Comparison`.
@@ -156,8 +152,7 @@ def _indices(labels: Tensor, classes: int, ignore_index: int | None, *, looks: b
             f"class indices must be integers, got {labels.dtype}: convert them with target.long(), "
             "or give one-hot or soft maps with a channel per class"
         )
-    if labels.dtype in WIDENED:
-        labels = labels.to(WIDENED[labels.dtype])
+    labels = labels.to(WIDENED.get(labels.dtype, labels.dtype))
     ignored = _equals(labels, ignore_index)
     if ignored is not None:
         labels = labels.masked_fill(ignored, 0)
@@ -187,7 +182,9 @@ def _maps(target: Tensor, ignore_index: int | None, mode: str, *, looks: bool) -
         target = target.masked_fill(ignored, 0)
     low, high = (0.0, 0.0)
     if looks or target.is_floating_point():
-        low, high = (float(v) for v in torch.stack(torch.aminmax(target.to(_countable(target)))).tolist())
+        low, high = (
+            float(v) for v in torch.stack(torch.aminmax(target.to(WIDENED.get(target.dtype, target.dtype)))).tolist()
+        )
     if not 0 <= low <= high <= 1:
         raise ValueError(
             f"target maps in mode {mode!r} must hold values in [0, 1], got {low:g} to {high:g} "
@@ -206,10 +203,6 @@ def _maps(target: Tensor, ignore_index: int | None, mode: str, *, looks: bool) -
         if bool(empty.any()):
             ignored = empty if ignored is None else ignored | empty
     return target, None if ignored is None else ~ignored, soft
-
-
-def _countable(target: Tensor) -> torch.dtype:
-    return WIDENED.get(target.dtype, target.dtype)
 
 
 def _weight(valid: Tensor | None, voxel_weight: Tensor | None, logits: Tensor, mode: str) -> Tensor | None:

@@ -80,10 +80,6 @@ def mean_over_classes(
     Args:
         values: A loss per sample and class; (1, c) where sums ran over the batch.
         x: The comparison; its ``class_mask`` says which classes were annotated.
-        include_background: Whether channel 0 counts (``multiclass`` only; the other modes have no such channel).
-        weight: One number per class, background included; None for equal ones.
-        weight_mode: ``normalized`` or ``plain``.
-        absent: ``ignore`` leaves out the (n, c) without a target voxel, ``keep`` does not.
         class_reduction: ``sum`` adds the classes, w_c l_nc, and averages over samples only.
     """
     counts = classes_that_count(x, include_background=include_background, absent=absent)
@@ -123,8 +119,6 @@ def mean_over_voxels(
     Args:
         values: A loss per voxel (b *s), or per element (b c *s) in the sigmoid modes.
         x: The comparison; its weights are the v_i.
-        weight: One number per class, background included; None for equal ones.
-        normalize: ``voxels`` or ``weights``.
         weighted: Whether ``values`` contain the class weights already.
     """
     v, factor = element_weight(x), None if weight is None else class_factor(class_vector(weight, x), x)

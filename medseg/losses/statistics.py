@@ -33,6 +33,7 @@ number so small that processors calculate it a hundred times as slowly."""
 RANGE = (1e-18, 1e18)
 """Exponentials whose sums and quotients single precision holds: those of logits from -41 to 41."""
 
+Maybe = Tensor | None
 Yield = tuple[Any, Any]
 """What a walk gives: sums over the voxels (*k, b, c) in double precision, and a map of them (b, *c, n); or None."""
 
@@ -62,11 +63,7 @@ class Walk:
         weight: Float[Tensor, "b w n"] | None = None,
         undrawn: Bool[Tensor, "b c"] | None = None,
     ) -> Yield:
-        """Walk over the logits; the backward pass walks again and stores nothing but the gradient.
-
-        Returns:
-            Sums and map; what the walk does not yield is None.
-        """
+        """Give sums and map, None for what there is not; the backward pass walks again and stores but the gradient."""
         sums, values, _ = _Walk.apply(self, logits, truth, weight, undrawn)  # type: ignore[no-untyped-call]
         return sums, values
 
@@ -82,6 +79,11 @@ def chunks(logits: Shaped[Tensor, "b c n"]) -> Iterator[slice]:
     size = max(64, CHUNK_ELEMENTS.get(logits.device.type, 1 << 20) // (batch * classes))
     for start in range(0, voxels, size):
         yield slice(start, min(start + size, voxels))
+
+
+def onehot(labels: Integer[Tensor, "b n"], like: Float[Tensor, "b c n"]) -> Float[Tensor, "b c n"]:
+    """Labels as a map per class."""
+    return torch.zeros_like(like).scatter_(1, labels.long().unsqueeze(1), 1.0)
 
 
 def sums_by_label(
@@ -188,15 +190,15 @@ class _Walk(torch.autograd.Function):
         leaves = (logits, truth)[: 1 + ctx.needs_input_grad[2]]
         with torch.autocast(logits.device.type, enabled=False):
             if torch.is_grad_enabled():
-                recorded = _slopes(ctx.walk, logits, truth, weight, undrawn, d_sums, d_map, len(leaves))
+                recorded = _slopes(ctx.walk, logits, truth, weight, undrawn, (d_sums, d_map), len(leaves))
                 return None, *recorded, *[None] * (4 - len(leaves))
             grads = [torch.empty_like(leaf, memory_format=torch.contiguous_format) for leaf in leaves]
             for at in chunks(logits):
-                z, g, v, d = logits[:, :, at], truth[..., at], _at(weight, at), _at(d_map, at)
+                z, g, v, d = logits[:, :, at], truth[..., at], _at(weight, at), (d_sums, _at(d_map, at))
                 if ctx.walk.slope is not None:
-                    _write_slope(grads[0][:, :, at], ctx.walk, z, g, v, undrawn, logsumexp[:, at], d_sums, d)
+                    _write_slope(grads[0][:, :, at], ctx.walk, z, g, v, undrawn, logsumexp[:, at], d)
                     continue
-                for grad, part in zip(grads, _slopes(ctx.walk, z, g, v, undrawn, d_sums, d, len(leaves)), strict=True):
+                for grad, part in zip(grads, _slopes(ctx.walk, z, g, v, undrawn, d, len(leaves)), strict=True):
                     grad[..., at] = part
         return None, *grads, *[None] * (4 - len(leaves))
 
@@ -212,21 +214,14 @@ class _Walk(torch.autograd.Function):
 
 
 def _slopes(
-    walk: Walk,
-    z: Tensor,
-    truth: Tensor,
-    weight: Tensor | None,
-    undrawn: Tensor | None,
-    d_sums: Tensor | None,
-    d_map: Tensor | None,
-    leaves: int,
+    walk: Walk, z: Tensor, truth: Tensor, weight: Maybe, undrawn: Maybe, slopes: Yield, leaves: int
 ) -> tuple[Tensor, ...]:
     """Gradients of the logits, and of the target if it is the second leaf, by torch."""
 
     def total(z: Tensor, truth: Tensor) -> Tensor:
         value = z.new_zeros(())
         yields = walk.function(merged(z.to(working_dtype(z)), undrawn), truth, weight)
-        for yielded, slope in zip(yields, (d_sums, d_map), strict=True):
+        for yielded, slope in zip(yields, slopes, strict=True):
             if slope is not None:
                 value = value + (yielded * slope).sum()
         return value
@@ -236,15 +231,7 @@ def _slopes(
 
 
 def _write_slope(
-    out: Tensor,
-    walk: Walk,
-    z: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    undrawn: Tensor | None,
-    logsumexp: Tensor,
-    d_sums: Tensor | None,
-    d_map: Tensor | None,
+    out: Tensor, walk: Walk, z: Tensor, labels: Tensor, weight: Maybe, undrawn: Maybe, logsumexp: Tensor, slopes: Yield
 ) -> None:
     """Write a chunk's gradient by the walk's own rule."""
     assert walk.slope is not None  # the caller has looked
@@ -252,7 +239,7 @@ def _write_slope(
     place = out if out.dtype == dtype else torch.empty_like(z, dtype=dtype)
     z = z.to(dtype)
     p = torch.sub(merged(z, undrawn), logsumexp.unsqueeze(1)).exp_()
-    walk.slope(p, labels.long().unsqueeze(1), weight, d_sums, d_map, place)
+    walk.slope(p, labels.long().unsqueeze(1), weight, *slopes, place)
     if undrawn is not None:
         _unmerge(place, z, undrawn)
     if place is not out:
@@ -287,12 +274,9 @@ def _parted(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
 
 
 def _overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    log_p, y = z.log_softmax(1), labels.long().unsqueeze(1)
-    p, at_label = log_p.exp(), log_p.gather(1, y).squeeze(1)
-    if weight is not None:
-        p = p * weight
-    tp = sums_by_label(labels, p.gather(1, y).squeeze(1), z.shape[1])
-    return torch.stack([tp, p.scatter(1, y, 0).sum(2).double()]), at_label
+    log_p, g = z.log_softmax(1), onehot(labels, z)
+    p = log_p.exp() if weight is None else log_p.exp() * weight
+    return torch.stack([p * g, p * (1 - g)]).sum(3, dtype=torch.float64), (log_p * g).sum(1)
 
 
 def _quick_overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -336,13 +320,10 @@ The backward pass costs one exponential per logit and stores nothing but the gra
 
 
 def _squares(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, None]:
-    p, y = z.softmax(1), labels.long().unsqueeze(1)
-    p_true, others = p.gather(1, y), p.scatter(1, y, 0)
-    wrong = others.sum(1, keepdim=True)  # near 1, 1 - p has lost digits that the other probabilities still have
-    one = torch.ones_like(p_true) if weight is None else weight
-    terms = [(term * one).squeeze(1) for term in (wrong.square(), p_true.square(), p_true)]
-    beside = torch.bmm(others.square(), one.transpose(1, 2)).squeeze(2)
-    return torch.stack([*(sums_by_label(labels, term, z.shape[1]) for term in terms), beside.double()]), None
+    p, g = z.softmax(1), onehot(labels, z)
+    wrong = (p * (1 - g)).sum(1, keepdim=True)  # near 1, 1 - p has lost digits that the other probabilities still have
+    terms = torch.stack([wrong.square() * g, p * p * g, p * g, p * p * (1 - g)])
+    return (terms if weight is None else terms * weight).sum(3, dtype=torch.float64), None
 
 
 def _quick_squares(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, None, Tensor]:
@@ -377,7 +358,7 @@ SQUARES = Walk(_squares, _quick_squares, _slope_of_squares)
 
 
 def _confusion(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, None]:
-    g = torch.zeros_like(z).scatter_(1, labels.long().unsqueeze(1), 1.0)
+    g = onehot(labels, z)
     return torch.bmm(g if weight is None else g * weight, z.softmax(1).transpose(1, 2)).double(), None
 
 

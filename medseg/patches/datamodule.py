@@ -132,10 +132,11 @@ class VolumesDataModule(pl.LightningDataModule):
         """Endless epochs of crops; `on_after_batch_transfer` makes patches of them."""
         examined = self._look()
         cases = self._cases(examined.fold.train)
+        infos = [examined.infos[case] for case in cases.ids]
         rank, ranks = self._place()
         schedule = Schedule(
             cases=len(cases),
-            with_organs=_cards(self.class_counts()[:, 1 if self.plan.exclusive else 0 :]),
+            with_organs=tuple(number for number, info in enumerate(infos) if _has_organ(info)),
             batch_size=self.plan.batch_size,
             steps=self.steps_per_epoch,
             ranks=ranks,
@@ -281,18 +282,8 @@ def _examine(path: Path, fold: int, n: int, split: Path | None, seed: int) -> _E
     return _Examined(infos, parted[fold], len(parted))
 
 
-def _cards(voxels: Float64[np.ndarray, "cases organs"]) -> tuple[int, ...]:
-    """The cases that show an organ, by number; one that was drawn in a tenth of the cases is dealt ten times as often.
-
-    A case that shows several is dealt as often as the one of them that was drawn least; NaN is what was not drawn.
-
-    Example:
-        >>> _cards(np.array([[5.0, np.nan], [3.0, 2.0], [0.0, np.nan]]))
-        (0, 1, 1, 1)
-    """
-    often = len(voxels) / np.isfinite(voxels).sum(0).clip(min=1)
-    cards = np.where(voxels > 0, often, 0).max(1, initial=0)
-    return tuple(np.repeat(np.arange(len(voxels)), cards.round().astype(int)).tolist())
+def _has_organ(info: CaseInfo) -> bool:
+    return any(count > 0 for atom, count in info.voxels.items() if atom > 0)
 
 
 def _class_masks(plan: Plan, infos: list[CaseInfo]) -> tuple[tuple[bool, ...], ...]:

@@ -47,7 +47,7 @@ class Schedule:
 
     Attributes:
         cases: How many cases there are.
-        with_organs: Numbers of those that have at least one voxel of an organ; what is there twice is dealt twice.
+        with_organs: Numbers of those that have at least one voxel of an organ.
         batch_size: Samples of a batch, per rank.
         steps: Batches of an epoch.
         ranks: Processes that train together.

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -374,23 +373,6 @@ def test_partly_annotated_cases_carry_a_mask_that_follows_the_mirror(store, tmp_
     batch = next(batches(data))
     assert batch.class_mask.tolist() == [[True, False, True]] * 3  # each was flipped across left/right
     assert next(iter(data.val_dataloader())).class_mask.tolist() == [[True, True, False]]
-
-
-def test_an_organ_that_few_cases_were_drawn_is_shown_as_often_as_the_others(store, tmp_path):
-    partial = tmp_path / "store"
-    shutil.copytree(store, partial)
-    drawn = sorted(module(store).cases.train)[0]
-    for info in (partial / "cases").glob("*/info.json"):
-        content = json.loads(info.read_text(encoding="utf-8"))
-        if content["id"] != drawn:
-            info.write_text(json.dumps(content | {"annotated": ["kidney"]}))
-    data = module(partial, steps_per_epoch=70)
-    dataset = data.train_dataloader().dataset
-    slots = [slot for step in range(70) for slot in dataset.schedule.batch(0, step) if slot.foreground]
-    shown = Counter(dataset.cases.ids[slot.case] for slot in slots)
-    others = [count for case, count in shown.items() if case != drawn]
-    assert len(others) > 1
-    assert shown[drawn] / np.mean(others) == pytest.approx(len(dataset.cases), rel=0.2)
 
 
 def test_sizes_given_replace_the_plans_for_the_task_too(store):
