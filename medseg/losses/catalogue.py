@@ -9,7 +9,7 @@ from typing import Any
 
 from medseg.errors import nearest
 from medseg.losses import table
-from medseg.losses.knobs import knob_type
+from medseg.losses.knobs import SHARED, knob_type
 from medseg.losses.table import Row
 from medseg.machine.typed import words
 
@@ -95,14 +95,14 @@ def facts(row: Row) -> dict[str, str]:
 
 def knob_lines(row: Row) -> list[str]:
     """Each knob with default, type and meaning."""
-    meanings = {**SHARED_MEANINGS, **arguments(row)}
+    meanings = {name: meaning for name, (_, meaning) in SHARED.items()} | MEANINGS | arguments(row)
     return [
         f"  {name} = {value!r} ({words(knob_type(row, name))}): {meanings.get(name, '')}".rstrip(": ")
         for name, value in row.knobs.items()
     ]
 
 
-SHARED_MEANINGS = {
+MEANINGS = {
     "smooth": "Added to numerator and denominator.",
     "smooth_nr": "Added to the numerator.",
     "smooth_dr": "Added to the denominator.",
@@ -116,12 +116,6 @@ SHARED_MEANINGS = {
     "connectivity": "Axes a step between neighbours may move along; None joins over corners too.",
     "class_reduction": "Average over the classes, or add them up.",
     "per_image": "Sort each sample on its own instead of the batch as one.",
-    "include_background": "Whether channel 0 counts (multiclass; the other modes have no such channel).",
-    "weight": "One number per class, background included.",
-    "weight_mode": "Divide by the sum of the weights (normalized) or by the number of classes (plain).",
-    "absent": "Whether a class without a target voxel counts (keep) or not (ignore).",
-    "normalize": "Divide by the number of voxels, or by the sum of their class weights.",
-    "batch": "Whether sums run over the batch, on all ranks, before the ratio is taken.",
 }
 
 

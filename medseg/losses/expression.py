@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -100,7 +101,9 @@ def _weight(node: ast.expr) -> Weight | None:
     """Read a number, a schedule or arithmetic of those; None if there is a loss in it."""
     match node:
         case ast.Constant(value=float() | int() as value) if not isinstance(value, bool):
-            return Constant(_finite(value))
+            if not abs(value) <= sys.float_info.max:
+                raise ValueError("a weight of the loss is too large to be a finite number")
+            return Constant(float(value))
         case ast.UnaryOp(op=ast.USub(), operand=operand) if (inner := _weight(operand)) is not None:
             return Arithmetic("Sub", Constant(0.0), inner)
         case ast.BinOp(left=left, op=op, right=right) if (sign := type(op).__name__) in OPERATORS:
@@ -136,20 +139,6 @@ def _path(node: ast.expr) -> str:
     if isinstance(node, ast.Name):
         return node.id
     raise ValueError(f"{ast.unparse(node)!r} is not a loss. {GRAMMAR}")
-
-
-def _finite(value: int | float) -> float:
-    """A weight that was written down.
-
-    Raises:
-        ValueError: It is too large for a floating-point number.
-    """
-    try:
-        if abs(float(value)) < float("inf"):
-            return float(value)
-    except OverflowError:
-        pass
-    raise ValueError("a weight of the loss is too large to be a finite number")
 
 
 def _term(name: str, keywords: list[ast.keyword], weight: Weight) -> Term:

@@ -182,9 +182,8 @@ def _maps(target: Tensor, ignore_index: int | None, mode: str, *, looks: bool) -
         target = target.masked_fill(ignored, 0)
     low, high = (0.0, 0.0)
     if looks or target.is_floating_point():
-        low, high = (
-            float(v) for v in torch.stack(torch.aminmax(target.to(WIDENED.get(target.dtype, target.dtype)))).tolist()
-        )
+        countable = target.to(WIDENED.get(target.dtype, target.dtype))
+        low, high = torch.stack(torch.aminmax(countable)).double().tolist()
     if not 0 <= low <= high <= 1:
         raise ValueError(
             f"target maps in mode {mode!r} must hold values in [0, 1], got {low:g} to {high:g} "

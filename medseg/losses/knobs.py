@@ -31,14 +31,21 @@ Extended = Annotated[float, Interval(0.0, math.inf)]
 Weights = Sequence[float] | Tensor | None
 """A number per class, background included, or None for equal weights."""
 
-SHARED_TYPES: dict[str, Any] = {
-    "include_background": bool,
-    "weight": Weights,
-    "weight_mode": Literal["normalized", "plain"],
-    "absent": Literal["keep", "ignore"],
-    "normalize": Literal["voxels", "weights"],
-    "batch": bool,
+SHARED: dict[str, tuple[Any, str]] = {
+    "include_background": (bool, "Whether channel 0 counts (multiclass; the other modes have no such channel)."),
+    "weight": (Weights, "One number per class, background included."),
+    "weight_mode": (
+        Literal["normalized", "plain"],
+        "Divide by the sum of the weights (normalized) or by the number of classes (plain).",
+    ),
+    "absent": (Literal["keep", "ignore"], "Whether a class without a target voxel counts (keep) or not (ignore)."),
+    "normalize": (
+        Literal["voxels", "weights"],
+        "Divide by the number of voxels, or by the sum of their class weights.",
+    ),
+    "batch": (bool, "Whether sums run over the batch, on all ranks, before the ratio is taken."),
 }
+"""Type and meaning of the knobs that the door adds."""
 
 
 def checked_knobs(row: Row, knobs: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +73,7 @@ def knob_type(row: Row, name: str) -> Any:
     if name in hints:
         return _bounded(hints[name])
     owners = [part for part in row.parts if name in part.knobs]
-    return knob_type(owners[0], name) if owners else _bounded(SHARED_TYPES[name])
+    return knob_type(owners[0], name) if owners else _bounded(SHARED[name][0])
 
 
 def _bounded(kind: Any) -> Any:
