@@ -276,7 +276,8 @@ def _parted(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
 def _overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     log_p, g = z.log_softmax(1), onehot(labels, z)
     p = log_p.exp() if weight is None else log_p.exp() * weight
-    return torch.stack([p * g, p * (1 - g)]).sum(3, dtype=torch.float64), (log_p * g).sum(1)
+    at_label = log_p.gather(1, labels.long().unsqueeze(1)).squeeze(1)  # no product: a logit may be -inf
+    return torch.stack([p * g, p * (1 - g)]).sum(3, dtype=torch.float64), at_label
 
 
 def _quick_overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

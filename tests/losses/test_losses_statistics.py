@@ -84,6 +84,35 @@ def test_a_walk_in_single_precision_keeps_small_errors(name):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-6 if a.dtype == torch.float32 else 0)
 
 
+@pytest.mark.parametrize("shift", [-300.0, -60.0, 60.0, 300.0])
+@pytest.mark.parametrize("name", ["overlap", "squares"])
+def test_a_shift_of_all_logits_is_not_seen(name, shift):
+    """In single precision, with exponentials in range and out of it."""
+    logits, labels, _ = example(False)
+    logits = logits.detach().float()
+    found = []
+    for z in (logits, logits + shift):
+        z.requires_grad_()
+        parts = walked(name, z, labels, None)
+        some = [torch.linspace(-1, 1, part.numel(), dtype=part.dtype).view(part.shape) for part in parts]
+        found.append((*parts, torch.autograd.grad(sum((a * b).sum() for a, b in zip(parts, some, strict=True)), z)[0]))
+    torch.testing.assert_close(*found, rtol=3e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("name", ["overlap", "squares"])
+def test_a_class_shut_off_by_an_infinite_logit_is_not_there(name):
+    logits, labels, _ = example(False)
+    drawn, found = logits.detach()[:, :3], []
+    for z in (torch.cat([drawn, torch.full_like(drawn[:, :1], -torch.inf)], 1), drawn.clone()):
+        z.requires_grad_()
+        parts = walked(name, z, labels, None)
+        (slope,) = torch.autograd.grad(sum(part.square().sum() for part in parts), z, create_graph=True)
+        bent = torch.autograd.grad(slope[:, :3].square().sum(), z)[0]
+        found.append([parts[0][..., :3], *parts[1:], slope[:, :3], bent[:, :3]])
+    torch.testing.assert_close(*found)
+    assert all(part.isfinite().all() for part in found[0])
+
+
 @pytest.mark.usefixtures("_small_chunks")
 def test_any_function_of_single_voxels_can_be_streamed():
     logits, labels, weight = example(True)
