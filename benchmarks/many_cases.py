@@ -38,14 +38,16 @@ def write_cases(root: Path, count: int) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), path)
     (root / "dataset.json").write_text(json.dumps({"modality": ["MR"], "labels": {"block": 1}}))
+    names = [f"case_{number:05d}" for number in range(count)]
+    (root / "splits.json").write_text(json.dumps([{"train": names[::2], "val": names[1::2]}]))
     return root
 
 
 def commands(root: Path, work: Path) -> dict[str, list[str]]:
     """What is measured, in an order in which each finds what it needs."""
     store, run, predictions = work / "store", work / "run", work / "predictions"
-    fit = f"fit --data.store {store} --data.folds 2 --data.workers 0 --run {run} --trainer.max_steps 1"
     quick = "--trainer.accelerator cpu --trainer.limit_val_batches 1 --data.augmentation none"
+    fit = f"fit --data.store {store} --data.workers 0 {quick}"
     predict = f"predict --ckpt {run} --input {root / 'images'} --output {predictions} --device cpu"
     lines = {
         "verify": f"verify {root} --json {work / 'problems.json'} --workers 1",
@@ -53,12 +55,17 @@ def commands(root: Path, work: Path) -> dict[str, list[str]]:
         "plan": f"plan {root} --out {work / 'plan.yaml'} --workers 1",
         "prepare": f"prepare {root} --out {store} --workers 1",
         "prepare, again": f"prepare {root} --out {store} --workers 1",
-        "fit, one step": f"{fit} {quick}",
+        "fit, one step": f"{fit} --data.folds 2 --run {run} --trainer.max_steps 1",
+        "fit, resumed": f"{fit} --data.folds 2 --run {run} --trainer.max_steps 2 --ckpt_path last",
+        "fit, a split": f"{fit} --data.split {root / 'splits.json'} --run {work / 'split'} --trainer.max_steps 1",
+        "test": f"test --run {run}",
         "predict": predict,
         "predict, again": predict,
         "evaluate": f"evaluate --predictions {predictions} --references {root} --output {work / 'scores'} --workers 1",
         "choose-cleaning": f"choose-cleaning --ckpt {run} --predictions {predictions} --references {root / 'labels'}",
+        "compare-runs": f"compare-runs {run / 'test'} {work / 'scores'}",
         "info": f"info {root}",
+        "info, store": f"info {store}",
     }
     return {name: line.split() for name, line in lines.items()}
 

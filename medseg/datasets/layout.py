@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.datasets.manifest import Manifest
-from medseg.datasets.names import Channels, apart, by_channel, by_suffix, composed, existing, single, volumes
+from medseg.datasets.names import Channels, apart, by_channel, by_suffix, composed, existing, single, spellings, volumes
 from medseg.datasets.patterns import FIELDS, fill, find_files, mistake_in, pattern_of
 from medseg.errors import DataError, listed
 from medseg.space.reading import ENDINGS, case_name, is_there
@@ -44,6 +44,7 @@ def list_files(root: Path, manifest: Manifest) -> FilesOfDataset:
     Raises:
         DataError: A list entry makes no sense, a folder is missing, or the files are no images.
     """
+    spellings.cache_clear()
     if "channel_names" in manifest.content:
         training, test = _nnunet(root, manifest)
     elif "training" in manifest.content:

@@ -27,6 +27,8 @@ from medseg.space.reading import is_nifti, read_label_file, read_volume
 from medseg.space.volume import Affine, Shape, Volume, spacing_of
 from medseg.verify.headers import ROUNDING_VOXELS, header_remarks
 
+_NIFTI_ALONE = "--fix mends NIfTI alone, for what writes other formats loses parts of their headers"
+
 FORGIVEN_VOXELS = 0.05
 """How far apart, as a fraction of a voxel, two grids may lie and still count as one; `read_case` agrees."""
 
@@ -197,8 +199,8 @@ def _check_grid(path: Path, volume: Volume, reference: tuple[Path, Volume] | Non
             path,
             "rounding",
             f"has an affine that puts voxels up to {apart:.2g} of a voxel away from those of {like.name}",
-            "Let --fix copy the affine",
-            repair="affine" if is_nifti(path) and is_nifti(like) else "",
+            "Let --fix copy the affine" if is_nifti(path) else f"Export it on the same grid: {_NIFTI_ALONE}",
+            repair="affine" if is_nifti(path) else "",
             like=like,
             harmless=apart <= FORGIVEN_VOXELS,
         )
@@ -255,7 +257,7 @@ def _check_label_type(file: LabelFile, notes: _Notes) -> None:
         file.path,
         "float-labels",
         problem,
-        "Let --fix write integers" if is_nifti(file.path) else "Export it as integers",
+        "Let --fix write integers" if is_nifti(file.path) else f"Export it as integers: {_NIFTI_ALONE}",
         repair="integers" if is_nifti(file.path) else "",
         harmless=file.exact,
     )

@@ -71,6 +71,14 @@ def several_files(root: Path, *, modalities: int, files: int) -> None:
     say(root, modality={str(n): f"T{n}" for n in range(modalities)}, training=training, test=[])
 
 
+def flat(root: Path, pick, **header) -> None:
+    """Every case as the one slice that is picked, which has an organ."""
+    for case in CASES:
+        image(root, pick, case=case, **header)
+        label(root, pick, case=case, **header)
+    say(root, test=[])
+
+
 def stored_as(kind: str):
     return lambda root: label(root, lambda v: v.astype(kind))
 
@@ -128,6 +136,12 @@ TAKEN = {
     "a gantry tilt": lambda r: both(r, affine=TILT @ np.diag([1.5, 1.5, 4.0, 1.0])),
     "metres everywhere": lambda r: (in_metres(r, *CASES), say(r, test=[])),
     "one intensity in all organs": lambda r: [image(r, lambda v: np.where(v > 90, 100, -50), case=c) for c in CASES],
+    "two axes": lambda r: flat(r, lambda v: v[:, :, 5]),
+    "two axes and no word of a third": lambda r: flat(
+        r, lambda v: v[:, :, 5], forms=(0, 0), pixdim=[1, 2, 2, 0, 0, 0, 0, 0]
+    ),
+    "a first axis of one voxel": lambda r: flat(r, lambda v: v[8:9]),
+    "a second axis of one voxel": lambda r: flat(r, lambda v: v[:, 8:9]),
     "one file with both channels": lambda r: several_files(r, modalities=2, files=1),
     "a channel per file": lambda r: several_files(r, modalities=2, files=2),
 }
