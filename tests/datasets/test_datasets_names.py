@@ -100,6 +100,23 @@ FOUND = {
             "c1 x": (["c1 x.nii.gz"], "c1 x.nii"),
         },
     ),
+    "sessions and runs of two modalities": (
+        " ".join(
+            f"s1/v1/anat/s1_v1_run-{r}_{m}.nii.gz derived/s1/v1/anat/s1_v1_run-{r}_seg.nii"
+            for r in "12"
+            for m in ("T1", "T1_Gd")
+        ),
+        TWO | {"image": "*/*/anat/{case}_{modality}.nii.gz", "label": "derived/*/*/anat/{case}_seg.nii"},
+        {
+            f"s1_v1_run-{r}": ([f"s1_v1_run-{r}_T1.nii.gz", f"s1_v1_run-{r}_T1_Gd.nii.gz"], f"s1_v1_run-{r}_seg.nii")
+            for r in "12"
+        },
+    ),
+    "endings in the middle": (
+        "images/a.nii.b.nii.gz images/a.nii.gz.c.nii labels/a.nii.b.nii labels/a.nii.gz.c.nii.gz",
+        {},
+        {"a.nii.b": (["a.nii.b.nii.gz"], "a.nii.b.nii"), "a.nii.gz.c": (["a.nii.gz.c.nii"], "a.nii.gz.c.nii.gz")},
+    ),
     "sessions": (
         BIDS,
         {"image": SESSIONS[0], "label": SESSIONS[1], "patient": "^(s[0-9])"},
@@ -128,6 +145,11 @@ REFUSED = {
         "a/ct.nii.gz a/pet.nii.gz a/seg/x.nii.gz",
         {"image": "{case}/*.nii.gz", "label": "{case}/seg/*.nii.gz"},
         "ct.nii.gz and pet.nii.gz could both be case a",
+    ),
+    "two runs of one case": (
+        "s1/v1/s1_run-1.nii.gz s1/v1/s1_run-2.nii.gz seg/s1.nii.gz",
+        {"image": "{case}/*/{case}_*.nii.gz", "label": "seg/{case}.nii.gz"},
+        "s1_run-1.nii.gz and s1_run-2.nii.gz could both be case s1",
     ),
     "one folder": (
         "all/a.nii.gz",
