@@ -1,7 +1,7 @@
 """NRRD and MetaImage files whose voxels are stored anew, while every line of the header that is not about that stays.
 
-SimpleITK would write headers anew: it turns the space of a NRRD to LPS, spoils its measurement frame, and drops its units
-and the remarks of a MetaImage (tried with 2.5). Formats: teem.sourceforge.net/nrrd/format.html; itk.org/Wiki/MetaIO.
+SimpleITK would write headers anew: it turns the space of a NRRD to LPS, spoils its measurement frame, drops its units
+and the remarks of a MetaImage (tried with 2.5). See teem.sourceforge.net/nrrd/format.html; itk.org/Wiki/MetaIO.
 """
 
 from __future__ import annotations

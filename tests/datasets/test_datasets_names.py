@@ -134,6 +134,7 @@ def test_each_file_finds_its_case(name, tmp_path):
 REFUSED = {
     "image or label": ("all/a.nii.gz all/a_gt.nii.gz all/a_gt_gt.nii.gz", IN_ONE, "label of a and the image of a_gt"),
     "the same by pattern": ("all/a.nii.gz all/a_gt.nii.gz all/a_gt_gt.nii.gz", BY_PATTERN, "could be the label of a "),
+    "a long name": (f"images/{'肺' * 77}.nii.gz labels/{'肺' * 77}.nii.gz", {}, "names a case of 231 bytes, '肺+'"),
     "two endings": ("images/a.nii images/a.nii.gz labels/a.nii.gz", {}, r"a.nii and a.nii.gz could both be case a\."),
     "two endings of labels": ("images/a.nii labels/a.nii labels/a.nii.gz", {}, "a.nii and a.nii.gz could both be"),
     "a channel twice": (
