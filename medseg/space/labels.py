@@ -150,7 +150,9 @@ def integer_type(labels: NDArray[Any]) -> np.dtype[Any]:
         (dtype('uint8'), dtype('int16'), dtype('int64'))
     """
     low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
-    return np.min_scalar_type(high if low == 0 else min(low, -high - 1))  # what holds -n - 1 holds n, too
+    if low == 0:
+        return np.min_scalar_type(high)
+    return np.result_type(np.int16, np.min_scalar_type(min(low, -high - 1)))  # what holds -n - 1 holds n, too
 
 
 def value_counts(labels: NDArray[np.integer[Any]]) -> dict[int, int]:

@@ -181,7 +181,7 @@ def test_of_thousands_of_cases_the_worst_are_listed(evaluation):
     assert "the 500 worst of 4,000 cases (all are in cases.csv)" in page
     assert "c499<" in page
     assert "c500<" not in page
-    assert len(box_plot("Dice", {"liver": [row.scores.dice for row in rows]}, inside=[0, 1])) < 20_000
+    assert len(box_plot("Dice", {"liver": [row.scores.dice for row in rows]}, inside=[0.0, 1.0])) < 20_000
 
 
 def organ_scores(dice):
