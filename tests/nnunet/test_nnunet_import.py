@@ -358,14 +358,17 @@ def test_what_nnunet_has_no_counterpart_of_is_not_exported(tmp_path):
 
 
 def test_export_says_what_nnunet_will_do_otherwise(tmp_path, capsys):
-    plan = replace(PLAN, labels={"liver": 4, "spleen": 2}, ignore=5)
-    path = write_checkpoint(
-        tmp_path / "a.ckpt", plan, net_options=NETS["unet"], signature={"flips": [0, 1], "as_nnunet": False}
-    )
+    plan = replace(PLAN, labels={"liver": 4, "spleen": 2}, ignore=5, swap_labels=(("liver", "spleen"),))
+    told = {"flips": [0, 1], "as_nnunet": False}
+    path = write_checkpoint(tmp_path / "a.ckpt", plan, net_options=NETS["unet"], signature=told, overlap=0.25)
     assert main(["export", "--ckpt", str(path), "--format", "nnunet", "--output", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
     assert "there they are liver 1, spleen 2" in told
     assert "--disable_tta" in told
+    assert "cannot exchange left and right in flipped images" in told
+    assert "but for -step_size 0.75" in told
+    content = torch.load(tmp_path / "out/fold_0/checkpoint_final.pth", weights_only=True)
+    assert content["inference_allowed_mirroring_axes"] == (1,)
     assert json.loads((tmp_path / "out/dataset.json").read_text())["labels"] == {
         "background": 0,
         "liver": 1,
