@@ -90,10 +90,8 @@ class ModelFolder:
         if not place.is_file():
             others = [one for one in KINDS if (self.place / f"fold_{fold}" / f"checkpoint_{one}.pth").is_file()]
             if others:
-                problem, remedy = (
-                    f"does not exist, only {listed(others)}",
-                    f"Take --checkpoint {others[0]}, or other --folds",
-                )
+                problem = f"does not exist, only {listed(others)}"
+                remedy = f"Take --checkpoint {others[0]}, or other --folds"
             else:
                 problem = f"does not exist; the folds that are there are {listed(self.folds) or 'none'}"
                 remedy = "Train that fold, or name others with --folds"
