@@ -366,7 +366,7 @@ def test_export_says_what_nnunet_will_do_otherwise(tmp_path, capsys):
     assert "there they are liver 1, spleen 2" in told
     assert "--disable_tta" in told
     assert "cannot exchange left and right in flipped images" in told
-    assert "but for -step_size 0.75" in told
+    assert "predict with -step_size 0.75" in told
     content = torch.load(tmp_path / "out/fold_0/checkpoint_final.pth", weights_only=True)
     assert content["inference_allowed_mirroring_axes"] == (1,)
     assert json.loads((tmp_path / "out/dataset.json").read_text())["labels"] == {

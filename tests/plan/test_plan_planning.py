@@ -292,6 +292,6 @@ def test_an_adopted_plan_keeps_its_numbers_and_takes_names():
     assert (stored.mirror_axes, stored.swap_labels) == ((0, 1), ())
     two = replace(sides, modalities=("T1", "T2"))
     assert adopt(replace(plan, normalisation=(Normalisation("zscore"),)), two).normalisation == (Normalisation(),) * 2
-    for normalisation in ((Normalisation("ct", -1, 1),), (Normalisation("zscore"), *[Normalisation("none")] * 2)):
+    for normalisation in ((Normalisation("ct", -1.0, 1.0),), (Normalisation("zscore"), *[Normalisation("none")] * 2)):
         with pytest.raises(DataError, match="T1, T2"):
             adopt(replace(plan, normalisation=normalisation), two)
