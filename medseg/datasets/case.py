@@ -90,7 +90,7 @@ class Dataset:
 def read_dataset(root: Path, *, missing_ok: bool = False) -> Dataset:
     """Read a dataset's description and find its files; no voxel is read.
 
-    Three dialects are told apart by content: the Decathlon's as downloaded (a ``training`` list), nnU-Net's raw layout
+    Dialects are told apart by content: the Decathlon's as downloaded (a ``training`` list), nnU-Net's raw layout
     (``channel_names``), and a plain folder of images and labels matched by name (``image_folder``, ``label_folder``).
 
     Args:
