@@ -219,7 +219,7 @@ def _bids(manifest: Manifest) -> FilesOfDataset:
         if len(several) > 1:
             remedy = 'Say how the names of labels end, such as "label_suffix": "desc-manual_dseg"'
             raise DataError(several[0], f"and {several[1].name} could both be the label of {case}", remedy)
-    training, test = [], []
+    training, test = list[Files](), list[Files]()
     for case, channels in images.items():
         like = next(iter(channels.values()))
         ending = like.name.removeprefix(case_name(like))
