@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ _META_TYPES = {
     **{"int8": "MET_CHAR", "uint8": "MET_UCHAR", "int16": "MET_SHORT", "uint16": "MET_USHORT", "int32": "MET_INT"},
     **{"uint32": "MET_UINT", "int64": "MET_LONG_LONG", "uint64": "MET_ULONG_LONG"},
 }
-_PACKED = {"raw": bytes, "gzip": gzip.compress, "gz": gzip.compress, "false": bytes, "true": zlib.compress}
+_PACKED: dict[str, Callable[[bytes], bytes]] = {
+    **{"raw": bytes, "gzip": gzip.compress, "gz": gzip.compress, "false": bytes, "true": zlib.compress}
+}
 
 
 def with_integers(path: Path, labels: NDArray[Any]) -> None:
