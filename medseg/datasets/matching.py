@@ -16,12 +16,21 @@ from medseg.space.reading import ENDINGS
 
 @dataclass(frozen=True)
 class Pair:
-    """The two files of one case, and the image that both were drawn on, where known."""
+    """The two files of one case.
+
+    Attributes:
+        case: Its name.
+        prediction: What a network drew.
+        reference: What a rater drew.
+        image: What both were drawn on, where known.
+        raters: What others drew, whose agreement with `reference` is the reference; mostly nothing.
+    """
 
     case: str
     prediction: Path
     reference: Path
     image: Path | None = None
+    raters: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class References:
         ignore: The value of voxels that count for nothing.
         all_expected: Whether each reference must be predicted.
         others: The value that undeclared ones count as, None where they are refused.
+        raters: Case -> the labels of further raters, where there are several.
         annotated: Case -> the organs its reference covers, where that is not all of them.
         names: Case -> what else a prediction of it may be called, such as its image.
     """
@@ -70,6 +80,7 @@ class References:
     annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     names: Mapping[str, Collection[str]] = field(default_factory=dict)
     others: int | None = None
+    raters: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
     @property
     def meaning(self) -> Meaning:
@@ -78,7 +89,7 @@ class References:
 
     def pair(self, case: str, prediction: Path) -> Pair:
         """The reference of a case beside what was predicted of it."""
-        return Pair(case, prediction, self.labels[case], self.images.get(case))
+        return Pair(case, prediction, self.labels[case], self.images.get(case), self.raters.get(case, ()))
 
     @property
     def cases_by_name(self) -> dict[str, list[str]]:
@@ -125,6 +136,7 @@ def _of_dataset(place: Path) -> References:
         annotated={case.id: case.annotated for case in cases if case.annotated is not None},
         names={case.id: names_of(case.id, case.images, case.label, dataset.modalities) for case in cases},
         others=others_value(dataset.others, dataset.ignore),
+        raters={case.id: case.raters for case in cases if case.raters},
     )
 
 
