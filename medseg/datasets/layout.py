@@ -46,8 +46,8 @@ def list_files(root: Path, manifest: Manifest) -> FilesOfDataset:
         training, test = _patterned(root, manifest)
     else:
         training, test = _plain(root, manifest)
-    training = with_raters(root, manifest, training)
-    return sorted(training, key=lambda files: files.id), sorted(test, key=lambda files: files.id)
+    training, test = (sorted(part, key=lambda files: files.id) for part in (training, test))
+    return with_raters(root, manifest, training), test
 
 
 def _decathlon(root: Path, manifest: Manifest) -> FilesOfDataset:
