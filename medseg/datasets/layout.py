@@ -211,23 +211,29 @@ def _bids(manifest: Manifest) -> FilesOfDataset:
     content, file = manifest.content, manifest.file
     images = find_images(file, suffixes := suffixes_of(file, content))
     labels = find_labels(file, str(content["derivative"]), str(content.get("label_suffix", "")), images)
+    weights = dict[str, list[Path]]()
+    if "weight_suffix" in content:
+        weights = find_labels(file, str(content["derivative"]), str(content["weight_suffix"]), images)
+        maps = {path for paths in weights.values() for path in paths}
+        labels = {
+            case: kept for case, paths in labels.items() if (kept := [path for path in paths if path not in maps])
+        }
     for case, drawn in labels.items():
         if len(drawn) > 1 and manifest.raters is None:
             remedy = 'Say how their names end, such as "label_suffix": "desc-manual_dseg", or how they agree: "raters"'
             raise DataError(drawn[0], f"and {drawn[1].name} could both be the label of {case}", remedy)
-    weights = {}
-    if "weight_suffix" in content:
-        weights = find_labels(file, str(content["derivative"]), str(content["weight_suffix"]), images)
     training, test = list[Files](), list[Files]()
     for case, channels in images.items():
         like = next(iter(channels.values()))
         ending = like.name.removeprefix(case_name(like))
         expected = {number: like.with_name(f"{case}_{suffix}{ending}") for number, suffix in enumerate(suffixes)}
         paths = tuple((expected | channels)[number] for number in expected)
-        label, *raters = labels.get(case, [None])
-        weight, remedy = weights.get(case, [None])[0], "Add it, or take the other files of this session away"
-        drawn = tuple(path for path in raters if path is not None)
-        (training if label else test).append(Files(case, paths, label, remedy, drawn, weight))
+        remedy = "Add it, or take the other files of this session away"
+        if case not in labels:
+            test.append(Files(case, paths, None, remedy))
+            continue
+        (label, *raters), weight = labels[case], weights[case][0] if case in weights else None
+        training.append(Files(case, paths, label, remedy, tuple(raters), weight))
     return training, test
 
 

@@ -104,7 +104,8 @@ class References:
 def read_references(place: Path) -> References:
     """List the references of a folder of label maps, or of a dataset.
 
-    A folder of label maps that belongs to a dataset further up takes its names, images, and what is annotated.
+    A folder of label maps that belongs to a dataset further up takes its names, images, and what is annotated; it is
+    the reference itself, though other raters may have drawn the cases, too.
 
     Raises:
         DataError: The folder is missing or holds no label file, or the dataset's description is at fault.
@@ -118,10 +119,11 @@ def read_references(place: Path) -> References:
         around = _of_dataset(root) if root else nameless
     except DataError:
         return nameless
-    here = {case: path for case, path in around.labels.items() if path.parent.resolve() == place.resolve()}
+    drawn = ((case, path) for case in around.labels for path in (around.labels[case], *around.raters.get(case, ())))
+    here = {case: path for case, path in drawn if path.parent.resolve() == place.resolve()}
     known = {name for case in here for name in (case, *around.names.get(case, ()))}
     others = {name: path for name, path in labels.items() if name not in known}
-    return replace(around, labels={**here, **others}, all_expected=True) if here else nameless
+    return replace(around, labels={**here, **others}, raters={}, all_expected=True) if here else nameless
 
 
 def _of_dataset(place: Path) -> References:

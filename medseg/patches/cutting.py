@@ -222,7 +222,8 @@ class TrainingCrops(TorchDataset[Any]):
         self._require_known(case, known)
         image = np.zeros((len(voxels), *size), np.float32)
         labels = np.full((*known.shape[:-3], *size), IGNORED, np.int16)
-        image[(slice(None), *filled)], labels[(..., *filled)] = voxels, known
+        maps = (slice(None),) * (known.ndim - 3)
+        image[(slice(None), *filled)], labels[(*maps, *filled)] = voxels, known
         return torch.from_numpy(image), torch.from_numpy(labels)
 
     def _require_known(self, case: str, labels: NDArray[np.integer[Any]]) -> None:

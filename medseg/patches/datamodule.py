@@ -204,8 +204,9 @@ class VolumesDataModule(pl.LightningDataModule):
     def _cases(self, ids: tuple[str, ...]) -> Cases:
         examined = self._look()
         masks = _class_masks(self.plan, [examined.infos[case] for case in ids]) if examined.partial else None
-        loading, layers = self._load(), {"weighted": examined.weighted, "raters": examined.raters}
-        return Cases(self.store, self.plan, ids, masks, loading.in_memory, self._shared, **layers)
+        in_memory = self._load().in_memory  # which makes room to share
+        soft, heavy = examined.raters, examined.weighted
+        return Cases(self.store, self.plan, ids, masks, in_memory, self._shared, weighted=heavy, raters=soft)
 
     def _look(self) -> _Examined:
         if self._examined is None:

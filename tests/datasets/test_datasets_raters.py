@@ -127,3 +127,37 @@ def test_a_rater_on_another_grid_or_with_a_strange_value_is_named(tmp_path):
         ("undeclared", "labelsB"),
         ("shape", "labelsC"),
     ]
+
+
+def test_two_raters_who_differ_leave_voxels_that_count_for_nothing_and_verify_counts_them(tmp_path):
+    from medseg.store.prepare import prepare
+
+    root = write_rated(tmp_path / "data", "folders", "majority", weighted=False)
+    (root / "labelsTr" / "toy_3.nii.gz").unlink()  # which has ignored voxels
+    (root / "labelsB" / "toy_3.nii.gz").unlink()
+    change(root, label_folder=["labelsTr", "labelsB"], labels={"liver": 1, "spleen": 5})
+    (root / "imagesTr" / "toy_3.nii.gz").unlink()
+    dataset = read_dataset(root)
+    assert dataset.ignore == -1
+    store = prepare(root, tmp_path / "store", workers=1)
+    tied = {}
+    for case in dataset.cases:
+        one, two, _ = rated(CASES[case.id])[1]
+        tied[case.id] = int((one != two).sum())
+        assert store.info(case.id).voxels[-1] > 0
+        np.testing.assert_array_equal(read_case(case, dataset)[1].array[0] == -1, one != two)
+    told = {problem.case: problem.problem for problem in verify(root, workers=1).problems if problem.kind == "tie"}
+    assert {
+        case: f"agree on no value for {number} voxels" in told[case] for case, number in tied.items()
+    } == dict.fromkeys(tied, True)
+
+
+def test_a_folder_of_one_rater_is_the_reference_itself(tmp_path):
+    from medseg.datasets.matching import read_references
+
+    root = write_rated(tmp_path / "data", "folders", "majority")
+    both, one = read_references(root), read_references(root / "labelsB")
+    assert len(both.raters["toy_0"]) == 2
+    assert one.raters == {}
+    assert one.labels["toy_0"] == root / "labelsB" / "toy_0.nii.gz"
+    assert one.organs == both.organs
