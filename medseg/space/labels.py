@@ -143,14 +143,14 @@ def whole_numbers(voxels: NDArray[Any], *, step: float = 0.0) -> WholeNumbers:
 
 
 def integer_type(labels: NDArray[Any]) -> np.dtype[Any]:
-    """The smallest type of integers that holds all values of an array.
+    """The smallest type of integers that holds all values of an array; never uint64, which NumPy compares as floats.
 
     Example:
-        >>> integer_type(np.array([0, 255])), integer_type(np.array([-1, 255])), integer_type(np.array([-1, 2**40]))
+        >>> integer_type(np.array([0, 255])), integer_type(np.array([-1, 255])), integer_type(np.array([0, 2**40]))
         (dtype('uint8'), dtype('int16'), dtype('int64'))
     """
     low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
-    if low == 0:
+    if low == 0 and high < 2**32:
         return np.min_scalar_type(high)
     return np.result_type(np.int16, np.min_scalar_type(min(low, -high - 1)))  # what holds -n - 1 holds n, too
 

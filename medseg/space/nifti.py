@@ -166,7 +166,9 @@ def require_finite(path: Path, volume: Volume) -> None:
     Raises:
         DataError: With the number of such voxels.
     """
-    if not np.isfinite(volume.array.sum(dtype=np.float64)):
+    with np.errstate(invalid="ignore"):  # of infinite ones of both signs
+        total = volume.array.sum(dtype=np.float64)
+    if not np.isfinite(total):
         count = int(np.count_nonzero(~np.isfinite(volume.array)))
         raise DataError(path, f"holds {count} voxels that are NaN or infinite", "Replace them, for CT by -1024")
 

@@ -118,6 +118,13 @@ def plain_and_cut(root: Path, name: str) -> None:
     file.write_text(file.read_text().replace(name, name.removesuffix(".gz")))
 
 
+def neighbours(root: Path, kind: str) -> None:
+    """Two organs whose values are one to float64."""
+    one, other = 2**53 + 1, 2**53
+    change = lambda v: np.where(v == 1, one, np.where(v == 5, other, v.astype(np.int64))).astype(kind)  # noqa: E731
+    labels_of_all(root, change, {"liver": one, "spleen": other, "ignore": 9})
+
+
 WITHOUT_5 = {"background": 0, "whole": [1, 2], "core": [2]}
 
 
@@ -159,6 +166,8 @@ TAKEN = {
     "beyond 32 bits": far(2**40 + 1, "int64"),
     "9007199254740993, which float64 lacks": far(2**53 + 1, "int64"),
     "9007199254740993 without a sign": far(2**53 + 1, "uint64"),
+    "9007199254740993 beside -992": lambda r: neighbours(r, "int64"),
+    "9007199254740993 beside -992 without signs": lambda r: neighbours(r, "uint64"),
     "4000000000": far(4_000_000_000, "uint32"),
     "an ignored -1": lambda r: labels_of_all(
         r, lambda v: np.where(v == 9, -1, v.astype(np.int16)).astype(np.int8), {"liver": 1, "spleen": 5, "ignore": -1}
@@ -206,6 +215,7 @@ REFUSED = {
     "0.005 from whole numbers": lambda r: label(r, lambda v: v + 0.005),
     "scaled by a third of a step": scaled(0.3, 0.0, "uint8"),
     "NaN": lambda r: label(r, lambda v: np.where(v == 5, np.nan, v.astype(np.float32))),
+    "infinite both ways": lambda r: image(r, lambda v: v * 1e300),
     "infinite": lambda r: label(r, lambda v: np.where(v == 5, np.inf, v.astype(np.float32))),
     "floats without whole numbers": lambda r: label(r, lambda v: v * 1e17),
     "beyond 64 bits": lambda r: label(r, lambda v: v.astype(np.uint64) * np.uint64(2**62)),
@@ -263,6 +273,7 @@ def test_what_is_odd_and_whole_is_taken_by_both(name, tmp_path, capsys):
     scores = evaluate(root / "labelsTr", root, output=tmp_path / "scores", cases=drawn, workers=1)
     assert scores.failures == ()
     assert {row.scores.dice for row in scores.rows} == {1.0}, "of what training sees, scored against itself"
+    assert {row.scores.outcome.value for row in scores.rows if row.organ == scores.rows[0].organ} == {"found"}
 
 
 @pytest.mark.sweep(4)
