@@ -8,6 +8,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from medseg.cli.command import (
     METRIC,
@@ -24,6 +25,7 @@ from medseg.cli.command import (
     trust_option,
     workers_option,
 )
+from medseg.cli.completion import COMPLETION
 from medseg.cli.experiments import EXPERIMENTS
 from medseg.cli.export import EXPORT
 from medseg.cli.nnunet import IMPORT
@@ -215,13 +217,15 @@ def _predict(options: Options) -> int:
     from rich.console import Console
 
     from medseg.checkpoints.run import checkpoints_in
+
+    checkpoints = checkpoints_in(options.ckpt)  # a misspelt path is answered before torch is imported
     from medseg.inference.folder import predict_cases
     from medseg.inference.predict import Predictor
     from medseg.machine.dotted import Trust
 
     device, *others = options.device.split(",")
     predictor = Predictor.load(
-        checkpoints_in(options.ckpt),
+        checkpoints,
         mirror=options.tta is not None and (options.tta or True),
         device=device,
         cleaning=not options.no_cleaning,
@@ -318,14 +322,24 @@ def _compare_runs(options: Options) -> int:
     return 0
 
 
-def _losses_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", help="one loss, in full")
+def _listed_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="one of them, in full")
     parser.add_argument("--json", action="store_true", help="for machines")
 
 
 def _losses(options: Options) -> int:
     from medseg.losses import catalogue
 
+    return _list(options, catalogue)
+
+
+def _nets(options: Options) -> int:
+    from medseg.nets import catalogue
+
+    return _list(options, catalogue)
+
+
+def _list(options: Options, catalogue: Any) -> int:
     if options.json:
         say(json.dumps(catalogue.rows(), indent=1))
     else:
@@ -364,7 +378,9 @@ COMMANDS = {
     **EXPERIMENTS,
     "export": EXPORT,
     "import-nnunet": IMPORT,
-    "losses": Command("list the losses, or explain one", _losses_options, _losses),
+    "losses": Command("list the losses, or explain one", _listed_options, _losses),
+    "nets": Command("list the networks, or explain one", _listed_options, _nets),
+    "completion": COMPLETION,
     "info": Command("say what a checkpoint, a store or a dataset is", _info_options, _info),
 }
 """Every short command, in the order of the journey."""
