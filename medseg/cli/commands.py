@@ -101,6 +101,9 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
     dataset_option(parser)
     parser.add_argument("--out", type=Path, default=Path("plan.yaml"), help="the plan's file (default: plan.yaml)")
     parser.add_argument("--memory", type=above_zero, default=8.0, metavar="GB", help="accelerator memory (default: 8)")
+    parser.add_argument(
+        "--minutes", type=above_zero, help="time to train in: measures this machine, and plans what can learn in it"
+    )
     _left_right_option(parser)
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write PNGs of a few cases and of patches")
     workers_option(parser)
@@ -117,16 +120,24 @@ def _left_right_option(parser: argparse.ArgumentParser) -> None:
 
 def _plan(options: Options) -> int:
     from medseg.datasets.case import read_dataset
+    from medseg.plan.budget import Budget, timing
     from medseg.plan.fingerprint import fingerprint
     from medseg.plan.plan import write_plan
     from medseg.plan.planning import make_plan
 
     _require_own_file(options.out, (".yaml", ".yml"), options.dataset)
     print_of_data = fingerprint(read_dataset(options.dataset), workers=options.workers)
-    plan = make_plan(print_of_data, memory_gb=options.memory, swap_sides=options.left_right == "swap")
+    dataset, budget = print_of_data.dataset, None
+    if options.minutes is not None:
+        seconds_of, machine = timing(len(dataset.modalities), len(dataset.labels) + 1)
+        budget = Budget(options.minutes, seconds_of, machine)
+    swap = options.left_right == "swap"
+    plan = make_plan(print_of_data, memory_gb=options.memory, swap_sides=swap, budget=budget)
     write_plan(options.out, plan)
     following = shlex.join(["medseg", "prepare", str(options.dataset), "--out", "STORE", "--plan", str(options.out)])
     say(f"wrote {options.out}; edit it, then: {following}")
+    if budget is not None:
+        say(plan.reasons["features"])
     if options.figures:
         from medseg.cli.pictures import write_pictures
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from medseg.datasets.case import Dataset
 from medseg.errors import DataError
+from medseg.plan.budget import SMALLEST_BATCH, Budget, within
 from medseg.plan.fingerprint import ORIENTATION, Fingerprint
 from medseg.plan.plan import Normalisation, Plan
 from medseg.plan.sides import side_pairs
@@ -18,7 +19,6 @@ from medseg.space.labels import LabelValue, overlap, paint_order, values_of
 from medseg.space.resample import ANISOTROPY, resampled_shape
 
 REFERENCE_MEMORY_GB = 8
-SMALLEST_BATCH = 2
 LARGEST_SHARE = 0.05  # of all voxels of the dataset that one batch may hold
 NONZERO_SHARE = 0.75  # cropping that keeps less makes the mean and std of non-zero voxels the better ones
 
@@ -65,14 +65,17 @@ class _Grid:
         return VOLUMES if len(self.deep) == 3 else PICTURES
 
 
-def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: bool = False) -> Plan:
-    """Choose grid, patch, batch, network and normalisation for a dataset and an accelerator's memory.
+def make_plan(
+    fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: bool = False, budget: Budget | None = None
+) -> Plan:
+    """Choose grid, patch, batch, network and normalisation for a dataset, an accelerator's memory and a time.
 
     Args:
         fingerprint: What the dataset is like.
         memory_gb: Memory that training may take.
         swap_sides: Where organs come in left/right pairs, exchange their labels when flipping left and right, rather
             than never flipping that axis.
+        budget: Time that training may take on this machine; as long as it likes where not given.
 
     Returns:
         A plan whose ``reasons`` say why each number is so.
@@ -91,6 +94,13 @@ def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: b
     classes = len(labels) + 1
     topology = _choose_topology(grid, classes, memory_gb)
     batch, batch_reason = _choose_batch(topology, grid, classes, memory_gb, len(fingerprint.cases))
+    features_reason = "Doubled at every stage from 32, at most 320."
+    if budget is not None:
+        chosen = within(budget, topology, batch, grid.spacing_mm)
+        if chosen.batch != batch:
+            batch_reason += f" For the time, {chosen.batch} of them."
+        topology, batch, first = chosen.topology, chosen.batch, chosen.topology.first_features
+        features_reason = f"Doubled at every stage from {first}, at most {10 * first}. {chosen.reason}"
     normalisation, normalisation_reason = _choose_normalisation(fingerprint)
     mirror_axes, pairs, mirror_reason = choose_mirroring(dataset, grid.deep, swap=swap_sides)
     return Plan(
@@ -118,7 +128,7 @@ def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: b
             "batch_size": batch_reason,
             "normalisation": normalisation_reason,
             "strides": _strides_reason(topology),
-            "features": "Doubled at every stage from 32, at most 320.",
+            "features": features_reason,
             "mirror_axes": mirror_reason,
         },
     )
