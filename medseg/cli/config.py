@@ -187,7 +187,7 @@ def explain(message: str, command: str, legal: Sequence[str]) -> UsageError:
 
     Example:
         >>> print(explain("Group 'model' does not accept option 'los'", "fit", ["model.loss", "data.store"]))
-        there is no option 'model.los', did you mean 'model.loss'. See medseg fit --help for all of them.
+        there is no option 'model.los', did you mean 'model.loss'. See medseg fit --help-all for all of them.
     """
     text = " ".join(message.split())
     for pattern, answer in _ANSWERS.items():
