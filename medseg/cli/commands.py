@@ -329,15 +329,27 @@ def _evaluate(options: Options) -> int:
 
 
 def _compare_runs_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", type=Path, help="a cases.csv, or a folder that holds one")
+    parser.add_argument(
+        "a", type=Path, help="a cases.csv, a folder that holds one, or somebody's table of case,organ,dice"
+    )
     parser.add_argument("b", type=Path, help="another, of the same cases")
     parser.add_argument("--measure", default="dice", help="column to compare (default: dice)")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="the rows that are meant, such as program=X",
+    )
 
 
 def _compare_runs(options: Options) -> int:
     from medseg.report.two_runs import compare_runs, print_comparison
 
-    print_comparison(compare_runs(options.a, options.b, measure=options.measure))
+    if wrong := [pair for pair in options.where if not pair.partition("=")[0] or "=" not in pair]:
+        raise UsageError(f"--where is {wrong[0]!r}", "Write it as --where program=nnU-Net")
+    where = dict(pair.split("=", 1) for pair in options.where)
+    print_comparison(compare_runs(options.a, options.b, measure=options.measure, where=where))
     return 0
 
 
