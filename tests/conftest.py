@@ -12,7 +12,10 @@ import jaxtyping
 import pytest
 from hypothesis import settings
 from support import FULL
+from support.shapes import check_shapes_only
 from support.toys import write_toy_dataset
+
+check_shapes_only()
 
 # the machine may be busy: nothing here is a race
 settings.register_profile("medseg", deadline=None, max_examples=100 if FULL else 30)
