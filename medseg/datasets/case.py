@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.datasets.drawn import Meaning, read_drawn
 from medseg.datasets.layout import Files, list_files
 from medseg.datasets.manifest import Manifest, read_manifest
 from medseg.errors import DataError, meant
 from medseg.space.labels import LabelValue, Others, others_value, settle_others, strangers, values_of
 from medseg.space.nifti import require_finite
-from medseg.space.reading import ENDINGS, is_flat, is_there, read_labels, read_volume
+from medseg.space.reading import ENDINGS, is_flat, is_there, read_volume
 from medseg.space.volume import Volume, same_place
 
 _COLOURS = 'Declare "modality": ["R", "G", "B"] for colours and one modality for grey, or save the picture accordingly'
@@ -75,6 +76,11 @@ class Dataset:
         return tuple(self.labels)
 
     @property
+    def meaning(self) -> Meaning:
+        """What its label files say."""
+        return Meaning(self.labels, self.ignore, others_value(self.others, self.ignore))
+
+    @property
     def values(self) -> tuple[int, ...]:
         """Every value that a label file may hold, in ascending order: background, organs, ignored."""
         organs = {v for value in self.labels.values() for v in values_of(value)}
@@ -84,7 +90,7 @@ class Dataset:
 def read_dataset(root: Path, *, missing_ok: bool = False) -> Dataset:
     """Read a dataset's description and find its files; no voxel is read.
 
-    Three dialects are told apart by content: the Decathlon's as downloaded (a ``training`` list), nnU-Net's raw layout
+    Dialects are told apart by content: the Decathlon's as downloaded (a ``training`` list), nnU-Net's raw layout
     (``channel_names``), and a plain folder of images and labels matched by name (``image_folder``, ``label_folder``).
 
     Args:
@@ -172,9 +178,9 @@ def read_case(case: Case, dataset: Dataset) -> tuple[Volume, Volume | None]:
     image = read_image(case.images, dataset.modalities)
     if case.label is None:
         return image, None
-    labels = read_labels(case.label)
+    labels = read_drawn(case.label, case.images[0], dataset.meaning).require_labels()
     require_same_grid(case.label, labels, case.images[0], image)
-    becomes = others_value(dataset.others, dataset.ignore)
+    becomes = dataset.meaning.others
     if becomes is not None:
         return image, Volume(settle_others(labels.array, dataset.values, becomes), labels.affine)
     require_declared(case.label, labels.array[0], dataset)

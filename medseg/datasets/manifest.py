@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medseg.datasets.bids import read_names
 from medseg.datasets.names import composed
 from medseg.errors import DataError, listed, meant, nearest
 from medseg.machine.documents import parse_document, read_text
@@ -17,6 +18,7 @@ KEYS = (
     *("name", "labels", "modality", "modalities", "channel_names", "others", "regions_class_order"),
     *("patient", "patients", "annotated", "training", "test", "dataset", "file_ending", "numTraining"),
     *("image", "label", "test_image", "image_folder", "label_folder", "label_suffix", "test_folder"),
+    *("suffix", "derivative"),
 )
 """What is read of a ``dataset.json``, in all dialects."""
 
@@ -100,6 +102,8 @@ def _others(file: Path, content: Mapping[str, Any]) -> Others | None:
 
 def _labels(file: Path, content: dict[str, Any]) -> tuple[dict[str, LabelValue], int | None]:
     declared = content.get("labels")
+    if declared is None and "derivative" in content:
+        declared = read_names(file, str(content["derivative"]))
     if isinstance(declared, list):
         declared = {str(value): name for value, name in enumerate(declared)}
     if not isinstance(declared, dict) or not declared:
@@ -166,7 +170,7 @@ def _is_whole(value: Any) -> bool:
 def _modalities(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
     key = next((key for key in ("channel_names", "modality", "modalities") if key in content), None)
     if key is None:
-        return ("image",)
+        return suffixes_of(file, content) if "derivative" in content else ("image",)
     declared = content[key]
     if isinstance(declared, str):
         declared = [declared]
@@ -176,7 +180,23 @@ def _modalities(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
         declared = [declared[index] for index in sorted(declared, key=int)]
     if not isinstance(declared, list) or not declared or not all(isinstance(name, str) for name in declared):
         raise DataError(file, f'has a "{key}" that names no channels', f'Write "{key}": {{"0": "CT"}}')
+    if "derivative" in content and len(declared) != len(suffixes := suffixes_of(file, content)):
+        raise DataError(file, f'has {len(declared)} in "{key}", but the "suffix" {listed(suffixes)}', "Name as many")
     return tuple(declared)
+
+
+def suffixes_of(file: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The suffixes of a BIDS dataset's images, one per channel.
+
+    Raises:
+        DataError: There is none.
+    """
+    suffix = content.get("suffix")
+    several = suffix if isinstance(suffix, list) else [suffix]
+    if not several or not all(isinstance(one, str) and one for one in several):
+        remedy = 'Write "suffix": "T1w", or a list for several channels'
+        raise DataError(file, 'names a "derivative" of BIDS, but no "suffix" of its images', remedy)
+    return tuple(several)
 
 
 def _paint_order(file: Path, content: dict[str, Any], labels: dict[str, LabelValue]) -> tuple[int, ...] | None:
@@ -205,7 +225,7 @@ def _patients(file: Path, content: dict[str, Any]) -> dict[str, str]:
 def _patient_pattern(file: Path, content: dict[str, Any]) -> str | None:
     pattern = content.get("patient")
     if pattern is None:
-        return None
+        return r"^(sub-[^_]+)" if "derivative" in content else None
     remedy = 'Write a regular expression with one group, such as "patient": "^(\\\\w+)_visit"'
     if not isinstance(pattern, str):
         raise DataError(file, f'has a "patient" that is {type(pattern).__name__}, not text', remedy)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medseg.datasets.case import read_dataset
+from medseg.datasets.drawn import Meaning
 from medseg.datasets.names import by_suffix, names_of, single, volumes
 from medseg.errors import DataError, listed
 from medseg.space.labels import LabelValue, others_value
@@ -15,11 +16,12 @@ from medseg.space.reading import ENDINGS
 
 @dataclass(frozen=True)
 class Pair:
-    """The two files of one case."""
+    """The two files of one case, and the image that both were drawn on, where known."""
 
     case: str
     prediction: Path
     reference: Path
+    image: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,15 @@ class References:
     annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     names: Mapping[str, Collection[str]] = field(default_factory=dict)
     others: int | None = None
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the label files say."""
+        return Meaning(self.organs, self.ignore, self.others)
+
+    def pair(self, case: str, prediction: Path) -> Pair:
+        """The reference of a case beside what was predicted of it."""
+        return Pair(case, prediction, self.labels[case], self.images.get(case))
 
     @property
     def cases_by_name(self) -> dict[str, list[str]]:
@@ -149,7 +160,7 @@ def match(predictions: Path, references: References, *, cases: Sequence[str] | N
         for case, paths in found.items()
         if len(paths) > 1
     ]
-    pairs = (Pair(case, paths[0], references.labels[case]) for case, paths in sorted(found.items()) if len(paths) == 1)
+    pairs = (references.pair(case, paths[0]) for case, paths in sorted(found.items()) if len(paths) == 1)
     wanted = set(references.labels) if cases is None else set(cases) & set(references.labels)
     return Matched(tuple(pairs), tuple(failures), len(wanted - set(found) - set(required)))
 
@@ -168,7 +179,7 @@ def label_files(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise DataError(folder, "is not a folder", "Give the folder that holds the label files")
-    found = by_suffix(volumes(folder))
+    found = by_suffix(volumes(folder, labels=True))
     if not found:
         raise DataError(folder, f"holds no label file ({', '.join(ENDINGS)})", "Check the path, or predict first")
     return {name: files[0] for name, files in single(found).items()}

@@ -13,6 +13,7 @@ import torch
 from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.datasets.case import require_same_grid
+from medseg.datasets.drawn import read_drawn
 from medseg.datasets.matching import Pair, References, match, read_references
 from medseg.errors import CheckpointError, DataError, listed
 from medseg.inference.trial import Choice, Example, choose_rules
@@ -20,7 +21,6 @@ from medseg.machine.files import digest_of, whole
 from medseg.plan.cleaning import rules_to_plain
 from medseg.plan.plan import Plan
 from medseg.space.labels import settle_others
-from medseg.space.reading import read_labels
 from medseg.store.identity import trace
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,10 @@ class _Examples:
 
     def __iter__(self) -> Iterator[Example]:
         for pair in self.pairs:
-            prediction, reference = read_labels(pair.prediction), read_labels(pair.reference)
+            prediction, reference = (
+                read_drawn(path, pair.image, self.references.meaning).require_labels()
+                for path in (pair.prediction, pair.reference)
+            )
             require_same_grid(pair.prediction, prediction, pair.reference, reference)
             voxel_mm3 = abs(float(np.linalg.det(reference.affine[:3, :3])))
             truth, others = reference.array[0], self.plan.others_value

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.datasets.drawn import Meaning, read_drawn
 from medseg.datasets.matching import Pair
 from medseg.errors import DataError
 from medseg.metrics.cases import score_case
@@ -19,7 +20,7 @@ from medseg.metrics.overlap import Organs
 from medseg.metrics.table import Element
 from medseg.report.rows import CaseRow
 from medseg.space.labels import integer_type, looks_like_scan, settle_others, strangers, value_counts, values_of
-from medseg.space.reading import read_header, read_labels, read_volume
+from medseg.space.reading import objects_of, read_header, read_volume
 from medseg.space.volume import Volume, same_place
 
 
@@ -41,6 +42,16 @@ class Scoring:
     element: Element = "voxels"
     others: int | None = None
 
+    @property
+    def of_references(self) -> Meaning:
+        """What references say."""
+        return Meaning(self.organs, self.ignore, self.others)
+
+    @property
+    def of_predictions(self) -> Meaning:
+        """What predictions say, of which every voxel counts."""
+        return Meaning(self.organs, None, None if self.others is None else 0)
+
 
 @dataclass(frozen=True)
 class ScoredCase:
@@ -56,7 +67,7 @@ def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> ScoredCase:
     Raises:
         DataError: As `read_pair`, a file holds a value that no organ declares, or `score_case` knows no way.
     """
-    prediction, reference = read_pair(pair, scoring.organs)
+    prediction, reference = read_pair(pair, scoring)
     if scoring.others is None:
         _require_declared(pair.prediction, prediction, scoring.organs, None)
         _require_declared(pair.reference, reference, scoring.organs, scoring.ignore)
@@ -90,13 +101,14 @@ def _digest(case: str, reference: Volume) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_pair(pair: Pair, organs: Organs) -> tuple[Volume, Volume]:
+def read_pair(pair: Pair, scoring: Scoring) -> tuple[Volume, Volume]:
     """Read prediction and reference of a case and hold their grids against each other.
 
     Raises:
         DataError: A file cannot be read, or shape, affine or channels do not fit.
     """
-    prediction, reference = (_read(path, len(organs)) for path in (pair.prediction, pair.reference))
+    prediction = _read(pair.prediction, pair.image, scoring.of_predictions)
+    reference = _read(pair.reference, pair.image, scoring.of_references)
     if prediction.shape != reference.shape:
         raise DataError(
             pair.prediction,
@@ -120,7 +132,7 @@ def values_seen(pair: Pair) -> set[int]:
     """
     seen: set[int] = set()
     for path in (pair.prediction, pair.reference):
-        labels = read_labels(path).array[0]
+        labels = read_drawn(path, pair.image, Meaning({})).require_labels().array[0]
         counts = value_counts(labels)
         if looks_like_scan(labels, counts):
             problem = f"holds {len(counts)} different values as noise has them: a scan, not a label map"
@@ -129,10 +141,11 @@ def values_seen(pair: Pair) -> set[int]:
     return seen
 
 
-def _read(path: Path, organ_count: int) -> Volume:
-    if read_header(path).channels == 1:
-        labels = read_labels(path)
+def _read(path: Path, image: Path | None, meaning: Meaning) -> Volume:
+    if objects_of(path) or read_header(path).channels == 1:
+        labels = read_drawn(path, image, meaning).require_labels()
         return Volume(labels.array.astype(integer_type(labels.array)), labels.affine)
+    organ_count = len(meaning.labels)
     volume = read_volume(path)
     if volume.array.shape[0] != organ_count or not ((volume.array == 0) | (volume.array == 1)).all():
         raise DataError(

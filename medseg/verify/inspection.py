@@ -19,11 +19,12 @@ from medseg.datasets.case import (
     require_declared,
     require_same_grid,
 )
+from medseg.datasets.drawn import read_drawn
 from medseg.errors import DataError, listed
 from medseg.space.distance import nonzero_box
 from medseg.space.labels import cut_away, value_counts
 from medseg.space.nifti import NEARLY, LabelFile
-from medseg.space.reading import is_nifti, read_label_file, read_volume
+from medseg.space.reading import is_nifti, read_volume
 from medseg.space.volume import Affine, Shape, Volume, spacing_of
 from medseg.verify.headers import ROUNDING_VOXELS, header_remarks
 
@@ -40,8 +41,8 @@ class Problem:
         file: Where, None for the dataset as a whole.
         kind: One word for machines: missing, unreadable, channels, shape, spacing, direction, origin, non-finite,
             constant, undeclared, unused, fractional, duplicate, leakage, impossible-spacing, unlabelled, refused, died;
-            and of less weight: float-labels, rounding, no-foreground, cut-away, two-affines, quaternion, pixdim,
-            sheared, far-spacing, unlisted, count.
+            and of less weight: float-labels, no-segment, rounding, no-foreground, cut-away, two-affines, quaternion,
+            pixdim, sheared, far-spacing, unlisted, count.
         problem: For people, as the end of a sentence that begins with the file.
         remedy: What to do.
         repair: How `medseg.verify.repair` would mend it: ``"affine"``, ``"integers"``, or empty if it cannot.
@@ -131,7 +132,7 @@ def inspect_case(task: tuple[Case, Dataset]) -> Inspection:
     reference = next(iter(images.items()), None)
     for path, volume in list(images.items())[1:]:
         _check_grid(path, volume, reference, notes)
-    labels = _inspect_label(case.label, reference, dataset, notes) if case.label is not None else None
+    labels = _inspect_label(case, case.label, reference, dataset, notes) if case.label is not None else None
     if labels is not None and not notes.grave:
         _check_cropping(case.label or Path(), labels, list(images.values()), dataset, notes)
     if not notes.grave:  # the last word has what preparation asks
@@ -218,11 +219,11 @@ def distance_in_voxels(a: Affine, b: Affine, shape: Shape) -> float:
 
 
 def _inspect_label(
-    path: Path, reference: tuple[Path, Volume] | None, dataset: Dataset, notes: _Notes
+    case: Case, path: Path, reference: tuple[Path, Volume] | None, dataset: Dataset, notes: _Notes
 ) -> NDArray[np.integer] | None:
     """Values of the label, ``(i, j, k)``; None where there are none that could be meant."""
     try:
-        file = read_label_file(path)
+        file = read_drawn(path, case.images[0], dataset.meaning)
     except DataError as error:
         kind = "channels" if "channels" in error.problem else "unreadable" if os.path.exists(path) else "missing"
         notes.add_error(kind, error)
@@ -236,6 +237,10 @@ def _inspect_label(
         )
         return None
     _check_label_type(file, notes)
+    if lacking := [organ for organ in file.lacks if organ in (case.annotated or dataset.organs)]:
+        problem = f"has no segment called {listed(lacking)}, so nothing of it is there"
+        remedy = 'If it was not drawn, say what was: "annotated": {"' + case.id + '": [...]}'
+        notes.add(path, "no-segment", problem, remedy, harmless=True)
     labels: NDArray[np.integer] = file.volume.array[0]
     try:
         require_declared(path, labels, dataset)
