@@ -12,8 +12,8 @@ import torch
 
 from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.checkpoints.reading import read_checkpoint
-from medseg.datasets.case import require_same_grid
-from medseg.datasets.drawn import read_drawn
+from medseg.datasets.drawn import agreed, read_drawn
+from medseg.datasets.grids import require_same_grid
 from medseg.datasets.matching import Pair, References, match, read_references
 from medseg.errors import CheckpointError, DataError, listed
 from medseg.inference.trial import Choice, Example, choose_rules
@@ -97,10 +97,11 @@ class _Examples:
 
     def __iter__(self) -> Iterator[Example]:
         for pair in self.pairs:
-            prediction, reference = (
+            prediction, *drawn = (
                 read_drawn(path, pair.image, self.references.meaning).require_labels()
-                for path in (pair.prediction, pair.reference)
+                for path in (pair.prediction, pair.reference, *pair.raters)
             )
+            reference = agreed(drawn, self.references.ignore)
             require_same_grid(pair.prediction, prediction, pair.reference, reference)
             voxel_mm3 = abs(float(np.linalg.det(reference.affine[:3, :3])))
             truth, others = reference.array[0], self.plan.others_value

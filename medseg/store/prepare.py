@@ -189,4 +189,4 @@ def _peak_bytes(task: CaseTask) -> int:
         return 0
     before = prod(header.shape)
     after = int(before * prod(header.spacing_mm) / prod(task.plan.spacing_mm))
-    return len(task.plan.modalities) * (16 * before + 8 * after) + 12 * (before + after)
+    return len(task.plan.modalities) * (16 * before + 8 * after) + 12 * (before + after) * max(1, len(task.case.drawn))
