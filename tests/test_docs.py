@@ -37,6 +37,7 @@ FENCE = re.compile(
 SMALL = [
     *("--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--trainer.precision", "32"),
     *("--trainer.enable_progress_bar", "false", "--trainer.num_sanity_val_steps", "0", "--trainer.devices", "1"),
+    *("--trainer.limit_val_batches", "1"),
     *("--data.steps_per_epoch", "2", "--data.batch_size", "2", "--data.patch_size", "[16,16,16]", "--data.folds", "2"),
     *("--data.organs", "null"),  # every store here is a hippocampus
 ]
