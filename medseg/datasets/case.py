@@ -25,6 +25,7 @@ from medseg.space.reading import ENDINGS, is_flat, is_there, read_volume
 from medseg.space.volume import Volume
 
 _COLOURS = 'Declare "modality": ["R", "G", "B"] for colours and one modality for grey, or save the picture accordingly'
+_LONGEST = 230  # bytes of a name, for those of files have at most 255 and endings of their own
 _CHANNELS = "Give one file per modality, or one 4D file that holds them all in this order"
 
 
@@ -352,6 +353,9 @@ def _require_known(file: Path, manifest: Manifest, ids: list[str]) -> None:
     if duplicates:
         raise DataError(file, f"lists case {min(duplicates)!r} more than once", "Keep one entry per case")
     for case in ids:
+        if (length := len(os.fsencode(case))) > _LONGEST:
+            problem = f"names a case of {length} bytes, {case[:20]!r}..., too long for what is called by it"
+            raise DataError(file, problem, "Shorten the name of its files")
         if Path(case).name != case or case.startswith(".") or "\\" in case or "\0" in case:
             raise DataError(
                 file, f"names a case {case!r}, which cannot name a file", "Leave out slashes and leading dots"

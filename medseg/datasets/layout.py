@@ -14,7 +14,7 @@ from typing import Any
 from medseg.datasets.bids import find_images, find_labels
 from medseg.datasets.files import Files, checked_pattern, several, with_raters
 from medseg.datasets.manifest import Manifest, suffixes_of
-from medseg.datasets.names import Channels, apart, by_channel, by_suffix, composed, existing, single, volumes
+from medseg.datasets.names import Channels, apart, by_channel, by_suffix, composed, existing, single, spellings, volumes
 from medseg.datasets.patterns import fill, find_files, pattern_of
 from medseg.errors import DataError, listed
 from medseg.space.reading import ENDINGS, case_name, is_there
@@ -36,6 +36,7 @@ def list_files(root: Path, manifest: Manifest) -> FilesOfDataset:
     Raises:
         DataError: A list entry makes no sense, a folder is missing, or the files are no images.
     """
+    spellings.cache_clear()
     if "channel_names" in manifest.content:
         training, test = _nnunet(root, manifest)
     elif "derivative" in manifest.content:

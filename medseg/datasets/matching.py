@@ -155,9 +155,10 @@ def match(predictions: Path, references: References, *, cases: Sequence[str] | N
     """
     table, failures = references.cases_by_name, list[Failure]()
     found: dict[str, list[Path]] = {}
+    counting = None if cases is None else set(cases)
     for name, path in label_files(predictions).items():
         owners = table.get(name, [])
-        if cases is not None and name not in cases and not set(owners) & set(cases):
+        if counting is not None and counting.isdisjoint((name, *owners)):
             continue
         if len(owners) == 1:
             found.setdefault(owners[0], []).append(path)
@@ -175,7 +176,7 @@ def match(predictions: Path, references: References, *, cases: Sequence[str] | N
         if len(paths) > 1
     ]
     pairs = (references.pair(case, paths[0]) for case, paths in sorted(found.items()) if len(paths) == 1)
-    wanted = set(references.labels) if cases is None else set(cases) & set(references.labels)
+    wanted = set(references.labels) if counting is None else counting & set(references.labels)
     return Matched(tuple(pairs), tuple(failures), len(wanted - set(found) - set(required)))
 
 

@@ -67,14 +67,14 @@ def choose_cleaning(
 def _held_out(kept: Sequence[Checkpoint], pairs: tuple[Pair, ...], tell: Callable[[str], object]) -> tuple[Pair, ...]:
     """The cases that not all of the checkpoints were trained on, for one that was not may have predicted them."""
     seen = set.intersection(*(one.trained_on for one in kept))
-    known = [pair for pair in pairs if seen and trace(pair.case, digest_of(pair.reference, "sha256")) in seen]
-    cases, trained = listed(pair.case for pair in known), listed(one.path for one in kept)
+    known = {one.case: one for one in pairs if seen and trace(one.case, digest_of(one.reference, "sha256")) in seen}
+    cases, trained = listed(known), listed(one.path for one in kept)
     if len(known) == len(pairs):
         problem, remedy = f"holds cases that {trained} was trained on: {cases}", "which medseg test writes"
-        raise DataError(known[0].reference.parent, problem, f"Give predictions of held-out cases, {remedy}")
+        raise DataError(pairs[0].reference.parent, problem, f"Give predictions of held-out cases, {remedy}")
     if known:
         tell(f"{len(known)} of {len(pairs)} cases are left out, for {trained} was trained on them: {cases}")
-    return tuple(pair for pair in pairs if pair not in known)
+    return tuple(pair for pair in pairs if pair.case not in known)
 
 
 def _pairs(predictions: Path, references: References) -> tuple[Pair, ...]:

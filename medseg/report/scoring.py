@@ -182,8 +182,10 @@ def _settled_by(reference: Volume, scoring: Scoring) -> Volume:
 def _settled(volume: Volume, organs: Organs, ignore: int | None, *, becomes: int) -> Volume:
     if volume.array.dtype == bool:
         return volume
-    wide = volume.array.astype(np.result_type(volume.array.dtype, np.min_scalar_type(becomes)))
-    return Volume(settle_others(wide, _declared(organs, ignore), becomes), volume.affine)
+    ends = np.array([int(volume.array.min()), int(volume.array.max()), becomes])
+    return Volume(
+        settle_others(volume.array.astype(integer_type(ends)), _declared(organs, ignore), becomes), volume.affine
+    )
 
 
 def _declared(organs: Organs, ignore: int | None) -> set[int]:

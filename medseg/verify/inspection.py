@@ -27,6 +27,7 @@ from medseg.space.nifti import NEARLY, LabelFile
 from medseg.space.reading import is_nifti, read_volume
 from medseg.space.volume import Affine, Shape, Volume, spacing_of
 from medseg.verify.headers import ROUNDING_VOXELS, header_remarks
+from medseg.verify.rewriting import IN_ONE_FILE
 
 FORGIVEN_VOXELS = 0.05
 """How far apart, as a fraction of a voxel, two grids may lie and still count as one; `read_case` agrees."""
@@ -204,8 +205,10 @@ def _check_grid(path: Path, volume: Volume, reference: tuple[Path, Volume] | Non
             path,
             "rounding",
             f"has an affine that puts voxels up to {apart:.2g} of a voxel away from those of {like.name}",
-            "Let --fix copy the affine",
-            repair="affine" if is_nifti(path) and is_nifti(like) else "",
+            "Let --fix copy the affine"
+            if is_nifti(path)
+            else "Export it on the same grid, for --fix mends that of NIfTI alone",
+            repair="affine" if is_nifti(path) else "",
             like=like,
             harmless=apart <= FORGIVEN_VOXELS,
         )
@@ -280,13 +283,14 @@ def _tell_of_ties(case: Case, drawn: list[NDArray[np.integer]], dataset: Dataset
 def _check_label_type(file: LabelFile, notes: _Notes) -> None:
     if np.issubdtype(np.dtype(file.stored.split()[0]), np.integer) and " " not in file.stored:
         return
+    mendable = is_nifti(file.path) or file.path.name.endswith(IN_ONE_FILE)
     problem = f"holds labels as {file.stored}" + (f", up to {file.gap:.2g} from whole numbers" if file.gap else "")
     notes.add(
         file.path,
         "float-labels",
         problem,
-        "Let --fix write integers" if is_nifti(file.path) else "Export it as integers",
-        repair="integers" if is_nifti(file.path) else "",
+        "Let --fix write integers" if mendable else "Export it as integers",
+        repair="integers" if mendable else "",
         harmless=file.exact,
     )
 
