@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.datasets.drawn import Meaning, read_drawn
+from medseg.datasets.drawn import Meaning, agreed, read_drawn
+from medseg.datasets.grids import require_same_grid
 from medseg.datasets.matching import Pair
 from medseg.errors import DataError
 from medseg.metrics.cases import score_case
@@ -73,7 +74,7 @@ def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> ScoredCase:
         _require_declared(pair.reference, reference, scoring.organs, scoring.ignore)
     else:
         prediction = _settled(prediction, scoring.organs, None, becomes=0)
-        reference = _settled(reference, scoring.organs, scoring.ignore, becomes=scoring.others)
+        reference = _settled_by(reference, scoring)
     try:
         scores = score_case(
             _labels_or_masks(prediction),
@@ -108,7 +109,11 @@ def read_pair(pair: Pair, scoring: Scoring) -> tuple[Volume, Volume]:
         DataError: A file cannot be read, or shape, affine or channels do not fit.
     """
     prediction = _read(pair.prediction, pair.image, scoring.of_predictions)
-    reference = _read(pair.reference, pair.image, scoring.of_references)
+    reference, *others = (_read(path, pair.image, scoring.of_references) for path in (pair.reference, *pair.raters))
+    for path, other in zip(pair.raters, others, strict=True):
+        require_same_grid(path, other, pair.reference, reference)
+    if others:
+        reference = agreed([_settled_by(one, scoring) for one in (reference, *others)], scoring.ignore)
     if prediction.shape != reference.shape:
         raise DataError(
             pair.prediction,
@@ -168,11 +173,19 @@ def _require_declared(path: Path, volume: Volume, organs: Organs, ignore: int | 
         raise DataError(path, problem, "Name the value in the labels, or remap the file")
 
 
+def _settled_by(reference: Volume, scoring: Scoring) -> Volume:
+    if scoring.others is None:
+        return reference
+    return _settled(reference, scoring.organs, scoring.ignore, becomes=scoring.others)
+
+
 def _settled(volume: Volume, organs: Organs, ignore: int | None, *, becomes: int) -> Volume:
     if volume.array.dtype == bool:
         return volume
-    wide = volume.array.astype(np.result_type(volume.array.dtype, np.min_scalar_type(becomes)))
-    return Volume(settle_others(wide, _declared(organs, ignore), becomes), volume.affine)
+    ends = np.array([int(volume.array.min()), int(volume.array.max()), becomes])
+    return Volume(
+        settle_others(volume.array.astype(integer_type(ends)), _declared(organs, ignore), becomes), volume.affine
+    )
 
 
 def _declared(organs: Organs, ignore: int | None) -> set[int]:

@@ -62,6 +62,9 @@ class CaseInfo:
         settings: Digest of everything but the files that decided the result.
         change: How its grid became the plan's.
         voxels: Voxels per atom index on the plan's grid, background and ignored ones too.
+        drawn: The label files of all raters, `label` first.
+        soft: Whether the mean of what they drew is the target.
+        weighted: Whether voxels count differently.
     """
 
     id: str
@@ -73,6 +76,9 @@ class CaseInfo:
     settings: str
     change: GridChange
     voxels: dict[int, int]
+    drawn: tuple[str, ...] = ()
+    soft: bool = False
+    weighted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -91,6 +97,9 @@ class CaseInfo:
             settings=data["settings"],
             change=GridChange.from_dict(data["change"]),
             voxels={int(index): int(count) for index, count in data["voxels"].items()},
+            drawn=tuple(data.get("drawn", ())),
+            soft=bool(data.get("soft", False)),
+            weighted=bool(data.get("weighted", False)),
         )
 
 
@@ -137,6 +146,14 @@ class Store:
             if info.label is not None:
                 raise
             raise DataError(info.images[0], "has no reference segmentation", "Use it for prediction only") from None
+
+    def raters(self, case: str) -> LazyArray:
+        """What each rater drew, as `labels` ``(r, i, j, k)``, where the mean of it is the target."""
+        return open_array(self.folder(case), "raters")
+
+    def weight(self, case: str) -> LazyArray:
+        """How many voxels each voxel counts as ``(1, i, j, k)``, float32, where voxels count differently."""
+        return open_array(self.folder(case), "weight")
 
     def foreground(self, case: str) -> dict[int, Integer[np.ndarray, "n 3"]]:
         """Voxels of each class that is present, at most 10,000 each, drawn evenly with a fixed seed.

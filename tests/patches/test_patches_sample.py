@@ -2,8 +2,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import examples
 
 from medseg.patches.sample import Schedule, place_patch
 
@@ -104,7 +105,7 @@ def test_refuses_with_a_way_out(wrong, sentence):
 shapes = st.tuples(*[st.integers(1, 40)] * 3)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(shape=shapes, patch=shapes, seed=st.integers(0, 1000), data=st.data())
 def test_patches_lie_in_the_volume_and_hold_the_organ(shape, patch, seed, data):
     voxel = np.array([[data.draw(st.integers(0, size - 1)) for size in shape]])
