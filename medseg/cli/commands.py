@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from medseg.cli.command import (
     METRIC,
@@ -25,10 +23,10 @@ from medseg.cli.command import (
     trust_option,
     workers_option,
 )
-from medseg.cli.completion import COMPLETION
 from medseg.cli.experiments import EXPERIMENTS
 from medseg.cli.export import EXPORT
 from medseg.cli.nnunet import IMPORT
+from medseg.cli.told import TOLD
 from medseg.errors import MedsegError, UsageError
 
 
@@ -360,45 +358,6 @@ def _compare_runs(options: Options) -> int:
     return 0
 
 
-def _listed_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", help="one of them, in full")
-    parser.add_argument("--json", action="store_true", help="for machines")
-
-
-def _losses(options: Options) -> int:
-    from medseg.losses import catalogue
-
-    return _list(options, catalogue)
-
-
-def _nets(options: Options) -> int:
-    from medseg.nets import catalogue
-
-    return _list(options, catalogue)
-
-
-def _list(options: Options, catalogue: Any) -> int:
-    if options.json:
-        say(json.dumps(catalogue.rows(), indent=1))
-    else:
-        say(catalogue.describe(options.name) if options.name else catalogue.overview())
-    return 0
-
-
-def _info_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="a checkpoint, a run, a store, an exported network or a dataset")
-    parser.add_argument("--net", default="unet", help="for a store, the network to say the cost of (default: unet)")
-    parser.add_argument("--json", action="store_true", help="for machines")
-
-
-def _info(options: Options) -> int:
-    from medseg.cli.info import describe_path
-
-    facts = describe_path(options.path, options.net)
-    say(json.dumps(facts, indent=1) if options.json else "\n".join(lines(facts)))
-    return 0
-
-
 COMMANDS = {
     "demo": Command("the whole journey on an embedded phantom dataset", _demo_options, _demo),
     "download": Command("fetch a task of the Medical Segmentation Decathlon", _download_options, _download),
@@ -416,9 +375,6 @@ COMMANDS = {
     **EXPERIMENTS,
     "export": EXPORT,
     "import-nnunet": IMPORT,
-    "losses": Command("list the losses, or explain one", _listed_options, _losses),
-    "nets": Command("list the networks, or explain one", _listed_options, _nets),
-    "completion": COMPLETION,
-    "info": Command("say what a checkpoint, a store or a dataset is", _info_options, _info),
+    **TOLD,
 }
 """Every short command, in the order of the journey."""

@@ -47,7 +47,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Affordable:
     """What was chosen for a budget, and what that is expected to give.
 
     Attributes:
@@ -63,7 +63,7 @@ class Choice:
     reason: str
 
 
-def within(budget: Budget, topology: Topology, batch: int, spacing_mm: tuple[float, float, float]) -> Choice:
+def within(budget: Budget, topology: Topology, batch: int, spacing_mm: tuple[float, float, float]) -> Affordable:
     """The largest of some networks, patches and batches of which the budget holds `ENOUGH_STEPS` steps.
 
     Smaller ones are tried in a fixed order: fewer patches first, then fewer features, then smaller patches. The
@@ -92,7 +92,7 @@ def within(budget: Budget, topology: Topology, batch: int, spacing_mm: tuple[flo
     if chosen != candidates[0]:
         told += ". What memory alone allows would be "
         told += f"{' x '.join(map(str, topology.patch_size))} voxels, {batch} at a time, from {FIRST_FEATURES} features"
-    return Choice(*chosen, steps, told + ".")
+    return Affordable(*chosen, steps, told + ".")
 
 
 def _smaller(topology: Topology, batch: int, spacing_mm: tuple[float, float, float]) -> Iterator[tuple[Topology, int]]:

@@ -93,14 +93,8 @@ def make_plan(
     labels, painted = classes_of(dataset)
     classes = len(labels) + 1
     topology = _choose_topology(grid, classes, memory_gb)
-    batch, batch_reason = _choose_batch(topology, grid, classes, memory_gb, len(fingerprint.cases))
-    features_reason = "Doubled at every stage from 32, at most 320."
-    if budget is not None:
-        chosen = within(budget, topology, batch, grid.spacing_mm)
-        if chosen.batch != batch:
-            batch_reason += f" For the time, {chosen.batch} of them."
-        topology, batch, first = chosen.topology, chosen.batch, chosen.topology.first_features
-        features_reason = f"Doubled at every stage from {first}, at most {10 * first}. {chosen.reason}"
+    fits, batch_reason = _choose_batch(topology, grid, classes, memory_gb, len(fingerprint.cases))
+    topology, batch, afforded = _afford(budget, topology, fits, grid)
     normalisation, normalisation_reason = _choose_normalisation(fingerprint)
     mirror_axes, pairs, mirror_reason = choose_mirroring(dataset, grid.deep, swap=swap_sides)
     return Plan(
@@ -128,8 +122,8 @@ def make_plan(
             "batch_size": batch_reason,
             "normalisation": normalisation_reason,
             "strides": _strides_reason(topology),
-            "features": features_reason,
             "mirror_axes": mirror_reason,
+            **afforded,
         },
     )
 
@@ -217,6 +211,18 @@ def _choose_batch(topology: Topology, grid: _Grid, classes: int, memory_gb: floa
         return batch, reason + "."
     limit = f"; 5 % of the dataset's voxels are {share} patches"
     return batch, f"{reason}{limit}; never fewer than {SMALLEST_BATCH}."
+
+
+def _afford(budget: Budget | None, topology: Topology, batch: int, grid: _Grid) -> tuple[Topology, int, dict[str, str]]:
+    """What of this a budget of time can train, and the reasons of its batch, where that is smaller, and its features."""
+    why, told = {}, ""
+    if budget is not None:
+        affordable = within(budget, topology, batch, grid.spacing_mm)
+        if affordable.batch < batch:
+            why = {"batch_size": f"{batch} patches would fit into the memory; the time allows fewer, see features."}
+        topology, batch, told = affordable.topology, affordable.batch, f" {affordable.reason}"
+    first, most = topology.first_features, topology.most_features
+    return topology, batch, {**why, "features": f"Doubled at every stage from {first}, at most {most}.{told}"}
 
 
 def _choose_normalisation(fingerprint: Fingerprint) -> tuple[tuple[Normalisation, ...], str]:

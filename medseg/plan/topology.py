@@ -33,8 +33,12 @@ class Topology:
     @property
     def features(self) -> tuple[int, ...]:
         """Channels per stage: doubled from the first, at most tenfold (320 after 32), or sixteenfold for pictures."""
-        most = MOST_FEATURES[len(deep_axes(self.patch_size))] * self.first_features // FIRST_FEATURES
-        return tuple(min(self.first_features * 2**stage, most) for stage in range(len(self.strides)))
+        return tuple(min(self.first_features * 2**stage, self.most_features) for stage in range(len(self.strides)))
+
+    @property
+    def most_features(self) -> int:
+        """Channels that no stage exceeds."""
+        return MOST_FEATURES[len(deep_axes(self.patch_size))] * self.first_features // FIRST_FEATURES
 
     @property
     def multiple(self) -> Triple:
