@@ -86,8 +86,6 @@ def make_plan(
 
     Paper: Isensee et al., nnU-Net, Nature Methods 18 (2021), supplementary note 2.
     """
-    if not memory_gb > 0:
-        raise ValueError(f"memory_gb must be positive, got {memory_gb}; 8 is what most published plans assume")
     dataset = fingerprint.dataset
     grid = _choose_grid(fingerprint)
     labels, painted = classes_of(dataset)
@@ -182,6 +180,8 @@ def _choose_grid(fingerprint: Fingerprint) -> _Grid:
 
 def _choose_topology(grid: _Grid, classes: int, memory_gb: float) -> Topology:
     """The largest patch, shaped like the median case, that trains twice over in the memory."""
+    if not memory_gb > 0:
+        raise ValueError(f"memory_gb must be positive, got {memory_gb}; 8 is what most published plans assume")
     deep = grid.deep
     finest = 1 / np.array(grid.spacing_mm)
     guess = finest * (grid.reference.voxels / finest[deep].prod()) ** (1 / len(deep))
@@ -214,7 +214,7 @@ def _choose_batch(topology: Topology, grid: _Grid, classes: int, memory_gb: floa
 
 
 def _afford(budget: Budget | None, topology: Topology, batch: int, grid: _Grid) -> tuple[Topology, int, dict[str, str]]:
-    """What of this a budget of time can train, and the reasons of its batch, where that is smaller, and its features."""
+    """What of this a budget of time can train, with the reasons of its features and, where it is smaller, its batch."""
     why, told = {}, ""
     if budget is not None:
         affordable = within(budget, topology, batch, grid.spacing_mm)
