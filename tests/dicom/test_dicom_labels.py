@@ -1,6 +1,7 @@
 """Segmentation objects and structure sets as label maps: values by name, regions by overlap, and what is refused."""
 
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("highdicom")
 from support.dialects import write_object  # noqa: E402
 from support.series import write_ct  # noqa: E402
 
+from medseg.datasets.drawn import Meaning, read_drawn  # noqa: E402
 from medseg.dicom.labels import read_object  # noqa: E402
 from medseg.dicom.series import series_of  # noqa: E402
 from medseg.errors import DataError  # noqa: E402
@@ -140,6 +142,19 @@ def test_an_object_that_is_cut_short_or_lacks_its_segments_is_refused_in_a_sente
     read.save_as(path)
     with pytest.raises(DataError, match=r"a.dcm"):
         labels_of(path, scan, {"liver": 1})
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damaged_objects_are_read_or_refused_in_a_sentence(scan, form, tmp_path):
+    path = drawn(scan, tmp_path / "a.dcm", form, {"liver": blob((2, 2, 1), (5, 5, 3))})
+    whole, chance = path.read_bytes(), np.random.default_rng(0)
+    for damages in [1, 3, 10, 40] * 8:
+        bytes_ = bytearray(whole)
+        for place in chance.integers(132, len(whole), damages):
+            bytes_[place] = chance.integers(256)
+        path.write_bytes(bytes(bytes_))
+        with suppress(DataError):
+            read_drawn(path, scan, Meaning({"liver": 1}))
 
 
 def test_objects_are_labels_and_never_images(scan, tmp_path):
