@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medseg.datasets.layout import Files, list_files
 from medseg.datasets.manifest import Manifest, read_manifest
 from medseg.errors import DataError, meant
-from medseg.space.labels import LabelValue, Others, others_value, settle_others, strangers, values_of
+from medseg.space.labels import LabelValue, Numbering, Others, others_value, values_of
 from medseg.space.nifti import require_finite
 from medseg.space.reading import ENDINGS, is_flat, is_there, read_labels, read_volume
 from medseg.space.volume import Volume, same_place
@@ -35,6 +35,8 @@ class Case:
         label: The reference segmentation, None where there is none.
         patient: Who was scanned; cases of one patient never part over a fold's border.
         annotated: The organs that the reference segmentation covers; None means all.
+        dataset: Of a merged dataset, the one that the case comes from; empty elsewhere.
+        numbering: Of a merged dataset, what the values of the label file become.
     """
 
     id: str
@@ -42,6 +44,8 @@ class Case:
     label: Path | None
     patient: str
     annotated: tuple[str, ...] | None = None
+    dataset: str = ""
+    numbering: Numbering | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,10 @@ class Dataset:
         """Every value that a label file may hold, in ascending order: background, organs, ignored."""
         organs = {v for value in self.labels.values() for v in values_of(value)}
         return tuple(sorted(organs | {0} | ({self.ignore} if self.ignore is not None else set())))
+
+    def numbering(self, case: Case) -> Numbering:
+        """What becomes of the values of a case's label file."""
+        return case.numbering or Numbering.keeping(self.values, others_value(self.others, self.ignore))
 
 
 def read_dataset(root: Path, *, missing_ok: bool = False) -> Dataset:
@@ -174,11 +182,7 @@ def read_case(case: Case, dataset: Dataset) -> tuple[Volume, Volume | None]:
         return image, None
     labels = read_labels(case.label)
     require_same_grid(case.label, labels, case.images[0], image)
-    becomes = others_value(dataset.others, dataset.ignore)
-    if becomes is not None:
-        return image, Volume(settle_others(labels.array, dataset.values, becomes), labels.affine)
-    require_declared(case.label, labels.array[0], dataset)
-    return image, labels
+    return image, Volume(settled(case.label, labels.array, dataset.numbering(case)), labels.affine)
 
 
 def read_image(files: Sequence[Path], modalities: Sequence[str]) -> Volume:
@@ -282,8 +286,16 @@ def _instead(folder: Path) -> str:
 
 
 def _case(file: Path, files: Files, manifest: Manifest) -> Case:
-    annotated = manifest.annotated.get(files.id)
-    return Case(files.id, files.images, files.label, _patient(file, files.id, manifest), annotated)
+    annotated, patient = manifest.annotated.get(files.id), _patient(file, files.id, manifest)
+    source = manifest.sources.get(files.dataset)
+    if files.dataset and source is None:
+        raise DataError(
+            file,
+            f"says that case {files.id!r} comes from {files.dataset!r}, of which it has no source",
+            'Name it under "sources", or run medseg merge again',
+        )
+    numbering = source.numbering if source else None
+    return Case(files.id, files.images, files.label, patient, annotated, files.dataset, numbering)
 
 
 def _patient(file: Path, case: str, manifest: Manifest) -> str:
@@ -349,16 +361,17 @@ def _require_known(file: Path, manifest: Manifest, ids: list[str]) -> None:
             )
 
 
-def require_declared(path: Path, labels: NDArray[Any], dataset: Dataset) -> None:
-    """Refuse a label volume with values that the dataset neither names nor counts among the others.
+def settled(path: Path, labels: NDArray[Any], numbering: Numbering) -> NDArray[Any]:
+    """The values of a label file as they are meant.
 
     Raises:
-        DataError: In one sentence, however many there are.
+        DataError: Some are neither named nor counted among the others, in one sentence, however many there are.
     """
-    if problem := strangers(labels, set(dataset.values)) if dataset.others is None else "":
+    if problem := numbering.strangers(labels):
         remedy = 'Name the values under "labels" in dataset.json, or say what becomes of all others: "others": '
         remedy += '"background" or "ignore"'
         raise DataError(path, problem, "Exchange the files of image and label" if "a scan" in problem else remedy)
+    return numbering.settled(labels)
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one case before anything but their names is known, and what to do if one is missing."""
+    """The files of one case before anything but their names is known, and what to do if one is missing.
+
+    Of a merged dataset, also the one that the case comes from.
+    """
 
     id: str
     images: tuple[Path, ...]
     label: Path | None
     remedy: str
+    dataset: str = ""
 
 
 FilesOfDataset = tuple[list[Files], list[Files]]
@@ -82,7 +86,8 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
     images, label = table.get("image"), table.get("label")
     names = [name for name in (images if isinstance(images, list) else [images]) if isinstance(name, str) and name]
     complete = len(names) == (len(images) if isinstance(images, list) else 1)
-    if not names or not complete or not isinstance(label, (str, type(None))):
+    told = [table.get(word, "") for word in ("case", "dataset")]
+    if not names or not complete or not isinstance(label, (str, type(None))) or not all(map(_is_text, told)):
         raise DataError(
             manifest.file,
             f'has the entry {entry!r} under "{key}"',
@@ -90,7 +95,7 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
         )
     paths = tuple(existing(root / _slashed(name)) for name in names)
     mask = existing(root / _slashed(label)) if label else None
-    case = case_name(mask or paths[0])
+    case = composed(told[0]) or case_name(mask or paths[0])
     if len(paths) == 1 and not is_there(paths[0]):
         paths = _channel_files(paths[0], len(manifest.modalities)) or paths
     return Files(
@@ -98,7 +103,12 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
         images=paths,
         label=mask,
         remedy=f'Add the file, or remove the entry from "{key}" in {manifest.file.name}',
+        dataset=told[1],
     )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _slashed(name: str) -> str:
@@ -125,9 +135,7 @@ def _distinct(entries: list[Files]) -> list[Files]:
     if max(times.values(), default=1) == 1:
         return entries
     renamed = [
-        Files((entry.label or entry.images[0]).parent.name, entry.images, entry.label, entry.remedy)
-        if times[entry.id] > 1
-        else entry
+        replace(entry, id=(entry.label or entry.images[0]).parent.name) if times[entry.id] > 1 else entry
         for entry in entries
     ]
     return renamed if len({entry.id for entry in renamed}) == len(entries) else entries

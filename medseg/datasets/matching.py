@@ -9,17 +9,18 @@ from pathlib import Path
 from medseg.datasets.case import read_dataset
 from medseg.datasets.names import by_suffix, names_of, single, volumes
 from medseg.errors import DataError, listed
-from medseg.space.labels import LabelValue, others_value
+from medseg.space.labels import LabelValue, Numbering, others_value
 from medseg.space.reading import ENDINGS
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two files of one case."""
+    """The two files of one case, and what the values of the reference become where they are not what they mean."""
 
     case: str
     prediction: Path
     reference: Path
+    numbering: Numbering | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class References:
         others: The value that undeclared ones count as, None where they are refused.
         annotated: Case -> the organs its reference covers, where that is not all of them.
         names: Case -> what else a prediction of it may be called, such as its image.
+        numberings: Case -> what the values of its reference become, where they are not what they mean.
+        datasets: Case -> which of several merged datasets it comes from.
     """
 
     labels: Mapping[str, Path]
@@ -68,6 +71,8 @@ class References:
     annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     names: Mapping[str, Collection[str]] = field(default_factory=dict)
     others: int | None = None
+    numberings: Mapping[str, Numbering] = field(default_factory=dict)
+    datasets: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cases_by_name(self) -> dict[str, list[str]]:
@@ -114,6 +119,8 @@ def _of_dataset(place: Path) -> References:
         annotated={case.id: case.annotated for case in cases if case.annotated is not None},
         names={case.id: names_of(case.id, case.images, case.label, dataset.modalities) for case in cases},
         others=others_value(dataset.others, dataset.ignore),
+        numberings={case.id: case.numbering for case in cases if case.numbering},
+        datasets={case.id: case.dataset for case in cases if case.dataset},
     )
 
 
@@ -149,7 +156,11 @@ def match(predictions: Path, references: References, *, cases: Sequence[str] | N
         for case, paths in found.items()
         if len(paths) > 1
     ]
-    pairs = (Pair(case, paths[0], references.labels[case]) for case, paths in sorted(found.items()) if len(paths) == 1)
+    pairs = (
+        Pair(case, paths[0], references.labels[case], references.numberings.get(case))
+        for case, paths in sorted(found.items())
+        if len(paths) == 1
+    )
     wanted = set(references.labels) if cases is None else set(cases) & set(references.labels)
     return Matched(tuple(pairs), tuple(failures), len(wanted - set(found) - set(required)))
 

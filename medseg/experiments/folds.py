@@ -77,7 +77,10 @@ def pool_folds(
         summary=summarise(rows),
         failures=tuple(failure for some in scores for failure in some.failures),
         not_predicted=0,
-        pairs=tuple(Pair(case, found.get(case, folder / case), label) for case, label in references.labels.items()),
+        pairs=tuple(
+            Pair(case, found.get(case, folder / case), label, references.numberings.get(case))
+            for case, label in references.labels.items()
+        ),
         images=references.images,
         output=output,
         digests={case: digest for some in scores for case, digest in some.references.items()},

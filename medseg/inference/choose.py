@@ -19,7 +19,7 @@ from medseg.inference.trial import Choice, Example, choose_rules
 from medseg.machine.files import digest_of, whole
 from medseg.plan.cleaning import rules_to_plain
 from medseg.plan.plan import Plan
-from medseg.space.labels import settle_others
+from medseg.space.labels import Numbering
 from medseg.space.reading import read_labels
 from medseg.store.identity import trace
 
@@ -100,8 +100,7 @@ class _Examples:
             prediction, reference = read_labels(pair.prediction), read_labels(pair.reference)
             require_same_grid(pair.prediction, prediction, pair.reference, reference)
             voxel_mm3 = abs(float(np.linalg.det(reference.affine[:3, :3])))
-            truth, others = reference.array[0], self.plan.others_value
-            if others is not None:
-                truth = settle_others(truth, self.plan.atom_of_value, others)
+            own = Numbering.keeping(self.plan.atom_of_value, self.plan.others_value)
+            truth = (pair.numbering or own).settled(reference.array[0])
             annotated = self.references.annotated.get(pair.case)
             yield Example(pair.case, prediction.array[0], truth, voxel_mm3, annotated)

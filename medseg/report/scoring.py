@@ -18,7 +18,7 @@ from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs
 from medseg.metrics.table import Element
 from medseg.report.rows import CaseRow
-from medseg.space.labels import integer_type, looks_like_scan, settle_others, strangers, value_counts, values_of
+from medseg.space.labels import Numbering, integer_type, looks_like_scan, value_counts, values_of
 from medseg.space.reading import read_header, read_labels, read_volume
 from medseg.space.volume import Volume, same_place
 
@@ -41,6 +41,11 @@ class Scoring:
     element: Element = "voxels"
     others: int | None = None
 
+    @property
+    def declared(self) -> set[int]:
+        """The values of the background and of all organs."""
+        return {0, *(value for organ in self.organs.values() for value in values_of(organ))}
+
 
 @dataclass(frozen=True)
 class ScoredCase:
@@ -57,12 +62,10 @@ def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> ScoredCase:
         DataError: As `read_pair`, a file holds a value that no organ declares, or `score_case` knows no way.
     """
     prediction, reference = read_pair(pair, scoring.organs)
-    if scoring.others is None:
-        _require_declared(pair.prediction, prediction, scoring.organs, None)
-        _require_declared(pair.reference, reference, scoring.organs, scoring.ignore)
-    else:
-        prediction = _settled(prediction, scoring.organs, None, becomes=0)
-        reference = _settled(reference, scoring.organs, scoring.ignore, becomes=scoring.others)
+    declared, ignored = scoring.declared, set() if scoring.ignore is None else {scoring.ignore}
+    others = None if scoring.others is None else 0
+    prediction = _settled(pair.prediction, prediction, Numbering.keeping(declared, others))
+    reference = _settled(pair.reference, reference, Numbering.keeping(declared | ignored, scoring.others))
     try:
         scores = score_case(
             _labels_or_masks(prediction),
@@ -97,6 +100,8 @@ def read_pair(pair: Pair, organs: Organs) -> tuple[Volume, Volume]:
         DataError: A file cannot be read, or shape, affine or channels do not fit.
     """
     prediction, reference = (_read(path, len(organs)) for path in (pair.prediction, pair.reference))
+    if pair.numbering is not None:
+        reference = _settled(pair.reference, reference, pair.numbering)
     if prediction.shape != reference.shape:
         raise DataError(
             pair.prediction,
@@ -148,20 +153,15 @@ def _labels_or_masks(volume: Volume) -> NDArray[Any]:
     return array
 
 
-def _require_declared(path: Path, volume: Volume, organs: Organs, ignore: int | None) -> None:
-    if volume.array.dtype == bool:
-        return
-    if problem := strangers(volume.array[0], _declared(organs, ignore)):
-        raise DataError(path, problem, "Name the value in the labels, or remap the file")
+def _settled(path: Path, volume: Volume, numbering: Numbering) -> Volume:
+    """Label values as they are meant; masks mean what they mean.
 
-
-def _settled(volume: Volume, organs: Organs, ignore: int | None, *, becomes: int) -> Volume:
+    Raises:
+        DataError: There are some of which nothing is said.
+    """
     if volume.array.dtype == bool:
         return volume
-    wide = volume.array.astype(np.result_type(volume.array.dtype, np.min_scalar_type(becomes)))
-    return Volume(settle_others(wide, _declared(organs, ignore), becomes), volume.affine)
-
-
-def _declared(organs: Organs, ignore: int | None) -> set[int]:
-    declared = {0, *(value for organ in organs.values() for value in values_of(organ))}
-    return declared if ignore is None else declared | {ignore}
+    if problem := numbering.strangers(volume.array[0]):
+        raise DataError(path, problem, "Name the value in the labels, or remap the file")
+    labels = numbering.settled(volume.array)
+    return Volume(labels.astype(integer_type(labels)) if labels is not volume.array else labels, volume.affine)

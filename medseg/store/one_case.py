@@ -50,7 +50,9 @@ class CaseTask:
     @cached_property
     def settings(self) -> str:
         """Digest of all that decides the result, but for the bytes of the files."""
-        told = [SCHEMA, self.grid, self.case.id, self.case.patient, self.case.annotated]
+        told: list[Any] = [SCHEMA, self.grid, self.case.id, self.case.patient, self.case.annotated]
+        if self.case.numbering is not None:
+            told += [self.case.dataset, self.case.numbering.to_dict()]
         return _digest(json.dumps(told))
 
     @property
@@ -111,6 +113,8 @@ def prepare_case(task: CaseTask) -> StoredCase:
         settings=task.settings,
         change=change,
         voxels={} if atoms is None else _count(atoms),
+        dataset=task.case.dataset,
+        numbering=task.case.numbering,
     )
     _write(final, array, atoms, info, task.plan)
     if labels is None:

@@ -16,6 +16,7 @@ from medseg.errors import DataError, listed
 from medseg.machine.files import read_json
 from medseg.plan.grid import GridChange
 from medseg.plan.plan import Plan, read_plan
+from medseg.space.labels import Numbering
 from medseg.store.arrays import LazyArray, open_array
 
 SCHEMA = 1
@@ -62,6 +63,8 @@ class CaseInfo:
         settings: Digest of everything but the files that decided the result.
         change: How its grid became the plan's.
         voxels: Voxels per atom index on the plan's grid, background and ignored ones too.
+        dataset: Of a merged dataset, the one that the case comes from; empty elsewhere.
+        numbering: Of a merged dataset, what the values of the label file become.
     """
 
     id: str
@@ -73,10 +76,13 @@ class CaseInfo:
     settings: str
     change: GridChange
     voxels: dict[int, int]
+    dataset: str = ""
+    numbering: Numbering | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self) | {"change": self.change.to_dict()}
+        numbering = None if self.numbering is None else self.numbering.to_dict()
+        return asdict(self) | {"change": self.change.to_dict(), "numbering": numbering}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CaseInfo:
@@ -91,6 +97,8 @@ class CaseInfo:
             settings=data["settings"],
             change=GridChange.from_dict(data["change"]),
             voxels={int(index): int(count) for index, count in data["voxels"].items()},
+            dataset=data.get("dataset", ""),
+            numbering=Numbering.from_dict(data["numbering"]) if data.get("numbering") else None,
         )
 
 

@@ -16,8 +16,8 @@ from medseg.datasets.case import (
     affine_difference,
     counted,
     require_complete,
-    require_declared,
     require_same_grid,
+    settled,
 )
 from medseg.errors import DataError, listed
 from medseg.space.distance import nonzero_box
@@ -131,7 +131,7 @@ def inspect_case(task: tuple[Case, Dataset]) -> Inspection:
     reference = next(iter(images.items()), None)
     for path, volume in list(images.items())[1:]:
         _check_grid(path, volume, reference, notes)
-    labels = _inspect_label(case.label, reference, dataset, notes) if case.label is not None else None
+    labels = _inspect_label(case, case.label, reference, dataset, notes) if case.label is not None else None
     if labels is not None and not notes.grave:
         _check_cropping(case.label or Path(), labels, list(images.values()), dataset, notes)
     if not notes.grave:  # the last word has what preparation asks
@@ -218,7 +218,7 @@ def distance_in_voxels(a: Affine, b: Affine, shape: Shape) -> float:
 
 
 def _inspect_label(
-    path: Path, reference: tuple[Path, Volume] | None, dataset: Dataset, notes: _Notes
+    case: Case, path: Path, reference: tuple[Path, Volume] | None, dataset: Dataset, notes: _Notes
 ) -> NDArray[np.integer] | None:
     """Values of the label, ``(i, j, k)``; None where there are none that could be meant."""
     try:
@@ -238,9 +238,11 @@ def _inspect_label(
     _check_label_type(file, notes)
     labels: NDArray[np.integer] = file.volume.array[0]
     try:
-        require_declared(path, labels, dataset)
+        meant = settled(path, labels, dataset.numbering(case))
     except DataError as error:
         notes.add_error("undeclared", error)
+        meant = labels
+    labels = meant if case.numbering else labels
     if not np.isin(labels, list(set(dataset.values) - {0, dataset.ignore})).any():
         remedy = "Make sure that nothing is there, or that nobody forgot to draw"
         notes.add(path, "no-foreground", "marks no organ at all", remedy, harmless=True)
