@@ -15,7 +15,7 @@ from medseg.errors import listed
 from medseg.merge.choices import Choices, Twins, alike
 from medseg.merge.facts import CaseFacts, Member, channel_of, overlap_of
 
-SAME = 0.9995
+SAME = 0.99
 """Correlation of two coarse copies from which on their volumes are taken for one."""
 
 FEW = 2  # cases; less is no evidence of how a set is
