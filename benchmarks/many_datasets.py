@@ -32,6 +32,11 @@ PHANTOM = {
     "second": ("spleen", "kidney_right", "kidney_left"),
     "third": ("liver", "kidney_left", "gallbladder"),
 }
+RECIPE = (
+    *("--data.workers", "0", "--model.net_options", "{features: [16, 32, 64, 128]}", "--model.optimizer", "adamw"),
+    *("--model.lr", "0.003", "--model.schedule", "cosine", "--model.warmup", "0.02", "--model.ema", "0.98"),
+    *("--trainer.gradient_clip_val", "1.0", "--trainer.num_sanity_val_steps", "0"),
+)
 VALIDATED = 4  # training cases that a run validates on, once, at its end
 
 
@@ -91,20 +96,20 @@ def write(
 def train(options: argparse.Namespace, folder: Path, judged: Path, *further: str) -> dict[str, np.ndarray]:
     """Prepare, train, predict and score; per organ the Dice of every judged case."""
     name = "_".join([folder.name, *further[1:]])
-    store, place, scores = options.out / f"store_{folder.name}", options.out / f"run_{name}", options.out / f"scores_{name}"
+    store, place, scores = (
+        options.out / f"store_{folder.name}",
+        options.out / f"run_{name}",
+        options.out / f"scores_{name}",
+    )
     if not (scores / "cases.csv").is_file():
         run(["prepare", str(folder), "--out", str(store), "--workers", "1"])
         cases = sorted(json.loads((store / "index.json").read_text())["cases"])
         held = cases[:: max(1, len(cases) // VALIDATED)][:VALIDATED]
         split = options.out / f"split_{name}.json"
         split.write_text(json.dumps([{"train": [case for case in cases if case not in held], "val": held}]))
-        run(
-            ["fit", "--data.store", str(store), "--data.split", str(split), "--run", str(place)]
-            + ["--data.steps_per_epoch", str(options.steps), "--trainer.max_steps", str(options.steps)]
-            + ["--data.workers", "0", "--model.net_options", "{features: [16, 32, 64, 128]}", "--model.optimizer", "adamw"]
-            + ["--model.lr", "0.003", "--model.schedule", "cosine", "--model.warmup", "0.02", "--model.ema", "0.98"]
-            + ["--trainer.gradient_clip_val", "1.0", "--trainer.num_sanity_val_steps", "0", *options.further, *further]
-        )
+        place_words = ["--data.store", str(store), "--data.split", str(split), "--run", str(place)]
+        length = ["--data.steps_per_epoch", str(options.steps), "--trainer.max_steps", str(options.steps)]
+        run(["fit", *place_words, *length, *RECIPE, *options.further, *further])
         predictions = options.out / f"predictions_{name}"
         checkpoint = str(place / "checkpoints" / "last.ckpt")
         run(["predict", "--ckpt", checkpoint, "--input", str(judged), "--all", "--output", str(predictions)])

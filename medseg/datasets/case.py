@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.datasets.drawn import Meaning, read_drawn
 from medseg.datasets.layout import Files, list_files
 from medseg.datasets.manifest import Manifest, read_manifest
 from medseg.errors import DataError, meant
-from medseg.space.labels import LabelValue, Numbering, Others, others_value, values_of
+from medseg.space.labels import LabelValue, Others, others_value, values_of
 from medseg.space.nifti import require_finite
-from medseg.space.reading import ENDINGS, is_flat, is_there, read_labels, read_volume
+from medseg.space.reading import ENDINGS, is_flat, is_there, read_volume
 from medseg.space.volume import Volume, same_place
 
 _COLOURS = 'Declare "modality": ["R", "G", "B"] for colours and one modality for grey, or save the picture accordingly'
@@ -36,7 +37,7 @@ class Case:
         patient: Who was scanned; cases of one patient never part over a fold's border.
         annotated: The organs that the reference segmentation covers; None means all.
         dataset: Of a merged dataset, the one that the case comes from; empty elsewhere.
-        numbering: Of a merged dataset, what the values of the label file become.
+        meaning: Of a merged dataset, what its label file says, in the words of that one, and what becomes of it.
     """
 
     id: str
@@ -45,7 +46,7 @@ class Case:
     patient: str
     annotated: tuple[str, ...] | None = None
     dataset: str = ""
-    numbering: Numbering | None = None
+    meaning: Meaning | None = None
 
 
 @dataclass(frozen=True)
@@ -79,20 +80,25 @@ class Dataset:
         return tuple(self.labels)
 
     @property
+    def meaning(self) -> Meaning:
+        """What its label files say."""
+        return Meaning(self.labels, self.ignore, others_value(self.others, self.ignore))
+
+    @property
     def values(self) -> tuple[int, ...]:
         """Every value that a label file may hold, in ascending order: background, organs, ignored."""
         organs = {v for value in self.labels.values() for v in values_of(value)}
         return tuple(sorted(organs | {0} | ({self.ignore} if self.ignore is not None else set())))
 
-    def numbering(self, case: Case) -> Numbering:
-        """What becomes of the values of a case's label file."""
-        return case.numbering or Numbering.keeping(self.values, others_value(self.others, self.ignore))
+    def meaning_of(self, case: Case) -> Meaning:
+        """What the label file of a case says."""
+        return case.meaning or self.meaning
 
 
 def read_dataset(root: Path, *, missing_ok: bool = False) -> Dataset:
     """Read a dataset's description and find its files; no voxel is read.
 
-    Three dialects are told apart by content: the Decathlon's as downloaded (a ``training`` list), nnU-Net's raw layout
+    Dialects are told apart by content: the Decathlon's as downloaded (a ``training`` list), nnU-Net's raw layout
     (``channel_names``), and a plain folder of images and labels matched by name (``image_folder``, ``label_folder``).
 
     Args:
@@ -180,9 +186,9 @@ def read_case(case: Case, dataset: Dataset) -> tuple[Volume, Volume | None]:
     image = read_image(case.images, dataset.modalities)
     if case.label is None:
         return image, None
-    labels = read_labels(case.label)
+    labels = read_drawn(case.label, case.images[0], dataset.meaning_of(case)).require_labels()
     require_same_grid(case.label, labels, case.images[0], image)
-    return image, Volume(settled(case.label, labels.array, dataset.numbering(case)), labels.affine)
+    return image, Volume(settled(case.label, labels.array, dataset.meaning_of(case)), labels.affine)
 
 
 def read_image(files: Sequence[Path], modalities: Sequence[str]) -> Volume:
@@ -294,8 +300,8 @@ def _case(file: Path, files: Files, manifest: Manifest) -> Case:
             f"says that case {files.id!r} comes from {files.dataset!r}, of which it has no source",
             'Name it under "sources", or run medseg merge again',
         )
-    numbering = source.numbering if source else None
-    return Case(files.id, files.images, files.label, patient, annotated, files.dataset, numbering)
+    meaning = source.meaning if source else None
+    return Case(files.id, files.images, files.label, patient, annotated, files.dataset, meaning)
 
 
 def _patient(file: Path, case: str, manifest: Manifest) -> str:
@@ -361,17 +367,17 @@ def _require_known(file: Path, manifest: Manifest, ids: list[str]) -> None:
             )
 
 
-def settled(path: Path, labels: NDArray[Any], numbering: Numbering) -> NDArray[Any]:
+def settled(path: Path, labels: NDArray[Any], meaning: Meaning) -> NDArray[Any]:
     """The values of a label file as they are meant.
 
     Raises:
         DataError: Some are neither named nor counted among the others, in one sentence, however many there are.
     """
-    if problem := numbering.strangers(labels):
+    if problem := meaning.numbering.strangers(labels):
         remedy = 'Name the values under "labels" in dataset.json, or say what becomes of all others: "others": '
         remedy += '"background" or "ignore"'
         raise DataError(path, problem, "Exchange the files of image and label" if "a scan" in problem else remedy)
-    return numbering.settled(labels)
+    return meaning.numbering.settled(labels)
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Which files belong to which case: the Decathlon's lists, nnU-Net's channel files, files matched by name."""
+"""Which files belong to which case: the Decathlon's lists, nnU-Net's channel files, BIDS, files matched by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medseg.datasets.manifest import Manifest
+from medseg.datasets.bids import find_images, find_labels
+from medseg.datasets.manifest import Manifest, suffixes_of
 from medseg.datasets.names import Channels, apart, by_channel, by_suffix, composed, existing, single, volumes
 from medseg.datasets.patterns import FIELDS, fill, find_files, mistake_in, pattern_of
 from medseg.errors import DataError, listed
@@ -50,6 +51,8 @@ def list_files(root: Path, manifest: Manifest) -> FilesOfDataset:
     """
     if "channel_names" in manifest.content:
         training, test = _nnunet(root, manifest)
+    elif "derivative" in manifest.content:
+        training, test = _bids(manifest)
     elif "training" in manifest.content:
         training, test = _decathlon(root, manifest)
     elif "image" in manifest.content:
@@ -178,7 +181,7 @@ def _nnunet_folder(root: Path, manifest: Manifest, part: str, endings: Sequence[
     if needs_label and scans and not folder.is_dir():
         remedy = f"Put the labels of images{part} there; images that are only to be predicted belong in imagesTs"
         raise DataError(folder, "is missing", remedy)
-    labels = single(by_suffix(volumes(folder, endings))) if needs_label or folder.is_dir() else {}
+    labels = single(by_suffix(volumes(folder, endings, labels=True))) if needs_label or folder.is_dir() else {}
     channels: Channels = {}
     for path in scans:
         case, number = _numbered(path, labels)
@@ -214,6 +217,26 @@ def _channels(found: dict[int, Path], stem: Path, numbers: Sequence[int], ending
     """The files of a case in the order of their numbers, with the names of those that should be there and are not."""
     expected = {number: stem.with_name(f"{stem.name}_{number:04d}{ending}") for number in numbers}
     return tuple(path for _, path in sorted((expected | found).items()))
+
+
+def _bids(manifest: Manifest) -> FilesOfDataset:
+    content, file = manifest.content, manifest.file
+    images = find_images(file, suffixes := suffixes_of(file, content))
+    labels = find_labels(file, str(content["derivative"]), str(content.get("label_suffix", "")), images)
+    for case, several in labels.items():
+        if len(several) > 1:
+            remedy = 'Say how the names of labels end, such as "label_suffix": "desc-manual_dseg"'
+            raise DataError(several[0], f"and {several[1].name} could both be the label of {case}", remedy)
+    training, test = list[Files](), list[Files]()
+    for case, channels in images.items():
+        like = next(iter(channels.values()))
+        ending = like.name.removeprefix(case_name(like))
+        expected = {number: like.with_name(f"{case}_{suffix}{ending}") for number, suffix in enumerate(suffixes)}
+        paths = tuple((expected | channels)[number] for number in expected)
+        label = labels[case][0] if case in labels else None
+        remedy = "Add it, or take the other files of this session away"
+        (training if label else test).append(Files(case, paths, label, remedy))
+    return training, test
 
 
 def _patterned(root: Path, manifest: Manifest) -> FilesOfDataset:
@@ -297,7 +320,7 @@ def _pairs(
     manifest: Manifest, image_folder: Path, label_folder: Path, suffix: str
 ) -> tuple[dict[str, dict[int, Path]], dict[str, dict[int, Path]]]:
     """The images and the labels of two folders, which may be one where labels have a suffix."""
-    scans, masks = volumes(image_folder), by_suffix(volumes(label_folder), suffix)
+    scans, masks = volumes(image_folder), by_suffix(volumes(label_folder, labels=True), suffix)
     images = by_channel(scans, manifest.modalities, cases=masks)
     if image_folder.resolve() == label_folder.resolve():
         if not suffix:

@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medseg.datasets.bids import read_names
+from medseg.datasets.drawn import Meaning
 from medseg.datasets.names import composed
 from medseg.errors import DataError, listed, meant, nearest
 from medseg.machine.documents import parse_document, read_text
 from medseg.machine.files import digest_of, portable
-from medseg.space.labels import LabelValue, Numbering, Others, others_value, values_of
+from medseg.space.labels import LabelValue, Others, others_value, values_of
 
 KEYS = (
     *("name", "labels", "modality", "modalities", "channel_names", "others", "regions_class_order"),
     *("patient", "patients", "annotated", "training", "test", "dataset", "file_ending", "numTraining", "sources"),
     *("image", "label", "test_image", "image_folder", "label_folder", "label_suffix", "test_folder"),
+    *("suffix", "derivative"),
 )
 """What is read of a ``dataset.json``, in all dialects."""
 
@@ -33,19 +36,19 @@ class MergedSource:
     """One of the datasets that a merged one was made of.
 
     Attributes:
-        numbering: What the values of its label files become.
+        meaning: What its label files say, in its own words, and what becomes of it.
         description: Its ``dataset.json``, None where it is not told.
         digest: Of that file when it was merged; empty where it is not told.
     """
 
-    numbering: Numbering
+    meaning: Meaning
     description: Path | None = None
     digest: str = ""
 
     def to_dict(self, folder: Path) -> dict[str, Any]:
         """Plain data for JSON, with its path as seen from a folder."""
         told = {"description": portable(self.description, folder), "digest": self.digest} if self.description else {}
-        return self.numbering.to_dict() | told
+        return self.meaning.to_dict() | told
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ def _others(file: Path, content: Mapping[str, Any]) -> Others | None:
 
 def _labels(file: Path, content: dict[str, Any]) -> tuple[dict[str, LabelValue], int | None]:
     declared = content.get("labels")
+    if declared is None and "derivative" in content:
+        declared = read_names(file, str(content["derivative"]))
     if isinstance(declared, list):
         declared = {str(value): name for value, name in enumerate(declared)}
     if not isinstance(declared, dict) or not declared:
@@ -189,7 +194,7 @@ def _is_whole(value: Any) -> bool:
 def _modalities(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
     key = next((key for key in ("channel_names", "modality", "modalities") if key in content), None)
     if key is None:
-        return ("image",)
+        return suffixes_of(file, content) if "derivative" in content else ("image",)
     declared = content[key]
     if isinstance(declared, str):
         declared = [declared]
@@ -199,7 +204,23 @@ def _modalities(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
         declared = [declared[index] for index in sorted(declared, key=int)]
     if not isinstance(declared, list) or not declared or not all(isinstance(name, str) for name in declared):
         raise DataError(file, f'has a "{key}" that names no channels', f'Write "{key}": {{"0": "CT"}}')
+    if "derivative" in content and len(declared) != len(suffixes := suffixes_of(file, content)):
+        raise DataError(file, f'has {len(declared)} in "{key}", but the "suffix" {listed(suffixes)}', "Name as many")
     return tuple(declared)
+
+
+def suffixes_of(file: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The suffixes of a BIDS dataset's images, one per channel.
+
+    Raises:
+        DataError: There is none.
+    """
+    suffix = content.get("suffix")
+    several = suffix if isinstance(suffix, list) else [suffix]
+    if not several or not all(isinstance(one, str) and one for one in several):
+        remedy = 'Write "suffix": "T1w", or a list for several channels'
+        raise DataError(file, 'names a "derivative" of BIDS, but no "suffix" of its images', remedy)
+    return tuple(several)
 
 
 def _paint_order(file: Path, content: dict[str, Any], labels: dict[str, LabelValue]) -> tuple[int, ...] | None:
@@ -228,7 +249,7 @@ def _patients(file: Path, content: dict[str, Any]) -> dict[str, str]:
 def _patient_pattern(file: Path, content: dict[str, Any]) -> str | None:
     pattern = content.get("patient")
     if pattern is None:
-        return None
+        return r"^(sub-[^_]+)" if "derivative" in content else None
     remedy = 'Write a regular expression with one group, such as "patient": "^(\\\\w+)_visit"'
     if not isinstance(pattern, str):
         raise DataError(file, f'has a "patient" that is {type(pattern).__name__}, not text', remedy)
@@ -262,11 +283,13 @@ def _sources(
     found = {}
     for name, told in (table if isinstance(table, dict) else {"": table}).items():
         try:
-            numbering = Numbering.from_dict(told)
-            strays = sorted({*numbering.table.values(), numbering.others or 0} - legal)
+            meaning = Meaning.from_dict(
+                {key: value for key, value in told.items() if key not in ("description", "digest")}
+            )
+            strays = sorted(set(meaning.numbering.table.values()) - legal)
             place, digest = told.get("description"), str(told.get("digest", ""))
         except (ValueError, KeyError, TypeError, AttributeError):
-            remedy = 'Run medseg merge again, or write "sources": {"A": {"values": {"1": 3}}}'
+            remedy = 'Run medseg merge again, or write "sources": {"A": {"labels": {"liver": 1}, "becomes": {"1": 3}}}'
             raise DataError(
                 file, f'has "sources" that do not say what becomes of the values of {name!r}', remedy
             ) from None
@@ -277,5 +300,5 @@ def _sources(
         if description is not None and description.is_file() and digest_of(description, "md5") != digest:
             problem = f"was merged from {description} as it was before that file changed"
             raise DataError(file, problem, "Run medseg merge again: values may mean something else now")
-        found[name] = MergedSource(numbering, description, digest)
+        found[name] = MergedSource(meaning, description, digest)
     return found

@@ -7,20 +7,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medseg.datasets.case import read_dataset
+from medseg.datasets.drawn import Meaning
 from medseg.datasets.names import by_suffix, names_of, single, volumes
 from medseg.errors import DataError, listed
-from medseg.space.labels import LabelValue, Numbering, others_value
+from medseg.space.labels import LabelValue, others_value
 from medseg.space.reading import ENDINGS
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two files of one case, and what the values of the reference become where they are not what they mean."""
+    """The two files of one case, and where known the image that both were drawn on and what the reference says."""
 
     case: str
     prediction: Path
     reference: Path
-    numbering: Numbering | None = None
+    image: Path | None = None
+    meaning: Meaning | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class References:
         others: The value that undeclared ones count as, None where they are refused.
         annotated: Case -> the organs its reference covers, where that is not all of them.
         names: Case -> what else a prediction of it may be called, such as its image.
-        numberings: Case -> what the values of its reference become, where they are not what they mean.
+        meanings: Case -> what its reference says, where that is not as in all others.
         datasets: Case -> which of several merged datasets it comes from.
     """
 
@@ -71,8 +73,17 @@ class References:
     annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     names: Mapping[str, Collection[str]] = field(default_factory=dict)
     others: int | None = None
-    numberings: Mapping[str, Numbering] = field(default_factory=dict)
+    meanings: Mapping[str, Meaning] = field(default_factory=dict)
     datasets: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the label files say."""
+        return Meaning(self.organs, self.ignore, self.others)
+
+    def pair(self, case: str, prediction: Path) -> Pair:
+        """The reference of a case beside what was predicted of it."""
+        return Pair(case, prediction, self.labels[case], self.images.get(case), self.meanings.get(case))
 
     @property
     def cases_by_name(self) -> dict[str, list[str]]:
@@ -119,7 +130,7 @@ def _of_dataset(place: Path) -> References:
         annotated={case.id: case.annotated for case in cases if case.annotated is not None},
         names={case.id: names_of(case.id, case.images, case.label, dataset.modalities) for case in cases},
         others=others_value(dataset.others, dataset.ignore),
-        numberings={case.id: case.numbering for case in cases if case.numbering},
+        meanings={case.id: case.meaning for case in cases if case.meaning},
         datasets={case.id: case.dataset for case in cases if case.dataset},
     )
 
@@ -156,11 +167,7 @@ def match(predictions: Path, references: References, *, cases: Sequence[str] | N
         for case, paths in found.items()
         if len(paths) > 1
     ]
-    pairs = (
-        Pair(case, paths[0], references.labels[case], references.numberings.get(case))
-        for case, paths in sorted(found.items())
-        if len(paths) == 1
-    )
+    pairs = (references.pair(case, paths[0]) for case, paths in sorted(found.items()) if len(paths) == 1)
     wanted = set(references.labels) if cases is None else set(cases) & set(references.labels)
     return Matched(tuple(pairs), tuple(failures), len(wanted - set(found) - set(required)))
 
@@ -179,7 +186,7 @@ def label_files(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise DataError(folder, "is not a folder", "Give the folder that holds the label files")
-    found = by_suffix(volumes(folder))
+    found = by_suffix(volumes(folder, labels=True))
     if not found:
         raise DataError(folder, f"holds no label file ({', '.join(ENDINGS)})", "Check the path, or predict first")
     return {name: files[0] for name, files in single(found).items()}

@@ -37,15 +37,22 @@ def existing(path: Path) -> Path:
     return twins[0] if len(twins) == 1 else folder / path.name
 
 
-def volumes(folder: Path, endings: Sequence[str] = ENDINGS) -> list[Path]:
+def volumes(folder: Path, endings: Sequence[str] = ENDINGS, *, labels: bool = False) -> list[Path]:
     """The images of a folder with one of these endings and its DICOM series, sorted; what is hidden is left out.
+
+    Args:
+        folder: Where they lie.
+        endings: Of files of voxels.
+        labels: Take segmentation objects and structure sets, too.
 
     Raises:
         DataError: The folder is missing, or an ending has capitals.
     """
     if not folder.is_dir():
         raise DataError(folder, "is missing", "Check the path, or name the folder in dataset.json")
-    return [path for path in images_in(folder) if path.name.endswith(tuple(endings)) or path.is_dir()]
+    other = (path for path in images_in(folder, objects=labels) if not path.name.endswith(ENDINGS))
+    voxels = (path for path in images_in(folder) if path.name.endswith(tuple(endings)))
+    return sorted([*voxels, *other])
 
 
 def by_suffix(paths: Iterable[Path], suffix: str = "") -> Channels:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from medseg.checkpoints.run import ENSEMBLE, Run, Scores
-from medseg.datasets.matching import Pair
 from medseg.errors import DataError, UsageError, listed
 from medseg.experiments.comparison_page import failures
 from medseg.experiments.job import Job
@@ -77,10 +76,7 @@ def pool_folds(
         summary=summarise(rows),
         failures=tuple(failure for some in scores for failure in some.failures),
         not_predicted=0,
-        pairs=tuple(
-            Pair(case, found.get(case, folder / case), label, references.numberings.get(case))
-            for case, label in references.labels.items()
-        ),
+        pairs=tuple(references.pair(case, found.get(case, folder / case)) for case in references.labels),
         images=references.images,
         output=output,
         digests={case: digest for some in scores for case, digest in some.references.items()},

@@ -13,14 +13,13 @@ import torch
 from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.datasets.case import require_same_grid
+from medseg.datasets.drawn import Meaning, read_drawn
 from medseg.datasets.matching import Pair, References, match, read_references
 from medseg.errors import CheckpointError, DataError, listed
 from medseg.inference.trial import Choice, Example, choose_rules
 from medseg.machine.files import digest_of, whole
 from medseg.plan.cleaning import rules_to_plain
 from medseg.plan.plan import Plan
-from medseg.space.labels import Numbering
-from medseg.space.reading import read_labels
 from medseg.store.identity import trace
 
 log = logging.getLogger(__name__)
@@ -97,10 +96,12 @@ class _Examples:
 
     def __iter__(self) -> Iterator[Example]:
         for pair in self.pairs:
-            prediction, reference = read_labels(pair.prediction), read_labels(pair.reference)
+            ours = self.references.meaning
+            prediction = read_drawn(pair.prediction, pair.image, ours).require_labels()
+            reference = read_drawn(pair.reference, pair.image, pair.meaning or ours).require_labels()
             require_same_grid(pair.prediction, prediction, pair.reference, reference)
             voxel_mm3 = abs(float(np.linalg.det(reference.affine[:3, :3])))
-            own = Numbering.keeping(self.plan.atom_of_value, self.plan.others_value)
-            truth = (pair.numbering or own).settled(reference.array[0])
+            own = Meaning(self.plan.labels, self.plan.ignore, self.plan.others_value)
+            truth = (pair.meaning or own).numbering.settled(reference.array[0])
             annotated = self.references.annotated.get(pair.case)
             yield Example(pair.case, prediction.array[0], truth, voxel_mm3, annotated)

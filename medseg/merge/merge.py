@@ -30,7 +30,7 @@ from medseg.merge.choices import (
 )
 from medseg.merge.facts import Member, measure, members_of
 from medseg.merge.findings import Evidence, Finding, find_all, find_twins
-from medseg.space.labels import LabelValue, Numbering, others_value, values_of
+from medseg.space.labels import LabelValue, values_of
 
 CHOICES = "merge.yaml"
 """The file of the decisions, beside the description that follows from them."""
@@ -205,12 +205,11 @@ def _describe(choices: Choices, sets: Sets, members: Mapping[str, Member], out: 
     ignore = 1 + len(values) if any(dataset.ignore is not None for _, dataset in sets.values()) else None
     sources: dict[str, MergedSource] = {}
     for name, (root, dataset) in sets.items():
-        outer = _numbering(choices.sets[name], dataset, values, ignore)
+        becomes = _becomes(choices.sets[name], dataset, values, ignore)
         file = dataset_json(root)
         digest = digest_of(file, "md5")
         for case in (*dataset.cases, *dataset.test):
-            own = case.numbering.then(outer) if case.numbering else outer
-            sources[_origin(name, case)] = MergedSource(own, file, digest)
+            sources[_origin(name, case)] = MergedSource(dataset.meaning_of(case).merged(becomes), file, digest)
     drawn = {id_: _drawn(choices.sets[m.set], m.case, choices.organs) for id_, m in kept.items()}
     description: dict[str, Any] = {
         "name": choices.name,
@@ -260,15 +259,12 @@ def _labels(organs: Sequence[str], values: Mapping[frozenset[str], int]) -> dict
     return dict(lists)
 
 
-def _numbering(
+def _becomes(
     choice: SetChoice, dataset: Dataset, values: Mapping[frozenset[str], int], ignore: int | None
-) -> Numbering:
-    """What becomes of the values of a set."""
-    table = {0: 0} | {value: values.get(organs, 0) for value, organs in _meanings(choice, dataset).items()}
-    if dataset.ignore is not None and ignore is not None:
-        table[dataset.ignore] = ignore
-    others = others_value(dataset.others, dataset.ignore)
-    return Numbering(table, None if others is None else table.get(others, 0))
+) -> dict[int, int]:
+    """Value of a set -> its value here; what is left out is background."""
+    table = {value: values.get(organs, 0) for value, organs in _meanings(choice, dataset).items()}
+    return table if dataset.ignore is None or ignore is None else table | {dataset.ignore: ignore}
 
 
 def _drawn(choice: SetChoice, case: Case, organs: Sequence[str]) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ def _by_mean_dice(rows: Sequence[CaseRow]) -> list[str]:
 def _picture(evaluation: Evaluation, case: str) -> Markup:
     rows = by_case(evaluation.rows)[case]
     worst = min(rows, key=lambda row: row.scores.dice)
-    volumes = read_pair(next(pair for pair in evaluation.pairs if pair.case == case), evaluation.organs)
+    volumes = read_pair(next(pair for pair in evaluation.pairs if pair.case == case), evaluation.scoring)
     image = _image(evaluation, case, volumes[1])
     text = (
         f"mean Dice {fmean(row.scores.dice for row in rows):.3f}; shown at its worst organ, {worst.organ}: Dice "

@@ -25,7 +25,7 @@ def references_of(store: Store, cases: Sequence[str]) -> References:
         all_expected=True,
         annotated={case: info.annotated for case, info in infos.items() if info.annotated is not None},
         others=store.plan.others_value,
-        numberings={case: info.numbering for case, info in infos.items() if info.numbering is not None},
+        meanings={case: info.meaning for case, info in infos.items() if info.meaning is not None},
         datasets={case: info.dataset for case, info in infos.items() if info.dataset},
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.datasets.drawn import Meaning, read_drawn
 from medseg.datasets.matching import Pair
 from medseg.errors import DataError
 from medseg.metrics.cases import score_case
@@ -18,8 +19,8 @@ from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs
 from medseg.metrics.table import Element
 from medseg.report.rows import CaseRow
-from medseg.space.labels import Numbering, integer_type, looks_like_scan, value_counts, values_of
-from medseg.space.reading import read_header, read_labels, read_volume
+from medseg.space.labels import integer_type, looks_like_scan, value_counts
+from medseg.space.reading import objects_of, read_header, read_volume
 from medseg.space.volume import Volume, same_place
 
 
@@ -42,9 +43,14 @@ class Scoring:
     others: int | None = None
 
     @property
-    def declared(self) -> set[int]:
-        """The values of the background and of all organs."""
-        return {0, *(value for organ in self.organs.values() for value in values_of(organ))}
+    def of_references(self) -> Meaning:
+        """What references say."""
+        return Meaning(self.organs, self.ignore, self.others)
+
+    @property
+    def of_predictions(self) -> Meaning:
+        """What predictions say, of which every voxel counts."""
+        return Meaning(self.organs, None, None if self.others is None else 0)
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,9 @@ def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> ScoredCase:
     Raises:
         DataError: As `read_pair`, a file holds a value that no organ declares, or `score_case` knows no way.
     """
-    prediction, reference = read_pair(pair, scoring.organs)
-    declared, ignored = scoring.declared, set() if scoring.ignore is None else {scoring.ignore}
-    others = None if scoring.others is None else 0
-    prediction = _settled(pair.prediction, prediction, Numbering.keeping(declared, others))
-    reference = _settled(pair.reference, reference, Numbering.keeping(declared | ignored, scoring.others))
+    prediction, reference = read_pair(pair, scoring)
+    prediction = _settled(pair.prediction, prediction, scoring.of_predictions)
+    reference = _settled(pair.reference, reference, scoring.of_references)
     try:
         scores = score_case(
             _labels_or_masks(prediction),
@@ -93,15 +97,16 @@ def _digest(case: str, reference: Volume) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_pair(pair: Pair, organs: Organs) -> tuple[Volume, Volume]:
+def read_pair(pair: Pair, scoring: Scoring) -> tuple[Volume, Volume]:
     """Read prediction and reference of a case and hold their grids against each other.
 
     Raises:
         DataError: A file cannot be read, or shape, affine or channels do not fit.
     """
-    prediction, reference = (_read(path, len(organs)) for path in (pair.prediction, pair.reference))
-    if pair.numbering is not None:
-        reference = _settled(pair.reference, reference, pair.numbering)
+    prediction = _read(pair.prediction, pair.image, scoring.of_predictions)
+    reference = _read(pair.reference, pair.image, pair.meaning or scoring.of_references)
+    if pair.meaning is not None:
+        reference = _settled(pair.reference, reference, pair.meaning)
     if prediction.shape != reference.shape:
         raise DataError(
             pair.prediction,
@@ -125,7 +130,7 @@ def values_seen(pair: Pair) -> set[int]:
     """
     seen: set[int] = set()
     for path in (pair.prediction, pair.reference):
-        labels = read_labels(path).array[0]
+        labels = read_drawn(path, pair.image, Meaning({})).require_labels().array[0]
         counts = value_counts(labels)
         if looks_like_scan(labels, counts):
             problem = f"holds {len(counts)} different values as noise has them: a scan, not a label map"
@@ -134,10 +139,11 @@ def values_seen(pair: Pair) -> set[int]:
     return seen
 
 
-def _read(path: Path, organ_count: int) -> Volume:
-    if read_header(path).channels == 1:
-        labels = read_labels(path)
+def _read(path: Path, image: Path | None, meaning: Meaning) -> Volume:
+    if objects_of(path) or read_header(path).channels == 1:
+        labels = read_drawn(path, image, meaning).require_labels()
         return Volume(labels.array.astype(integer_type(labels.array)), labels.affine)
+    organ_count = len(meaning.labels)
     volume = read_volume(path)
     if volume.array.shape[0] != organ_count or not ((volume.array == 0) | (volume.array == 1)).all():
         raise DataError(
@@ -153,7 +159,7 @@ def _labels_or_masks(volume: Volume) -> NDArray[Any]:
     return array
 
 
-def _settled(path: Path, volume: Volume, numbering: Numbering) -> Volume:
+def _settled(path: Path, volume: Volume, meaning: Meaning) -> Volume:
     """Label values as they are meant; masks mean what they mean.
 
     Raises:
@@ -161,7 +167,7 @@ def _settled(path: Path, volume: Volume, numbering: Numbering) -> Volume:
     """
     if volume.array.dtype == bool:
         return volume
-    if problem := numbering.strangers(volume.array[0]):
+    if problem := meaning.numbering.strangers(volume.array[0]):
         raise DataError(path, problem, "Name the value in the labels, or remap the file")
-    labels = numbering.settled(volume.array)
+    labels = meaning.numbering.settled(volume.array)
     return Volume(labels.astype(integer_type(labels)) if labels is not volume.array else labels, volume.affine)

@@ -65,9 +65,6 @@ class Numbering:
     Example:
         >>> Numbering.keeping((0, 1), others=0).settled(np.array([0, 1, 7, 104])).tolist()
         [0, 1, 0, 0]
-        >>> inner, outer = Numbering({0: 0, 7: 1}), Numbering({0: 0, 1: 3})
-        >>> inner.then(outer).settled(np.array([0, 7])).tolist()
-        [0, 3]
     """
 
     table: Mapping[int, int]
@@ -92,22 +89,6 @@ class Numbering:
             return labels
         kind = np.result_type(labels.dtype, np.min_scalar_type(other))
         return np.where(kept, labels, kind.type(other))
-
-    def then(self, outer: Numbering) -> Numbering:
-        """Both in one: this, and of what it gives the other."""
-        rest = 0 if outer.others is None else outer.others
-        table = {value: outer.table.get(target, rest) for value, target in self.table.items()}
-        return Numbering(table, None if self.others is None else outer.table.get(self.others, rest))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what is None is left out, and that 0 stays 0."""
-        table = {str(value): target for value, target in self.table.items() if value or target}
-        return {"values": table} | ({} if self.others is None else {"others": self.others})
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Numbering:
-        """Rebuild from plain data."""
-        return cls({0: 0} | {int(value): int(target) for value, target in data["values"].items()}, data.get("others"))
 
 
 def overlap(organs: Iterable[LabelValue]) -> bool:

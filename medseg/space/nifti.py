@@ -90,6 +90,7 @@ class LabelFile:
         stored: How the file holds them, such as ``"uint8"`` or ``"int16 scaled by 0.5"``.
         gap: How far a number is from a whole one; infinite where it is NaN.
         exact: Whether that is rounding; only then are they labels.
+        lacks: Organs of which it has not even an empty segment, where it is an object that names its segments.
     """
 
     path: Path
@@ -97,6 +98,7 @@ class LabelFile:
     stored: str
     gap: float
     exact: bool
+    lacks: tuple[str, ...] = ()
 
     def require_labels(self) -> Volume:
         """The volume, where its numbers are labels.

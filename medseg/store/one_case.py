@@ -51,8 +51,8 @@ class CaseTask:
     def settings(self) -> str:
         """Digest of all that decides the result, but for the bytes of the files."""
         told: list[Any] = [SCHEMA, self.grid, self.case.id, self.case.patient, self.case.annotated]
-        if self.case.numbering is not None:
-            told += [self.case.dataset, self.case.numbering.to_dict()]
+        if self.case.meaning is not None:
+            told += [self.case.dataset, self.case.meaning.to_dict()]
         return _digest(json.dumps(told))
 
     @property
@@ -114,7 +114,7 @@ def prepare_case(task: CaseTask) -> StoredCase:
         change=change,
         voxels={} if atoms is None else _count(atoms),
         dataset=task.case.dataset,
-        numbering=task.case.numbering,
+        meaning=task.case.meaning,
     )
     _write(final, array, atoms, info, task.plan)
     if labels is None:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
+from medseg.datasets.drawn import Meaning
 from medseg.errors import DataError, listed
 from medseg.machine.files import read_json
 from medseg.plan.grid import GridChange
 from medseg.plan.plan import Plan, read_plan
-from medseg.space.labels import Numbering
 from medseg.store.arrays import LazyArray, open_array
 
 SCHEMA = 1
@@ -64,7 +64,7 @@ class CaseInfo:
         change: How its grid became the plan's.
         voxels: Voxels per atom index on the plan's grid, background and ignored ones too.
         dataset: Of a merged dataset, the one that the case comes from; empty elsewhere.
-        numbering: Of a merged dataset, what the values of the label file become.
+        meaning: Of a merged dataset, what its label file says.
     """
 
     id: str
@@ -77,12 +77,12 @@ class CaseInfo:
     change: GridChange
     voxels: dict[int, int]
     dataset: str = ""
-    numbering: Numbering | None = None
+    meaning: Meaning | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        numbering = None if self.numbering is None else self.numbering.to_dict()
-        return asdict(self) | {"change": self.change.to_dict(), "numbering": numbering}
+        meaning = None if self.meaning is None else self.meaning.to_dict()
+        return asdict(self) | {"change": self.change.to_dict(), "meaning": meaning}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CaseInfo:
@@ -98,7 +98,7 @@ class CaseInfo:
             change=GridChange.from_dict(data["change"]),
             voxels={int(index): int(count) for index, count in data["voxels"].items()},
             dataset=data.get("dataset", ""),
-            numbering=Numbering.from_dict(data["numbering"]) if data.get("numbering") else None,
+            meaning=Meaning.from_dict(data["meaning"]) if data.get("meaning") else None,
         )
 
 

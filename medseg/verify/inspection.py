@@ -19,11 +19,12 @@ from medseg.datasets.case import (
     require_same_grid,
     settled,
 )
+from medseg.datasets.drawn import read_drawn
 from medseg.errors import DataError, listed
 from medseg.space.distance import nonzero_box
 from medseg.space.labels import cut_away, value_counts
 from medseg.space.nifti import NEARLY, LabelFile
-from medseg.space.reading import is_nifti, read_label_file, read_volume
+from medseg.space.reading import is_nifti, read_volume
 from medseg.space.volume import Affine, Shape, Volume, spacing_of
 from medseg.verify.headers import ROUNDING_VOXELS, header_remarks
 
@@ -40,8 +41,8 @@ class Problem:
         file: Where, None for the dataset as a whole.
         kind: One word for machines: missing, unreadable, channels, shape, spacing, direction, origin, non-finite,
             constant, undeclared, unused, fractional, duplicate, leakage, impossible-spacing, unlabelled, refused, died;
-            and of less weight: float-labels, rounding, no-foreground, cut-away, two-affines, quaternion, pixdim,
-            sheared, far-spacing, unlisted, count.
+            and of less weight: float-labels, no-segment, rounding, no-foreground, cut-away, two-affines, quaternion,
+            pixdim, sheared, far-spacing, unlisted, count.
         problem: For people, as the end of a sentence that begins with the file.
         remedy: What to do.
         repair: How `medseg.verify.repair` would mend it: ``"affine"``, ``"integers"``, or empty if it cannot.
@@ -222,7 +223,7 @@ def _inspect_label(
 ) -> NDArray[np.integer] | None:
     """Values of the label, ``(i, j, k)``; None where there are none that could be meant."""
     try:
-        file = read_label_file(path)
+        file = read_drawn(path, case.images[0], dataset.meaning_of(case))
     except DataError as error:
         kind = "channels" if "channels" in error.problem else "unreadable" if os.path.exists(path) else "missing"
         notes.add_error(kind, error)
@@ -236,13 +237,17 @@ def _inspect_label(
         )
         return None
     _check_label_type(file, notes)
+    if lacking := [organ for organ in file.lacks if organ in (case.annotated or dataset.organs)]:
+        problem = f"has no segment called {listed(lacking)}, so nothing of it is there"
+        remedy = 'If it was not drawn, say what was: "annotated": {"' + case.id + '": [...]}'
+        notes.add(path, "no-segment", problem, remedy, harmless=True)
     labels: NDArray[np.integer] = file.volume.array[0]
     try:
-        meant = settled(path, labels, dataset.numbering(case))
+        meant = settled(path, labels, dataset.meaning_of(case))
     except DataError as error:
         notes.add_error("undeclared", error)
         meant = labels
-    labels = meant if case.numbering else labels
+    labels = meant if case.meaning else labels
     if not np.isin(labels, list(set(dataset.values) - {0, dataset.ignore})).any():
         remedy = "Make sure that nothing is there, or that nobody forgot to draw"
         notes.add(path, "no-foreground", "marks no organ at all", remedy, harmless=True)

@@ -36,7 +36,8 @@ def test_objects_hold_the_voxels_of_the_label_files(tmp_path, form, read):
     assert not predict_cases(two_levels(), tmp_path / "in", tmp_path / "plain").failures
     outcome = predict_cases(two_levels(), tmp_path / "in", tmp_path / "out", form=form)
     assert not outcome.failures
-    masks = read(outcome.written[0], series_of(tmp_path / "in" / "anna"))
+    segments = read(outcome.written[0], series_of(tmp_path / "in" / "anna"))
+    masks = {name: mask() for name, mask in segments}
     file = nib.load(tmp_path / "plain" / "anna.nii.gz")
     labels = Volume(np.asarray(file.dataobj)[None], file.affine)
     assert labels.orientation == Volume(ball()[None], AFFINE).orientation
