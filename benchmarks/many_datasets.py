@@ -1,6 +1,7 @@
-"""What a merge is worth: one network on several sets in which different organs were drawn, beside what else there is.
+r"""What a merge is worth: one network on several sets in which different organs were drawn, beside what else there is.
 
-    python benchmarks/many_datasets.py --out build/many --dataset data/raw/Task04_Hippocampus --data.batch_size 4
+    python benchmarks/many_datasets.py --out build/many --dataset data/raw/Task04_Hippocampus \
+        --data.batch_size 4 --data.patch_size '[32,40,32]'
     python benchmarks/many_datasets.py --out build/phantom --phantom
 
 The hippocampus is parted into two hospitals, of which one drew the anterior and the other the posterior part; the
@@ -33,7 +34,7 @@ PHANTOM = {
     "third": ("liver", "kidney_left", "gallbladder"),
 }
 RECIPE = (
-    *("--data.workers", "0", "--model.net_options", "{features: [16, 32, 64, 128]}", "--model.optimizer", "adamw"),
+    *("--data.workers", "0", "--model.net_options", "{features: [8, 16, 32, 64]}", "--model.optimizer", "adamw"),
     *("--model.lr", "0.003", "--model.schedule", "cosine", "--model.warmup", "0.02", "--model.ema", "0.98"),
     *("--trainer.gradient_clip_val", "1.0", "--trainer.num_sanity_val_steps", "0"),
 )
@@ -46,8 +47,8 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, help="a Decathlon folder of Task04")
     parser.add_argument("--phantom", action="store_true", help="the phantom in place of a dataset")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--judged", type=int, default=40, help="cases that all are judged on")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--judged", type=int, default=24, help="cases that all are judged on")
     options, options.further = parser.parse_known_args()  # what is left is for medseg fit
     sets = PHANTOM if options.phantom else HOSPITALS
     if options.phantom:
