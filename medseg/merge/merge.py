@@ -16,7 +16,7 @@ from rich.text import Text
 
 from medseg.datasets.case import Case, Dataset, counted, dataset_json
 from medseg.datasets.manifest import MergedSource
-from medseg.errors import DataError, UsageError, listed, meant
+from medseg.errors import DataError, UsageError, few, listed, meant
 from medseg.machine.files import digest_of, portable, read_json, require_writable, write_json
 from medseg.merge.choices import (
     Choices,
@@ -73,18 +73,22 @@ class Merged:
         left_out = [f"{name}: {listed(o)}" for name, one in choices.sets.items()
             if (o := [organ for organ in one.organs if not one.targets(organ)])]  # fmt: skip
         lines = [Text(f"left out: {listed(left_out)}")] if left_out else []
-        for finding in self.findings:
-            style = "bold red" if finding in self.stopping else "dim"
-            lines.append(Text(f"{finding.kind}: {finding.problem}. {finding.remedy}.", style=style))
+        for kind in dict.fromkeys(finding.kind for finding in self.findings):
+            alike = [finding for finding in self.findings if finding.kind == kind]
+            style = "bold red" if alike[0] in self.stopping else "dim"
+            told = few([f"{kind}: {finding.problem}. {finding.remedy}." for finding in alike])
+            lines += [Text(line, style=style) for line in told]
         return Group(table, *lines)
 
     def _cell(self, name: str, organ: str) -> str:
-        """Its names in a set, in how many labelled cases it is there, and how large it is."""
+        """Its names in a set, in how many of the cases that have it drawn it is there, and how large it is."""
         parts = self.evidence.choices.sets[name].parts(organ)
         if not parts:
             return "not drawn"
         found = self.evidence.organ(name, organ)
-        cases = sum(member.set == name and member.case.label is not None for member in self.evidence.members.values())
+        choice = self.evidence.choices.sets[name]
+        labelled = (m.case for m in self.evidence.members.values() if m.set == name and m.case.label is not None)
+        cases = sum(organ in _drawn(choice, case, (organ,)) for case in labelled)
         size = f", {np.median([ml for ml, _ in found]):.3g} ml" if found else ""
         return f"{' + '.join(parts)} ({len(found)} of {cases}{size})"
 
