@@ -285,7 +285,7 @@ def _patients(choices: Choices, members: Mapping[str, Member]) -> dict[str, str]
         for id_, m in members.items()
     }
     for twins in choices.twins:
-        if twins.decision == "one_patient":
+        if twins.decision == "one_patient" and set(twins.cases) <= set(patients):
             one, other = (patients[case] for case in twins.cases)
             patients = {id_: one if who == other else who for id_, who in patients.items()}
     return patients

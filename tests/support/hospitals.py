@@ -23,21 +23,20 @@ def patient(seed: int, shape: tuple[int, int, int] = (22, 20, 12)) -> tuple[np.n
     rng = np.random.default_rng(seed)
     texture = ndimage.gaussian_filter(rng.normal(size=shape), 2.5)
     image = -700 + 250 * texture / texture.std() + rng.normal(0, 15, shape)
-    image[0] = -1000
     grid, masks = np.indices(shape), {}
     for organ, (i, j, k, radius) in PLACES.items():
         centre = np.array([i, j, k]) + rng.integers(-1, 2, 3)
         mask = sum((grid[axis] - centre[axis]) ** 2 for axis in range(3)) <= radius**2
         masks[organ] = mask
         image[mask] = HOUNSFIELD[organ] + rng.normal(0, 15, int(mask.sum()))
-    return np.rint(image).astype(np.int16), masks
+    return np.rint(image.clip(-1000)).astype(np.int16), masks
 
 
 def write_hospital(
     root: Path,
     labels: Mapping[str, Any],
     drawn: Mapping[str, int],
-    patients: tuple[int, ...] = (0, 1, 2),
+    seeds: tuple[int, ...] = (0, 1, 2),
     *,
     mirrored: bool = False,
     offset: int = 0,
@@ -50,7 +49,7 @@ def write_hospital(
         root: Its folder.
         labels: As its ``dataset.json`` has them.
         drawn: Organ of `PLACES` -> the value that it has in the files; later ones over earlier ones.
-        patients: Seeds of the bodies.
+        seeds: Of the bodies.
         mirrored: Write affines that put left on the right.
         offset: Added to all intensities.
         spacing_mm: Edges of a voxel.
@@ -58,7 +57,7 @@ def write_hospital(
     """
     affine = np.diag([*spacing_mm, 1.0])
     affine[0, 0] *= -1 if mirrored else 1
-    for seed in patients:
+    for seed in seeds:
         image, masks = patient(seed)
         values = np.zeros(image.shape, np.uint8)
         for organ, value in drawn.items():
