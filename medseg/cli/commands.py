@@ -137,7 +137,9 @@ def _prepare_options(parser: argparse.ArgumentParser) -> None:
     dataset_option(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the prepared dataset")
     parser.add_argument(
-        "--plan", type=Path, help="a plan to follow, or a checkpoint with one; made from the dataset where not given"
+        "--plan",
+        type=Path,
+        help="a plan to follow, or a checkpoint with one (of nnU-Net and nnssl too); else made from the dataset",
     )
     parser.add_argument(
         "--adopt",
@@ -154,8 +156,14 @@ def _prepare(options: Options) -> int:
     from medseg.plan.plan import read_plan
     from medseg.store.prepare import prepare
 
-    of_training = options.plan is not None and options.plan.suffix == ".ckpt"
-    plan = read_facts(options.plan).plan if of_training else read_plan(options.plan) if options.plan else None
+    if options.plan is None:
+        plan = None
+    elif options.plan.suffix in (".pth", ".pt"):
+        from medseg.nnunet.starting import plan_in
+
+        plan = plan_in(options.plan)
+    else:
+        plan = read_facts(options.plan).plan if options.plan.suffix == ".ckpt" else read_plan(options.plan)
     if options.adopt and plan is None:
         raise UsageError("--adopt does not say which plan", "Give it with --plan SOURCE/plan.yaml")
     if options.left_right and (plan or (options.out / "plan.yaml").is_file()):

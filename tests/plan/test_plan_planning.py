@@ -290,5 +290,8 @@ def test_an_adopted_plan_keeps_its_numbers_and_takes_names():
     assert "labels" not in adopted.reasons
     stored = adopt(replace(plan, orientation="kji"), sides, swap_sides=True)  # left and right lie along its last axis
     assert (stored.mirror_axes, stored.swap_labels) == ((0, 1), ())
-    with pytest.raises(DataError, match="T1, T2"):
-        adopt(plan, replace(sides, modalities=("T1", "T2")))
+    two = replace(sides, modalities=("T1", "T2"))
+    assert adopt(replace(plan, normalisation=(Normalisation("zscore"),)), two).normalisation == (Normalisation(),) * 2
+    for normalisation in ((Normalisation("ct", -1.0, 1.0),), (Normalisation("zscore"), *[Normalisation("none")] * 2)):
+        with pytest.raises(DataError, match="T1, T2"):
+            adopt(replace(plan, normalisation=normalisation), two)
