@@ -13,11 +13,13 @@ from medseg.datasets.case import Dataset
 from medseg.datasets.sides import side_pairs
 from medseg.errors import listed
 from medseg.merge.choices import Choices, Twins, alike
-from medseg.merge.facts import CaseFacts, Member, channel_of, overlap_of
+from medseg.merge.facts import CaseFacts, ChannelFacts, Member, channel_of, overlap_of
 
 SAME = 0.99
 """Correlation of two coarse copies from which on their volumes are taken for one."""
 
+_EXACTLY = 1.0  # a correlation cannot be above it, a copy to the last bit is
+_AT_ONCE = 1000  # cases that are held against all others
 FEW = 2  # cases; less is no evidence of how a set is
 _SIDED = 0.8  # share of cases in which an organ lies on one side, for a set to have it there
 _OFF_CENTRE_MM = 5.0
@@ -72,32 +74,34 @@ class Evidence:
 def find_twins(evidence: Evidence) -> list[Twins]:
     """Cases of different sets whose voxels are the same, or all but the same once they are made coarse."""
     ids = list(evidence.members)
-    table = np.zeros((len(ids), len(ids)))
-    exact: dict[str, set[str]] = {}
+    alike: dict[tuple[int, int], float] = {}
     for name in evidence.choices.modalities:
-        channels = [
-            channel_of(evidence.choices.sets[evidence.members[one].set], evidence.facts[one], name) for one in ids
-        ]
-        rows = np.stack([channel.coarse for channel in channels])
-        table = np.maximum(table, rows @ rows.T)
-        for one, channel in zip(ids, channels, strict=True):
-            exact.setdefault(channel.digest, set()).add(one)
-    same = {frozenset(pair) for digest, owners in exact.items() if digest for pair in combinations(sorted(owners), 2)}
+        sets = (evidence.choices.sets[evidence.members[one].set] for one in ids)
+        channels = [channel_of(choice, evidence.facts[one], name) for choice, one in zip(sets, ids, strict=True)]
+        for pair, how in _pairs_alike(channels):
+            alike[pair] = max(how, alike.get(pair, 0.0))
     found = []
-    for a, b in sorted(
-        {(min(i, j), max(i, j)) for i, j in np.argwhere(table >= SAME).tolist()}
-        | {(min(map(ids.index, pair)), max(map(ids.index, pair))) for pair in same}
-    ):
-        first, second = evidence.members[ids[a]], evidence.members[ids[b]]
+    for (one, other), how in sorted(alike.items()):
+        first, second = evidence.members[ids[one]], evidence.members[ids[other]]
         if first.set == second.set:
             continue
-        told = (
-            "the same voxels" if frozenset((ids[a], ids[b])) in same else f"correlation {table[a, b]:.4f} when coarse"
-        )
         if first.test and not second.test:
             first, second = second, first
+        told = "the same voxels" if how > _EXACTLY else f"correlation {how:.4f} when coarse"
         found.append(Twins((first.id, second.id), told, "leave_out" if first.test != second.test else "one_patient"))
     return found
+
+
+def _pairs_alike(channels: Sequence[ChannelFacts]) -> Iterator[tuple[tuple[int, int], float]]:
+    """Pairs of places, the smaller first, whose channels are alike, and how much: above `_EXACTLY` to the last bit."""
+    rows = np.stack([channel.coarse for channel in channels])
+    for start in range(0, len(rows), _AT_ONCE):
+        near = rows[start : start + _AT_ONCE] @ rows.T
+        for row, other in np.argwhere(near >= SAME).tolist():
+            one = start + row
+            if one < other:
+                same = channels[one].digest == channels[other].digest
+                yield (one, other), 1 + _EXACTLY if same else min(float(near[row, other]), _EXACTLY)
 
 
 def find_all(evidence: Evidence, datasets: Mapping[str, Dataset]) -> list[Finding]:
