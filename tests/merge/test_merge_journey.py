@@ -134,7 +134,7 @@ def test_losses_are_compared_on_it(place):
     words = ["--config", str(place / "config.yaml"), "--data.store", str(place / "store")]
     with jobs_in_this_process():
         assert main(["compare", *words, "--losses", "dice", "dice + focal", "--output", str(place / "losses")]) == 0
-    with (place / "losses/cases.csv").open(newline="") as file:
+    with (place / "losses/compare.csv").open(newline="") as file:
         assert {row["dataset"] for row in csv.DictReader(file)} == {"a", "b"}
 
 
