@@ -1,18 +1,21 @@
-"""What was drawn of a case as a label map, from a file of voxels or from an object of DICOM on its series."""
+"""What was drawn of a case as a label map, from files of voxels or objects on their series, by one or several."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medseg.dicom.labels import read_object
 from medseg.machine.typed import fields_of
-from medseg.space.labels import LabelValue, Numbering, values_of
+from medseg.space.labels import IGNORED, LabelValue, Numbering, values_of
 from medseg.space.nifti import LabelFile
 from medseg.space.reading import objects_of, read_label_file
+from medseg.space.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,28 @@ def read_drawn(path: Path, image: Path | None, meaning: Meaning) -> LabelFile:
     if objects_of(path):
         return read_object(path, image, meaning.labels, ignore=meaning.ignore, others=meaning.others)
     return read_label_file(path)
+
+
+def agreed(maps: Sequence[Volume], ignore: int | None) -> Volume:
+    """The value that most raters gave a voxel; what counts for nothing where two values share the first place.
+
+    A voxel that a rater ignores has no vote of that rater.
+
+    Args:
+        maps: Of one grid, a rater each.
+        ignore: The value of voxels that count for nothing; None takes `IGNORED`.
+
+    Example:
+        >>> one, two, three = (Volume(np.array([[[row]]]), np.eye(4)) for row in ([1, 1, 0], [1, 2, 5], [0, 3, 5]))
+        >>> agreed([one, two, three], None).array.tolist()
+        [[[[1, -1, 5]]]]
+    """
+    if len(maps) == 1:
+        return maps[0]
+    ignore = IGNORED if ignore is None else ignore
+    best, votes = np.full(maps[0].array.shape, ignore, dtype=np.int64), np.zeros(maps[0].array.shape, dtype=np.uint8)
+    for one in maps:
+        own = np.sum([one.array == other.array for other in maps], axis=0, dtype=np.uint8) * (one.array != ignore)
+        best = np.where(own > votes, one.array, np.where((own == votes) & (one.array != best), ignore, best))
+        votes = np.maximum(votes, own)
+    return Volume(best, maps[0].affine)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medseg.datasets.bids import read_names
 from medseg.datasets.drawn import Meaning
@@ -14,15 +14,18 @@ from medseg.datasets.names import composed
 from medseg.errors import DataError, listed, meant, nearest
 from medseg.machine.documents import parse_document, read_text
 from medseg.machine.files import digest_of, portable
-from medseg.space.labels import LabelValue, Others, others_value, values_of
+from medseg.space.labels import IGNORED, LabelValue, Others, values_of
 
 KEYS = (
     *("name", "labels", "modality", "modalities", "channel_names", "others", "regions_class_order"),
     *("patient", "patients", "annotated", "training", "test", "dataset", "file_ending", "numTraining", "sources"),
     *("image", "label", "test_image", "image_folder", "label_folder", "label_suffix", "test_folder"),
-    *("suffix", "derivative"),
+    *("suffix", "derivative", "raters", "weight", "weight_folder", "weight_suffix"),
 )
 """What is read of a ``dataset.json``, in all dialects."""
+
+Raters = Literal["majority", "mean"]
+"""How several label files of a case become one target: what most of them say, or the share of them that says it."""
 
 _ALIKE = 0.8  # of two keys, from which on one is taken for the other, misspelt
 _BACKGROUND = (
@@ -61,6 +64,7 @@ class Manifest:
     labels: dict[str, LabelValue]
     ignore: int | None = None
     others: Others | None = None
+    raters: Raters | None = None
     paint_order: tuple[int, ...] | None = None
     patients: dict[str, str] = field(default_factory=dict)
     patient_pattern: str | None = None
@@ -78,14 +82,15 @@ def read_manifest(file: Path) -> Manifest:
     content = _load(file)
     _require_spelling(file, content)
     labels, ignore = _labels(file, content)
-    others = _others(file, content)
+    others, raters = _others(file, content), _raters(file, content)
     return Manifest(
         file=file,
         name=str(content.get("name") or file.resolve().parent.name),
         modalities=_modalities(file, content),
         labels=labels,
-        ignore=others_value(others, ignore) if others == "ignore" else ignore,
+        ignore=IGNORED if ignore is None and (raters or others == "ignore") else ignore,
         others=others,
+        raters=raters,
         paint_order=_paint_order(file, content, labels),
         patients=_patients(file, content),
         patient_pattern=_patient_pattern(file, content),
@@ -122,6 +127,14 @@ def _others(file: Path, content: Mapping[str, Any]) -> Others | None:
         return others
     remedy = 'Write "others": "background" or "others": "ignore", or leave it out to have such values refused'
     raise DataError(file, f'says "others": {others!r} of the values that "labels" leaves out', remedy)
+
+
+def _raters(file: Path, content: Mapping[str, Any]) -> Raters | None:
+    raters = content.get("raters")
+    if raters in (None, "majority", "mean"):
+        return raters
+    remedy = 'Write "raters": "majority", or "raters": "mean" for the share of them as a soft target'
+    raise DataError(file, f'says "raters": {raters!r}, which is no way to agree', remedy)
 
 
 def _labels(file: Path, content: dict[str, Any]) -> tuple[dict[str, LabelValue], int | None]:

@@ -126,6 +126,7 @@ def _ids(path: Path, number: int, side: str, entry: Any, patient_of: Mapping[str
     if not isinstance(ids, list) or not ids:
         raise DataError(path, f'has no "{side}" cases in fold {number}', "List at least one case id")
     known = {composed(case): case for case in patient_of}
+    seen: set[str] = set()
     ids = [known.get(composed(case), case) if isinstance(case, str) else case for case in ids]
     for case in ids:
         if not isinstance(case, str):
@@ -133,6 +134,7 @@ def _ids(path: Path, number: int, side: str, entry: Any, patient_of: Mapping[str
         if case not in patient_of:
             problem = f"names an unknown case {case!r} in {side} of fold {number}{meant(case, patient_of)}"
             raise DataError(path, problem, "Correct or remove it, or add the case to the dataset")
-        if ids.count(case) > 1:
+        if case in seen:
             raise DataError(path, f"names case {case!r} twice in {side} of fold {number}", "Keep it once")
+        seen.add(case)
     return ids

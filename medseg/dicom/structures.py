@@ -107,19 +107,19 @@ def read_structures(path: Path, series: Series) -> Segments:
 def _region_mask(path: Path, name: str, contours: Sequence[Any], series: Series) -> Bool[np.ndarray, "i j k"]:
     """The voxels within the outlines of a region; points and open lines are marks, not organs."""
     to_index = np.linalg.inv(series.affine)
-    slices: dict[int, list[Polygon]] = {}
+    planes: dict[tuple[int, float], list[Polygon]] = {}  # a slice may hold outlines of several depths within it
     for contour in contours:
         if str(contour.get("ContourGeometricType", "")) not in ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR"):
-            index, polygon = _on_slice(path, name, contour, to_index, series)
-            slices.setdefault(index, []).append(polygon)
+            depth, polygon = _on_slice(path, name, contour, to_index, series)
+            planes.setdefault((round(depth), round(depth, 1)), []).append(polygon)
     mask = np.zeros(series.shape, dtype=bool)
-    for index, polygons in slices.items():
-        mask[:, :, index] = filled(polygons, series.shape[:2])
+    for (index, _), polygons in planes.items():
+        mask[:, :, index] |= filled(polygons, series.shape[:2])
     return mask
 
 
-def _on_slice(path: Path, name: str, contour: Any, to_index: Any, series: Series) -> tuple[int, Polygon]:
-    """The slice that an outline lies on, and its corners in columns and rows."""
+def _on_slice(path: Path, name: str, contour: Any, to_index: Any, series: Series) -> tuple[float, Polygon]:
+    """How many slices deep an outline lies, and its corners in columns and rows."""
     numbers = np.array([float(x) for x in contour.get("ContourData") or ()])
     if not np.isfinite(numbers).all() or len(numbers) % 3 or len(numbers) < 9:
         problem = f"has an outline of {name} with {len(numbers)} numbers, not 3 finite ones a point"
@@ -127,7 +127,7 @@ def _on_slice(path: Path, name: str, contour: Any, to_index: Any, series: Series
     points = numbers.reshape(-1, 3) * [-1, -1, 1]  # LPS+ to RAS+
     indices = points @ to_index[:3, :3].T + to_index[:3, 3]
     depth = indices[:, 2]
-    index = int(np.rint(depth.mean()))
+    index = round(float(depth.mean()))
     if np.ptp(depth) > _BETWEEN:
         raise DataError(
             path, f"has an outline of {name} that is not flat on a slice of {series.name}", "Draw it on the slices"
@@ -137,7 +137,7 @@ def _on_slice(path: Path, name: str, contour: Any, to_index: Any, series: Series
         raise DataError(
             path, f"has an outline of {name} beyond series {series.name}", "Give the series it was drawn on"
         )
-    return index, indices[:, :2]
+    return float(depth.mean()), indices[:, :2]
 
 
 def _require_series(path: Path, read: Any, series: Series) -> None:

@@ -185,7 +185,8 @@ def _require_free(out: Path, sets: Sets) -> None:
 
 
 def _require_one_language(choices: Choices, sets: Sets) -> None:
-    """Every set has every channel, in an order that its files can be put into."""
+    """Every set has every channel, in an order that its files can be put into, and raters agree in one way."""
+    _agreement(sets)
     if not choices.organs:
         raise UsageError("no organ is left in the merge", "Give some a name in the YAML")
     for name, one in choices.sets.items():
@@ -221,11 +222,25 @@ def _describe(choices: Choices, sets: Sets, members: Mapping[str, Member], out: 
         "labels": labels | ({} if ignore is None else {"ignore": ignore}),
         "sources": {name: source.to_dict(out) for name, source in sources.items()},
         "patients": {id_: who for id_, who in _patients(choices, kept).items() if who != id_},
+        **({"raters": raters} if (raters := _agreement(sets)) else {}),
         "annotated": {id_: list(organs) for id_, organs in drawn.items() if organs != choices.organs},
     }
     for key, test in (("training", False), ("test", True)):
         description[key] = [_entry(m, choices, out) for m in kept.values() if m.test == test]
     return description
+
+
+def _agreement(sets: Sets) -> str | None:
+    """How several raters of a case agree, where a set has such.
+
+    Raises:
+        UsageError: Two sets say otherwise.
+    """
+    told = {dataset.raters: name for name, (_, dataset) in sets.items() if dataset.raters}
+    if len(told) > 1:
+        ways = " and ".join(f"{way!r} in {name}" for way, name in told.items())
+        raise UsageError(f"raters agree by {ways}", 'Write one "raters" in their dataset.json')
+    return next(iter(told), None)
 
 
 def _origin(name: str, case: Case) -> str:
@@ -296,6 +311,8 @@ def _entry(member: Member, choices: Choices, out: Path) -> dict[str, Any]:
     images = case.images
     if len(images) == len(own) > 1:
         images = tuple(images[own.index(name)] for name in choices.modalities)
-    paths = [portable(Path(os.path.abspath(path)), out) for path in images]
-    entry = {"case": member.id, "dataset": _origin(member.set, case), "image": paths[0] if len(paths) == 1 else paths}
-    return entry | ({} if case.label is None else {"label": portable(Path(os.path.abspath(case.label)), out)})
+    entry: dict[str, Any] = {"case": member.id, "dataset": _origin(member.set, case)}
+    for key, paths in (("image", images), ("label", case.drawn), ("weight", (case.weight,) if case.weight else ())):
+        told = [portable(Path(os.path.abspath(path)), out) for path in paths]
+        entry |= {key: told[0] if len(told) == 1 else told} if told else {}
+    return entry

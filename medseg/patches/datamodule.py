@@ -130,6 +130,16 @@ class VolumesDataModule(pl.LightningDataModule):
         infos = self._look().infos
         return {case: info.dataset for case, info in infos.items()} if _parts(infos.values()) > 1 else {}
 
+    @property
+    def targets(self) -> tuple[bool, bool]:
+        """Whether the mean of several raters is the target, and whether voxels count differently, in any case."""
+        return self._look().raters > 0, self._look().weighted
+
+    @property
+    def _channels(self) -> int:
+        """Of an image as it is read: with the weights."""
+        return len(self.plan.modalities) + self._look().weighted
+
     def class_counts(self) -> Float64[np.ndarray, "cases classes"]:
         """Voxels of every class in each of the fold's training cases, NaN where an organ was not annotated."""
         examined = self._look()
@@ -206,7 +216,9 @@ class VolumesDataModule(pl.LightningDataModule):
     def _cases(self, ids: tuple[str, ...]) -> Cases:
         examined = self._look()
         masks = _class_masks(self.plan, [examined.infos[case] for case in ids]) if examined.partial else None
-        return Cases(self.store, self.plan, ids, masks, self._load().in_memory, self._shared)
+        in_memory = self._load().in_memory  # which makes room to share
+        soft, heavy = examined.raters, examined.weighted
+        return Cases(self.store, self.plan, ids, masks, in_memory, self._shared, weighted=heavy, raters=soft)
 
     def _look(self) -> _Examined:
         if self._examined is None:
@@ -231,7 +243,7 @@ class VolumesDataModule(pl.LightningDataModule):
         first = trainer is None or trainer.local_rank == 0
         if first and CAN_SHARE and loading.in_memory and (loading.workers or neighbours > 1):
             shapes = {case: examined.infos[case].change.shape for case in (*examined.fold.train, *examined.fold.val)}
-            shared = SharedVolumes.make(shapes, len(self.plan.modalities))
+            shared = SharedVolumes.make(shapes, self._channels, 1 + examined.raters)
         decided = loading, shared
         if trainer is not None and trainer.world_size > 1:
             told = [trainer.strategy.broadcast(decided, src=node * neighbours) for node in range(trainer.num_nodes)]
@@ -239,7 +251,8 @@ class VolumesDataModule(pl.LightningDataModule):
         return decided
 
     def _sizes(self) -> Sizes:
-        examined, voxel = self._look(), 4 * len(self.plan.modalities) + 2
+        examined = self._look()
+        voxel = 4 * self._channels + 2 * (1 + examined.raters)
         shapes = {case: math.prod(info.change.shape) * voxel for case, info in examined.infos.items()}
         train, val = ([shapes[case] for case in cases] for cases in (examined.fold.train, examined.fold.val))
         batch = self.plan.batch_size * math.prod(self._crop_size()) * voxel
@@ -266,6 +279,16 @@ class _Examined:
     def partial(self) -> bool:
         """Whether any case lacks the annotation of some organ."""
         return any(info.annotated is not None for info in self.infos.values())
+
+    @property
+    def weighted(self) -> bool:
+        """Whether voxels of any case count differently."""
+        return any(info.weighted for info in self.infos.values())
+
+    @property
+    def raters(self) -> int:
+        """Most raters of a case whose mean is the target; 0 where the labels of all cases are theirs."""
+        return max(len(info.drawn) if info.soft else 0 for info in self.infos.values())
 
 
 def _with_sizes(plan: Plan, batch_size: int | None, patch_size: tuple[int, int, int] | None) -> Plan:

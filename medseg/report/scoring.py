@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.datasets.drawn import Meaning, read_drawn
+from medseg.datasets.drawn import Meaning, agreed, read_drawn
+from medseg.datasets.grids import require_same_grid
 from medseg.datasets.matching import Pair
 from medseg.errors import DataError
 from medseg.metrics.cases import score_case
@@ -104,9 +105,14 @@ def read_pair(pair: Pair, scoring: Scoring) -> tuple[Volume, Volume]:
         DataError: A file cannot be read, or shape, affine or channels do not fit.
     """
     prediction = _read(pair.prediction, pair.image, scoring.of_predictions)
-    reference = _read(pair.reference, pair.image, pair.meaning or scoring.of_references)
-    if pair.meaning is not None:
-        reference = _settled(pair.reference, reference, pair.meaning)
+    meaning = pair.meaning or scoring.of_references
+    reference, *others = (_read(path, pair.image, meaning) for path in (pair.reference, *pair.raters))
+    for path, other in zip(pair.raters, others, strict=True):
+        require_same_grid(path, other, pair.reference, reference)
+    if others or pair.meaning:
+        paths = (pair.reference, *pair.raters)
+        maps = [_settled(path, one, meaning) for path, one in zip(paths, (reference, *others), strict=True)]
+        reference = agreed(maps, scoring.ignore)
     if prediction.shape != reference.shape:
         raise DataError(
             pair.prediction,

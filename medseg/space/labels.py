@@ -172,11 +172,13 @@ def integer_type(labels: NDArray[Any]) -> np.dtype[Any]:
     """The smallest type of integers that holds all values of an array.
 
     Example:
-        >>> integer_type(np.array([0, 255])), integer_type(np.array([-1, 255]))
-        (dtype('uint8'), dtype('int16'))
+        >>> integer_type(np.array([0, 255])), integer_type(np.array([-1, 255])), integer_type(np.array([-1, 2**40]))
+        (dtype('uint8'), dtype('int16'), dtype('int64'))
     """
-    ends = (np.min_scalar_type(int(end)) for end in (labels.min(initial=0), labels.max(initial=0)))
-    return np.result_type(*ends)
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if low == 0:
+        return np.min_scalar_type(high)
+    return np.result_type(np.int16, np.min_scalar_type(min(low, -high - 1)))  # what holds -n - 1 holds n, too
 
 
 def value_counts(labels: NDArray[np.integer[Any]]) -> dict[int, int]:

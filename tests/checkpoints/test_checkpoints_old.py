@@ -4,13 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from support.prediction import write_checkpoint
 from support.toys import oblique_affine, toy_case, write_nifti
 
 from medseg.checkpoints.facts import read_facts
 from medseg.checkpoints.reading import read_checkpoint, read_to_go_on
+from medseg.cli import main
 from medseg.cli.info import describe_path
 from medseg.segmenter import Segmenter
+from medseg.space.reading import read_labels
 
 OLD = Path(__file__).parents[1] / "support" / "version_0.1.0.ckpt"
 
@@ -22,6 +26,21 @@ def test_a_checkpoint_of_version_0_1_0_is_read_whole():
     assert read_to_go_on(OLD).steps == 3
     assert kept.flips is None
     assert Segmenter.from_checkpoint(kept).flips == ()  # as its config says
+
+
+@pytest.mark.parametrize(("scores", "value"), [((9, -9), 1), ((9, 9), 5), ((-9, 9), 5), ((-9, -9), 0)])
+def test_overlapping_regions_of_version_0_1_0_are_predicted_as_they_were(tmp_path, scores, value):
+    """A head of sigmoids in the place of the softmax, as that version kept it: the same output everywhere."""
+    content = torch.load(OLD, weights_only=True)
+    content["hyper_parameters"]["plan"] |= {"labels": {"abdomen": [1, 5], "spleen": [5]}, "paint_order": [1, 5]}
+    for name, weight in content["state_dict"].items():
+        if "output_block" in name:
+            content["state_dict"][name] = 0 * weight[:2] if name.endswith("weight") else torch.tensor(scores).float()
+    torch.save(content, tmp_path / "regions.ckpt")
+    image = write_nifti(tmp_path / "in" / "a.nii.gz", toy_case(0)[0], oblique_affine(0))
+    words = ["--ckpt", tmp_path / "regions.ckpt", "--input", image, "--output", tmp_path / "out", "--device", "cpu"]
+    assert main(["predict", *map(str, words)]) == 0
+    assert set(read_labels(tmp_path / "out" / "a.nii.gz").array.ravel().tolist()) == {value}
 
 
 def test_averages_are_no_second_network():
