@@ -2,8 +2,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import examples
 
 from medseg.patches.sample import Deck, Schedule, decks, place_patch
 
@@ -135,7 +136,7 @@ def test_what_is_balanced_comes_equally_often_and_every_case_comes(balance):
 shapes = st.tuples(*[st.integers(1, 40)] * 3)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(shape=shapes, patch=shapes, seed=st.integers(0, 1000), data=st.data())
 def test_patches_lie_in_the_volume_and_hold_the_organ(shape, patch, seed, data):
     voxel = np.array([[data.draw(st.integers(0, size - 1)) for size in shape]])
