@@ -26,6 +26,7 @@ from medseg.cli.command import (
 )
 from medseg.cli.experiments import EXPERIMENTS
 from medseg.cli.export import EXPORT
+from medseg.cli.merge import MERGE
 from medseg.cli.nnunet import IMPORT
 from medseg.errors import MedsegError, UsageError
 
@@ -254,12 +255,15 @@ def _choose_cleaning_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help="the checkpoints to write the rules into")
     parser.add_argument("--predictions", type=Path, required=True, help="uncleaned predictions of held-out cases")
     parser.add_argument("--references", type=Path, required=True, help="folder of reference labels, or a dataset")
+    parser.add_argument("--json", type=Path, help="also write what the rules do to each case to this file")
 
 
 def _choose_cleaning(options: Options) -> int:
     from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.choose import choose_cleaning
+    from medseg.machine.files import write_json
 
+    _require_own_file(options.json, (".json",), options.references)
     choices = choose_cleaning(
         checkpoints_in(options.ckpt),
         options.predictions,
@@ -267,6 +271,10 @@ def _choose_cleaning(options: Options) -> int:
         tell=lambda line: sys.stderr.write(f"{line}\n"),
     )
     say("\n".join(lines({organ: choice.sentence for organ, choice in choices.items()})))
+    if options.json:
+        write_json(options.json, {organ: choice.as_json() for organ, choice in choices.items()})
+    elif any(choice.cases for choice in choices.values()):
+        say("--json FILE tells every case")
     return 0
 
 
@@ -359,6 +367,7 @@ COMMANDS = {
     "demo": Command("the whole journey on an embedded phantom dataset", _demo_options, _demo),
     "download": Command("fetch a task of the Medical Segmentation Decathlon", _download_options, _download),
     "verify": Command("list every problem of every case of a dataset", _verify_options, _verify),
+    "merge": MERGE,
     "plan": Command("measure a dataset and write the plan of its training", _plan_options, _plan),
     "prepare": Command("resample, normalise and store a dataset for training", _prepare_options, _prepare),
     "predict": Command("segment images with a checkpoint", _predict_options, _predict),

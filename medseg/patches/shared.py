@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,14 +49,14 @@ class SharedVolumes:
         """Room for some cases, which takes no memory yet."""
         memory = os.memfd_create("medseg-volumes")
         made = cls(f"/proc/{os.getpid()}/fd/{memory}", shapes, channels, maps)
-        os.ftruncate(memory, made._places()[1])
+        os.ftruncate(memory, made._places[1])
         return made
 
     def arrays(self, case: str, decode: Callable[[], Arrays]) -> Arrays:
         """Image ``(m, i, j, k)`` and labels ``(i, j, k)``, or maps of them, of a case, decoded if nobody has."""
         if self._mapped is None:
             self._mapped = np.memmap(self.path, np.uint8, "r+")
-        number, shape, start = list(self.shapes).index(case), self.shapes[case], self._places()[0][case]
+        shape, (number, start) = self.shapes[case], self._places[0][case]
         size = math.prod(shape)
         middle = start + 4 * self.channels * size
         image = self._mapped[start:middle].view(np.float32).reshape(self.channels, *shape)
@@ -66,11 +67,12 @@ class SharedVolumes:
             self._mapped[number] = 1
         return image, labels
 
-    def _places(self) -> tuple[dict[str, int], int]:
-        """Where each case begins, behind a byte for each that says whether it is there; and the end."""
+    @cached_property
+    def _places(self) -> tuple[dict[str, tuple[int, int]], int]:
+        """The number and the place of each case, behind a byte for each that says whether it is there; and the end."""
         places, end = {}, _aligned(len(self.shapes))
-        for case, shape in self.shapes.items():
-            places[case] = end
+        for number, (case, shape) in enumerate(self.shapes.items()):
+            places[case] = number, end
             end = _aligned(end + (4 * self.channels + 2 * self.maps) * math.prod(shape))
         return places, end
 

@@ -16,7 +16,7 @@ from medseg.datasets.case import (
     counted,
     read_weight,
     require_complete,
-    require_declared,
+    settled,
 )
 from medseg.datasets.drawn import agreed, read_drawn
 from medseg.datasets.grids import affine_difference, require_same_grid
@@ -27,6 +27,7 @@ from medseg.space.nifti import NEARLY, LabelFile
 from medseg.space.reading import is_nifti, read_volume
 from medseg.space.volume import Affine, Shape, Volume, spacing_of
 from medseg.verify.headers import ROUNDING_VOXELS, header_remarks
+from medseg.verify.rewriting import IN_ONE_FILE
 
 FORGIVEN_VOXELS = 0.05
 """How far apart, as a fraction of a voxel, two grids may lie and still count as one; `read_case` agrees."""
@@ -204,8 +205,10 @@ def _check_grid(path: Path, volume: Volume, reference: tuple[Path, Volume] | Non
             path,
             "rounding",
             f"has an affine that puts voxels up to {apart:.2g} of a voxel away from those of {like.name}",
-            "Let --fix copy the affine",
-            repair="affine" if is_nifti(path) and is_nifti(like) else "",
+            "Let --fix copy the affine"
+            if is_nifti(path)
+            else "Export it on the same grid, for --fix mends that of NIfTI alone",
+            repair="affine" if is_nifti(path) else "",
             like=like,
             harmless=apart <= FORGIVEN_VOXELS,
         )
@@ -229,7 +232,7 @@ def _inspect_label(
 ) -> NDArray[np.integer] | None:
     """Values of the label, ``(i, j, k)``; None where there are none that could be meant."""
     try:
-        file = read_drawn(path, case.images[0], dataset.meaning)
+        file = read_drawn(path, case.images[0], dataset.meaning_of(case))
     except DataError as error:
         kind = "channels" if "channels" in error.problem else "unreadable" if os.path.exists(path) else "missing"
         notes.add_error(kind, error)
@@ -249,9 +252,11 @@ def _inspect_label(
         notes.add(path, "no-segment", problem, remedy, harmless=True)
     labels: NDArray[np.integer] = file.volume.array[0]
     try:
-        require_declared(path, labels, dataset)
+        meant = settled(path, labels, dataset.meaning_of(case))
     except DataError as error:
         notes.add_error("undeclared", error)
+        meant = labels
+    labels = meant if case.meaning else labels
     if not np.isin(labels, list(set(dataset.values) - {0, dataset.ignore})).any():
         remedy = "Make sure that nothing is there, or that nobody forgot to draw"
         notes.add(path, "no-foreground", "marks no organ at all", remedy, harmless=True)
@@ -280,13 +285,14 @@ def _tell_of_ties(case: Case, drawn: list[NDArray[np.integer]], dataset: Dataset
 def _check_label_type(file: LabelFile, notes: _Notes) -> None:
     if np.issubdtype(np.dtype(file.stored.split()[0]), np.integer) and " " not in file.stored:
         return
+    mendable = is_nifti(file.path) or file.path.name.endswith(IN_ONE_FILE)
     problem = f"holds labels as {file.stored}" + (f", up to {file.gap:.2g} from whole numbers" if file.gap else "")
     notes.add(
         file.path,
         "float-labels",
         problem,
-        "Let --fix write integers" if is_nifti(file.path) else "Export it as integers",
-        repair="integers" if is_nifti(file.path) else "",
+        "Let --fix write integers" if mendable else "Export it as integers",
+        repair="integers" if mendable else "",
         harmless=file.exact,
     )
 
