@@ -307,6 +307,15 @@ def test_every_page_is_reachable():
     assert {page for page in pages - results if page not in navigation} == set()
 
 
+def test_all_that_the_package_offers_is_in_the_reference():
+    offered = re.findall(r"import (\w+) as \w+", (ROOT / "medseg" / "__init__.pyi").read_text(encoding="utf-8"))
+    told = [
+        line.rpartition(".")[2]
+        for line in re.findall(r"^::: (.+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.M)
+    ]
+    assert sorted(told) == sorted(offered)
+
+
 def test_every_loss_that_is_recommended_can_be_built():
     rows = re.findall(r"^\|[^|]+\|([^|]+)\|[^|]+\|$", (DOCS / "choosing-a-loss.md").read_text(encoding="utf-8"), re.M)
     expressions = [expression for row in rows for expression in re.findall(r"`([^`]+)`", row)]

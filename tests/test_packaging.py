@@ -93,6 +93,17 @@ def test_the_citation_is_of_this_version():
     assert (citation["version"], citation["license"]) == (medseg.__version__, project()["license"])
 
 
+def test_the_conda_recipe_asks_for_what_the_package_does():
+    recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text(encoding="utf-8"))
+    assert recipe["context"]["version"] == medseg.__version__
+    called = {"torch": "pytorch", "blosc2": "python-blosc2"}  # where conda-forge has another name
+    wanted = {
+        normalised(called.get(of.name, of.name)): of.specifier for of in map(Requirement, project()["dependencies"])
+    }
+    asked = {normalised(of.name): of.specifier for of in map(Requirement, recipe["requirements"]["run"])}
+    assert wanted.items() <= asked.items()
+
+
 def imported_packages() -> set[str]:
     """The packages, by the name they are imported under, that any file of medseg imports."""
     names = set()
