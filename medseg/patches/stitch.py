@@ -165,8 +165,13 @@ def stitched_slabs(
     starts = tuple(tile_starts(max(extent, edge), edge, overlap=overlap, tiling=tiling) for extent, edge in ends)
     sweep = Sweep(shape, tile, starts)
     predictions = _predictions(image, sweep.tiles, predict, batch_size=batch_size, axis=axis)
-    weights = gaussian_weights(tile, sigma=sigma, tiling=tiling).to(device or image.device)
-    blend = (_HalfSums if tiling == "nnunet" else _Blend)(weights, sweep.padded[1:], dtype)
+    weights, place = gaussian_weights(tile, sigma=sigma, tiling=tiling), device or image.device
+    if tiling == "nnunet":
+        half = (10 * weights).half()
+        half.clamp_min_(half[half > 0].min())
+        blend: _Blend = _HalfSums(half.to(place), sweep.padded[1:], torch.float16)
+    else:
+        blend = _Blend(weights.to(place), sweep.padded[1:], dtype)
     for depth, planes, where in sweep.strips():
         for j, k in sweep.columns:
             blend.add(j, k, next(predictions))
@@ -276,10 +281,6 @@ class _HalfSums(_Blend):
 
     A logit of 8 is rounded to 1/128 there, so that the best two are often level and the first is taken.
     """
-
-    def __init__(self, weights: Tensor, plane: tuple[int, int], dtype: torch.dtype) -> None:
-        half = (10 * weights).half()
-        super().__init__(half.masked_fill(half == 0, half[half > 0].min().item()), plane, torch.float16)
 
     def _take_in(self, target: Tensor, values: Tensor, share: Tensor) -> None:
         target += values * self.weights
