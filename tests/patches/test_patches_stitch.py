@@ -127,13 +127,11 @@ def test_nnunets_tiling_rounds_where_it_does():
     weights[weights == 0] = weights[weights > 0].min()
     sums, total = torch.zeros(2, *size, dtype=torch.half), torch.zeros(size, dtype=torch.half)
     for corner in itertools.product(*(tile_starts(n, edge) for n, edge in zip(size, patch, strict=True))):
-        where = tuple(slice(start, start + edge) for start, edge in zip(corner, patch, strict=True))
-        sums[:, *where] += position_dependent(image[:, :, *where])[0] * weights
+        where = (..., *(slice(start, start + edge) for start, edge in zip(corner, patch, strict=True)))
+        sums[where] += position_dependent(image[where])[0] * weights
         total[where] += weights
     ours = sliding_window(image, patch, position_dependent, tiling="nnunet", batch_size=2)
     assert torch.equal(ours[0], sums / total)
-    means = sliding_window(image, patch, position_dependent)
-    torch.testing.assert_close(ours.float(), means, rtol=0, atol=0.2)
 
 
 def test_sums_in_float32_whatever_the_network_returns():
