@@ -173,7 +173,7 @@ def test_ignored_and_other_values_keep_their_fate(tmp_path):
 
 
 def test_raters_and_weights_come_along(tmp_path):
-    """Where two raters of a case share no value, the voxel counts for nothing, by the value that the merge has for it."""
+    """Where two raters of a case share no value, the voxel counts for nothing, by the value that is for it here."""
     root = write_hospital(tmp_path / "a", {"liver": 3}, {"liver": 3}, (0, 1))
     write_hospital(tmp_path / "b", {"spleen": 1, "liver": 2}, {"spleen": 1, "liver": 2}, (10, 11))
     _, masks = patient(0)
