@@ -11,11 +11,13 @@ from pathlib import Path
 import jaxtyping
 import pytest
 from hypothesis import settings
-from support import FULL
+from support import FULL, examples
+from support.shapes import check_shapes_only
 from support.toys import write_toy_dataset
 
-# the machine may be busy: nothing here is a race
-settings.register_profile("medseg", deadline=None, max_examples=100 if FULL else 30)
+check_shapes_only()
+
+settings.register_profile("medseg", examples(100))
 settings.load_profile("medseg")
 
 

@@ -1,6 +1,7 @@
 """The house keeps its floors: who may import whom, how long a file may be, what must be documented."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -172,13 +173,19 @@ def marks(tree: ast.Module) -> set[str]:
     return said
 
 
+@functools.cache
+def said() -> dict[Path, set[str]]:
+    """The marks of every file."""
+    return {path: marks(tree) for path, tree in TREES.items()}
+
+
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @pytest.mark.parametrize("mark", ONE_PLACE)
 def test_one_file_alone_does_it(mark):
     elsewhere = [path for path in FILES if not path.relative_to(PACKAGE).as_posix().startswith(ONE_PLACE[mark])]
-    assert not [relative(path) for path in elsewhere if mark in marks(TREES[path])]
+    assert not [relative(path) for path in elsewhere if mark in said()[path]]
 
 
 @pytest.mark.parametrize(

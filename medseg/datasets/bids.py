@@ -84,12 +84,16 @@ def find_labels(
         raise DataError(file, f'names the "derivative" {derivative!r}, but there is no folder {folder}', remedy)
     told = {path: entities(case_name(path)) for path in _volumes(folder)}
     wanted = suffix or ("dseg" if any(kind == "dseg" for _, kind in told.values()) else "")
-    owners = {case: _values(channels.values()) for case, channels in cases.items()}
+    owners: dict[str, dict[str, dict[str, set[str]]]] = {}
+    for case, channels in cases.items():
+        values = _values(channels.values())
+        for subject in values["sub"]:
+            owners.setdefault(subject, {})[case] = values
     labels: dict[str, list[Path]] = {}
     for path, (said, _) in told.items():
         if not case_name(path).endswith(wanted):
             continue
-        own = [case for case, theirs in owners.items() if _belongs(said, theirs)]
+        own = [case for case, theirs in owners.get(said.get("sub", ""), {}).items() if _belongs(said, theirs)]
         if len(own) > 1:
             raise DataError(path, f"could be the label of {listed(own)}", "Say in its name which image it belongs to")
         if own:

@@ -63,7 +63,8 @@ def pool_folds(
     plan, scores = store.plan, [result.scores for result in results]
     held_out = [list(by_case(some.rows)) for some in scores]
     require_each_case_once(held_out)
-    gone = [case for cases in held_out for case in cases if case not in store.ids]
+    known = set(store.ids)
+    gone = [case for cases in held_out for case in cases if case not in known]
     if gone:
         raise DataError(store.path, f"no longer holds {listed(gone)}, which was tested", "Choose another --output")
     rows = tuple(sorted((row for some in scores for row in some.rows), key=lambda row: row.case))

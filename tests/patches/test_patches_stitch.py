@@ -3,11 +3,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.data.utils import compute_importance_map
 from monai.inferers import sliding_window_inference
 from scipy import ndimage
+from support import examples
 from support.grids import sliding_window
 
 from medseg.patches.stitch import gaussian_weights, mirrored, stitched_slabs, tile_starts
@@ -22,7 +23,7 @@ def position_dependent(tiles):
     return torch.cat([tiles[:, :1] * ramp, (tiles.sum(1, keepdim=True) - ramp).tanh()], dim=1)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(size=sizes, patch=patches, overlap=st.sampled_from([0.0, 0.25, 0.5, 0.7]), batch_size=st.integers(1, 5))
 def test_equals_monai_with_its_tiling(size, patch, overlap, batch_size):
     image = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(sum(size)))
@@ -91,7 +92,7 @@ def test_tiles_cover_the_volume_and_overlap_enough(size, patch, overlap):
         assert all(0 <= step <= max(patch * (1 - overlap) + 1, 1) for step in steps)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(size=sizes, patch=patches)
 def test_slabs_cover_the_volume_once_and_equal_the_whole(size, patch):
     image = torch.rand(1, 1, *size)
@@ -104,7 +105,7 @@ def test_slabs_cover_the_volume_once_and_equal_the_whole(size, patch):
     torch.testing.assert_close(shifted, theirs, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(size=sizes, patch=patches, axis=st.integers(0, 2), half=st.booleans())
 def test_any_axis_may_be_cut_into_slabs_and_the_sums_be_halved(size, patch, axis, half):
     image = torch.rand(1, 2, *size)

@@ -81,3 +81,45 @@ def write_bids(root):
     table = "".join(f"{value}\t{name}\n" for name, value in TOY_LABELS.items())
     (root / "derivatives" / "hand" / "dseg.tsv").write_text("index\tname\n" + table)
     return describe(root, labels=None, modality=None, suffix="T1w", derivative="hand")
+
+
+def rated(index):
+    """What three raters drew, of whom two agree everywhere, and how many voxels each voxel counts as."""
+    voxels, labels = toy_case(index)
+    weight = np.ones(labels.shape, np.float32)
+    weight[:12], weight[20:] = 2.5, 0
+    return voxels, (labels, np.roll(labels, 2, axis=0), labels), weight
+
+
+def write_rated(root, dialect, raters, *, weighted=True):
+    """The toy drawn by three raters, in a dialect: ``lists``, ``nnunet``, ``folders``, ``patterns`` or ``bids``."""
+    folders = ["labelsTr", "labelsB", "labelsC"]
+    for case, index in CASES.items():
+        voxels, drawn, weight = rated(index)
+        affine, channel = oblique_affine(index), "_0000" if dialect == "nnunet" else ""
+        said = f"sub-{case.replace('_', '')}"
+        image, labels, weights = {
+            "bids": (f"{said}/anat/{said}_T1w", [f"derivatives/hand/{said}_desc-{n}_dseg" for n in "abc"],
+                     f"derivatives/hand/{said}_desc-sure_weight"),
+            "patterns": (f"{case}/ct", [f"{case}/{folder}" for folder in folders], f"{case}/sure"),
+        }.get(dialect, (f"imagesTr/{case}{channel}", [f"{f}/{case}" for f in folders], f"weights/{case}"))  # fmt: skip
+        write_nifti(root / f"{image}.nii.gz", voxels, affine)
+        for name, one in zip(labels, drawn, strict=True):
+            write_nifti(root / f"{name}.nii.gz", one, affine)
+        if weighted and index:  # of the first case, all voxels count alike
+            write_nifti(root / f"{weights}.nii.gz", weight, affine)
+    of_folders = {"label_folder": folders} | ({"weight_folder": "weights"} if weighted else {})
+    content = {
+        "lists": {"training": [_listed(case, folders, weighted) for case in CASES]},
+        "nnunet": {"channel_names": {"0": "CT"}, "modality": None, "file_ending": ".nii.gz", **of_folders},
+        "folders": of_folders,
+        "patterns": {"image": "{case}/ct.nii.gz", "label": [f"{{case}}/{f}.nii.gz" for f in folders]}
+        | ({"weight": "{case}/sure.nii.gz"} if weighted else {}),
+        "bids": {"suffix": "T1w", "derivative": "hand"} | ({"weight_suffix": "weight"} if weighted else {}),
+    }[dialect]
+    return describe(root, raters=raters, **content)
+
+
+def _listed(case, folders, weighted):
+    entry = {"image": f"imagesTr/{case}.nii.gz", "label": [f"{folder}/{case}.nii.gz" for folder in folders]}
+    return entry | ({"weight": f"weights/{case}.nii.gz"} if weighted and CASES[case] else {})
