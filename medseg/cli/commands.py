@@ -26,6 +26,7 @@ from medseg.cli.command import (
 )
 from medseg.cli.experiments import EXPERIMENTS
 from medseg.cli.export import EXPORT
+from medseg.cli.merge import MERGE
 from medseg.cli.nnunet import IMPORT
 from medseg.errors import MedsegError, UsageError
 
@@ -366,6 +367,7 @@ COMMANDS = {
     "demo": Command("the whole journey on an embedded phantom dataset", _demo_options, _demo),
     "download": Command("fetch a task of the Medical Segmentation Decathlon", _download_options, _download),
     "verify": Command("list every problem of every case of a dataset", _verify_options, _verify),
+    "merge": MERGE,
     "plan": Command("measure a dataset and write the plan of its training", _plan_options, _plan),
     "prepare": Command("resample, normalise and store a dataset for training", _prepare_options, _prepare),
     "predict": Command("segment images with a checkpoint", _predict_options, _predict),

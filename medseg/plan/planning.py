@@ -9,10 +9,10 @@ from math import floor, log10, prod
 import numpy as np
 
 from medseg.datasets.case import Dataset
+from medseg.datasets.sides import side_pairs
 from medseg.errors import DataError
 from medseg.plan.fingerprint import ORIENTATION, Fingerprint
 from medseg.plan.plan import Normalisation, Plan
-from medseg.plan.sides import side_pairs
 from medseg.plan.topology import Topology, deep_axes, topology_for
 from medseg.space.labels import LabelValue, overlap, paint_order, values_of
 from medseg.space.resample import ANISOTROPY, resampled_shape

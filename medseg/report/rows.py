@@ -32,16 +32,17 @@ def leading() -> tuple[str, ...]:
 def columns() -> tuple[str, ...]:
     """The head of cases.csv."""
     shown = leading()
-    return ("case", "organ", *shown, "outcome", *measures()[len(shown) :])
+    return ("case", "organ", *shown, "outcome", *measures()[len(shown) :], "dataset")
 
 
 @dataclass(frozen=True)
 class CaseRow:
-    """The scores of one organ in one case."""
+    """The scores of one organ in one case, and which of several merged datasets the case comes from, if any."""
 
     case: str
     organ: str
     scores: OrganScores
+    dataset: str = ""
 
     def value(self, measure: str) -> float:
         """Give one of `measures`; NaN of a metric that was not asked for when the case was scored."""
@@ -96,9 +97,17 @@ def by_case(rows: Iterable[CaseRow]) -> dict[str, list[CaseRow]]:
     return cases
 
 
+def by_dataset(rows: Iterable[CaseRow]) -> dict[str, list[CaseRow]]:
+    """The rows of each of several merged datasets by name; empty where the cases come from one."""
+    parts: dict[str, list[CaseRow]] = {}
+    for row in rows:
+        parts.setdefault(row.dataset, []).append(row)
+    return dict(sorted(parts.items())) if len(parts) > 1 else {}
+
+
 def cells_of(row: CaseRow) -> list[str]:
     """Its cells under `columns`."""
-    named = {"case": row.case, "organ": row.organ, "outcome": row.scores.outcome.value}
+    named = {"case": row.case, "organ": row.organ, "outcome": row.scores.outcome.value, "dataset": row.dataset}
     return [named[column] if column in named else f"{row.value(column):.6g}" for column in columns()]
 
 
@@ -121,10 +130,11 @@ def _of_ones_own(lines: Sequence[dict[str, str]]) -> list[str]:
         except ValueError:
             return False
 
-    others = [name for name in lines[0] if name not in (None, *_WORDS, *_OURS)]
+    others = [name for name in lines[0] if name not in (None, *_WORDS, *_OURS, "dataset")]
     return [name for name in others if all(number(line[name]) for line in lines)]
 
 
 def _row(line: dict[str, str], measures: Sequence[str]) -> CaseRow:
     numbers = {measure: _finite(line[measure]) for measure in measures}
-    return CaseRow(line["case"], line["organ"], OrganScores(Outcome(line["outcome"]), numbers))
+    scores = OrganScores(Outcome(line["outcome"]), numbers)
+    return CaseRow(line["case"], line["organ"], scores, line.get("dataset") or "")

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medseg.datasets.case import Dataset, read_dataset
+from medseg.datasets.sides import side_pairs
 from medseg.errors import DataError
 from medseg.plan.adopt import adopt, stale
 from medseg.plan.fingerprint import CaseFingerprint, Fingerprint, Intensities, fingerprint
 from medseg.plan.plan import Normalisation, read_plan, write_plan
 from medseg.plan.planning import make_plan
-from medseg.plan.sides import side_pairs
 from medseg.plan.topology import topology_for
 from medseg.space.resample import resampled_shape
 
