@@ -161,7 +161,7 @@ def shortened(words):
 
 
 def run_ours(words, *, only_parsed):
-    optional = re.compile(r"\[[A-Z]+|\.\.\.\]?")  # as in CKPT [CKPT ...]
+    optional = re.compile(r"\[[A-Z]+|\.\.\.\]?|\[--\w+|[A-Z]+\]")  # as in CKPT [CKPT ...] [--json FILE]
     words = [STANDS_FOR.get(word, word) for word in words if not optional.fullmatch(word)]
     if only_parsed or "--print_config" in words or words[0] == "download":  # no network here
         parse([word for word in words if word != "--print_config"])
