@@ -120,6 +120,21 @@ def test_any_axis_may_be_cut_into_slabs_and_the_sums_be_halved(size, patch, axis
     torch.testing.assert_close(whole, sliding_window(image, patch, position_dependent)[0], rtol=0, atol=tolerance)
 
 
+def test_nnunets_tiling_rounds_where_it_does():
+    """All windows of a volume in turn, logits and weights added up in float16 and divided in the end: bit for bit."""
+    size, patch = (21, 13, 10), (8, 8, 10)
+    image = 8 * torch.rand(1, 1, *size)
+    weights = (10 * gaussian_weights(patch, tiling="nnunet")).half()
+    weights[weights == 0] = weights[weights > 0].min()
+    sums, total = torch.zeros(2, *size, dtype=torch.half), torch.zeros(size, dtype=torch.half)
+    for corner in itertools.product(*(tile_starts(n, edge) for n, edge in zip(size, patch, strict=True))):
+        where = (..., *(slice(start, start + edge) for start, edge in zip(corner, patch, strict=True)))
+        sums[where] += position_dependent(image[where])[0] * weights
+        total[where] += weights
+    ours = sliding_window(image, patch, position_dependent, tiling="nnunet", batch_size=2)
+    assert torch.equal(ours[0], sums / total)
+
+
 def test_sums_in_float32_whatever_the_network_returns():
     image = torch.rand(1, 1, 20, 20, 20)
     result = sliding_window(image, (8, 8, 8), lambda tiles: tiles.to(torch.bfloat16))
