@@ -129,7 +129,9 @@ def agrees(path: Path, checkpoint: Path, trust: Trust | None = None) -> None:
             assert float(expected.std()) > 1e-3, "the comparison would hold for anything"
 
 
-@pytest.mark.parametrize("form", ["onnx", pytest.param("pt2", marks=pytest.mark.slow)])  # which docs/export.md writes
+@pytest.mark.parametrize(
+    "form", ["onnx", pytest.param("pt2", marks=pytest.mark.slow)]
+)  # as an imported network is, in tests/nnunet
 def test_a_file_runs_without_medseg_and_knows_its_plan(tmp_path, form, capsys):
     checkpoint = untrained(tmp_path / "some.ckpt", deep_supervision=True)
     out = tmp_path / "out"
