@@ -47,6 +47,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--out", type=Path, required=True, help="where nnunet_models.py put its models")
     options.add_argument("--cases", type=int, default=4, help="of each model")
+    options.add_argument("--only", nargs="*", default=[], help="names of datasets")
     options.add_argument("--back", type=Path, help="a checkpoint to export and to predict with by nnU-Net's command")
     options.add_argument("--images", type=Path, help="of --back: a folder of images of one channel")
     options.add_argument("--references", type=Path, help="of --back: the folder of their labels")
@@ -59,7 +60,8 @@ def main() -> None:
         return
     for model in MODELS:
         folder = chosen.out / "results" / model.folder
-        if all((folder / f"fold_{fold}" / "checkpoint_final.pth").is_file() for fold in model.folds):
+        trained = all((folder / f"fold_{fold}" / "checkpoint_final.pth").is_file() for fold in model.folds)
+        if trained and (not chosen.only or model.dataset in chosen.only):
             for row in compare(model, folder, chosen.out, chosen.cases):
                 told = f"{model.dataset}, {model.configuration}, {'residual' if model.residual else 'plain'}"
                 told += f", {len(model.folds)} folds" if len(model.folds) > 1 else ""

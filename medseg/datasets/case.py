@@ -19,7 +19,7 @@ from medseg.datasets.grids import require_same_grid
 from medseg.datasets.layout import list_files
 from medseg.datasets.manifest import Manifest, Raters, read_manifest
 from medseg.errors import DataError, meant
-from medseg.space.labels import LabelValue, Others, others_value, settle_others, strangers, values_of
+from medseg.space.labels import LabelValue, Others, others_value, values_of
 from medseg.space.nifti import require_finite
 from medseg.space.reading import ENDINGS, is_flat, is_there, read_volume
 from medseg.space.volume import Volume
@@ -41,6 +41,8 @@ class Case:
         annotated: The organs that the reference segmentation covers; None means all.
         raters: What others drew, whose agreement with `label` is the reference; mostly nothing.
         weight: A map of how many voxels each voxel counts as in training; None counts all alike.
+        dataset: Of a merged dataset, the one that the case comes from; empty elsewhere.
+        meaning: Of a merged dataset, what its label file says, in the words of that one, and what becomes of it.
     """
 
     id: str
@@ -50,6 +52,8 @@ class Case:
     annotated: tuple[str, ...] | None = None
     raters: tuple[Path, ...] = ()
     weight: Path | None = None
+    dataset: str = ""
+    meaning: Meaning | None = None
 
     @property
     def drawn(self) -> tuple[Path, ...]:
@@ -99,6 +103,10 @@ class Dataset:
         """Every value that a label file may hold, in ascending order: background, organs, ignored."""
         organs = {v for value in self.labels.values() for v in values_of(value)}
         return tuple(sorted(organs | {0} | ({self.ignore} if self.ignore is not None else set())))
+
+    def meaning_of(self, case: Case) -> Meaning:
+        """What the label file of a case says."""
+        return case.meaning or self.meaning
 
 
 def read_dataset(root: Path, *, missing_ok: bool = False) -> Dataset:
@@ -203,14 +211,9 @@ def read_maps(case: Case, dataset: Dataset, image: Volume) -> list[Volume]:
     """
     maps = []
     for path in case.drawn:
-        labels = read_drawn(path, case.images[0], dataset.meaning).require_labels()
+        labels = read_drawn(path, case.images[0], dataset.meaning_of(case)).require_labels()
         require_same_grid(path, labels, case.images[0], image)
-        becomes = dataset.meaning.others
-        if becomes is not None:
-            labels = Volume(settle_others(labels.array, dataset.values, becomes), labels.affine)
-        else:
-            require_declared(path, labels.array[0], dataset)
-        maps.append(labels)
+        maps.append(Volume(settled(path, labels.array, dataset.meaning_of(case)), labels.affine))
     return maps
 
 
@@ -296,9 +299,16 @@ def _instead(folder: Path) -> str:
 
 
 def _case(file: Path, files: Files, manifest: Manifest) -> Case:
-    annotated = manifest.annotated.get(files.id)
-    patient = _patient(file, files.id, manifest)
-    return Case(files.id, files.images, files.label, patient, annotated, files.raters, files.weight)
+    annotated, patient = manifest.annotated.get(files.id), _patient(file, files.id, manifest)
+    source = manifest.sources.get(files.dataset)
+    if files.dataset and source is None:
+        raise DataError(
+            file,
+            f"says that case {files.id!r} comes from {files.dataset!r}, of which it has no source",
+            'Name it under "sources", or run medseg merge again',
+        )
+    origin = (files.dataset, source.meaning if source else None)
+    return Case(files.id, files.images, files.label, patient, annotated, files.raters, files.weight, *origin)
 
 
 def _patient(file: Path, case: str, manifest: Manifest) -> str:
@@ -367,16 +377,17 @@ def _require_known(file: Path, manifest: Manifest, ids: list[str]) -> None:
             )
 
 
-def require_declared(path: Path, labels: NDArray[Any], dataset: Dataset) -> None:
-    """Refuse a label volume with values that the dataset neither names nor counts among the others.
+def settled(path: Path, labels: NDArray[Any], meaning: Meaning) -> NDArray[Any]:
+    """The values of a label file as they are meant.
 
     Raises:
-        DataError: In one sentence, however many there are.
+        DataError: Some are neither named nor counted among the others, in one sentence, however many there are.
     """
-    if problem := strangers(labels, set(dataset.values)) if dataset.others is None else "":
+    if problem := meaning.numbering.strangers(labels):
         remedy = 'Name the values under "labels" in dataset.json, or say what becomes of all others: "others": '
         remedy += '"background" or "ignore"'
         raise DataError(path, problem, "Exchange the files of image and label" if "a scan" in problem else remedy)
+    return meaning.numbering.settled(labels)
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medseg.dicom.labels import read_object
-from medseg.space.labels import IGNORED, LabelValue
+from medseg.machine.typed import fields_of
+from medseg.space.labels import IGNORED, LabelValue, Numbering, values_of
 from medseg.space.nifti import LabelFile
 from medseg.space.reading import objects_of, read_label_file
 from medseg.space.volume import Volume
@@ -23,11 +26,46 @@ class Meaning:
         labels: Organ -> value or values.
         ignore: The value of voxels that count for nothing.
         others: The value that undeclared ones become; None refuses them.
+        becomes: Value -> what takes its place in the dataset that this one was merged into; None where there is none.
     """
 
     labels: Mapping[str, LabelValue]
     ignore: int | None = None
     others: int | None = None
+    becomes: Mapping[int, int] | None = None
+
+    @cached_property
+    def numbering(self) -> Numbering:
+        """What becomes of the values of a file."""
+        organs = {value for organ in self.labels.values() for value in values_of(organ)}
+        declared = {0} | organs | ({self.ignore} if self.ignore is not None else set())
+        if self.becomes is None:
+            return Numbering.keeping(declared, self.others)
+        others = None if self.others is None else self.becomes.get(self.others, 0)
+        return Numbering({value: self.becomes.get(value, 0) for value in declared}, others)
+
+    def merged(self, becomes: Mapping[int, int]) -> Meaning:
+        """What a file says once what it said before becomes something else again."""
+        before = self.numbering.table
+        return replace(self, becomes={value: becomes.get(target, 0) for value, target in before.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        labels = {organ: list(value) if isinstance(value, tuple) else value for organ, value in self.labels.items()}
+        told = {"labels": labels, "ignore": self.ignore, "others": self.others}
+        table = None if self.becomes is None else {str(v): target for v, target in self.becomes.items() if target}
+        return {key: value for key, value in {**told, "becomes": table}.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Meaning:
+        """Rebuild from plain data.
+
+        Raises:
+            ValueError: It is none.
+            KeyError, TypeError, AttributeError: Nor anything like it.
+        """
+        table = {int(value): target for value, target in data["becomes"].items()} if data.get("becomes") else None
+        return cls(**fields_of(cls, {**data, "becomes": table}, "the meaning of labels"))
 
 
 def read_drawn(path: Path, image: Path | None, meaning: Meaning) -> LabelFile:

@@ -24,6 +24,7 @@ class Files:
         remedy: What to do.
         raters: What the others drew.
         weight: How much each voxel counts.
+        dataset: Of a merged dataset, the one that the case comes from.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Files:
     remedy: str
     raters: tuple[Path, ...] = ()
     weight: Path | None = None
+    dataset: str = ""
 
     @property
     def every(self) -> tuple[Path, ...]:

@@ -76,8 +76,11 @@ def _entries(root: Path, manifest: Manifest, key: str) -> list[Files]:
 def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
     table = entry if isinstance(entry, dict) else {"image": entry}
     images, drawn, weight = several(table.get("image")), several(table.get("label") or []), table.get("weight")
-    named = [*images, *drawn, *([] if weight is None else [weight])]
-    if not images or not all(isinstance(name, str) and name for name in named):
+    named, told = (
+        [*images, *drawn, *([] if weight is None else [weight])],
+        [*map(table.get, ("case", "dataset"), ("", ""))],
+    )
+    if not images or not all(isinstance(name, str) and name for name in named) or not all(map(_is_text, told)):
         raise DataError(
             manifest.file,
             f'has the entry {entry!r} under "{key}"',
@@ -86,7 +89,7 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
     paths = tuple(existing(root / _slashed(name)) for name in images)
     masks = [existing(root / _slashed(name)) for name in drawn]
     mask = masks[0] if masks else None
-    case = case_name(mask or paths[0])
+    case = composed(told[0]) or case_name(mask or paths[0])
     if len(paths) == 1 and not is_there(paths[0]):
         paths = _channel_files(paths[0], len(manifest.modalities)) or paths
     return Files(
@@ -96,7 +99,12 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
         remedy=f'Add the file, or remove the entry from "{key}" in {manifest.file.name}',
         raters=tuple(masks[1:]),
         weight=existing(root / _slashed(weight)) if weight else None,
+        dataset=told[1],
     )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _slashed(name: str) -> str:

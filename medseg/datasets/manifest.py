@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medseg.datasets.bids import read_names
+from medseg.datasets.drawn import Meaning
 from medseg.datasets.names import composed
 from medseg.errors import DataError, listed, meant, nearest
 from medseg.machine.documents import parse_document, read_text
+from medseg.machine.files import digest_of, portable
 from medseg.space.labels import IGNORED, LabelValue, Others, values_of
 
 KEYS = (
     *("name", "labels", "modality", "modalities", "channel_names", "others", "regions_class_order"),
-    *("patient", "patients", "annotated", "training", "test", "dataset", "file_ending", "numTraining"),
+    *("patient", "patients", "annotated", "training", "test", "dataset", "file_ending", "numTraining", "sources"),
     *("image", "label", "test_image", "image_folder", "label_folder", "label_suffix", "test_folder"),
     *("suffix", "derivative", "raters", "weight", "weight_folder", "weight_suffix"),
 )
@@ -30,6 +32,26 @@ _BACKGROUND = (
     *("background", "bg", "clear label", "clear", "none", "nothing", "unlabeled", "unlabelled", "unknown", "void"),
     *("empty", "exterior", "outside", "other", "others", "rest", "null", "0"),
 )
+
+
+@dataclass(frozen=True)
+class MergedSource:
+    """One of the datasets that a merged one was made of.
+
+    Attributes:
+        meaning: What its label files say, in its own words, and what becomes of it.
+        description: Its ``dataset.json``, None where it is not told.
+        digest: Of that file when it was merged; empty where it is not told.
+    """
+
+    meaning: Meaning
+    description: Path | None = None
+    digest: str = ""
+
+    def to_dict(self, folder: Path) -> dict[str, Any]:
+        """Plain data for JSON, with its path as seen from a folder."""
+        told = {"description": portable(self.description, folder), "digest": self.digest} if self.description else {}
+        return self.meaning.to_dict() | told
 
 
 @dataclass(frozen=True)
@@ -48,6 +70,7 @@ class Manifest:
     patient_pattern: str | None = None
     annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
     content: Mapping[str, Any] = field(default_factory=dict)
+    sources: dict[str, MergedSource] = field(default_factory=dict)
 
 
 def read_manifest(file: Path) -> Manifest:
@@ -73,6 +96,7 @@ def read_manifest(file: Path) -> Manifest:
         patient_pattern=_patient_pattern(file, content),
         annotated=_annotated(file, content, tuple(labels)),
         content=content,
+        sources=_sources(file, content, labels, ignore),
     )
 
 
@@ -262,3 +286,32 @@ def _annotated(file: Path, content: dict[str, Any], organs: tuple[str, ...]) -> 
                 problem = f'names an unknown label {name!r} in "annotated" for case {case!r}{meant(name, organs)}'
                 raise DataError(file, problem, f"Choose from {listed(organs)}")
     return {composed(case): tuple(names) for case, names in table.items()}
+
+
+def _sources(
+    file: Path, content: dict[str, Any], labels: Mapping[str, LabelValue], ignore: int | None
+) -> dict[str, MergedSource]:
+    table: Any = content.get("sources", {})
+    legal = {0, ignore, *(v for value in labels.values() for v in values_of(value))}
+    found = {}
+    for name, told in (table if isinstance(table, dict) else {"": table}).items():
+        try:
+            meaning = Meaning.from_dict(
+                {key: value for key, value in told.items() if key not in ("description", "digest")}
+            )
+            strays = sorted(set(meaning.numbering.table.values()) - legal)
+            place, digest = told.get("description"), str(told.get("digest", ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            remedy = 'Run medseg merge again, or write "sources": {"A": {"labels": {"liver": 1}, "becomes": {"1": 3}}}'
+            raise DataError(
+                file, f'has "sources" that do not say what becomes of the values of {name!r}', remedy
+            ) from None
+        if strays:
+            problem = f'turns values of {name!r} into {listed(strays)} under "sources", which no label has'
+            raise DataError(file, problem, "Correct it, or run medseg merge again")
+        description = file.parent / place if isinstance(place, str) else None
+        if description is not None and description.is_file() and digest_of(description, "md5") != digest:
+            problem = f"was merged from {description} as it was before that file changed"
+            raise DataError(file, problem, "Run medseg merge again: values may mean something else now")
+        found[name] = MergedSource(meaning, description, digest)
+    return found

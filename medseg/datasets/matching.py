@@ -24,6 +24,7 @@ class Pair:
         reference: What a rater drew.
         image: What both were drawn on, where known.
         raters: What others drew, whose agreement with `reference` is the reference; mostly nothing.
+        meaning: What the reference says, where that is not as in all others.
     """
 
     case: str
@@ -31,6 +32,7 @@ class Pair:
     reference: Path
     image: Path | None = None
     raters: tuple[Path, ...] = ()
+    meaning: Meaning | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class References:
         raters: Case -> the labels of further raters, where there are several.
         annotated: Case -> the organs its reference covers, where that is not all of them.
         names: Case -> what else a prediction of it may be called, such as its image.
+        meanings: Case -> what its reference says, where that is not as in all others.
+        datasets: Case -> which of several merged datasets it comes from.
     """
 
     labels: Mapping[str, Path]
@@ -81,6 +85,8 @@ class References:
     names: Mapping[str, Collection[str]] = field(default_factory=dict)
     others: int | None = None
     raters: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    meanings: Mapping[str, Meaning] = field(default_factory=dict)
+    datasets: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def meaning(self) -> Meaning:
@@ -89,7 +95,8 @@ class References:
 
     def pair(self, case: str, prediction: Path) -> Pair:
         """The reference of a case beside what was predicted of it."""
-        return Pair(case, prediction, self.labels[case], self.images.get(case), self.raters.get(case, ()))
+        image, raters = self.images.get(case), self.raters.get(case, ())
+        return Pair(case, prediction, self.labels[case], image, raters, self.meanings.get(case))
 
     @property
     def cases_by_name(self) -> dict[str, list[str]]:
@@ -139,6 +146,8 @@ def _of_dataset(place: Path) -> References:
         names={case.id: names_of(case.id, case.images, case.label, dataset.modalities) for case in cases},
         others=others_value(dataset.others, dataset.ignore),
         raters={case.id: case.raters for case in cases if case.raters},
+        meanings={case.id: case.meaning for case in cases if case.meaning},
+        datasets={case.id: case.dataset for case in cases if case.dataset},
     )
 
 

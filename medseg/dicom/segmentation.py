@@ -13,7 +13,7 @@ from jaxtyping import Bool
 
 import medseg
 from medseg.dicom.organs import Organ, codes_of
-from medseg.dicom.series import UNREADABLE, Series, last_line, library
+from medseg.dicom.series import Series, library, readable
 from medseg.errors import DataError
 from medseg.machine.files import whole
 from medseg.space.volume import same_place
@@ -107,21 +107,17 @@ def read_segmentation(path: Path, series: Series) -> Segments:
             between or beyond the slices.
     """
     hd = library(path, "highdicom")
-    try:
+    with readable(path):
         read = hd.seg.segread(path)
         names = {number: str(read.get_segment_description(number).SegmentLabel) for number in read.segment_numbers}
-    except UNREADABLE as error:
-        raise DataError(path, f"is no readable segmentation ({last_line(error)})", "Export it again") from None
-    _require_series(path, read, series)
+        _require_series(path, read, series)
     return [(name, partial(_segment_mask, path, read, number, series)) for number, name in names.items()]
 
 
 def _segment_mask(path: Path, read: Any, number: int, series: Series) -> Bool[np.ndarray, "i j k"]:
     """The voxels of a segment."""
-    try:
+    with readable(path):
         volume = read.get_volume(segment_numbers=[number], rescale_fractional=True)
-    except UNREADABLE as error:
-        raise DataError(path, f"is no volume of segments ({last_line(error)})", "Export it again") from None
     planes = np.asarray(volume.affine) @ _to_columns_first()
     planes[:2] *= -1  # LPS+ to RAS+
     mask: Bool[np.ndarray, "i j k"] = _on_series(path, volume.array[..., 0].T >= 0.5, planes, series)

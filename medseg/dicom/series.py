@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -24,8 +25,7 @@ _TAGS = (
     "Rows", "Columns", "SliceThickness", "NumberOfFrames",
 )  # fmt: skip
 
-UNREADABLE = (ValueError, AttributeError, KeyError, IndexError, TypeError, EOFError, RuntimeError, struct.error)
-"""What pydicom and highdicom raise over files that are cut short or lack what the standard asks."""
+_UNREADABLE = (ValueError, AttributeError, KeyError, IndexError, TypeError, EOFError, RuntimeError, struct.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,15 +164,20 @@ class _OddError(Exception):
 
 def _headers(files: Iterable[Path]) -> Iterable[tuple[Path, Any]]:
     for path in filter(is_dicom, files):
-        try:
-            yield path, library(path).dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
-        except UNREADABLE as error:
-            raise DataError(path, f"is no readable DICOM ({last_line(error)})", "Export it again") from None
+        with readable(path):
+            header = library(path).dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        yield path, header
 
 
-def last_line(error: Exception) -> str:
-    """What a library says at the end of its complaint."""
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What pydicom and highdicom raise over files that are cut short, or lack what the standard asks, as a sentence."""
+    own = library(path).errors
+    try:
+        yield
+    except (*_UNREADABLE, own.BytesLengthException, own.InvalidDicomError) as error:
+        told = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise DataError(path, f"is no readable DICOM object ({told})", "Export it again") from None
 
 
 def _is_image(header: Any) -> bool:

@@ -15,7 +15,7 @@ import medseg
 from medseg.dicom.organs import Organ, codes_of
 from medseg.dicom.outlines import Polygon, filled, outlines
 from medseg.dicom.segmentation import Algorithm, Masks, Segments
-from medseg.dicom.series import UNREADABLE, Series, last_line, library
+from medseg.dicom.series import Series, library, readable
 from medseg.errors import DataError
 from medseg.machine.files import whole
 from medseg.space.formats import STRUCTURES
@@ -86,19 +86,19 @@ def read_structures(path: Path, series: Series) -> Segments:
         DataError: It is no structure set, was drawn in another frame of reference or on another series; and when a
             region is read, it has outlines that are not closed and flat on a slice, or lie beyond the series.
     """
-    try:
+    with readable(path):
         read = library(path).dcmread(path)
         outlined: dict[int, list[Any]] = {}
         for region in read.get("ROIContourSequence") or ():
             outlined.setdefault(int(region.ReferencedROINumber), []).extend(region.get("ContourSequence") or ())
         names = {int(roi.ROINumber): str(roi.ROIName) for roi in read.get("StructureSetROISequence") or ()}
-    except UNREADABLE as error:
-        raise DataError(path, f"is no readable structure set ({last_line(error)})", "Export it again") from None
-    if str(read.get("SOPClassUID", "")) != STRUCTURES:
+        kind = str(read.get("SOPClassUID", ""))
+    if kind != STRUCTURES:
         raise DataError(path, "is no DICOM structure set", "Give an RTSTRUCT file")
     if "RTROIObservationsSequence" not in read:  # which the standard demands; it comes after all outlines
         raise DataError(path, "ends after its outlines or within them: it is cut short", "Export it again")
-    _require_series(path, read, series)
+    with readable(path):
+        _require_series(path, read, series)
     if nameless := sorted(set(outlined) - set(names)):
         raise DataError(path, f"has outlines of region {nameless[0]}, which it does not name", "Export it again")
     return [(name, partial(_region_mask, path, name, outlined.get(n, ()), series)) for n, name in names.items()]
@@ -108,10 +108,11 @@ def _region_mask(path: Path, name: str, contours: Sequence[Any], series: Series)
     """The voxels within the outlines of a region; points and open lines are marks, not organs."""
     to_index = np.linalg.inv(series.affine)
     planes: dict[tuple[int, float], list[Polygon]] = {}  # a slice may hold outlines of several depths within it
-    for contour in contours:
-        if str(contour.get("ContourGeometricType", "")) not in ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR"):
-            depth, polygon = _on_slice(path, name, contour, to_index, series)
-            planes.setdefault((round(depth), round(depth, 1)), []).append(polygon)
+    with readable(path):
+        for contour in contours:
+            if str(contour.get("ContourGeometricType", "")) not in ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR"):
+                depth, polygon = _on_slice(path, name, contour, to_index, series)
+                planes.setdefault((round(depth), round(depth, 1)), []).append(polygon)
     mask = np.zeros(series.shape, dtype=bool)
     for (index, _), polygons in planes.items():
         mask[:, :, index] |= filled(polygons, series.shape[:2])

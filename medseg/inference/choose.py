@@ -12,7 +12,7 @@ import torch
 
 from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.checkpoints.reading import read_checkpoint
-from medseg.datasets.drawn import agreed, read_drawn
+from medseg.datasets.drawn import Meaning, agreed, read_drawn
 from medseg.datasets.grids import require_same_grid
 from medseg.datasets.matching import Pair, References, match, read_references
 from medseg.errors import CheckpointError, DataError, listed
@@ -20,7 +20,7 @@ from medseg.inference.trial import Choice, Example, choose_rules
 from medseg.machine.files import digest_of, whole
 from medseg.plan.cleaning import rules_to_plain
 from medseg.plan.plan import Plan
-from medseg.space.labels import settle_others
+from medseg.space.volume import Volume
 from medseg.store.identity import trace
 
 log = logging.getLogger(__name__)
@@ -97,15 +97,16 @@ class _Examples:
 
     def __iter__(self) -> Iterator[Example]:
         for pair in self.pairs:
-            prediction, *drawn = (
-                read_drawn(path, pair.image, self.references.meaning).require_labels()
-                for path in (pair.prediction, pair.reference, *pair.raters)
+            ours = self.references.meaning
+            own = pair.meaning or Meaning(self.plan.labels, self.plan.ignore, self.plan.others_value)
+            prediction = read_drawn(pair.prediction, pair.image, ours).require_labels()
+            drawn = (
+                read_drawn(path, pair.image, pair.meaning or ours).require_labels()
+                for path in (pair.reference, *pair.raters)
             )
-            reference = agreed(drawn, self.references.ignore)
+            maps = [Volume(own.numbering.settled(one.array), one.affine) for one in drawn]
+            reference = agreed(maps, self.references.ignore)
             require_same_grid(pair.prediction, prediction, pair.reference, reference)
             voxel_mm3 = abs(float(np.linalg.det(reference.affine[:3, :3])))
-            truth, others = reference.array[0], self.plan.others_value
-            if others is not None:
-                truth = settle_others(truth, self.plan.atom_of_value, others)
             annotated = self.references.annotated.get(pair.case)
-            yield Example(pair.case, prediction.array[0], truth, voxel_mm3, annotated)
+            yield Example(pair.case, prediction.array[0], reference.array[0], voxel_mm3, annotated)

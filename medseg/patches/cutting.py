@@ -214,7 +214,10 @@ class TrainingCrops(TorchDataset[Any]):
         case, rng = self.cases.ids[slot.case], np.random.default_rng((*key, WHERE, slot.sample))
         volume, reference = self.cases.arrays(case)
         shape: Shape = tuple(reference.shape[-3:])
-        patch = place_patch(rng, shape, self.geometry.patch_size, self.cases.organs(case) if slot.foreground else None)
+        organs = self.cases.organs(case) if slot.foreground else None
+        if organs and slot.organ in organs:
+            organs = {slot.organ: organs[slot.organ]}
+        patch = place_patch(rng, shape, self.geometry.patch_size, organs)
         i, j, k = (c - (n - p) // 2 for c, n, p in zip(patch.corner, size, patch.size, strict=True))
         inner, padding = PatchLocation((i, j, k), size).inside(shape)
         filled = tuple(slice(before, before + extent) for (before, _), extent in zip(padding, inner.size, strict=True))

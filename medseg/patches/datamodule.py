@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from medseg.patches.geometry import Geometry, geometry_of
 from medseg.patches.loader import CaseLoader, EpochOrder, RankShare, case_loader
 from medseg.patches.loading import Loading, Sizes, decide
 from medseg.patches.margin import crop_size
-from medseg.patches.sample import Schedule
+from medseg.patches.sample import Balance, Schedule, decks
 from medseg.patches.settings import Augmentation
 from medseg.patches.settings import augmentation as named_settings
 from medseg.patches.shared import CAN_SHARE, SharedVolumes
@@ -59,6 +59,8 @@ class VolumesDataModule(pl.LightningDataModule):
             when they fit into 40 % of the free memory.
         steps_per_epoch: Batches per epoch and device.
         organs: The organs that a config is made for, in any order; a store of others is refused.
+        balance: What the patches are dealt evenly over: ``datasets`` of a merged store, ``organs``, ``both``, or
+            ``none``, which deals every case as often as another.
 
     Raises:
         DataError: The store or the split file is at fault.
@@ -81,12 +83,14 @@ class VolumesDataModule(pl.LightningDataModule):
         cache: Literal["auto", "memory", "disk"] = "auto",
         steps_per_epoch: int = 250,
         organs: list[str] | None = None,
+        balance: Balance = "none",
     ) -> None:
         super().__init__()
         self.store = Path(store)
         self.fold, self.folds, self.split = fold, folds, None if split is None else Path(split)
         self.workers, self.seed, self.cache = workers, seed, cache
         self.oversample_foreground, self.steps_per_epoch = oversample_foreground, steps_per_epoch
+        self.balance = balance
         self.settings: Augmentation = named_settings(augmentation)
         self.plan: Plan = _with_sizes(plan_of(self.store), batch_size, patch_size)
         if organs is not None:
@@ -121,6 +125,12 @@ class VolumesDataModule(pl.LightningDataModule):
         return tuple(examined.infos[case].change.shape for case in examined.fold.val)
 
     @property
+    def datasets(self) -> dict[str, str]:
+        """Case -> which of several merged datasets it comes from; empty where there is but one."""
+        infos = self._look().infos
+        return {case: info.dataset for case, info in infos.items()} if _parts(infos.values()) > 1 else {}
+
+    @property
     def targets(self) -> tuple[bool, bool]:
         """Whether the mean of several raters is the target, and whether voxels count differently, in any case."""
         return self._look().raters > 0, self._look().weighted
@@ -144,9 +154,11 @@ class VolumesDataModule(pl.LightningDataModule):
         cases = self._cases(examined.fold.train)
         infos = [examined.infos[case] for case in cases.ids]
         rank, ranks = self._place()
+        rows = [_classes_in(self.plan, info) for info in infos]
+        anywhere, on_organs = decks(self.balance, [info.dataset for info in infos], rows)
         schedule = Schedule(
-            cases=len(cases),
-            with_organs=tuple(number for number, info in enumerate(infos) if _has_organ(info)),
+            anywhere,
+            on_organs,
             batch_size=self.plan.batch_size,
             steps=self.steps_per_epoch,
             ranks=ranks,
@@ -211,6 +223,9 @@ class VolumesDataModule(pl.LightningDataModule):
     def _look(self) -> _Examined:
         if self._examined is None:
             self._examined = _examine(self.store, self.fold, self.folds, self.split, self.seed)
+            if self.balance in ("datasets", "both") and _parts(self._examined.infos.values()) < 2:
+                problem = f"data.balance is {self.balance}, but {self.store} comes from one dataset"
+                raise UsageError(problem, "Leave it out, choose organs, or make one of several with medseg merge")
         return self._examined
 
     def _load(self) -> Loading:
@@ -305,8 +320,16 @@ def _examine(path: Path, fold: int, n: int, split: Path | None, seed: int) -> _E
     return _Examined(infos, parted[fold], len(parted))
 
 
-def _has_organ(info: CaseInfo) -> bool:
-    return any(count > 0 for atom, count in info.voxels.items() if atom > 0)
+def _parts(infos: Iterable[CaseInfo]) -> int:
+    """Of how many datasets a store was made."""
+    return len({info.dataset for info in infos})
+
+
+def _classes_in(plan: Plan, info: CaseInfo) -> set[int]:
+    """The classes but the background that a case has voxels of, as `Store.foreground` counts them."""
+    there = [atom for atom, count in info.voxels.items() if atom > 0 and count > 0]
+    rows = plan.membership[:, there].any(axis=1)
+    return {row for row in np.flatnonzero(rows).tolist() if row >= int(plan.exclusive)}
 
 
 def _class_masks(plan: Plan, infos: list[CaseInfo]) -> tuple[tuple[bool, ...], ...]:

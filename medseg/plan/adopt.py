@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from medseg.datasets.case import Dataset
+from medseg.datasets.sides import side_pairs
 from medseg.errors import DataError, listed
 from medseg.plan.plan import Plan
 from medseg.plan.planning import choose_mirroring, classes_of
-from medseg.plan.sides import side_pairs
 from medseg.plan.topology import topology_for
 
 

@@ -20,7 +20,7 @@ from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs
 from medseg.metrics.table import Element
 from medseg.report.rows import CaseRow
-from medseg.space.labels import integer_type, looks_like_scan, settle_others, strangers, value_counts, values_of
+from medseg.space.labels import integer_type, looks_like_scan, value_counts
 from medseg.space.reading import objects_of, read_header, read_volume
 from medseg.space.volume import Volume, same_place
 
@@ -69,12 +69,8 @@ def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> ScoredCase:
         DataError: As `read_pair`, a file holds a value that no organ declares, or `score_case` knows no way.
     """
     prediction, reference = read_pair(pair, scoring)
-    if scoring.others is None:
-        _require_declared(pair.prediction, prediction, scoring.organs, None)
-        _require_declared(pair.reference, reference, scoring.organs, scoring.ignore)
-    else:
-        prediction = _settled(prediction, scoring.organs, None, becomes=0)
-        reference = _settled_by(reference, scoring)
+    prediction = _settled(pair.prediction, prediction, scoring.of_predictions)
+    reference = _settled(pair.reference, reference, scoring.of_references)
     try:
         scores = score_case(
             _labels_or_masks(prediction),
@@ -109,11 +105,14 @@ def read_pair(pair: Pair, scoring: Scoring) -> tuple[Volume, Volume]:
         DataError: A file cannot be read, or shape, affine or channels do not fit.
     """
     prediction = _read(pair.prediction, pair.image, scoring.of_predictions)
-    reference, *others = (_read(path, pair.image, scoring.of_references) for path in (pair.reference, *pair.raters))
+    meaning = pair.meaning or scoring.of_references
+    reference, *others = (_read(path, pair.image, meaning) for path in (pair.reference, *pair.raters))
     for path, other in zip(pair.raters, others, strict=True):
         require_same_grid(path, other, pair.reference, reference)
-    if others:
-        reference = agreed([_settled_by(one, scoring) for one in (reference, *others)], scoring.ignore)
+    if others or pair.meaning:
+        paths = (pair.reference, *pair.raters)
+        maps = [_settled(path, one, meaning) for path, one in zip(paths, (reference, *others), strict=True)]
+        reference = agreed(maps, scoring.ignore)
     if prediction.shape != reference.shape:
         raise DataError(
             pair.prediction,
@@ -166,28 +165,15 @@ def _labels_or_masks(volume: Volume) -> NDArray[Any]:
     return array
 
 
-def _require_declared(path: Path, volume: Volume, organs: Organs, ignore: int | None) -> None:
-    if volume.array.dtype == bool:
-        return
-    if problem := strangers(volume.array[0], _declared(organs, ignore)):
-        raise DataError(path, problem, "Name the value in the labels, or remap the file")
+def _settled(path: Path, volume: Volume, meaning: Meaning) -> Volume:
+    """Label values as they are meant; masks mean what they mean.
 
-
-def _settled_by(reference: Volume, scoring: Scoring) -> Volume:
-    if scoring.others is None:
-        return reference
-    return _settled(reference, scoring.organs, scoring.ignore, becomes=scoring.others)
-
-
-def _settled(volume: Volume, organs: Organs, ignore: int | None, *, becomes: int) -> Volume:
+    Raises:
+        DataError: There are some of which nothing is said.
+    """
     if volume.array.dtype == bool:
         return volume
-    ends = np.array([int(volume.array.min()), int(volume.array.max()), becomes])
-    return Volume(
-        settle_others(volume.array.astype(integer_type(ends)), _declared(organs, ignore), becomes), volume.affine
-    )
-
-
-def _declared(organs: Organs, ignore: int | None) -> set[int]:
-    declared = {0, *(value for organ in organs.values() for value in values_of(organ))}
-    return declared if ignore is None else declared | {ignore}
+    if problem := meaning.numbering.strangers(volume.array[0]):
+        raise DataError(path, problem, "Name the value in the labels, or remap the file")
+    labels = meaning.numbering.settled(volume.array)
+    return Volume(labels.astype(integer_type(labels)) if labels is not volume.array else labels, volume.affine)

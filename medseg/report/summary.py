@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, UInt16
 
 from medseg.metrics.empty import Outcome
-from medseg.report.rows import CaseRow, by_case, measures, organs_of
+from medseg.report.rows import CaseRow, by_case, by_dataset, measures, organs_of
 
 RESAMPLES = 10_000
 SEED = 20_240_229  # any fixed number: two evaluations of the same files must print the same interval
@@ -64,19 +64,33 @@ class OrganSummary:
         return self.false, self.false + self.absent
 
     @property
+    def cases(self) -> int:
+        """Those whose reference covers it."""
+        return self.found + self.missed + self.false + self.absent
+
+    @property
     def spread(self) -> bool:
         """Whether there is one: a single case has neither deviation nor interval."""
-        return self.found + self.missed + self.false + self.absent > 1
+        return self.cases > 1
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What summary.json says; without a case neither a mean over organs of their Dice nor its interval."""
+    """What summary.json says; without a case neither a mean over organs of their Dice nor its interval.
+
+    Attributes:
+        organs: By name.
+        cases: How many there are.
+        mean_dice: Mean over organs.
+        mean_dice_ci95: Its interval.
+        datasets: The same of the cases of each of several merged datasets, by name.
+    """
 
     organs: dict[str, OrganSummary]
     cases: int
     mean_dice: float | None
     mean_dice_ci95: tuple[float, float] | None
+    datasets: dict[str, Summary] = field(default_factory=dict)
 
     @property
     def counted(self) -> str:
@@ -90,9 +104,10 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """Give plain data for `json.dumps`, free of NaN."""
-        plain = asdict(self)
+        plain = asdict(replace(self, datasets={}))
         organs = {name: {**organ.pop("measures"), **organ} for name, organ in plain["organs"].items()}
-        return {**plain, "organs": organs}
+        parts = {name: part.as_json() for name, part in self.datasets.items()}
+        return {**plain, "organs": organs, "datasets": parts}
 
 
 def summarise(rows: Sequence[CaseRow]) -> Summary:
@@ -115,7 +130,8 @@ def summarise(rows: Sequence[CaseRow]) -> Summary:
     dices = bootstrap_means(values[:, :, names.index("dice")])
     low, high = np.percentile(np.nanmean(dices, axis=1), _INTERVAL)
     mean_dice = sum(organ.measures["dice"].mean for organ in summaries.values()) / len(summaries)
-    return Summary(summaries, len(cases), mean_dice, (float(low), float(high)))
+    parts = {name: summarise(some) for name, some in by_dataset(rows).items()}
+    return Summary(summaries, len(cases), mean_dice, (float(low), float(high)), parts)
 
 
 def bootstrap_means(

@@ -39,6 +39,11 @@ def is_there(path: Path) -> bool:
     return path.is_file() or is_dicom_folder(path)
 
 
+def is_image(path: Path) -> bool:
+    """Whether there is what is called as an image, or holds DICOM."""
+    return is_there(path) if path.name.endswith(ENDINGS) else is_dicom(path) or is_dicom_folder(path)
+
+
 def images_in(folder: Path, *, objects: bool = False) -> list[Path]:
     """The images of a folder, sorted: what is hidden is somebody's own, and pictures beside volumes illustrate them.
 

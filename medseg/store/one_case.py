@@ -51,9 +51,11 @@ class CaseTask:
     @cached_property
     def settings(self) -> str:
         """Digest of all that decides the result, but for the bytes of the files."""
-        told = [SCHEMA, self.grid, self.case.id, self.case.patient, self.case.annotated]
+        told: list[Any] = [SCHEMA, self.grid, self.case.id, self.case.patient, self.case.annotated]
         if self.case.raters or self.case.weight:
             told += [len(self.case.raters), self.dataset.raters, self.case.weight is not None]
+        if self.case.meaning is not None:
+            told += [self.case.dataset, self.case.meaning.to_dict()]
         return _digest(json.dumps(told))
 
     @property
@@ -121,6 +123,8 @@ def prepare_case(task: CaseTask) -> StoredCase:
         drawn=_names(task.case.drawn),
         soft=soft,
         weighted=weight is not None,
+        dataset=task.case.dataset,
+        meaning=task.case.meaning,
     )
     further = {"raters": raters, "weight": None if weight is None else weight_to_plan_grid(weight, change)}
     _write(final, array, atoms, info, task.plan, further)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
+from medseg.datasets.drawn import Meaning
 from medseg.errors import DataError, listed
 from medseg.machine.files import read_json
 from medseg.plan.grid import GridChange
@@ -65,6 +66,8 @@ class CaseInfo:
         drawn: The label files of all raters, `label` first.
         soft: Whether the mean of what they drew is the target.
         weighted: Whether voxels count differently.
+        dataset: Of a merged dataset, the one that the case comes from; empty elsewhere.
+        meaning: Of a merged dataset, what its label file says.
     """
 
     id: str
@@ -79,10 +82,13 @@ class CaseInfo:
     drawn: tuple[str, ...] = ()
     soft: bool = False
     weighted: bool = False
+    dataset: str = ""
+    meaning: Meaning | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self) | {"change": self.change.to_dict()}
+        meaning = None if self.meaning is None else self.meaning.to_dict()
+        return asdict(self) | {"change": self.change.to_dict(), "meaning": meaning}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CaseInfo:
@@ -100,6 +106,8 @@ class CaseInfo:
             drawn=tuple(data.get("drawn", ())),
             soft=bool(data.get("soft", False)),
             weighted=bool(data.get("weighted", False)),
+            dataset=data.get("dataset", ""),
+            meaning=Meaning.from_dict(data["meaning"]) if data.get("meaning") else None,
         )
 
 

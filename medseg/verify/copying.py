@@ -137,6 +137,9 @@ def _rewritten(content: dict[str, Any], moves: Moves) -> dict[str, Any]:
             out[key] = {name: _entry(entry, moves) for name, entry in value.items()}
         elif key in _LISTS and isinstance(value, list):
             out[key] = [_entry(entry, moves) for entry in value]
+        elif key == "sources":  # a copy is its own: what the originals say later is nothing to it
+            gone = ("description", "digest")
+            out[key] = {name: {k: v for k, v in one.items() if k not in gone} for name, one in value.items()}
         else:
             out[key] = _path(value, moves) if key in _PATHS else value
     return out

@@ -16,7 +16,7 @@ from medseg.datasets.case import (
     counted,
     read_weight,
     require_complete,
-    require_declared,
+    settled,
 )
 from medseg.datasets.drawn import agreed, read_drawn
 from medseg.datasets.grids import affine_difference, require_same_grid
@@ -232,7 +232,7 @@ def _inspect_label(
 ) -> NDArray[np.integer] | None:
     """Values of the label, ``(i, j, k)``; None where there are none that could be meant."""
     try:
-        file = read_drawn(path, case.images[0], dataset.meaning)
+        file = read_drawn(path, case.images[0], dataset.meaning_of(case))
     except DataError as error:
         kind = "channels" if "channels" in error.problem else "unreadable" if os.path.exists(path) else "missing"
         notes.add_error(kind, error)
@@ -252,9 +252,11 @@ def _inspect_label(
         notes.add(path, "no-segment", problem, remedy, harmless=True)
     labels: NDArray[np.integer] = file.volume.array[0]
     try:
-        require_declared(path, labels, dataset)
+        meant = settled(path, labels, dataset.meaning_of(case))
     except DataError as error:
         notes.add_error("undeclared", error)
+        meant = labels
+    labels = meant if case.meaning else labels
     if not np.isin(labels, list(set(dataset.values) - {0, dataset.ignore})).any():
         remedy = "Make sure that nothing is there, or that nobody forgot to draw"
         notes.add(path, "no-foreground", "marks no organ at all", remedy, harmless=True)

@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote still loads; prediction needs no trainer and no loss."""
+"""What version 0.1.0 wrote still loads; prediction and export need no trainer and no loss."""
 
 import subprocess
 import sys
@@ -50,18 +50,20 @@ def test_averages_are_no_second_network():
     assert described == sum(weight.numel() for weight in net.parameters())
 
 
-PREDICTS = """
+USES = """
 import sys
 from medseg.cli import main
-assert main(["predict", "--ckpt", sys.argv[1], "--input", sys.argv[2], "--output", sys.argv[3], "--device", "cpu"]) == 0
+ckpt, images, out = sys.argv[1:]
+assert main(["predict", "--ckpt", ckpt, "--input", images, "--output", out, "--device", "cpu"]) == 0
+assert main(["export", "--ckpt", ckpt, "--format", "monai-bundle", "--output", out + "/bundle"]) == 0
 print(*[name for name in ("pytorch_lightning", "lightning_fabric", "medseg.losses", "medseg.training", "medseg.metrics")
         if name in sys.modules])
 """
 
 
-def test_prediction_imports_no_trainer_and_no_loss(tmp_path):
+def test_prediction_and_export_import_no_trainer_and_no_loss(tmp_path):
     write_nifti(tmp_path / "in" / "a.nii.gz", toy_case(0)[0], oblique_affine(0))
     path = write_checkpoint(tmp_path / "a.ckpt")
-    words = [sys.executable, "-c", PREDICTS, str(path), str(tmp_path / "in"), str(tmp_path / "out")]
+    words = [sys.executable, "-c", USES, str(path), str(tmp_path / "in"), str(tmp_path / "out")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""

@@ -1,6 +1,7 @@
 """Segmentation objects and structure sets as label maps: values by name, regions by overlap, and what is refused."""
 
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("highdicom")
 from support.dialects import write_object  # noqa: E402
 from support.series import write_ct  # noqa: E402
 
+from medseg.datasets.drawn import Meaning, read_drawn  # noqa: E402
 from medseg.dicom.labels import read_object  # noqa: E402
 from medseg.dicom.series import series_of  # noqa: E402
 from medseg.errors import DataError  # noqa: E402
@@ -142,6 +144,19 @@ def test_an_object_that_is_cut_short_or_lacks_its_segments_is_refused_in_a_sente
         labels_of(path, scan, {"liver": 1})
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_damaged_objects_are_read_or_refused_in_a_sentence(scan, form, tmp_path):
+    path = drawn(scan, tmp_path / "a.dcm", form, {"liver": blob((2, 2, 1), (5, 5, 3))})
+    whole, chance = path.read_bytes(), np.random.default_rng(0)
+    for damages in [1, 3, 10, 40] * 8:
+        bytes_ = bytearray(whole)
+        for place in chance.integers(132, len(whole), damages):
+            bytes_[place] = chance.integers(256)
+        path.write_bytes(bytes(bytes_))
+        with suppress(DataError):
+            read_drawn(path, scan, Meaning({"liver": 1}))
+
+
 def test_objects_are_labels_and_never_images(scan, tmp_path):
     shutil.copytree(scan, tmp_path / "anna" / "ct")
     for form, name in zip(FORMS, ("anna.seg.dcm", "anna.rtstruct.dcm"), strict=True):
@@ -206,22 +221,30 @@ def test_segmentations_of_other_kinds_are_read_to_the_voxel(scan, kind, tmp_path
     np.testing.assert_array_equal(values, 4 * masks["liver"] + 2 * masks["spleen"])
 
 
-def test_a_segmentation_is_what_simple_itk_sees_in_its_frames(scan, tmp_path):
-    """Frames by SimpleITK, their places by the header: neither highdicom nor we have a part in it."""
-    sitk = pytest.importorskip("SimpleITK")
+def test_a_segmentation_is_what_its_frames_say(scan, tmp_path):
+    """Frames and their places as pydicom has them: neither highdicom nor we have a part in it."""
     masks = {"liver": blob((2, 2, 1), (5, 5, 3)), "spleen": blob((4, 9, 0), (4, 3, 6))}
     path = drawn(scan, tmp_path / "a.dcm", "dicom-seg", masks)
-    header, frames = pydicom.dcmread(path), sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    depths = [float(pydicom.dcmread(file).ImagePositionPatient[2]) for file in sorted(scan.iterdir())]
+    header = pydicom.dcmread(path)
+    depths = [float(pydicom.dcmread(file).ImagePositionPatient[2]) for file in series_of(scan).files]
     found = {name: np.zeros(SHAPE, bool) for name in masks}
-    for frame, place in zip(frames, header.PerFrameFunctionalGroupsSequence, strict=True):
+    for frame, place in zip(header.pixel_array, header.PerFrameFunctionalGroupsSequence, strict=True):
         number = int(place.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
         depth = float(place.PlanePositionSequence[0].ImagePositionPatient[2])
-        found[list(masks)[number - 1]][:, :, sorted(depths).index(pytest.approx(depth))] |= frame.T > 0
+        found[list(masks)[number - 1]][:, :, int(np.argmin(np.abs(np.array(depths) - depth)))] |= frame.T > 0
     values = labels_of(path, scan, {"liver": 1, "spleen": 2}).volume.array[0]
     for value, name in enumerate(masks, start=1):
         np.testing.assert_array_equal(found[name], masks[name])
         np.testing.assert_array_equal(values == value, masks[name])
+
+
+def test_a_segmentation_lies_where_simple_itk_puts_it(scan, tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    mask = blob((2, 2, 1), (5, 5, 3))
+    path = drawn(scan, tmp_path / "a.dcm", "dicom-seg", {"liver": mask})
+    series = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(scan)))
+    placed = sitk.Resample(sitk.ReadImage(str(path)), series, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(placed).T > 0, mask)
 
 
 def test_segments_beyond_their_series_are_refused(scan, tmp_path):

@@ -7,9 +7,10 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from support import examples
 from support.prediction import PLAN, REGIONS, write_checkpoint
 from support.toys import write_nifti
 
@@ -162,7 +163,7 @@ def test_the_part_that_was_found_is_not_given_for_a_larger_stray_one():
     assert not chosen((prediction | stray, prediction), *many)["liver"].rule.largest_component
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3), strays=st.integers(1, 6))
 def test_no_threshold_is_above_the_smallest_part_that_references_have(sizes, strays):
     references = [blob(size, 4) for size in sizes]

@@ -60,7 +60,7 @@ def test_a_folder_of_many_series_is_segmented_series_by_series(tmp_path, caplog)
     assert [str(one).count("p3 has a series 009") for one in broken] == [1]
     outcome = predict_cases(two_levels(), folder, tmp_path / "out", form="dicom-seg")
     assert [path.name for path in outcome.written] == [f"{case}.seg.dcm" for case in cases]
-    whole = {case: sum(map(np.sum, masks.values())) for case, masks in _read(outcome.written, cases).items()}
+    whole = {case: sum(mask().sum() for _, mask in found) for case, found in _read(outcome.written, cases).items()}
     assert whole["p1_002_thin"] == whole["p2_ct"] > whole["p1_003_thick"] > 0
     again = predict_cases(two_levels(), folder, tmp_path / "plain")
     assert [path.name for path in again.written] == [f"{case}.nii.gz" for case in cases]

@@ -43,6 +43,7 @@ def labels_of(path, plan, *, mirror=False):
     return predictor.predict(Volume(voxels, random_affine(5, [1, -1, 1], [2, 0, 1], np.array([1.4, 1.6, 4.0]))))
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("kind", PLANS)
 def test_a_network_that_went_to_nnunet_and_back_is_the_same(tmp_path, kind, net):
@@ -58,6 +59,7 @@ def test_a_network_that_went_to_nnunet_and_back_is_the_same(tmp_path, kind, net)
     assert np.array_equal(labels_of(ours, plan, mirror=True), labels_of(*paths, plan, mirror=True))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("depth", [0, 1, 2, 4])
 def test_a_zip_is_read_like_its_folder(tmp_path, depth):
     _, folder = exported(tmp_path)

@@ -75,7 +75,7 @@ def test_its_network_and_ours_give_the_same_logits(tmp_path, plan, net):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("plan", "net"), CASES)
 def test_its_predictor_and_ours_label_the_same(tmp_path, plan, net, seed):
-    """Noise as weights has many near ties, which its sums in float16 decide otherwise; trained networks have few."""
+    """Noise as weights has many near ties, which its sums in float16 make ties: ours are in float16 as well."""
     _, folder = trained_by_nnunet(tmp_path, plan, net)
     paths, _ = import_model(folder, tmp_path / "a.ckpt")
     files = write_case(tmp_path, plan, seed)
@@ -83,7 +83,7 @@ def test_its_predictor_and_ours_label_the_same(tmp_path, plan, net, seed):
     ours.half = None
     found = ours.predict(read_case_image(tuple(files), plan))
     theirs = their_labels(folder, files, tmp_path / "theirs.nii.gz", mirror=True)
-    assert (found == theirs).mean() > 0.998
+    assert (found == theirs).mean() > 0.9998
 
 
 def test_a_network_of_pictures_labels_a_png_as_its_predictor_does(tmp_path):
@@ -98,7 +98,7 @@ def test_a_network_of_pictures_labels_a_png_as_its_predictor_does(tmp_path):
     ours.half = None
     found = ours.predict(read_case_image((file,), plan))
     theirs = their_labels(folder, [file], tmp_path / "theirs.png", mirror=True)
-    assert (found == theirs).mean() > 0.998
+    assert (found == theirs).mean() > 0.9998
     assert len(np.unique(found)) > 1
 
 

@@ -111,6 +111,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow  # of imports; what is decided is tried above
 def test_a_container_with_64_mib_of_shared_memory_trains(toy_dataset, tmp_path):
     from medseg.store.prepare import prepare
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medseg.datasets.case import Dataset, read_dataset
+from medseg.datasets.sides import side_pairs
 from medseg.errors import DataError
 from medseg.plan.adopt import adopt, stale
 from medseg.plan.fingerprint import CaseFingerprint, Fingerprint, Intensities, fingerprint
 from medseg.plan.plan import Normalisation, read_plan, write_plan
 from medseg.plan.planning import make_plan
-from medseg.plan.sides import side_pairs
 from medseg.plan.topology import topology_for
 from medseg.space.resample import resampled_shape
 
@@ -292,6 +292,10 @@ def test_an_adopted_plan_keeps_its_numbers_and_takes_names():
     assert (stored.mirror_axes, stored.swap_labels) == ((0, 1), ())
     two = replace(sides, modalities=("T1", "T2"))
     assert adopt(replace(plan, normalisation=(Normalisation("zscore"),)), two).normalisation == (Normalisation(),) * 2
-    for normalisation in ((Normalisation("ct", -1.0, 1.0),), (Normalisation("zscore"), *[Normalisation("none")] * 2)):
+    calibrated, none = Normalisation("ct", -1.0, 1.0), Normalisation("none")
+    for modalities, normalisation in (
+        (("CT",), (calibrated,)),
+        (("A", "B", "C"), (Normalisation("zscore"), none, none)),
+    ):
         with pytest.raises(DataError, match="T1, T2"):
-            adopt(replace(plan, normalisation=normalisation), two)
+            adopt(replace(plan, modalities=modalities, normalisation=normalisation), two)
