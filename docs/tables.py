@@ -7,8 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import medseg.metrics.measures  # noqa: F401  # it files the metrics
+from medseg.machine.docstrings import arguments, summary
 from medseg.metrics import table as measures
+from medseg.nets import build_net, catalogue, deeply_supervised_nets, estimate
+from medseg.nets.table import NetSpec
 from medseg.patches.augmentations import AugmentationRow, key_of, rows
 from medseg.patches.settings import PRESETS, WHOLE
 
@@ -74,15 +79,11 @@ def _told(value: Any) -> str:
 
 
 def _summary(function: Any) -> str:
-    head = (inspect.getdoc(function) or "").split("\n\n")[0]
-    return re.sub(r":math:`(.*?)`", r"$\1$", " ".join(head.split())).replace("``", "`")
+    return re.sub(r":math:`(.*?)`", r"$\1$", summary(inspect.getdoc(function))).replace("``", "`")
 
 
 def _arguments(function: Any) -> dict[str, str]:
-    """The Args section of a docstring, by name."""
-    found = re.search(r"\nArgs:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
-    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", found.group(1) if found else "", re.MULTILINE)
-    return {name: " ".join(meaning.split()).replace("``", "`") for name, meaning in entries}
+    return {name: meaning.replace("``", "`") for name, meaning in arguments(inspect.getdoc(function)).items()}
 
 
 MADE = "<!-- made by docs/tables.py -->\n"
@@ -101,7 +102,59 @@ def metrics() -> str:
     return before + MADE + "\n" + "\n".join(lines) + "\n\n" + MADE + after
 
 
-PAGES = {"augmentations.md": augmentations, "metrics.md": metrics}
+NETWORKS = """# Networks
+
+Generated from the docstrings in `medseg/nets` by `python docs/tables.py`; `medseg nets NAME` says the same.
+
+A network is one line of a config, its options another; the numbers of the plan (channels, classes, strides, kernels,
+patch) come to it by themselves, and what an option leaves open is the plan's:
+
+```yaml
+model:
+  net: residual_encoder
+  net_options: {deep_supervision: true}
+```
+
+`medseg compare --nets unet vnet` trains several alike and ranks them per organ; the dotted path of a class is
+[a network of your own](extending.md). `medseg info STORE --net NAME` estimates the memory for your own plan.
+
+The numbers below are for one plan: one channel, three classes, two patches of 128 x 128 x 128 voxels, six stages of
+32, 64, 128, 256, 320 and 320 channels, strides of 2 and kernels of 3, in float32. The memory is what a training step
+with SGD is expected to take, by the tensors that it keeps (`medseg.nets.estimate` says how well that holds).
+"""
+
+_PLAN = NetSpec(
+    in_channels=1,
+    out_channels=3,
+    patch_size=(128, 128, 128),
+    strides=((1, 1, 1), *[(2, 2, 2)] * 5),
+    kernels=((3, 3, 3),) * 6,
+    features=(32, 64, 128, 256, 320, 320),
+)
+
+
+def networks() -> str:
+    """The whole of docs/networks.md."""
+    rows, deep = catalogue.rows(), deeply_supervised_nets()
+    lines = [NETWORKS, "| network | parameters in millions | memory in GiB | deep supervision |", "|---|--:|--:|---|"]
+    for row in rows:
+        with torch.device("cpu" if row["name"] == "swin_unetr" else "meta"):  # MONAI's reads a value as it is built
+            network = build_net(row["name"], _PLAN)
+        cost = estimate(network, _PLAN)
+        cells = [
+            f"[`{row['name']}`](#{row['name']})",
+            f"{cost.parameters / 1e6:.1f}",
+            f"{cost.training_bytes / 2**30:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} | {'yes' if row['name'] in deep else 'no'} |")
+    for row in rows:
+        lines += ["", f"## {row['name']}", "", row["summary"], "", *row["use"], ""]
+        lines += [f"* `{name}` = {knob['default']}: {knob['meaning']}" for name, knob in row["knobs"].items()]
+        lines += ["", f"Paper: {row['paper']}"]
+    return "\n".join(lines).replace("``", "`") + "\n"
+
+
+PAGES = {"networks.md": networks, "augmentations.md": augmentations, "metrics.md": metrics}
 """File in docs/ -> what is in it."""
 
 

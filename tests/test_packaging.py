@@ -10,6 +10,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -85,6 +86,11 @@ def test_the_source_archive_holds_what_git_does_and_no_data(built):
     kept = {"tests/support/version_0.1.0.ckpt"}  # what today's code must still open
     assert not [name for name in files if stray.search(name) and name not in kept]
     assert sum(files.values()) < 20e6
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (medseg.__version__, project()["license"])
 
 
 def imported_packages() -> set[str]:

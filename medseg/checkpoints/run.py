@@ -106,9 +106,18 @@ def checkpoints_in(paths: Sequence[Path]) -> list[Path]:
         paths: Checkpoints, run folders (their best), or folders of a cross-validation (the best of each fold).
 
     Raises:
-        CheckpointError: A folder is neither a run nor a cross-validation.
+        CheckpointError: A file does not exist, or a folder is neither a run nor a cross-validation.
     """
-    return [checkpoint for path in paths for checkpoint in (_members(path) if path.is_dir() else [path])]
+    found = [checkpoint for path in paths for checkpoint in (_members(path) if path.is_dir() else [path])]
+    for path in found:
+        if not path.exists():
+            raise missing(path)
+    return found
+
+
+def missing(path: Path) -> CheckpointError:
+    """What is said of a checkpoint that is not there."""
+    return CheckpointError(path, "does not exist", "Check the path; a run keeps checkpoints/best.ckpt")
 
 
 def _members(folder: Path) -> list[Path]:

@@ -12,9 +12,9 @@ from support.hospitals import HOUNSFIELD, patient, write_hospital
 from support.toys import write_nifti
 
 from medseg.cli import main
-from medseg.datasets.case import read_case, read_dataset
+from medseg.datasets.case import read_case, read_dataset, read_weight
 from medseg.datasets.split import folds
-from medseg.errors import DataError
+from medseg.errors import DataError, UsageError
 from medseg.merge.choices import read_choices
 from medseg.merge.facts import coarse
 from medseg.merge.merge import plan_merge, write_merge
@@ -170,6 +170,36 @@ def test_ignored_and_other_values_keep_their_fate(tmp_path):
     write_hospital(tmp_path / "d", {"liver": 2}, {"liver": 2, "spleen": 9}, (30, 31))
     with pytest.raises(DataError, match="no label names: 9"):
         merge(tmp_path, "a", "d", out="strict")
+
+
+def test_raters_and_weights_come_along(tmp_path):
+    """Where two raters of a case share no value, the voxel counts for nothing, by the value that is for it here."""
+    root = write_hospital(tmp_path / "a", {"liver": 3}, {"liver": 3}, (0, 1))
+    write_hospital(tmp_path / "b", {"spleen": 1, "liver": 2}, {"spleen": 1, "liver": 2}, (10, 11))
+    _, masks = patient(0)
+    second, affine = np.where(masks["liver"], 3, 0).astype(np.uint8), np.diag([2.0, 2.0, 4.0, 1.0])
+    second[:14] = 0
+    write_nifti(root / "second.nii.gz", second, affine)
+    write_nifti(root / "weight.nii.gz", np.full(second.shape, 2.0, np.float32), affine)
+    files = {
+        case: {"image": f"imagesTr/{case}.nii.gz", "label": f"labelsTr/{case}.nii.gz"} for case in ("case_0", "case_1")
+    }
+    files["case_0"] |= {"label": ["labelsTr/case_0.nii.gz", "second.nii.gz"], "weight": "weight.nii.gz"}
+    content = {"modality": ["CT"], "labels": {"liver": 3}, "raters": "majority", "training": list(files.values())}
+    (root / "dataset.json").write_text(json.dumps(content))
+    assert write_merge(merge(tmp_path, "a", "b"))
+    dataset = read_dataset(tmp_path / "all")
+    case = next(case for case in dataset.cases if case.id == "a_case_0")
+    assert len(case.raters) == 1
+    assert read_weight(case, read_case(case, dataset)[0]).array.max() == 2
+    _, labels = read_case(case, dataset)
+    inside = masks["liver"] & (np.arange(22) >= 14)[:, None, None]
+    assert np.array_equal(labels.array[0] == dataset.labels["liver"], inside)
+    assert np.array_equal(labels.array[0] == dataset.ignore, masks["liver"] & ~inside)
+    (tmp_path / "b/dataset.json").write_text(json.dumps({**content, "raters": "mean", "training": [
+        {key: f"../a/{path}" for key, path in files["case_1"].items()}]}))  # fmt: skip
+    with pytest.raises(UsageError, match="raters agree by 'majority' in a and 'mean' in b"):
+        merge(tmp_path, "a", "b", out="other")
 
 
 def test_a_merge_of_a_merge_is_as_one_of_all(three, tmp_path):

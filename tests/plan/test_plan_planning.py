@@ -292,6 +292,10 @@ def test_an_adopted_plan_keeps_its_numbers_and_takes_names():
     assert (stored.mirror_axes, stored.swap_labels) == ((0, 1), ())
     two = replace(sides, modalities=("T1", "T2"))
     assert adopt(replace(plan, normalisation=(Normalisation("zscore"),)), two).normalisation == (Normalisation(),) * 2
-    for normalisation in ((Normalisation("ct", -1.0, 1.0),), (Normalisation("zscore"), *[Normalisation("none")] * 2)):
+    calibrated, none = Normalisation("ct", -1.0, 1.0), Normalisation("none")
+    for modalities, normalisation in (
+        (("CT",), (calibrated,)),
+        (("A", "B", "C"), (Normalisation("zscore"), none, none)),
+    ):
         with pytest.raises(DataError, match="T1, T2"):
-            adopt(replace(plan, normalisation=normalisation), two)
+            adopt(replace(plan, modalities=modalities, normalisation=normalisation), two)
