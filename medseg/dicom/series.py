@@ -82,6 +82,7 @@ def library(path: Path, name: str = "pydicom") -> Any:
     try:
         import pydicom
 
+        pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # scanners write what it would warn of
         if name == "pydicom":
             return pydicom
         import highdicom

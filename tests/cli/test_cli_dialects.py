@@ -26,6 +26,7 @@ def assert_same_labels(store, expected):
         np.testing.assert_array_equal(labels, theirs)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("form", ["dicom-seg", "rtstruct"])
 def test_objects_of_dicom_train_as_label_maps_do(form, expected, tmp_path):
     pytest.importorskip("highdicom")
@@ -45,6 +46,7 @@ def test_bids_trains_as_label_maps_do(expected, tmp_path):
     assert_same_labels(tmp_path / "store", expected)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("dialect", "raters"), [("lists", "mean"), ("nnunet", "majority"), ("folders", "mean"), ("bids", "majority")]
 )
