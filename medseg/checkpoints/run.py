@@ -106,13 +106,9 @@ def checkpoints_in(paths: Sequence[Path]) -> list[Path]:
         paths: Checkpoints, run folders (their best), or folders of a cross-validation (the best of each fold).
 
     Raises:
-        CheckpointError: A file does not exist, or a folder is neither a run nor a cross-validation.
+        CheckpointError: A folder is neither a run nor a cross-validation.
     """
-    found = [checkpoint for path in paths for checkpoint in (_members(path) if path.is_dir() else [path])]
-    for path in found:
-        if not path.exists():
-            raise missing(path)
-    return found
+    return [checkpoint for path in paths for checkpoint in (_members(path) if path.is_dir() else [path])]
 
 
 def missing(path: Path) -> CheckpointError:

@@ -236,7 +236,7 @@ def _predict(options: Options) -> int:
 
     from medseg.checkpoints.run import checkpoints_in
 
-    checkpoints = checkpoints_in(options.ckpt)  # a misspelt path is answered before torch is imported
+    checkpoints = checkpoints_in(options.ckpt)
     from medseg.inference.folder import predict_cases
     from medseg.inference.predict import Predictor
     from medseg.machine.dotted import Trust

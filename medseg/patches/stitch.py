@@ -131,10 +131,9 @@ def stitched_slabs(
     """Predict a volume tile by tile, handed out in slabs along one axis as soon as no later tile can change a voxel.
 
     Where tiles overlap, a voxel is their Gaussian-weighted mean, taken in float32; with the tiling ``"nnunet"`` what
-    nnU-Net's sums in float16 make of it, voxel by voxel, where the sweep takes tiles in its order, along axis 0.
-
-    No more than one tile's depth of the volume is held with all its classes, so a consumer that keeps labels only
-    (or resamples and writes) needs memory that does not grow with the length of the volume.
+    nnU-Net's sums in float16 make of it, voxel by voxel, where the sweep takes tiles in its order, along axis 0. No
+    more than one tile's depth of the volume is held with all its classes: the memory of a consumer that keeps labels
+    only, or resamples and writes, does not grow with the length of the volume.
 
     Args:
         image: One prepared volume. One smaller than a patch is padded with zeros on both sides, and cut back.
@@ -144,8 +143,7 @@ def stitched_slabs(
         batch_size: Tiles per call of ``predict``; the last call may have fewer.
         sigma: Width of the weights as a share of the tile's edge.
         tiling: ``"even"``, ``"nnunet"`` or ``"shifted"`` (MONAI's), see `tile_starts`.
-        device: Where the means are kept; the image's own by default. The CPU spares a small GPU the classes x voxels
-            of a slab.
+        device: Where the means are kept; the image's own by default. The CPU spares a small GPU that memory.
         axis: The spatial axis that is cut into slabs; `sweep_axis` names the one that takes least memory.
         dtype: Of the means; float16, in which nnU-Net adds, takes half the memory.
 

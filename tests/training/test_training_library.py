@@ -131,8 +131,8 @@ def test_schedulers_of_a_subclass_are_its_own(store, kind):
 @pytest.mark.filterwarnings("ignore")  # of Lightning, about its own finder
 def test_the_rate_that_was_found_is_the_one_that_is_trained_with(store, tmp_path):
     task = SegmentationTask(plan_of(store), **SMALL)
-    finder = LearningRateFinder(num_training_steps=12, early_stop_threshold=None)
-    trainer = fit(task, store, callbacks=[finder], default_root_dir=tmp_path, steps_per_epoch=12)
+    finder = LearningRateFinder(num_training_steps=30, early_stop_threshold=None)
+    trainer = fit(task, store, callbacks=[finder], default_root_dir=tmp_path, steps_per_epoch=30)
     assert task.hparams["lr"] == finder.optimal_lr.suggestion() != 1e-3
     assert {group["initial_lr"] for group in trainer.optimizers[0].param_groups} == {task.hparams["lr"]}
     task = SegmentationTask(plan_of(store), **SMALL)
@@ -283,6 +283,8 @@ def test_the_record_of_a_run_is_there_whatever_other_loggers_are(store, tmp_path
             "ValidateTheEnd",
             "SkipBadSteps",
             "StepClock",
+            "TellFewSteps",
+            "TellFewSteps",
         ),
         *("WeighClasses", "KeepCheckpoints", "StopOnRequest"),
     ]

@@ -111,7 +111,7 @@ def test_a_file_with_a_fault_that_cannot_be_mended_is_copied_as_it_is(name, toy_
 VALUES = {
     "an ignored -1": ({"liver": 1, "spleen": 5, "ignore": -1}, 9, -1, np.int16),
     "beyond 2^24": ({"liver": 1, "spleen": 5, "ignore": 16777217}, 9, 16777217, np.uint32),
-    "beyond 32 bits": ({"liver": 2**40 + 1, "spleen": 5, "ignore": 9}, 1, 2**40 + 1, np.uint64),
+    "beyond 32 bits": ({"liver": 2**40 + 1, "spleen": 5, "ignore": 9}, 1, 2**40 + 1, np.int64),
 }
 
 
