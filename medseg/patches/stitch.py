@@ -132,8 +132,7 @@ def stitched_slabs(
 
     Where tiles overlap, a voxel is their Gaussian-weighted mean, taken in float32; with the tiling ``"nnunet"`` what
     nnU-Net's sums in float16 make of it, voxel by voxel, where the sweep takes tiles in its order, along axis 0. No
-    more than one tile's depth of the volume is held with all its classes: the memory of a consumer that keeps labels
-    only, or resamples and writes, does not grow with the length of the volume.
+    more than one tile's depth is held with all its classes: memory does not grow with the length of the volume.
 
     Args:
         image: One prepared volume. One smaller than a patch is padded with zeros on both sides, and cut back.
@@ -143,7 +142,7 @@ def stitched_slabs(
         batch_size: Tiles per call of ``predict``; the last call may have fewer.
         sigma: Width of the weights as a share of the tile's edge.
         tiling: ``"even"``, ``"nnunet"`` or ``"shifted"`` (MONAI's), see `tile_starts`.
-        device: Where the means are kept; the image's own by default. The CPU spares a small GPU that memory.
+        device: Where the means are kept; the image's own by default.
         axis: The spatial axis that is cut into slabs; `sweep_axis` names the one that takes least memory.
         dtype: Of the means; float16, in which nnU-Net adds, takes half the memory.
 

@@ -413,9 +413,9 @@ def test_files_that_cannot_grow_are_never_taken_for_whole(toy_dataset, tmp_path)
 
 
 def test_a_source_that_changes_while_it_is_read(toy_dataset, tmp_path, monkeypatch):
-    def touching(case, *others):
-        read = read_image(case, *others)
-        os.utime(case.images[0], ns=(1, time.time_ns()))
+    def touching(files, modalities):
+        read = read_image(files, modalities)
+        os.utime(files[0], ns=(1, time.time_ns()))
         return read
 
     monkeypatch.setattr(one_case, "read_image", touching)

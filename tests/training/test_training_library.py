@@ -284,7 +284,6 @@ def test_the_record_of_a_run_is_there_whatever_other_loggers_are(store, tmp_path
             "SkipBadSteps",
             "StepClock",
             "TellFewSteps",
-            "TellFewSteps",
         ),
         *("WeighClasses", "KeepCheckpoints", "StopOnRequest"),
     ]
