@@ -10,12 +10,15 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/medseg demo --out demo
 
+# Code that is compiled once is there for every process that the tests start.
+test test-all: export PYTHONDONTWRITEBYTECODE =
+
 # The tests of a file share the store and the run that they look at: one process has them all.
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadscope -m "not slow and not gpu"
 
 test-all: $(VENV)/.installed-test
-	MEDSEG_FULL_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not gpu"
+	MEDSEG_FULL_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadscope -m "not gpu"
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

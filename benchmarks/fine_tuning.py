@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dataset", type=Path, required=True, help="a Decathlon folder of Task04")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=300, help="of the source and of each other training")
+    parser.add_argument("--steps", type=int, default=200, help="of the source and of each other training")
     parser.add_argument("--judged", type=int, default=30, help="cases that all are judged on")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def fit(
     data += ["--data.augmentation", "moderate", "--data.workers", "0", "--data.batch_size", "2"]
     network = [
         "--model.net_options",
-        "{features: [12, 24, 48, 64]}",
+        "{features: [8, 16, 32, 48]}",
         "--model.optimizer",
         "adamw",
         "--model.ema",

@@ -7,10 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import medseg.metrics.measures  # noqa: F401  # it files the metrics
-from medseg.losses import catalogue
+from medseg.losses import catalogue as losses_catalogue
 from medseg.losses import table as losses_table
+from medseg.machine.docstrings import arguments, summary
 from medseg.metrics import table as measures
+from medseg.nets import build_net, catalogue, deeply_supervised_nets, estimate
+from medseg.nets.table import NetSpec
 from medseg.patches.augmentations import AugmentationRow, key_of, rows
 from medseg.patches.settings import PRESETS, WHOLE
 
@@ -76,15 +81,11 @@ def _told(value: Any) -> str:
 
 
 def _summary(function: Any) -> str:
-    head = (inspect.getdoc(function) or "").split("\n\n")[0]
-    return re.sub(r":math:`(.*?)`", r"$\1$", " ".join(head.split())).replace("``", "`")
+    return re.sub(r":math:`(.*?)`", r"$\1$", summary(inspect.getdoc(function))).replace("``", "`")
 
 
 def _arguments(function: Any) -> dict[str, str]:
-    """The Args section of a docstring, by name."""
-    found = re.search(r"\nArgs:\n(.*?)(?:\n\n|\Z)", inspect.getdoc(function) or "", re.DOTALL)
-    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", found.group(1) if found else "", re.MULTILINE)
-    return {name: " ".join(meaning.split()).replace("``", "`") for name, meaning in entries}
+    return {name: meaning.replace("``", "`") for name, meaning in arguments(inspect.getdoc(function)).items()}
 
 
 MADE = "<!-- made by docs/tables.py -->\n"
@@ -110,13 +111,13 @@ def metrics() -> str:
 def losses() -> str:
     """docs/losses.md with the table of all losses and an entry for each made anew."""
     table = losses_table.rows().values()
-    head = ["loss", "family", *catalogue.HANDLES.values(), "alone", "cost", "range", "paper"]
+    head = ["loss", "family", *losses_catalogue.HANDLES.values(), "alone", "cost", "range", "paper"]
     lines = ["## All losses", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in table:
-        marks = ["✓" if key in row.handles else "" for key in catalogue.HANDLES]
+        marks = ["✓" if key in row.handles else "" for key in losses_catalogue.HANDLES]
         cells = [f"[`{row.name}`](#{row.name})", row.family, *marks, "✓" if row.alone else "", row.cost, row.range]
         lines.append("| " + " | ".join([*cells, row.paper.split(",")[0]]) + " |")
-    for family, title in catalogue.FAMILIES.items():
+    for family, title in losses_catalogue.FAMILIES.items():
         lines += ["", f"## {title}"]
         for row in table:
             lines += _loss(row) if row.family == family else []
@@ -124,15 +125,72 @@ def losses() -> str:
 
 
 def _loss(row: losses_table.Row) -> list[str]:
-    text = catalogue.sections(row)
+    text = losses_catalogue.sections(row)
     lines = ["", f"### {row.name}", "", text["summary"], "", "```text", text["equation"], "```", ""]
     for paragraph in text["prose"]:
         lines += [re.sub(r"^(Use|Known trouble(?: and public code)?|Public code)\b", r"**\1**", paragraph), ""]
-    knobs = [f"* {line.strip()}" for line in catalogue.knob_lines(row)]
-    return [*lines, *knobs, "", " · ".join(f"{title}: {value}" for title, value in catalogue.facts(row).items())]
+    knobs = [f"* {line.strip()}" for line in losses_catalogue.knob_lines(row)]
+    return [*lines, *knobs, "", " · ".join(f"{title}: {value}" for title, value in losses_catalogue.facts(row).items())]
 
 
-PAGES = {"augmentations.md": augmentations, "losses.md": losses, "metrics.md": metrics}
+NETWORKS = """# Networks
+
+Generated from the docstrings in `medseg/nets` by `python docs/tables.py`; `medseg nets NAME` says the same.
+
+A network is one line of a config, its options another; the numbers of the plan (channels, classes, strides, kernels,
+patch) come to it by themselves, and what an option leaves open is the plan's:
+
+```yaml
+model:
+  net: residual_encoder
+  net_options: {deep_supervision: true}
+```
+
+`medseg compare --nets unet vnet` trains several alike and ranks them per organ; the dotted path of a class is
+[a network of your own](extending.md). `medseg info STORE --net NAME` estimates the memory for your own plan.
+
+The numbers below are for one plan: one channel, three classes, two patches of 128 x 128 x 128 voxels, six stages of
+32, 64, 128, 256, 320 and 320 channels, strides of 2 and kernels of 3, in float32. The memory is what a training step
+with SGD is expected to take, by the tensors that it keeps (`medseg.nets.estimate` says how well that holds).
+"""
+
+_PLAN = NetSpec(
+    in_channels=1,
+    out_channels=3,
+    patch_size=(128, 128, 128),
+    strides=((1, 1, 1), *[(2, 2, 2)] * 5),
+    kernels=((3, 3, 3),) * 6,
+    features=(32, 64, 128, 256, 320, 320),
+)
+
+
+def networks() -> str:
+    """The whole of docs/networks.md."""
+    rows, deep = catalogue.rows(), deeply_supervised_nets()
+    lines = [NETWORKS, "| network | parameters in millions | memory in GiB | deep supervision |", "|---|--:|--:|---|"]
+    for row in rows:
+        with torch.device("cpu" if row["name"] == "swin_unetr" else "meta"):  # MONAI's reads a value as it is built
+            network = build_net(row["name"], _PLAN)
+        cost = estimate(network, _PLAN)
+        cells = [
+            f"[`{row['name']}`](#{row['name']})",
+            f"{cost.parameters / 1e6:.1f}",
+            f"{cost.training_bytes / 2**30:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} | {'yes' if row['name'] in deep else 'no'} |")
+    for row in rows:
+        lines += ["", f"## {row['name']}", "", row["summary"], "", *row["use"], ""]
+        lines += [f"* `{name}` = {knob['default']}: {knob['meaning']}" for name, knob in row["knobs"].items()]
+        lines += ["", f"Paper: {row['paper']}"]
+    return "\n".join(lines).replace("``", "`") + "\n"
+
+
+PAGES = {
+    "augmentations.md": augmentations,
+    "losses.md": losses,
+    "metrics.md": metrics,
+    "networks.md": networks,
+}
 """File in docs/ -> what is in it."""
 
 

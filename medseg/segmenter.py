@@ -146,6 +146,7 @@ def slabs_of(
         That axis, and what `medseg.patches.stitch.stitched_slabs` gives.
     """
     axis, dtype = sweep_of((image.shape[2], image.shape[3], image.shape[4]), plan)
+    axis = 0 if tiling == "nnunet" else axis  # the order of its sums
     voxels = _VOXELS_PER_CALL.get(image.device.type, _VOXELS_PER_CALL["cpu"])
     together = max(1, min(_WINDOWS_PER_CALL, voxels // math.prod(plan.patch_size)))
     slabs = stitched_slabs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import zlib
 from collections.abc import Iterator
@@ -11,11 +12,13 @@ from pathlib import Path
 import jaxtyping
 import pytest
 from hypothesis import settings
-from support import FULL
+from support import FULL, examples
+from support.shapes import check_shapes_only
 from support.toys import write_toy_dataset
 
-# the machine may be busy: nothing here is a race
-settings.register_profile("medseg", deadline=None, max_examples=100 if FULL else 30)
+check_shapes_only()
+
+settings.register_profile("medseg", examples(100))
 settings.load_profile("medseg")
 
 
@@ -26,6 +29,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = sampled(items)
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
     items[:] = [item for item in items if item.nodeid in chosen]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector need not look at a million objects again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def sampled(items: list[pytest.Item]) -> set[str]:

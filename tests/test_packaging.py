@@ -10,6 +10,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -85,6 +86,22 @@ def test_the_source_archive_holds_what_git_does_and_no_data(built):
     kept = {"tests/support/version_0.1.0.ckpt"}  # what today's code must still open
     assert not [name for name in files if stray.search(name) and name not in kept]
     assert sum(files.values()) < 20e6
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (medseg.__version__, project()["license"])
+
+
+def test_the_conda_recipe_asks_for_what_the_package_does():
+    recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text(encoding="utf-8"))
+    assert recipe["context"]["version"] == medseg.__version__
+    called = {"torch": "pytorch", "blosc2": "python-blosc2"}  # where conda-forge has another name
+    wanted = {
+        normalised(called.get(of.name, of.name)): of.specifier for of in map(Requirement, project()["dependencies"])
+    }
+    asked = {normalised(of.name): of.specifier for of in map(Requirement, recipe["requirements"]["run"])}
+    assert wanted.items() <= asked.items()
 
 
 def imported_packages() -> set[str]:

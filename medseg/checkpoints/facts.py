@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medseg.checkpoints.checkpoint import Checkpoint, checked
+from medseg.checkpoints.run import missing
 from medseg.errors import CheckpointError
 
 _DAMAGE = (
@@ -66,7 +67,7 @@ def explained(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except FileNotFoundError:
-        raise CheckpointError(path, "does not exist", "Check the path; a run keeps checkpoints/best.ckpt") from None
+        raise missing(path) from None
     except pickle.UnpicklingError as error:
         told = _NAMED.search(str(error))
         named = f" ({told[1] or told[2]})" if told else ""

@@ -111,6 +111,11 @@ def checkpoints_in(paths: Sequence[Path]) -> list[Path]:
     return [checkpoint for path in paths for checkpoint in (_members(path) if path.is_dir() else [path])]
 
 
+def missing(path: Path) -> CheckpointError:
+    """What is said of a checkpoint that is not there."""
+    return CheckpointError(path, "does not exist", "Check the path; a run keeps checkpoints/best.ckpt")
+
+
 def _members(folder: Path) -> list[Path]:
     listed = folder / ENSEMBLE
     if Run(folder).checkpoints.is_dir():

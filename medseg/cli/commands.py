@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from dataclasses import replace
@@ -26,7 +25,9 @@ from medseg.cli.command import (
 )
 from medseg.cli.experiments import EXPERIMENTS
 from medseg.cli.export import EXPORT
+from medseg.cli.merge import MERGE
 from medseg.cli.nnunet import IMPORT
+from medseg.cli.told import TOLD
 from medseg.errors import MedsegError, UsageError
 
 
@@ -99,6 +100,9 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
     dataset_option(parser)
     parser.add_argument("--out", type=Path, default=Path("plan.yaml"), help="the plan's file (default: plan.yaml)")
     parser.add_argument("--memory", type=above_zero, default=8.0, metavar="GB", help="accelerator memory (default: 8)")
+    parser.add_argument(
+        "--minutes", type=above_zero, help="time to train in: measures this machine, and plans what can learn in it"
+    )
     _left_right_option(parser)
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write PNGs of a few cases and of patches")
     workers_option(parser)
@@ -115,16 +119,24 @@ def _left_right_option(parser: argparse.ArgumentParser) -> None:
 
 def _plan(options: Options) -> int:
     from medseg.datasets.case import read_dataset
+    from medseg.plan.budget import Budget, timing
     from medseg.plan.fingerprint import fingerprint
     from medseg.plan.plan import write_plan
     from medseg.plan.planning import make_plan
 
     _require_own_file(options.out, (".yaml", ".yml"), options.dataset)
     print_of_data = fingerprint(read_dataset(options.dataset), workers=options.workers)
-    plan = make_plan(print_of_data, memory_gb=options.memory, swap_sides=options.left_right == "swap")
+    dataset, budget = print_of_data.dataset, None
+    if options.minutes is not None:
+        seconds_of, machine = timing(len(dataset.modalities), len(dataset.labels) + 1)
+        budget = Budget(options.minutes, seconds_of, machine)
+    swap = options.left_right == "swap"
+    plan = make_plan(print_of_data, memory_gb=options.memory, swap_sides=swap, budget=budget)
     write_plan(options.out, plan)
     following = shlex.join(["medseg", "prepare", str(options.dataset), "--out", "STORE", "--plan", str(options.out)])
     say(f"wrote {options.out}; edit it, then: {following}")
+    if budget is not None:
+        say(plan.reasons["features"])
     if options.figures:
         from medseg.cli.pictures import write_pictures
 
@@ -136,7 +148,9 @@ def _prepare_options(parser: argparse.ArgumentParser) -> None:
     dataset_option(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the prepared dataset")
     parser.add_argument(
-        "--plan", type=Path, help="a plan to follow, or a checkpoint with one; made from the dataset where not given"
+        "--plan",
+        type=Path,
+        help="a plan to follow, or a checkpoint with one (of nnU-Net and nnssl too); else made from the dataset",
     )
     parser.add_argument(
         "--adopt",
@@ -153,8 +167,14 @@ def _prepare(options: Options) -> int:
     from medseg.plan.plan import read_plan
     from medseg.store.prepare import prepare
 
-    of_training = options.plan is not None and options.plan.suffix == ".ckpt"
-    plan = read_facts(options.plan).plan if of_training else read_plan(options.plan) if options.plan else None
+    if options.plan is None:
+        plan = None
+    elif options.plan.suffix in (".pth", ".pt"):
+        from medseg.nnunet.starting import plan_in
+
+        plan = plan_in(options.plan)
+    else:
+        plan = read_facts(options.plan).plan if options.plan.suffix == ".ckpt" else read_plan(options.plan)
     if options.adopt and plan is None:
         raise UsageError("--adopt does not say which plan", "Give it with --plan SOURCE/plan.yaml")
     if options.left_right and (plan or (options.out / "plan.yaml").is_file()):
@@ -215,13 +235,15 @@ def _predict(options: Options) -> int:
     from rich.console import Console
 
     from medseg.checkpoints.run import checkpoints_in
+
+    checkpoints = checkpoints_in(options.ckpt)
     from medseg.inference.folder import predict_cases
     from medseg.inference.predict import Predictor
     from medseg.machine.dotted import Trust
 
     device, *others = options.device.split(",")
     predictor = Predictor.load(
-        checkpoints_in(options.ckpt),
+        checkpoints,
         mirror=options.tta is not None and (options.tta or True),
         device=device,
         cleaning=not options.no_cleaning,
@@ -246,12 +268,15 @@ def _choose_cleaning_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ckpt", type=Path, nargs="+", required=True, help="the checkpoints to write the rules into")
     parser.add_argument("--predictions", type=Path, required=True, help="uncleaned predictions of held-out cases")
     parser.add_argument("--references", type=Path, required=True, help="folder of reference labels, or a dataset")
+    parser.add_argument("--json", type=Path, help="also write what the rules do to each case to this file")
 
 
 def _choose_cleaning(options: Options) -> int:
     from medseg.checkpoints.run import checkpoints_in
     from medseg.inference.choose import choose_cleaning
+    from medseg.machine.files import write_json
 
+    _require_own_file(options.json, (".json",), options.references)
     choices = choose_cleaning(
         checkpoints_in(options.ckpt),
         options.predictions,
@@ -259,6 +284,10 @@ def _choose_cleaning(options: Options) -> int:
         tell=lambda line: sys.stderr.write(f"{line}\n"),
     )
     say("\n".join(lines({organ: choice.sentence for organ, choice in choices.items()})))
+    if options.json:
+        write_json(options.json, {organ: choice.as_json() for organ, choice in choices.items()})
+    elif any(choice.cases for choice in choices.values()):
+        say("--json FILE tells every case")
     return 0
 
 
@@ -306,44 +335,27 @@ def _evaluate(options: Options) -> int:
 
 
 def _compare_runs_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", type=Path, help="a cases.csv, or a folder that holds one")
+    parser.add_argument(
+        "a", type=Path, help="a cases.csv, a folder that holds one, or somebody's table of case,organ,dice"
+    )
     parser.add_argument("b", type=Path, help="another, of the same cases")
     parser.add_argument("--measure", default="dice", help="column to compare (default: dice)")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="the rows that are meant, such as program=X",
+    )
 
 
 def _compare_runs(options: Options) -> int:
     from medseg.report.two_runs import compare_runs, print_comparison
 
-    print_comparison(compare_runs(options.a, options.b, measure=options.measure))
-    return 0
-
-
-def _losses_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", help="one loss, in full")
-    parser.add_argument("--json", action="store_true", help="for machines")
-
-
-def _losses(options: Options) -> int:
-    from medseg.losses import catalogue
-
-    if options.json:
-        say(json.dumps(catalogue.rows(), indent=1))
-    else:
-        say(catalogue.describe(options.name) if options.name else catalogue.overview())
-    return 0
-
-
-def _info_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, help="a checkpoint, a run, a store, an exported network or a dataset")
-    parser.add_argument("--net", default="unet", help="for a store, the network to say the cost of (default: unet)")
-    parser.add_argument("--json", action="store_true", help="for machines")
-
-
-def _info(options: Options) -> int:
-    from medseg.cli.info import describe_path
-
-    facts = describe_path(options.path, options.net)
-    say(json.dumps(facts, indent=1) if options.json else "\n".join(lines(facts)))
+    if wrong := [pair for pair in options.where if not pair.partition("=")[0] or "=" not in pair]:
+        raise UsageError(f"--where is {wrong[0]!r}", "Write it as --where program=nnU-Net")
+    where = dict(pair.split("=", 1) for pair in options.where)
+    print_comparison(compare_runs(options.a, options.b, measure=options.measure, where=where))
     return 0
 
 
@@ -351,6 +363,7 @@ COMMANDS = {
     "demo": Command("the whole journey on an embedded phantom dataset", _demo_options, _demo),
     "download": Command("fetch a task of the Medical Segmentation Decathlon", _download_options, _download),
     "verify": Command("list every problem of every case of a dataset", _verify_options, _verify),
+    "merge": MERGE,
     "plan": Command("measure a dataset and write the plan of its training", _plan_options, _plan),
     "prepare": Command("resample, normalise and store a dataset for training", _prepare_options, _prepare),
     "predict": Command("segment images with a checkpoint", _predict_options, _predict),
@@ -364,7 +377,6 @@ COMMANDS = {
     **EXPERIMENTS,
     "export": EXPORT,
     "import-nnunet": IMPORT,
-    "losses": Command("list the losses, or explain one", _losses_options, _losses),
-    "info": Command("say what a checkpoint, a store or a dataset is", _info_options, _info),
+    **TOLD,
 }
 """Every short command, in the order of the journey."""

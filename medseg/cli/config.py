@@ -14,12 +14,11 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger
 
-from medseg.checkpoints.origin import flat
 from medseg.checkpoints.run import Run
-from medseg.cli.command import METRIC, NSD_MM, SURFACES, TRUST
+from medseg.cli.options import OWN, unknown
+from medseg.cli.reading import KNOBS_OF, PARTS, configs_in, merged, read_config
 from medseg.errors import DataError, UsageError, nearest
-from medseg.machine.documents import parse_document, read_document
-from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
+from medseg.machine.documents import parse_document
 from medseg.metrics.table import Element
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
@@ -27,14 +26,8 @@ from medseg.training.fit import LoggerName, Trainer
 from medseg.training.ranges import require_in_range
 from medseg.training.task import SegmentationTask
 
-COMMANDS = ("fit", "validate", "test")
 GROUPS = {"trainer": Trainer, "data": VolumesDataModule, "model": SegmentationTask}
 
-FOR_ONE_COMMAND = ("config", "run", "ckpt_path", "weights_only")
-"""What one command is told for itself; it stands in no run's config, where another command would read it."""
-
-_KNOBS_OF = {"net_options": "net", "optimizer_options": "optimizer"}
-_PARTS = ("data", "model", "trainer")
 _OF_THE_MACHINE = ("accelerator", "devices", "num_nodes", "precision", "strategy")
 
 
@@ -67,7 +60,7 @@ class MedsegCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_kwargs={"prog": f"medseg {command}", "exit_on_error": False, "allow_abbrev": False},
-            args=list(words),
+            args=["--help" if word == "--help-all" else word for word in words],
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -80,32 +73,16 @@ class MedsegCLI(LightningCLI):
         parser.set_defaults({"trainer.enable_model_summary": False})  # the task says it in a line
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run, the checkpoint, loggers by name; the plan of the data is the task's."""
-        parser.add_argument("--run", type=str, default="data/runs/latest", help="folder of this run")
-        parser.add_argument("--trainer.logger", type=_LoggerOption, default=None, help=_LOGGERS)
+        """Those of `OWN`; the plan of the data is the task's."""
+        for name, (default, meaning) in OWN[self.command].items():
+            repeated = {"action": "append", "metavar": "PATH"} if name in ("trust", "metric") else {}
+            parser.add_argument(f"--{name}", type=_KINDS_OF_OWN[name], default=default, help=meaning, **repeated)
         if self.command == "fit":
-            parser.add_argument("--ckpt_path", type=str | None, default=None, help="go on from: last, best or a file")
-            parser.add_argument(
-                "--checkpoint_minutes",
-                type=float,
-                default=5.0,
-                help="minutes between two writes of last.ckpt, beside that after each validation",
-            )
             parser.link_arguments("data.plan", "model.plan", compute_fn=Plan.to_dict, apply_on="instantiate")
-            return
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="best (the default), last or a file")
-        parser.add_argument("--trust", type=str, action="append", metavar="PATH", help=TRUST)
-        parser.add_argument(
-            "--on_training_cases", type=bool, default=False, help="score cases that it was trained on too"
-        )
-        if self.command == "test":
-            parser.add_argument("--metric", type=str, action="append", metavar="PATH", help=METRIC)
-            parser.add_argument("--nsd_mm", type=float, default=DEFAULT_TOLERANCE_MM, help=NSD_MM)
-            parser.add_argument("--surfaces", type=Element, default="voxels", help=SURFACES)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """What the configs say, merged, then what the command line says."""
-        configs, words = _configs_in(args)
+        configs, words = configs_in(args)
         config: dict[str, Any] = {}
         for path in configs:
             config = merged(config, read_config(path))
@@ -139,7 +116,7 @@ class MedsegCLI(LightningCLI):
 
 def _tell_replaced(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Say which knobs of a config are gone because the command line has written others in their place."""
-    for knobs, of in _KNOBS_OF.items():
+    for knobs, of in KNOBS_OF.items():
         if before.get(knobs) and now[of] == before.get(of, now[of]) and set(before[knobs]) - set(now[knobs] or ()):
             rank_zero_info(f"model.{knobs} is {now[knobs]}: the command line replaces the config's {before[knobs]}")
 
@@ -153,80 +130,17 @@ def _value(text: str) -> Any:
 
 
 _LoggerOption = LoggerName | Logger | bool | list[LoggerName | Logger] | None
-_LOGGERS = "tensorboard (the default), csv, wandb, mlflow, a class, a list of them, or false; metrics.csv comes always"
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """What a config says.
-
-    The config of a run says what was trained, not where to and from which checkpoint: that was for its own command.
-
-    Raises:
-        UsageError: It cannot be read, or is no table of options.
-    """
-    try:
-        found = read_document(path)
-    except DataError as error:
-        raise UsageError(f"{error.path} {error.problem}", error.remedy) from None
-    found = {} if found is None else found
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise UsageError(f"{path} is no table of options", "Write it as model: {lr: 0.01}, or compare with configs/")
-    if nested := found.keys() & set(COMMANDS):  # as Lightning's own command line writes it
-        raise UsageError(f"{path} has its options below {min(nested)}:", "Write model: and data: at the margin")
-    of_a_run = path.name == Run(path.parent).config.name and Run(path.parent).checkpoints.is_dir()
-    return _nested(path, {key: value for key, value in found.items() if not (of_a_run and key in FOR_ONE_COMMAND)})
-
-
-def _nested(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config whose dotted keys are tables, as the others are."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        group, *names = key.split(".")
-        for name in reversed(names):
-            value = {name: value}
-        if group in GROUPS and not isinstance(value, dict | None):
-            raise UsageError(f"{path}: {group} is {value!r}, expected a table", f"Write it as {group}: {{name: value}}")
-        said = {group: value or {}} if group in GROUPS else {group: value}
-        if twice := flat(found).keys() & flat(said).keys():
-            raise UsageError(f"{path} says {min(twice)} twice", "Keep one of the two")
-        found = merged(found, said)
-    return found
-
-
-def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Two tables as one, in which the newer wins; the knobs of what it names anew are not those of before.
-
-    Example:
-        >>> merged({"net": "unet", "net_options": {"features": [8]}}, {"net_options": {"dropout": 0.1}})
-        {'net': 'unet', 'net_options': {'features': [8], 'dropout': 0.1}}
-        >>> merged({"net": "unet", "net_options": {"features": [8]}}, {"net": "vnet"})
-        {'net': 'vnet'}
-    """
-    renamed = {
-        knobs
-        for knobs, of in [*_KNOBS_OF.items(), ("init_args", "class_path")]
-        if of in old and new.get(of, old[of]) != old[of]
-    }
-    found = {key: value for key, value in old.items() if key not in renamed}
-    for key, value in new.items():
-        before = found.get(key)
-        found[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-    return found
-
-
-def _configs_in(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The configs that are named on a command line, wherever they stand, and the other words."""
-    configs, rest, left = [], [], iter(words)
-    for word in left:
-        name, equals, value = word.partition("=")
-        if name not in ("--config", "-c"):
-            rest.append(word)
-            continue
-        value = value if equals else next(left, "")
-        if not value:
-            raise UsageError("--config is empty", "Give the path of a file")
-        configs.append(Path(value))
-    return configs, rest
+_KINDS_OF_OWN: dict[str, Any] = {
+    "run": str,
+    "trainer.logger": _LoggerOption,
+    "ckpt_path": str | None,
+    "checkpoint_minutes": float,
+    "trust": str,
+    "on_training_cases": bool,
+    "metric": str,
+    "nsd_mm": float,
+    "surfaces": Element,
+}
 
 
 def _of_a_finished_run(
@@ -240,7 +154,7 @@ def _of_a_finished_run(
             raise UsageError(f"{command} needs the run it is about", "Name its folder with --run, or give a --config")
         config = read_config(of.config)
         words = [*words, *([] if run else ["--run", str(of.path)])]
-    data, model, trainer = ({**part} if isinstance(part := config.get(name), dict) else {} for name in _PARTS)
+    data, model, trainer = ({**part} if isinstance(part := config.get(name), dict) else {} for name in PARTS)
     net = str(model.get("net", ""))
     if "." in net and (given or run):  # who names a config, or the run that it lies in, has named what it names
         rank_zero_info(f"the network {net} is imported, which the config names")
@@ -273,7 +187,7 @@ def explain(message: str, command: str, legal: Sequence[str]) -> UsageError:
 
     Example:
         >>> print(explain("Group 'model' does not accept option 'los'", "fit", ["model.loss", "data.store"]))
-        there is no option 'model.los', did you mean 'model.loss'. See medseg fit --help for all of them.
+        there is no option 'model.los', did you mean 'model.loss'. See medseg fit --help-all for all of them.
     """
     text = " ".join(message.split())
     for pattern, answer in _ANSWERS.items():
@@ -284,24 +198,7 @@ def explain(message: str, command: str, legal: Sequence[str]) -> UsageError:
 
 
 def _unknown(found: re.Match[str], command: str, legal: Sequence[str]) -> UsageError:
-    key = ".".join(filter(None, found.groups()))
-    if command != "fit" and key.startswith("model."):
-        return UsageError(f"{key} is no option of medseg {command}", "Leave it out: the network is the checkpoint's")
-    name = key.rpartition(".")[2]
-    likely = [word for word in legal if word.startswith(key) or word.rpartition(".")[2] in (name, f"max_{name}")]
-    likely = likely or [word for word in [nearest(key, list(legal)) or _nearest_part(key, legal)] if word]
-    likely.sort(key=lambda word: word.count("."))
-    hint = f", did you mean {' or '.join(map(repr, likely))}" if likely else ""
-    return UsageError(f"there is no option {key!r}{hint}", f"See medseg {command} --help for all of them")
-
-
-def _nearest_part(key: str, legal: Sequence[str]) -> str:
-    """The legal key whose group or name is spelt most like the one given."""
-    group, _, name = key.partition(".")
-    groups = sorted({word.split(".")[0] for word in legal})
-    ours = [word for word in legal if word.startswith(f"{nearest(group, groups)}.")]
-    close = nearest(name, [word.partition(".")[2] for word in (ours or legal)])
-    return next((word for word in (ours or legal) if close and word.partition(".")[2] == close), "")
+    return unknown(".".join(filter(None, found.groups())), command, legal)
 
 
 def _missing_of_class(found: re.Match[str], command: str, legal: Sequence[str]) -> UsageError:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import medseg
+from medseg.cli.command import say
 from medseg.cli.commands import COMMANDS
 from medseg.errors import MedsegError, explaining, meant
 from medseg.machine.dotted import see_working_directory
@@ -90,8 +91,26 @@ def _tell_of_the_guard() -> None:
         )
 
 
+GREETING = """medseg trains 3D segmentation networks on your own volumes, predicts, and tells Dice per organ.
+
+  medseg demo             all of it once, on volumes that it makes, in a few minutes
+  medseg verify DATASET   what is wrong with your files; then plan, prepare, fit, test, predict
+  medseg predict --ckpt RUN --input IMAGES --output FOLDER
+  medseg losses, nets     what can be trained, and when to take it
+  medseg --help           every command
+
+Nothing leaves this machine. It is no medical device."""
+
+
 def _run(words: list[str]) -> int:
+    if not words:
+        say(GREETING)
+        return 0
     if words and words[0] in LIGHTNING_COMMANDS:
+        from medseg.cli.options import answer
+
+        if answer(words):
+            return 0
         from medseg.cli.training import run_lightning
 
         return run_lightning(words)
@@ -114,5 +133,5 @@ def build_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         subparser = commands.add_parser(name, help=command.sentence, description=command.sentence)
         command.add_options(subparser)
-        subparser.set_defaults(run_command=command.run, parser=subparser, passes_on=command.passes_on)
+        subparser.set_defaults(run_command=command.run, parser=subparser, root=parser, passes_on=command.passes_on)
     return parser

@@ -17,7 +17,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--turned", action="store_true", help="its images were turned to RAS for it, as TotalSegmentator does"
     )
-    parser.add_argument("--checkpoint", default="final", choices=("final", "best"), help="which (default: final)")
+    parser.add_argument("--checkpoint", default="final", metavar="KIND", help="final, best or latest (default: final)")
 
 
 def _run(options: Options) -> int:

@@ -17,7 +17,8 @@ from medseg.checkpoints.origin import data_differs
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.checkpoints.run import Run
 from medseg.cli.command import report_failures, say
-from medseg.cli.config import FOR_ONE_COMMAND, MedsegCLI
+from medseg.cli.config import MedsegCLI
+from medseg.cli.reading import FOR_ONE_COMMAND
 from medseg.errors import DataError, InterruptionError, UsageError, listed
 from medseg.machine.dotted import Trust
 from medseg.machine.hardware import keep_freed_memory

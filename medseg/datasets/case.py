@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.datasets.layout import Files, list_files
-from medseg.datasets.manifest import Manifest, read_manifest
+from medseg.datasets.drawn import Meaning, agreed, read_drawn
+from medseg.datasets.files import Files
+from medseg.datasets.grids import require_same_grid
+from medseg.datasets.layout import list_files
+from medseg.datasets.manifest import Manifest, Raters, read_manifest
 from medseg.errors import DataError, meant
-from medseg.space.labels import LabelValue, Others, others_value, settle_others, strangers, values_of
+from medseg.space.labels import LabelValue, Others, others_value, values_of
 from medseg.space.nifti import require_finite
-from medseg.space.reading import ENDINGS, is_flat, is_there, read_labels, read_volume
-from medseg.space.volume import Volume, same_place
+from medseg.space.reading import ENDINGS, is_flat, is_there, read_volume
+from medseg.space.volume import Volume
 
 _COLOURS = 'Declare "modality": ["R", "G", "B"] for colours and one modality for grey, or save the picture accordingly'
+_LONGEST = 230  # bytes of a name, for those of files have at most 255 and endings of their own
 _CHANNELS = "Give one file per modality, or one 4D file that holds them all in this order"
 
 
@@ -35,6 +39,10 @@ class Case:
         label: The reference segmentation, None where there is none.
         patient: Who was scanned; cases of one patient never part over a fold's border.
         annotated: The organs that the reference segmentation covers; None means all.
+        raters: What others drew, whose agreement with `label` is the reference; mostly nothing.
+        weight: A map of how many voxels each voxel counts as in training; None counts all alike.
+        dataset: Of a merged dataset, the one that the case comes from; empty elsewhere.
+        meaning: Of a merged dataset, what its label file says, in the words of that one, and what becomes of it.
     """
 
     id: str
@@ -42,6 +50,15 @@ class Case:
     label: Path | None
     patient: str
     annotated: tuple[str, ...] | None = None
+    raters: tuple[Path, ...] = ()
+    weight: Path | None = None
+    dataset: str = ""
+    meaning: Meaning | None = None
+
+    @property
+    def drawn(self) -> tuple[Path, ...]:
+        """The label files, one per rater."""
+        return () if self.label is None else (self.label, *self.raters)
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,7 @@ class Dataset:
         test: Cases to predict; they may lack a label.
         paint_order: For overlapping regions, the value to paint for each region, first region first.
         others: What becomes of values that no label has; None refuses them.
+        raters: How several labels of a case agree.
     """
 
     name: str
@@ -68,6 +86,7 @@ class Dataset:
     test: tuple[Case, ...] = ()
     paint_order: tuple[int, ...] | None = None
     others: Others | None = None
+    raters: Raters | None = None
 
     @property
     def organs(self) -> tuple[str, ...]:
@@ -75,16 +94,25 @@ class Dataset:
         return tuple(self.labels)
 
     @property
+    def meaning(self) -> Meaning:
+        """What its label files say."""
+        return Meaning(self.labels, self.ignore, others_value(self.others, self.ignore))
+
+    @property
     def values(self) -> tuple[int, ...]:
         """Every value that a label file may hold, in ascending order: background, organs, ignored."""
         organs = {v for value in self.labels.values() for v in values_of(value)}
         return tuple(sorted(organs | {0} | ({self.ignore} if self.ignore is not None else set())))
 
+    def meaning_of(self, case: Case) -> Meaning:
+        """What the label file of a case says."""
+        return case.meaning or self.meaning
+
 
 def read_dataset(root: Path, *, missing_ok: bool = False) -> Dataset:
     """Read a dataset's description and find its files; no voxel is read.
 
-    Three dialects are told apart by content: the Decathlon's as downloaded (a ``training`` list), nnU-Net's raw layout
+    Dialects are told apart by content: the Decathlon's as downloaded (a ``training`` list), nnU-Net's raw layout
     (``channel_names``), and a plain folder of images and labels matched by name (``image_folder``, ``label_folder``).
 
     Args:
@@ -134,6 +162,7 @@ class Listing:
             test=tuple(_case(manifest.file, files, manifest) for files in self.test),
             paint_order=manifest.paint_order,
             others=manifest.others,
+            raters=manifest.raters,
         )
 
 
@@ -170,15 +199,42 @@ def read_case(case: Case, dataset: Dataset) -> tuple[Volume, Volume | None]:
             the dataset neither names nor counts among the others.
     """
     image = read_image(case.images, dataset.modalities)
-    if case.label is None:
-        return image, None
-    labels = read_labels(case.label)
-    require_same_grid(case.label, labels, case.images[0], image)
-    becomes = others_value(dataset.others, dataset.ignore)
-    if becomes is not None:
-        return image, Volume(settle_others(labels.array, dataset.values, becomes), labels.affine)
-    require_declared(case.label, labels.array[0], dataset)
-    return image, labels
+    maps = read_maps(case, dataset, image)
+    return image, agreed(maps, dataset.ignore) if maps else None
+
+
+def read_maps(case: Case, dataset: Dataset, image: Volume) -> list[Volume]:
+    """What each rater drew, ``(1, i, j, k)`` in the dataset's values; nothing where the case has no label.
+
+    Raises:
+        DataError: As `read_case`, for the labels.
+    """
+    maps = []
+    for path in case.drawn:
+        labels = read_drawn(path, case.images[0], dataset.meaning_of(case)).require_labels()
+        require_same_grid(path, labels, case.images[0], image)
+        maps.append(Volume(settled(path, labels.array, dataset.meaning_of(case)), labels.affine))
+    return maps
+
+
+def read_weight(case: Case, image: Volume) -> Volume | None:
+    """How many voxels each voxel counts as, ``(1, i, j, k)``; None where all count alike.
+
+    Raises:
+        DataError: It has several channels, another grid, or numbers that are negative, not finite or all 0.
+    """
+    if case.weight is None:
+        return None
+    weight = read_volume(case.weight)
+    require_finite(case.weight, weight)
+    if len(weight.array) != 1:
+        raise DataError(case.weight, f"has {len(weight.array)} channels, expected one weight a voxel", "Save one")
+    require_same_grid(case.weight, weight, case.images[0], image)
+    low, high = float(weight.array.min()), float(weight.array.max())
+    if low < 0 or high == 0:
+        problem = f"holds weights from {low:g} to {high:g}: a voxel counts as 0 voxels or more, and some must count"
+        raise DataError(case.weight, problem, "Correct it, or leave it out to count all alike")
+    return weight
 
 
 def read_image(files: Sequence[Path], modalities: Sequence[str]) -> Volume:
@@ -207,45 +263,6 @@ def read_image(files: Sequence[Path], modalities: Sequence[str]) -> Volume:
             _COLOURS if is_flat(where) else _CHANNELS,
         )
     return Volume(array, volumes[0].affine)
-
-
-def require_same_grid(path: Path, volume: Volume, reference_path: Path, reference: Volume) -> None:
-    """Refuse a volume whose voxels do not lie where those of the reference lie.
-
-    Raises:
-        DataError: Naming the first of shape, spacing, direction and origin that differs.
-    """
-    other = reference_path.name if reference_path.name != path.name else str(reference_path)
-    if volume.shape != reference.shape:
-        raise DataError(
-            path, f"has shape {volume.shape}, but {other} has {reference.shape}", "Resample one onto the other's grid"
-        )
-    if same_place(volume.affine, reference.affine, volume.shape):
-        return
-    raise DataError(
-        path,
-        f"has another affine than {other}: {affine_difference(volume, reference)}",
-        "Resample it, or copy the affine if you know that only the header is wrong",
-    )
-
-
-def affine_difference(volume: Volume, reference: Volume) -> str:
-    """Say which of spacing, direction and origin sets two grids of one shape apart, spacing first.
-
-    Example:
-        >>> thin, thick = (Volume(np.zeros((1, 2, 2, 2)), np.diag([1.0, 1.0, z, 1.0])) for z in (1, 5))
-        >>> affine_difference(thin, thick)
-        'spacing (1, 1, 1) mm, expected (1, 1, 5) mm'
-    """
-    ours, theirs = volume.affine, reference.affine
-    if not np.allclose(volume.spacing_mm, reference.spacing_mm, rtol=1e-3):
-        return f"spacing {_triple(volume.spacing_mm)} mm, expected {_triple(reference.spacing_mm)} mm"
-    if volume.orientation != reference.orientation:
-        return f"direction {volume.orientation}, expected {reference.orientation}"
-    cosines = np.clip((ours[:3, :3] * theirs[:3, :3]).sum(0) / (ours[:3, :3] ** 2).sum(0), -1, 1)
-    if not np.allclose(cosines, 1, atol=1e-4):
-        return f"direction turned by {np.degrees(np.arccos(cosines.min())):.2g} degrees"
-    return f"origin {_triple(ours[:3, 3])} mm, expected {_triple(theirs[:3, 3])} mm"
 
 
 def dataset_json(root: Path) -> Path:
@@ -282,8 +299,16 @@ def _instead(folder: Path) -> str:
 
 
 def _case(file: Path, files: Files, manifest: Manifest) -> Case:
-    annotated = manifest.annotated.get(files.id)
-    return Case(files.id, files.images, files.label, _patient(file, files.id, manifest), annotated)
+    annotated, patient = manifest.annotated.get(files.id), _patient(file, files.id, manifest)
+    source = manifest.sources.get(files.dataset)
+    if files.dataset and source is None:
+        raise DataError(
+            file,
+            f"says that case {files.id!r} comes from {files.dataset!r}, of which it has no source",
+            'Name it under "sources", or run medseg merge again',
+        )
+    origin = (files.dataset, source.meaning if source else None)
+    return Case(files.id, files.images, files.label, patient, annotated, files.raters, files.weight, *origin)
 
 
 def _patient(file: Path, case: str, manifest: Manifest) -> str:
@@ -299,7 +324,7 @@ def _patient(file: Path, case: str, manifest: Manifest) -> str:
 
 
 def _require_files(file: Path, files: Files) -> None:
-    for path in (*files.images, *([files.label] if files.label else [])):
+    for path in files.every:
         if not is_there(path):
             raise DataError(path, f"{why_absent(path)}, {file.name} needs it for case {files.id!r}", files.remedy)
 
@@ -338,6 +363,9 @@ def _require_known(file: Path, manifest: Manifest, ids: list[str]) -> None:
     if duplicates:
         raise DataError(file, f"lists case {min(duplicates)!r} more than once", "Keep one entry per case")
     for case in ids:
+        if (length := len(os.fsencode(case))) > _LONGEST:
+            problem = f"names a case of {length} bytes, {case[:20]!r}..., too long for what is called by it"
+            raise DataError(file, problem, "Shorten the name of its files")
         if Path(case).name != case or case.startswith(".") or "\\" in case or "\0" in case:
             raise DataError(
                 file, f"names a case {case!r}, which cannot name a file", "Leave out slashes and leading dots"
@@ -349,16 +377,17 @@ def _require_known(file: Path, manifest: Manifest, ids: list[str]) -> None:
             )
 
 
-def require_declared(path: Path, labels: NDArray[Any], dataset: Dataset) -> None:
-    """Refuse a label volume with values that the dataset neither names nor counts among the others.
+def settled(path: Path, labels: NDArray[Any], meaning: Meaning) -> NDArray[Any]:
+    """The values of a label file as they are meant.
 
     Raises:
-        DataError: In one sentence, however many there are.
+        DataError: Some are neither named nor counted among the others, in one sentence, however many there are.
     """
-    if problem := strangers(labels, set(dataset.values)) if dataset.others is None else "":
+    if problem := meaning.numbering.strangers(labels):
         remedy = 'Name the values under "labels" in dataset.json, or say what becomes of all others: "others": '
         remedy += '"background" or "ignore"'
         raise DataError(path, problem, "Exchange the files of image and label" if "a scan" in problem else remedy)
+    return meaning.numbering.settled(labels)
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -369,7 +398,3 @@ def counted(number: int, noun: str, plural: str = "") -> str:
         ('1 case', '2 modalities')
     """
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
-
-
-def _triple(numbers: Any) -> str:
-    return "(" + ", ".join(f"{float(n):.4g}" for n in numbers) + ")"

@@ -1,4 +1,4 @@
-"""Which files belong to which case: the Decathlon's lists, nnU-Net's channel files, files matched by name."""
+"""Which files belong to which case: the Decathlon's lists, nnU-Net's channel files, BIDS, files matched by name."""
 
 from __future__ import annotations
 
@@ -7,27 +7,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medseg.datasets.manifest import Manifest
-from medseg.datasets.names import Channels, apart, by_channel, by_suffix, composed, existing, single, volumes
-from medseg.datasets.patterns import FIELDS, fill, find_files, mistake_in, pattern_of
+from medseg.datasets.bids import find_images, find_labels
+from medseg.datasets.files import Files, checked_pattern, several, with_raters
+from medseg.datasets.manifest import Manifest, suffixes_of
+from medseg.datasets.names import Channels, apart, by_channel, by_suffix, composed, existing, single, spellings, volumes
+from medseg.datasets.patterns import fill, find_files, pattern_of
 from medseg.errors import DataError, listed
 from medseg.space.reading import ENDINGS, case_name, is_there
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of one case before anything but their names is known, and what to do if one is missing."""
-
-    id: str
-    images: tuple[Path, ...]
-    label: Path | None
-    remedy: str
 
 
 FilesOfDataset = tuple[list[Files], list[Files]]
@@ -44,15 +36,19 @@ def list_files(root: Path, manifest: Manifest) -> FilesOfDataset:
     Raises:
         DataError: A list entry makes no sense, a folder is missing, or the files are no images.
     """
+    spellings.cache_clear()
     if "channel_names" in manifest.content:
         training, test = _nnunet(root, manifest)
+    elif "derivative" in manifest.content:
+        training, test = _bids(manifest)
     elif "training" in manifest.content:
         training, test = _decathlon(root, manifest)
     elif "image" in manifest.content:
         training, test = _patterned(root, manifest)
     else:
         training, test = _plain(root, manifest)
-    return sorted(training, key=lambda files: files.id), sorted(test, key=lambda files: files.id)
+    training, test = (sorted(part, key=lambda files: files.id) for part in (training, test))
+    return with_raters(root, manifest, training), test
 
 
 def _decathlon(root: Path, manifest: Manifest) -> FilesOfDataset:
@@ -79,18 +75,21 @@ def _entries(root: Path, manifest: Manifest, key: str) -> list[Files]:
 
 def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
     table = entry if isinstance(entry, dict) else {"image": entry}
-    images, label = table.get("image"), table.get("label")
-    names = [name for name in (images if isinstance(images, list) else [images]) if isinstance(name, str) and name]
-    complete = len(names) == (len(images) if isinstance(images, list) else 1)
-    if not names or not complete or not isinstance(label, (str, type(None))):
+    images, drawn, weight = several(table.get("image")), several(table.get("label") or []), table.get("weight")
+    named, told = (
+        [*images, *drawn, *([] if weight is None else [weight])],
+        [*map(table.get, ("case", "dataset"), ("", ""))],
+    )
+    if not images or not all(isinstance(name, str) and name for name in named) or not all(map(_is_text, told)):
         raise DataError(
             manifest.file,
             f'has the entry {entry!r} under "{key}"',
             'Write it as {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}',
         )
-    paths = tuple(existing(root / _slashed(name)) for name in names)
-    mask = existing(root / _slashed(label)) if label else None
-    case = case_name(mask or paths[0])
+    paths = tuple(existing(root / _slashed(name)) for name in images)
+    masks = [existing(root / _slashed(name)) for name in drawn]
+    mask = masks[0] if masks else None
+    case = composed(told[0]) or case_name(mask or paths[0])
     if len(paths) == 1 and not is_there(paths[0]):
         paths = _channel_files(paths[0], len(manifest.modalities)) or paths
     return Files(
@@ -98,7 +97,14 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
         images=paths,
         label=mask,
         remedy=f'Add the file, or remove the entry from "{key}" in {manifest.file.name}',
+        raters=tuple(masks[1:]),
+        weight=existing(root / _slashed(weight)) if weight else None,
+        dataset=told[1],
     )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _slashed(name: str) -> str:
@@ -125,9 +131,7 @@ def _distinct(entries: list[Files]) -> list[Files]:
     if max(times.values(), default=1) == 1:
         return entries
     renamed = [
-        Files((entry.label or entry.images[0]).parent.name, entry.images, entry.label, entry.remedy)
-        if times[entry.id] > 1
-        else entry
+        replace(entry, id=(entry.label or entry.images[0]).parent.name) if times[entry.id] > 1 else entry
         for entry in entries
     ]
     return renamed if len({entry.id for entry in renamed}) == len(entries) else entries
@@ -151,8 +155,8 @@ def _nnunet_listed(root: Path, manifest: Manifest, table: dict[str, Any]) -> lis
     listed = []
     for case, entry in table.items():
         images = entry.get("images") if isinstance(entry, dict) else None
-        label = entry.get("label") if isinstance(entry, dict) else None
-        if not isinstance(images, list) or not images or not isinstance(label, str):
+        drawn = several(entry.get("label")) if isinstance(entry, dict) else []
+        if not isinstance(images, list) or not images or not drawn or not all(isinstance(one, str) for one in drawn):
             raise DataError(
                 manifest.file,
                 f'has the entry {entry!r} for case {case!r} under "dataset"',
@@ -160,17 +164,21 @@ def _nnunet_listed(root: Path, manifest: Manifest, table: dict[str, Any]) -> lis
             )
         remedy = f'Add the file, or remove case {case!r} from "dataset"'
         paths = tuple(existing(root / str(image)) for image in images)
-        listed.append(Files(composed(case), paths, existing(root / label), remedy))
+        label, *raters = (existing(root / one) for one in drawn)
+        weight = existing(root / str(entry["weight"])) if "weight" in entry else None
+        listed.append(Files(composed(case), paths, label, remedy, tuple(raters), weight))
     return listed
 
 
 def _nnunet_folder(root: Path, manifest: Manifest, part: str, endings: Sequence[str]) -> list[Files]:
     folder, needs_label = root / f"labels{part}", part == "Tr"
+    if needs_label and "label_folder" in manifest.content:
+        folder = existing(root / str(several(manifest.content["label_folder"])[0]))
     scans = volumes(root / f"images{part}", endings)
     if needs_label and scans and not folder.is_dir():
         remedy = f"Put the labels of images{part} there; images that are only to be predicted belong in imagesTs"
         raise DataError(folder, "is missing", remedy)
-    labels = single(by_suffix(volumes(folder, endings))) if needs_label or folder.is_dir() else {}
+    labels = single(by_suffix(volumes(folder, endings, labels=True))) if needs_label or folder.is_dir() else {}
     channels: Channels = {}
     for path in scans:
         case, number = _numbered(path, labels)
@@ -208,8 +216,39 @@ def _channels(found: dict[int, Path], stem: Path, numbers: Sequence[int], ending
     return tuple(path for _, path in sorted((expected | found).items()))
 
 
+def _bids(manifest: Manifest) -> FilesOfDataset:
+    content, file = manifest.content, manifest.file
+    images = find_images(file, suffixes := suffixes_of(file, content))
+    labels = find_labels(file, str(content["derivative"]), str(content.get("label_suffix", "")), images)
+    weights = dict[str, list[Path]]()
+    if "weight_suffix" in content:
+        weights = find_labels(file, str(content["derivative"]), str(content["weight_suffix"]), images)
+        maps = {path for paths in weights.values() for path in paths}
+        labels = {
+            case: kept for case, paths in labels.items() if (kept := [path for path in paths if path not in maps])
+        }
+    for case, drawn in labels.items():
+        if len(drawn) > 1 and manifest.raters is None:
+            remedy = 'Say how their names end, such as "label_suffix": "desc-manual_dseg", or how they agree: "raters"'
+            raise DataError(drawn[0], f"and {drawn[1].name} could both be the label of {case}", remedy)
+    training, test = list[Files](), list[Files]()
+    for case, channels in images.items():
+        like = next(iter(channels.values()))
+        ending = like.name.removeprefix(case_name(like))
+        expected = {number: like.with_name(f"{case}_{suffix}{ending}") for number, suffix in enumerate(suffixes)}
+        paths = tuple((expected | channels)[number] for number in expected)
+        remedy = "Add it, or take the other files of this session away"
+        if case not in labels:
+            test.append(Files(case, paths, None, remedy))
+            continue
+        (label, *raters), weight = labels[case], weights[case][0] if case in weights else None
+        training.append(Files(case, paths, label, remedy, tuple(raters), weight))
+    return training, test
+
+
 def _patterned(root: Path, manifest: Manifest) -> FilesOfDataset:
-    image, label, test = (_pattern(manifest, key) for key in ("image", "label", "test_image"))
+    patterns = {key: several(manifest.content.get(key) or "")[0] for key in ("image", "label", "test_image")}
+    image, label, test = (checked_pattern(manifest, key, pattern) for key, pattern in patterns.items())
     if not image or not label:
         raise DataError(
             manifest.file,
@@ -229,15 +268,6 @@ def _patterned(root: Path, manifest: Manifest) -> FilesOfDataset:
     training = [_fitted(root, manifest, (image, label), images, labels, case) for case in set(images) | set(labels)]
     tests = single(find_files(root, test, manifest.modalities)) if test else {}
     return training, [_fitted(root, manifest, (test, ""), tests, {}, case) for case in tests]
-
-
-def _pattern(manifest: Manifest, key: str) -> str:
-    pattern = manifest.content.get(key, "")
-    fields = FIELDS if key != "label" else FIELDS[:1]
-    if pattern != "" and (mistake := mistake_in(pattern, fields=fields)):
-        legal = " and ".join(f"{{{name}}}" for name in fields)
-        raise DataError(manifest.file, f'has a "{key}" that {mistake}', f"Write a path with {legal} in it")
-    return str(pattern).removeprefix("./")
 
 
 def _fitted(
@@ -289,7 +319,7 @@ def _pairs(
     manifest: Manifest, image_folder: Path, label_folder: Path, suffix: str
 ) -> tuple[dict[str, dict[int, Path]], dict[str, dict[int, Path]]]:
     """The images and the labels of two folders, which may be one where labels have a suffix."""
-    scans, masks = volumes(image_folder), by_suffix(volumes(label_folder), suffix)
+    scans, masks = volumes(image_folder), by_suffix(volumes(label_folder, labels=True), suffix)
     images = by_channel(scans, manifest.modalities, cases=masks)
     if image_folder.resolve() == label_folder.resolve():
         if not suffix:
@@ -317,7 +347,7 @@ def _another_rule(manifest: Manifest, scans: Sequence[Path], masks: Sequence[Pat
 
 def _folder(root: Path, manifest: Manifest, key: str, defaults: tuple[str, ...]) -> Path:
     if key in manifest.content:
-        return existing(root / str(manifest.content[key]))
+        return existing(root / str((several(manifest.content[key]) or [""])[0]))
     found = next((root / name for name in defaults if (root / name).is_dir()), None)
     if found is None:
         raise DataError(

@@ -6,25 +6,52 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from medseg.datasets.bids import read_names
+from medseg.datasets.drawn import Meaning
 from medseg.datasets.names import composed
 from medseg.errors import DataError, listed, meant, nearest
 from medseg.machine.documents import parse_document, read_text
-from medseg.space.labels import LabelValue, Others, others_value, values_of
+from medseg.machine.files import digest_of, portable
+from medseg.space.labels import IGNORED, LabelValue, Others, values_of
 
 KEYS = (
     *("name", "labels", "modality", "modalities", "channel_names", "others", "regions_class_order"),
-    *("patient", "patients", "annotated", "training", "test", "dataset", "file_ending", "numTraining"),
+    *("patient", "patients", "annotated", "training", "test", "dataset", "file_ending", "numTraining", "sources"),
     *("image", "label", "test_image", "image_folder", "label_folder", "label_suffix", "test_folder"),
+    *("suffix", "derivative", "raters", "weight", "weight_folder", "weight_suffix"),
 )
 """What is read of a ``dataset.json``, in all dialects."""
+
+Raters = Literal["majority", "mean"]
+"""How several label files of a case become one target: what most of them say, or the share of them that says it."""
 
 _ALIKE = 0.8  # of two keys, from which on one is taken for the other, misspelt
 _BACKGROUND = (
     *("background", "bg", "clear label", "clear", "none", "nothing", "unlabeled", "unlabelled", "unknown", "void"),
     *("empty", "exterior", "outside", "other", "others", "rest", "null", "0"),
 )
+
+
+@dataclass(frozen=True)
+class MergedSource:
+    """One of the datasets that a merged one was made of.
+
+    Attributes:
+        meaning: What its label files say, in its own words, and what becomes of it.
+        description: Its ``dataset.json``, None where it is not told.
+        digest: Of that file when it was merged; empty where it is not told.
+    """
+
+    meaning: Meaning
+    description: Path | None = None
+    digest: str = ""
+
+    def to_dict(self, folder: Path) -> dict[str, Any]:
+        """Plain data for JSON, with its path as seen from a folder."""
+        told = {"description": portable(self.description, folder), "digest": self.digest} if self.description else {}
+        return self.meaning.to_dict() | told
 
 
 @dataclass(frozen=True)
@@ -37,11 +64,13 @@ class Manifest:
     labels: dict[str, LabelValue]
     ignore: int | None = None
     others: Others | None = None
+    raters: Raters | None = None
     paint_order: tuple[int, ...] | None = None
     patients: dict[str, str] = field(default_factory=dict)
     patient_pattern: str | None = None
     annotated: dict[str, tuple[str, ...]] = field(default_factory=dict)
     content: Mapping[str, Any] = field(default_factory=dict)
+    sources: dict[str, MergedSource] = field(default_factory=dict)
 
 
 def read_manifest(file: Path) -> Manifest:
@@ -53,19 +82,21 @@ def read_manifest(file: Path) -> Manifest:
     content = _load(file)
     _require_spelling(file, content)
     labels, ignore = _labels(file, content)
-    others = _others(file, content)
+    others, raters = _others(file, content), _raters(file, content)
     return Manifest(
         file=file,
         name=str(content.get("name") or file.resolve().parent.name),
         modalities=_modalities(file, content),
         labels=labels,
-        ignore=others_value(others, ignore) if others == "ignore" else ignore,
+        ignore=IGNORED if ignore is None and (raters or others == "ignore") else ignore,
         others=others,
+        raters=raters,
         paint_order=_paint_order(file, content, labels),
         patients=_patients(file, content),
         patient_pattern=_patient_pattern(file, content),
         annotated=_annotated(file, content, tuple(labels)),
         content=content,
+        sources=_sources(file, content, labels, ignore),
     )
 
 
@@ -98,8 +129,18 @@ def _others(file: Path, content: Mapping[str, Any]) -> Others | None:
     raise DataError(file, f'says "others": {others!r} of the values that "labels" leaves out', remedy)
 
 
+def _raters(file: Path, content: Mapping[str, Any]) -> Raters | None:
+    raters = content.get("raters")
+    if raters in (None, "majority", "mean"):
+        return raters
+    remedy = 'Write "raters": "majority", or "raters": "mean" for the share of them as a soft target'
+    raise DataError(file, f'says "raters": {raters!r}, which is no way to agree', remedy)
+
+
 def _labels(file: Path, content: dict[str, Any]) -> tuple[dict[str, LabelValue], int | None]:
     declared = content.get("labels")
+    if declared is None and "derivative" in content:
+        declared = read_names(file, str(content["derivative"]))
     if isinstance(declared, list):
         declared = {str(value): name for value, name in enumerate(declared)}
     if not isinstance(declared, dict) or not declared:
@@ -166,7 +207,7 @@ def _is_whole(value: Any) -> bool:
 def _modalities(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
     key = next((key for key in ("channel_names", "modality", "modalities") if key in content), None)
     if key is None:
-        return ("image",)
+        return suffixes_of(file, content) if "derivative" in content else ("image",)
     declared = content[key]
     if isinstance(declared, str):
         declared = [declared]
@@ -176,7 +217,23 @@ def _modalities(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
         declared = [declared[index] for index in sorted(declared, key=int)]
     if not isinstance(declared, list) or not declared or not all(isinstance(name, str) for name in declared):
         raise DataError(file, f'has a "{key}" that names no channels', f'Write "{key}": {{"0": "CT"}}')
+    if "derivative" in content and len(declared) != len(suffixes := suffixes_of(file, content)):
+        raise DataError(file, f'has {len(declared)} in "{key}", but the "suffix" {listed(suffixes)}', "Name as many")
     return tuple(declared)
+
+
+def suffixes_of(file: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The suffixes of a BIDS dataset's images, one per channel.
+
+    Raises:
+        DataError: There is none.
+    """
+    suffix = content.get("suffix")
+    several = suffix if isinstance(suffix, list) else [suffix]
+    if not several or not all(isinstance(one, str) and one for one in several):
+        remedy = 'Write "suffix": "T1w", or a list for several channels'
+        raise DataError(file, 'names a "derivative" of BIDS, but no "suffix" of its images', remedy)
+    return tuple(several)
 
 
 def _paint_order(file: Path, content: dict[str, Any], labels: dict[str, LabelValue]) -> tuple[int, ...] | None:
@@ -205,7 +262,7 @@ def _patients(file: Path, content: dict[str, Any]) -> dict[str, str]:
 def _patient_pattern(file: Path, content: dict[str, Any]) -> str | None:
     pattern = content.get("patient")
     if pattern is None:
-        return None
+        return r"^(sub-[^_]+)" if "derivative" in content else None
     remedy = 'Write a regular expression with one group, such as "patient": "^(\\\\w+)_visit"'
     if not isinstance(pattern, str):
         raise DataError(file, f'has a "patient" that is {type(pattern).__name__}, not text', remedy)
@@ -229,3 +286,32 @@ def _annotated(file: Path, content: dict[str, Any], organs: tuple[str, ...]) -> 
                 problem = f'names an unknown label {name!r} in "annotated" for case {case!r}{meant(name, organs)}'
                 raise DataError(file, problem, f"Choose from {listed(organs)}")
     return {composed(case): tuple(names) for case, names in table.items()}
+
+
+def _sources(
+    file: Path, content: dict[str, Any], labels: Mapping[str, LabelValue], ignore: int | None
+) -> dict[str, MergedSource]:
+    table: Any = content.get("sources", {})
+    legal = {0, ignore, *(v for value in labels.values() for v in values_of(value))}
+    found = {}
+    for name, told in (table if isinstance(table, dict) else {"": table}).items():
+        try:
+            meaning = Meaning.from_dict(
+                {key: value for key, value in told.items() if key not in ("description", "digest")}
+            )
+            strays = sorted(set(meaning.numbering.table.values()) - legal)
+            place, digest = told.get("description"), str(told.get("digest", ""))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            remedy = 'Run medseg merge again, or write "sources": {"A": {"labels": {"liver": 1}, "becomes": {"1": 3}}}'
+            raise DataError(
+                file, f'has "sources" that do not say what becomes of the values of {name!r}', remedy
+            ) from None
+        if strays:
+            problem = f'turns values of {name!r} into {listed(strays)} under "sources", which no label has'
+            raise DataError(file, problem, "Correct it, or run medseg merge again")
+        description = file.parent / place if isinstance(place, str) else None
+        if description is not None and description.is_file() and digest_of(description, "md5") != digest:
+            problem = f"was merged from {description} as it was before that file changed"
+            raise DataError(file, problem, "Run medseg merge again: values may mean something else now")
+        found[name] = MergedSource(meaning, description, digest)
+    return found

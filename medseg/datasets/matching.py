@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medseg.datasets.case import read_dataset
+from medseg.datasets.drawn import Meaning
 from medseg.datasets.names import by_suffix, names_of, single, volumes
 from medseg.errors import DataError, listed
 from medseg.space.labels import LabelValue, others_value
@@ -15,11 +16,23 @@ from medseg.space.reading import ENDINGS
 
 @dataclass(frozen=True)
 class Pair:
-    """The two files of one case."""
+    """The two files of one case.
+
+    Attributes:
+        case: Its name.
+        prediction: What a network drew.
+        reference: What a rater drew.
+        image: What both were drawn on, where known.
+        raters: What others drew, whose agreement with `reference` is the reference; mostly nothing.
+        meaning: What the reference says, where that is not as in all others.
+    """
 
     case: str
     prediction: Path
     reference: Path
+    image: Path | None = None
+    raters: tuple[Path, ...] = ()
+    meaning: Meaning | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +69,11 @@ class References:
         ignore: The value of voxels that count for nothing.
         all_expected: Whether each reference must be predicted.
         others: The value that undeclared ones count as, None where they are refused.
+        raters: Case -> the labels of further raters, where there are several.
         annotated: Case -> the organs its reference covers, where that is not all of them.
         names: Case -> what else a prediction of it may be called, such as its image.
+        meanings: Case -> what its reference says, where that is not as in all others.
+        datasets: Case -> which of several merged datasets it comes from.
     """
 
     labels: Mapping[str, Path]
@@ -68,6 +84,19 @@ class References:
     annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     names: Mapping[str, Collection[str]] = field(default_factory=dict)
     others: int | None = None
+    raters: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    meanings: Mapping[str, Meaning] = field(default_factory=dict)
+    datasets: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the label files say."""
+        return Meaning(self.organs, self.ignore, self.others)
+
+    def pair(self, case: str, prediction: Path) -> Pair:
+        """The reference of a case beside what was predicted of it."""
+        image, raters = self.images.get(case), self.raters.get(case, ())
+        return Pair(case, prediction, self.labels[case], image, raters, self.meanings.get(case))
 
     @property
     def cases_by_name(self) -> dict[str, list[str]]:
@@ -82,7 +111,8 @@ class References:
 def read_references(place: Path) -> References:
     """List the references of a folder of label maps, or of a dataset.
 
-    A folder of label maps that belongs to a dataset further up takes its names, images, and what is annotated.
+    A folder of label maps that belongs to a dataset further up takes its names, images, and what is annotated; it is
+    the reference itself, though other raters may have drawn the cases, too.
 
     Raises:
         DataError: The folder is missing or holds no label file, or the dataset's description is at fault.
@@ -96,10 +126,11 @@ def read_references(place: Path) -> References:
         around = _of_dataset(root) if root else nameless
     except DataError:
         return nameless
-    here = {case: path for case, path in around.labels.items() if path.parent.resolve() == place.resolve()}
+    drawn = ((case, path) for case in around.labels for path in (around.labels[case], *around.raters.get(case, ())))
+    here = {case: path for case, path in drawn if path.parent.resolve() == place.resolve()}
     known = {name for case in here for name in (case, *around.names.get(case, ()))}
     others = {name: path for name, path in labels.items() if name not in known}
-    return replace(around, labels={**here, **others}, all_expected=True) if here else nameless
+    return replace(around, labels={**here, **others}, raters={}, all_expected=True) if here else nameless
 
 
 def _of_dataset(place: Path) -> References:
@@ -114,6 +145,9 @@ def _of_dataset(place: Path) -> References:
         annotated={case.id: case.annotated for case in cases if case.annotated is not None},
         names={case.id: names_of(case.id, case.images, case.label, dataset.modalities) for case in cases},
         others=others_value(dataset.others, dataset.ignore),
+        raters={case.id: case.raters for case in cases if case.raters},
+        meanings={case.id: case.meaning for case in cases if case.meaning},
+        datasets={case.id: case.dataset for case in cases if case.dataset},
     )
 
 
@@ -130,9 +164,10 @@ def match(predictions: Path, references: References, *, cases: Sequence[str] | N
     """
     table, failures = references.cases_by_name, list[Failure]()
     found: dict[str, list[Path]] = {}
+    counting = None if cases is None else set(cases)
     for name, path in label_files(predictions).items():
         owners = table.get(name, [])
-        if cases is not None and name not in cases and not set(owners) & set(cases):
+        if counting is not None and counting.isdisjoint((name, *owners)):
             continue
         if len(owners) == 1:
             found.setdefault(owners[0], []).append(path)
@@ -149,8 +184,8 @@ def match(predictions: Path, references: References, *, cases: Sequence[str] | N
         for case, paths in found.items()
         if len(paths) > 1
     ]
-    pairs = (Pair(case, paths[0], references.labels[case]) for case, paths in sorted(found.items()) if len(paths) == 1)
-    wanted = set(references.labels) if cases is None else set(cases) & set(references.labels)
+    pairs = (references.pair(case, paths[0]) for case, paths in sorted(found.items()) if len(paths) == 1)
+    wanted = set(references.labels) if counting is None else counting & set(references.labels)
     return Matched(tuple(pairs), tuple(failures), len(wanted - set(found) - set(required)))
 
 
@@ -168,7 +203,7 @@ def label_files(folder: Path) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise DataError(folder, "is not a folder", "Give the folder that holds the label files")
-    found = by_suffix(volumes(folder))
+    found = by_suffix(volumes(folder, labels=True))
     if not found:
         raise DataError(folder, f"holds no label file ({', '.join(ENDINGS)})", "Check the path, or predict first")
     return {name: files[0] for name, files in single(found).items()}

@@ -6,9 +6,11 @@ could both be meant, neither is picked.
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from medseg.errors import DataError
@@ -33,19 +35,35 @@ def existing(path: Path) -> Path:
     if str(path).isascii() or path.exists():
         return path
     folder = existing(path.parent)
-    twins = [each for each in folder.iterdir() if composed(each.name) == composed(path.name)] if folder.is_dir() else []
-    return twins[0] if len(twins) == 1 else folder / path.name
+    twins = spellings(folder).get(composed(path.name), ()) if folder.is_dir() else ()
+    return folder / (twins[0] if len(twins) == 1 else path.name)
 
 
-def volumes(folder: Path, endings: Sequence[str] = ENDINGS) -> list[Path]:
+@lru_cache(maxsize=32)
+def spellings(folder: Path) -> dict[str, list[str]]:
+    """Composed name -> names of a folder, read once for all its files; whoever begins anew clears the cache."""
+    spelt: dict[str, list[str]] = {}
+    for entry in os.listdir(folder):
+        spelt.setdefault(composed(entry), []).append(entry)
+    return spelt
+
+
+def volumes(folder: Path, endings: Sequence[str] = ENDINGS, *, labels: bool = False) -> list[Path]:
     """The images of a folder with one of these endings and its DICOM series, sorted; what is hidden is left out.
+
+    Args:
+        folder: Where they lie.
+        endings: Of files of voxels.
+        labels: Take segmentation objects and structure sets, too.
 
     Raises:
         DataError: The folder is missing, or an ending has capitals.
     """
     if not folder.is_dir():
         raise DataError(folder, "is missing", "Check the path, or name the folder in dataset.json")
-    return [path for path in images_in(folder) if path.name.endswith(tuple(endings)) or path.is_dir()]
+    other = (path for path in images_in(folder, objects=labels) if not path.name.endswith(ENDINGS))
+    voxels = (path for path in images_in(folder) if path.name.endswith(tuple(endings)))
+    return sorted([*voxels, *other])
 
 
 def by_suffix(paths: Iterable[Path], suffix: str = "") -> Channels:

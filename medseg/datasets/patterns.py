@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from medseg.datasets.names import Channels, composed
-from medseg.space.reading import is_there
+from medseg.space.reading import is_image, is_there
 
 _FIELD = re.compile(r"\{(.*?)\}")
 FIELDS = ("case", "modality")
@@ -56,7 +56,7 @@ def find_files(root: Path, pattern: str, modalities: Sequence[str] = ()) -> Chan
         place = path.relative_to(root)
         fit = form.fullmatch(composed(place.as_posix()))
         hidden = any(part.startswith(".") and part not in pattern.split("/") for part in place.parts)
-        if fit is not None and not hidden and is_there(path):
+        if fit is not None and not hidden and (is_image(path) if pattern.endswith("}") else is_there(path)):
             channel = names.get(fit.groupdict().get("modality", ""), 0)
             found.setdefault(fit["case"], {}).setdefault(channel, []).append(path)
     return found

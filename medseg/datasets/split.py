@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ def folds(cases: Iterable[Examined], n: int = 5, *, seed: int = 0) -> tuple[Fold
 
     Patients with many cases are dealt first, each to the fold with the fewest cases so far, so that fold sizes differ
     by no more than the cases of one patient. Ties follow a hash of seed and patient, so neither the order of the cases
-    nor the Python version matters.
+    nor the Python version matters. Of a merged dataset each part is dealt by itself, so that every fold has its share
+    of each hospital.
 
     Args:
         cases: The labelled cases, in any order.
@@ -55,15 +57,20 @@ def folds(cases: Iterable[Examined], n: int = 5, *, seed: int = 0) -> tuple[Fold
         >>> [len(fold.val) for fold in folds(cases, 2)]
         [4, 4]
     """
-    groups = _by_patient(cases)
+    cases = list(cases)
+    groups, origin = _by_patient(cases), {case.id: getattr(case, "dataset", "") for case in cases}
     if not 2 <= n <= len(groups):
         raise UsageError(
             f"the number of folds must be between 2 and the number of patients ({len(groups)}), got {n}",
             "Choose another number of folds, or give an explicit split file",
         )
     dealt: list[list[str]] = [[] for _ in range(n)]
+    ours: Counter[tuple[str, int]] = Counter()
     for patient in sorted(groups, key=lambda patient: (-len(groups[patient]), _rank(seed, patient))):
-        min(dealt, key=len).extend(groups[patient])
+        of = min(origin[case] for case in groups[patient])
+        fold = min(range(n), key=lambda fold: (ours[of, fold], len(dealt[fold])))
+        ours[of, fold] += len(groups[patient])
+        dealt[fold].extend(groups[patient])
     everything = {case for ids in groups.values() for case in ids}
     return tuple(Fold(tuple(sorted(everything - set(val))), tuple(sorted(val))) for val in dealt)
 
@@ -119,6 +126,7 @@ def _ids(path: Path, number: int, side: str, entry: Any, patient_of: Mapping[str
     if not isinstance(ids, list) or not ids:
         raise DataError(path, f'has no "{side}" cases in fold {number}', "List at least one case id")
     known = {composed(case): case for case in patient_of}
+    seen: set[str] = set()
     ids = [known.get(composed(case), case) if isinstance(case, str) else case for case in ids]
     for case in ids:
         if not isinstance(case, str):
@@ -126,6 +134,7 @@ def _ids(path: Path, number: int, side: str, entry: Any, patient_of: Mapping[str
         if case not in patient_of:
             problem = f"names an unknown case {case!r} in {side} of fold {number}{meant(case, patient_of)}"
             raise DataError(path, problem, "Correct or remove it, or add the case to the dataset")
-        if ids.count(case) > 1:
+        if case in seen:
             raise DataError(path, f"names case {case!r} twice in {side} of fold {number}", "Keep it once")
+        seen.add(case)
     return ids

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from jaxtyping import Bool
 
 import medseg
 from medseg.dicom.organs import Organ, codes_of
-from medseg.dicom.series import Series, pydicom
-from medseg.errors import DataError, UsageError
+from medseg.dicom.series import Series, library, readable
+from medseg.errors import DataError
 from medseg.machine.files import whole
 from medseg.space.volume import same_place
 
 Masks = Mapping[str, Bool[np.ndarray, "i j k"]]
 """Organ -> its voxels on the grid of a series: column, row, slice. They may overlap."""
+
+Segments = Sequence[tuple[str, Callable[[], Bool[np.ndarray, "i j k"]]]]
+"""Names of an object's segments and what reads each, for all masks of a hundred organs are more than memory holds."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +36,6 @@ class Algorithm:
 
     name: str
     version: str
-
-
-def highdicom(path: Path) -> Any:
-    """The library that writes and reads segmentation objects.
-
-    Raises:
-        UsageError: It is not installed.
-    """
-    try:
-        import highdicom as library
-    except ImportError:
-        raise UsageError(f"{path} needs highdicom, which is not installed", "pip install 'medseg[dicom]'") from None
-    return library
 
 
 def write_segmentation(
@@ -63,7 +54,7 @@ def write_segmentation(
     Raises:
         UsageError: highdicom is not installed.
     """
-    hd = highdicom(path)
+    hd = library(path, "highdicom")
     from pydicom.uid import generate_uid
 
     pixels = _pixels(masks, organs, series)
@@ -85,8 +76,8 @@ def write_segmentation(
         series_description=f"{series.name} segmented"[:64],
         omit_empty_frames=bool(pixels.any()),
     )
-    with whole(path) as partial:
-        written.save_as(partial)
+    with whole(path) as unfinished:
+        written.save_as(unfinished)
 
 
 def _pixels(masks: Masks, organs: Sequence[Organ], series: Series) -> Any:
@@ -102,38 +93,35 @@ def _pixels(masks: Masks, organs: Sequence[Organ], series: Series) -> Any:
 
 def headers_of(series: Series) -> list[Any]:
     """The headers of a series' slices without their voxels, in its order."""
-    library = pydicom(series.files[0])
-    return [library.dcmread(file, stop_before_pixels=True) for file in series.files]
+    return [library(file).dcmread(file, stop_before_pixels=True) for file in series.files]
 
 
-def read_segmentation(path: Path, series: Series) -> dict[str, Bool[np.ndarray, "i j k"]]:
-    """Read a segmentation object as masks on the grid of the series that it segments.
+def read_segmentation(path: Path, series: Series) -> Segments:
+    """Find the segments of a segmentation object, each of which is read as a mask on the grid of the series.
 
     Frames that it leaves out are empty; slices are found by their position.
 
     Raises:
         UsageError: highdicom is not installed.
-        DataError: It is no segmentation, it refers to another series, or its frames lie between or beyond the slices.
+        DataError: It is no segmentation or refers to another series; and when a segment is read, its frames lie
+            between or beyond the slices.
     """
-    hd = highdicom(path)
-    try:
+    hd = library(path, "highdicom")
+    with readable(path):
         read = hd.seg.segread(path)
-    except (ValueError, AttributeError, KeyError) as error:
-        raise DataError(path, f"is no readable DICOM segmentation ({_last(error)})", "Export it again") from None
-    _require_series(path, read, series)
-    try:
-        volume = read.get_volume(rescale_fractional=True)
-    except (RuntimeError, ValueError) as error:
-        raise DataError(path, f"is no volume of segments ({_last(error)})", "Export it again") from None
-    labels = [str(read.get_segment_description(number).SegmentLabel) for number in read.segment_numbers]
-    array = np.asarray(volume.array)  # (slice, row, column, segment)
+        names = {number: str(read.get_segment_description(number).SegmentLabel) for number in read.segment_numbers}
+        _require_series(path, read, series)
+    return [(name, partial(_segment_mask, path, read, number, series)) for number, name in names.items()]
+
+
+def _segment_mask(path: Path, read: Any, number: int, series: Series) -> Bool[np.ndarray, "i j k"]:
+    """The voxels of a segment."""
+    with readable(path):
+        volume = read.get_volume(segment_numbers=[number], rescale_fractional=True)
     planes = np.asarray(volume.affine) @ _to_columns_first()
     planes[:2] *= -1  # LPS+ to RAS+
-    stack = _on_series(path, array.transpose(2, 1, 0, 3) >= 0.5, planes, series)
-    found: dict[str, Bool[np.ndarray, "i j k"]] = {}
-    for index, label in enumerate(labels):
-        found[label] = found[label] | stack[..., index] if label in found else stack[..., index]
-    return found
+    mask: Bool[np.ndarray, "i j k"] = _on_series(path, volume.array[..., 0].T >= 0.5, planes, series)
+    return mask
 
 
 def _to_columns_first() -> Any:
@@ -142,7 +130,7 @@ def _to_columns_first() -> Any:
 
 
 def _on_series(path: Path, masks: Any, affine: Any, series: Series) -> Any:
-    """Masks of some slices among all slices of the series.
+    """A mask of some slices among all slices of the series.
 
     Raises:
         DataError: Their grid is not that of the series.
@@ -159,14 +147,14 @@ def _on_series(path: Path, masks: Any, affine: Any, series: Series) -> Any:
     if flipped:
         ours[:3, 3] = (affine @ [0, 0, masks.shape[2] - 1, 1])[:3]
         ours[:3, 2] *= -1
-    stop = start + masks.shape[:3]
-    if not same_place(ours, placed, masks.shape[:3]) or (start < 0).any() or (stop > series.shape).any():
+    stop = start + masks.shape
+    if not same_place(ours, placed, masks.shape) or (start < 0).any() or (stop > series.shape).any():
         raise DataError(
             path,
             f"does not lie on the slices of series {series.name}, which it says it segments",
             "Export it on the grid of that series",
         )
-    on_series = np.zeros((*series.shape, masks.shape[3]), dtype=bool)
+    on_series = np.zeros(series.shape, dtype=bool)
     on_series[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = masks
     return on_series
 
@@ -209,7 +197,3 @@ def _described(hd: Any, number: int, organ: Organ, algorithm: Algorithm) -> Any:
 def _new_number(like: Sequence[Any]) -> int:
     """A series number beside that of the source, as scanners and viewers leave room for."""
     return int(like[0].get("SeriesNumber", 0) or 0) * 100 + 1
-
-
-def _last(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

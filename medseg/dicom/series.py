@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ _TAGS = (
     "SeriesNumber", "SeriesDescription", "ImageType", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
     "Rows", "Columns", "SliceThickness", "NumberOfFrames",
 )  # fmt: skip
+
+_UNREADABLE = (ValueError, AttributeError, KeyError, IndexError, TypeError, EOFError, RuntimeError, struct.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,17 +73,22 @@ class OddSeries:
         return f"{self.folder}: series {self.name} is left out: {self.reason}"
 
 
-def pydicom(path: Path) -> Any:
-    """The library that reads DICOM.
+def library(path: Path, name: str = "pydicom") -> Any:
+    """A library of the extra ``dicom``: pydicom, which reads it, or highdicom, which knows segmentation objects.
 
     Raises:
         UsageError: It is not installed.
     """
     try:
-        import pydicom as library
+        import pydicom
+
+        pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # scanners write what it would warn of
+        if name == "pydicom":
+            return pydicom
+        import highdicom
     except ImportError:
-        raise UsageError(f"{path} is DICOM, and pydicom is not installed", "pip install 'medseg[dicom]'") from None
-    return library
+        raise UsageError(f"{path} is DICOM, and {name} is not installed", "pip install 'medseg[dicom]'") from None
+    return highdicom
 
 
 def has_pydicom() -> bool:
@@ -103,8 +113,16 @@ def sort_series(folder: Path) -> tuple[list[Series], list[OddSeries]]:
     """
     if not folder.is_dir():
         raise DataError(folder, "is no folder", "Give the folder of DICOM files")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    whole, odd = _sorted(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
+    return list(whole), list(odd)
+
+
+@lru_cache(maxsize=4)
+def _sorted(files: tuple[tuple[Path, int, int], ...]) -> tuple[list[Series], list[OddSeries]]:
+    """As `sort_series`; files as they were are not read again for each case that lies among them."""
     groups: dict[str, list[tuple[Path, Any]]] = defaultdict(list)
-    for path, header in _headers(sorted(path for path in folder.rglob("*") if path.is_file())):
+    for path, header in _headers(path for path, *_ in files):
         groups[str(header.get("SeriesInstanceUID", ""))].append((path, header))
     whole: list[Series] = []
     odd: list[OddSeries] = []
@@ -146,12 +164,21 @@ class _OddError(Exception):
 
 
 def _headers(files: Iterable[Path]) -> Iterable[tuple[Path, Any]]:
-    library = None
-    for path in files:
-        if not is_dicom(path):
-            continue
-        library = library or pydicom(path)
-        yield path, library.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+    for path in filter(is_dicom, files):
+        with readable(path):
+            header = library(path).dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+        yield path, header
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What pydicom and highdicom raise over files that are cut short, or lack what the standard asks, as a sentence."""
+    own = library(path).errors
+    try:
+        yield
+    except (*_UNREADABLE, own.BytesLengthException, own.InvalidDicomError) as error:
+        told = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise DataError(path, f"is no readable DICOM object ({told})", "Export it again") from None
 
 
 def _is_image(header: Any) -> bool:

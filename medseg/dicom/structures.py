@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from jaxtyping import Bool, Float
 import medseg
 from medseg.dicom.organs import Organ, codes_of
 from medseg.dicom.outlines import Polygon, filled, outlines
-from medseg.dicom.segmentation import Algorithm, Masks
-from medseg.dicom.series import Series, pydicom
+from medseg.dicom.segmentation import Algorithm, Masks, Segments
+from medseg.dicom.series import Series, library, readable
 from medseg.errors import DataError
 from medseg.machine.files import whole
+from medseg.space.formats import STRUCTURES
 
-_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, by which structure sets refer to their study
 _OF_SOURCE = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate", "StudyTime",
@@ -42,13 +43,13 @@ def write_structures(
         algorithm: Who drew them.
         like: The headers of the slices, see `medseg.dicom.segmentation.headers_of`.
     """
-    library = pydicom(path)
+    lib = library(path)
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     now = datetime.datetime.now()
-    written = library.Dataset()
+    written = lib.Dataset()
     written.SpecificCharacterSet = "ISO_IR 192"
-    written.SOPClassUID, written.SOPInstanceUID = _STRUCTURE_SET, generate_uid()
+    written.SOPClassUID, written.SOPInstanceUID = STRUCTURES, generate_uid()
     for key in _OF_SOURCE:
         setattr(written, key, like[0].get(key, ""))
     written.Modality, written.SeriesInstanceUID = "RTSTRUCT", generate_uid()
@@ -61,62 +62,73 @@ def write_structures(
     written.StructureSetLabel, written.StructureSetDescription = "medseg", f"By {algorithm.name}"[:1024]
     written.StructureSetDate = written.SeriesDate = written.InstanceCreationDate = now.strftime("%Y%m%d")
     written.StructureSetTime = written.SeriesTime = written.InstanceCreationTime = now.strftime("%H%M%S")
-    written.ReferencedFrameOfReferenceSequence = [_frame_of_reference(library, series, like)]
+    written.ReferencedFrameOfReferenceSequence = [_frame_of_reference(lib, series, like)]
     written.StructureSetROISequence = []
     written.ROIContourSequence = []
     written.RTROIObservationsSequence = []
     for number, organ in enumerate(organs, start=1):
-        written.StructureSetROISequence.append(_region(library, number, organ, series, algorithm))
-        written.ROIContourSequence.append(_contours(library, number, organ, masks[organ.name], series, like))
-        written.RTROIObservationsSequence.append(_observation(library, number, organ))
+        written.StructureSetROISequence.append(_region(lib, number, organ, series, algorithm))
+        written.ROIContourSequence.append(_contours(lib, number, organ, masks[organ.name], series, like))
+        written.RTROIObservationsSequence.append(_observation(lib, number, organ))
     written.ApprovalStatus = "UNAPPROVED"
-    written.file_meta = library.dataset.FileMetaDataset()
+    written.file_meta = lib.dataset.FileMetaDataset()
     written.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    with whole(path) as partial:
-        library.dcmwrite(partial, written, enforce_file_format=True)
+    with whole(path) as unfinished:
+        lib.dcmwrite(unfinished, written, enforce_file_format=True)
 
 
-def read_structures(path: Path, series: Series) -> dict[str, Bool[np.ndarray, "i j k"]]:
-    """Read a structure set as masks on the grid of the series that it was drawn on.
+def read_structures(path: Path, series: Series) -> Segments:
+    """Find the regions of a structure set, each of which is read as a mask on the grid of the series it was drawn on.
 
     Outlines of one organ on one slice are taken by turns (even-odd): one inside another is a hole.
 
     Raises:
-        DataError: It is no structure set, was drawn in another frame of reference or on another series, or has
-            outlines that are not closed and flat on a slice, or lie beyond the series.
+        DataError: It is no structure set, was drawn in another frame of reference or on another series; and when a
+            region is read, it has outlines that are not closed and flat on a slice, or lie beyond the series.
     """
-    library = pydicom(path)
-    read = library.dcmread(path)
-    if str(read.get("SOPClassUID", "")) != _STRUCTURE_SET:
+    with readable(path):
+        read = library(path).dcmread(path)
+        outlined: dict[int, list[Any]] = {}
+        for region in read.get("ROIContourSequence") or ():
+            outlined.setdefault(int(region.ReferencedROINumber), []).extend(region.get("ContourSequence") or ())
+        names = {int(roi.ROINumber): str(roi.ROIName) for roi in read.get("StructureSetROISequence") or ()}
+        kind = str(read.get("SOPClassUID", ""))
+    if kind != STRUCTURES:
         raise DataError(path, "is no DICOM structure set", "Give an RTSTRUCT file")
-    _require_series(path, read, series)
-    names = {int(roi.ROINumber): str(roi.ROIName) for roi in read.get("StructureSetROISequence", ())}
-    masks = {name: np.zeros(series.shape, dtype=bool) for name in names.values()}
+    if "RTROIObservationsSequence" not in read:  # which the standard demands; it comes after all outlines
+        raise DataError(path, "ends after its outlines or within them: it is cut short", "Export it again")
+    with readable(path):
+        _require_series(path, read, series)
+    if nameless := sorted(set(outlined) - set(names)):
+        raise DataError(path, f"has outlines of region {nameless[0]}, which it does not name", "Export it again")
+    return [(name, partial(_region_mask, path, name, outlined.get(n, ()), series)) for n, name in names.items()]
+
+
+def _region_mask(path: Path, name: str, contours: Sequence[Any], series: Series) -> Bool[np.ndarray, "i j k"]:
+    """The voxels within the outlines of a region; points and open lines are marks, not organs."""
     to_index = np.linalg.inv(series.affine)
-    for region in read.get("ROIContourSequence", ()):
-        number = int(region.ReferencedROINumber)
-        if number not in names:
-            raise DataError(path, f"has outlines of region {number}, which it does not name", "Export it again")
-        slices: dict[int, list[Polygon]] = {}
-        for contour in region.get("ContourSequence", ()):
-            if str(contour.get("ContourGeometricType", "")) in ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR"):
-                continue  # marks, not organs
-            index, polygon = _on_slice(path, names[number], contour, to_index, series)
-            slices.setdefault(index, []).append(polygon)
-        for index, polygons in slices.items():
-            masks[names[number]][:, :, index] |= filled(polygons, series.shape[:2])
-    return masks
+    planes: dict[tuple[int, float], list[Polygon]] = {}  # a slice may hold outlines of several depths within it
+    with readable(path):
+        for contour in contours:
+            if str(contour.get("ContourGeometricType", "")) not in ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR"):
+                depth, polygon = _on_slice(path, name, contour, to_index, series)
+                planes.setdefault((round(depth), round(depth, 1)), []).append(polygon)
+    mask = np.zeros(series.shape, dtype=bool)
+    for (index, _), polygons in planes.items():
+        mask[:, :, index] |= filled(polygons, series.shape[:2])
+    return mask
 
 
-def _on_slice(path: Path, name: str, contour: Any, to_index: Any, series: Series) -> tuple[int, Polygon]:
-    """The slice that an outline lies on, and its corners in columns and rows."""
-    numbers = np.array([float(x) for x in contour.ContourData])
-    if len(numbers) % 3 or len(numbers) < 9:
-        raise DataError(path, f"has an outline of {name} with {len(numbers)} numbers, not 3 a point", "Export it again")
+def _on_slice(path: Path, name: str, contour: Any, to_index: Any, series: Series) -> tuple[float, Polygon]:
+    """How many slices deep an outline lies, and its corners in columns and rows."""
+    numbers = np.array([float(x) for x in contour.get("ContourData") or ()])
+    if not np.isfinite(numbers).all() or len(numbers) % 3 or len(numbers) < 9:
+        problem = f"has an outline of {name} with {len(numbers)} numbers, not 3 finite ones a point"
+        raise DataError(path, problem, "Export it again")
     points = numbers.reshape(-1, 3) * [-1, -1, 1]  # LPS+ to RAS+
     indices = points @ to_index[:3, :3].T + to_index[:3, 3]
     depth = indices[:, 2]
-    index = int(np.rint(depth.mean()))
+    index = round(float(depth.mean()))
     if np.ptp(depth) > _BETWEEN:
         raise DataError(
             path, f"has an outline of {name} that is not flat on a slice of {series.name}", "Draw it on the slices"
@@ -126,11 +138,11 @@ def _on_slice(path: Path, name: str, contour: Any, to_index: Any, series: Series
         raise DataError(
             path, f"has an outline of {name} beyond series {series.name}", "Give the series it was drawn on"
         )
-    return index, indices[:, :2]
+    return float(depth.mean()), indices[:, :2]
 
 
 def _require_series(path: Path, read: Any, series: Series) -> None:
-    frames = list(read.get("ReferencedFrameOfReferenceSequence", ()))
+    frames = list(read.get("ReferencedFrameOfReferenceSequence") or ())
     known = {str(frame.get("FrameOfReferenceUID", "")) for frame in frames} - {""}
     if known and series.frame_of_reference and series.frame_of_reference not in known:
         raise DataError(
@@ -139,8 +151,8 @@ def _require_series(path: Path, read: Any, series: Series) -> None:
     drawn_on = {
         str(one.SeriesInstanceUID)
         for frame in frames
-        for study in frame.get("RTReferencedStudySequence", ())
-        for one in study.get("RTReferencedSeriesSequence", ())
+        for study in frame.get("RTReferencedStudySequence") or ()
+        for one in study.get("RTReferencedSeriesSequence") or ()
     }
     if drawn_on and series.uid not in drawn_on:
         raise DataError(path, f"was drawn on another series than {series.name}", "Give the series it was drawn on")

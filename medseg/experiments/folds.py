@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from medseg.checkpoints.run import ENSEMBLE, Run, Scores
-from medseg.datasets.matching import Pair
 from medseg.errors import DataError, UsageError, listed
 from medseg.experiments.comparison_page import failures
 from medseg.experiments.job import Job
@@ -64,7 +63,8 @@ def pool_folds(
     plan, scores = store.plan, [result.scores for result in results]
     held_out = [list(by_case(some.rows)) for some in scores]
     require_each_case_once(held_out)
-    gone = [case for cases in held_out for case in cases if case not in store.ids]
+    known = set(store.ids)
+    gone = [case for cases in held_out for case in cases if case not in known]
     if gone:
         raise DataError(store.path, f"no longer holds {listed(gone)}, which was tested", "Choose another --output")
     rows = tuple(sorted((row for some in scores for row in some.rows), key=lambda row: row.case))
@@ -77,7 +77,7 @@ def pool_folds(
         summary=summarise(rows),
         failures=tuple(failure for some in scores for failure in some.failures),
         not_predicted=0,
-        pairs=tuple(Pair(case, found.get(case, folder / case), label) for case, label in references.labels.items()),
+        pairs=tuple(references.pair(case, found.get(case, folder / case)) for case in references.labels),
         images=references.images,
         output=output,
         digests={case: digest for some in scores for case, digest in some.references.items()},

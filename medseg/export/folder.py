@@ -10,7 +10,7 @@ from torch import Tensor
 from medseg.export.model import Model
 from medseg.nnunet.exporting import counterpart_of
 from medseg.nnunet.folder import open_model
-from medseg.nnunet.importing import network_of
+from medseg.nnunet.importing import OVERLAP, network_of
 
 
 def write_nnunet(model: Model, folder: Path) -> Callable[[Tensor], Tensor]:
@@ -38,6 +38,12 @@ def remarks(model: Model) -> list[str]:
         told.append(f"nnU-Net numbers labels from 1 on without a gap: there they are {named}")
     if model.checkpoint.cleaning:
         told.append("the cleaning rules of the checkpoint are not part of it")
+    if model.plan.swap_labels and 0 in (model.flips or ()):
+        told.append("nnU-Net cannot exchange left and right in flipped images: there it does not flip that axis")
+    if (overlap := float(model.checkpoint.options["overlap"])) != OVERLAP:
+        told.append(
+            f"windows overlap by {overlap:g} here, by {OVERLAP:g} there: predict with -step_size {1 - overlap:g}"
+        )
     if model.flips and not model.checkpoint.as_nnunet:
         told.append("nnU-Net averages flips before the softmax, medseg behind it: compare with --disable_tta")
     return told

@@ -12,15 +12,15 @@ import torch
 
 from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.checkpoints.reading import read_checkpoint
-from medseg.datasets.case import require_same_grid
+from medseg.datasets.drawn import Meaning, agreed, read_drawn
+from medseg.datasets.grids import require_same_grid
 from medseg.datasets.matching import Pair, References, match, read_references
 from medseg.errors import CheckpointError, DataError, listed
 from medseg.inference.trial import Choice, Example, choose_rules
 from medseg.machine.files import digest_of, whole
 from medseg.plan.cleaning import rules_to_plain
 from medseg.plan.plan import Plan
-from medseg.space.labels import settle_others
-from medseg.space.reading import read_labels
+from medseg.space.volume import Volume
 from medseg.store.identity import trace
 
 log = logging.getLogger(__name__)
@@ -67,14 +67,14 @@ def choose_cleaning(
 def _held_out(kept: Sequence[Checkpoint], pairs: tuple[Pair, ...], tell: Callable[[str], object]) -> tuple[Pair, ...]:
     """The cases that not all of the checkpoints were trained on, for one that was not may have predicted them."""
     seen = set.intersection(*(one.trained_on for one in kept))
-    known = [pair for pair in pairs if seen and trace(pair.case, digest_of(pair.reference, "sha256")) in seen]
-    cases, trained = listed(pair.case for pair in known), listed(one.path for one in kept)
+    known = {one.case: one for one in pairs if seen and trace(one.case, digest_of(one.reference, "sha256")) in seen}
+    cases, trained = listed(known), listed(one.path for one in kept)
     if len(known) == len(pairs):
         problem, remedy = f"holds cases that {trained} was trained on: {cases}", "which medseg test writes"
-        raise DataError(known[0].reference.parent, problem, f"Give predictions of held-out cases, {remedy}")
+        raise DataError(pairs[0].reference.parent, problem, f"Give predictions of held-out cases, {remedy}")
     if known:
         tell(f"{len(known)} of {len(pairs)} cases are left out, for {trained} was trained on them: {cases}")
-    return tuple(pair for pair in pairs if pair not in known)
+    return tuple(pair for pair in pairs if pair.case not in known)
 
 
 def _pairs(predictions: Path, references: References) -> tuple[Pair, ...]:
@@ -97,11 +97,16 @@ class _Examples:
 
     def __iter__(self) -> Iterator[Example]:
         for pair in self.pairs:
-            prediction, reference = read_labels(pair.prediction), read_labels(pair.reference)
+            ours = self.references.meaning
+            own = pair.meaning or Meaning(self.plan.labels, self.plan.ignore, self.plan.others_value)
+            prediction = read_drawn(pair.prediction, pair.image, ours).require_labels()
+            drawn = (
+                read_drawn(path, pair.image, pair.meaning or ours).require_labels()
+                for path in (pair.reference, *pair.raters)
+            )
+            maps = [Volume(own.numbering.settled(one.array), one.affine) for one in drawn]
+            reference = agreed(maps, self.references.ignore)
             require_same_grid(pair.prediction, prediction, pair.reference, reference)
             voxel_mm3 = abs(float(np.linalg.det(reference.affine[:3, :3])))
-            truth, others = reference.array[0], self.plan.others_value
-            if others is not None:
-                truth = settle_others(truth, self.plan.atom_of_value, others)
             annotated = self.references.annotated.get(pair.case)
-            yield Example(pair.case, prediction.array[0], truth, voxel_mm3, annotated)
+            yield Example(pair.case, prediction.array[0], reference.array[0], voxel_mm3, annotated)

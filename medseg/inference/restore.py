@@ -15,7 +15,7 @@ from medseg.inference.slabs import Slabs, Window, box_of, windows
 from medseg.plan.grid import GridChange, kept_box
 from medseg.plan.plan import Plan
 from medseg.segmenter import Canvas
-from medseg.space.labels import Painting
+from medseg.space.labels import Painting, integer_type
 
 
 def restore(
@@ -47,7 +47,7 @@ def restore(
         Integers of the smallest type that holds the values, on the grid of the file.
     """
     values = plan.painted_classes
-    labels = np.zeros(change.source_shape, dtype=np.min_scalar_type(plan.highest))
+    labels = np.zeros(change.source_shape, dtype=integer_type(np.array([plan.highest])))
     target = np.moveaxis(kept_box(labels, change), axis, 0)
     channels = [] if probabilities is None else [np.moveaxis(kept_box(p, change), axis, 0) for p in probabilities]
     if probabilities is not None and plan.exclusive:

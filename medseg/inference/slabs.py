@@ -87,7 +87,10 @@ class Window:
                 if step == 1
                 else _blend(stretched, along, part, dim=0, origin=origin)
             )
-            yield (place, lines, columns), blended
+            yield (
+                (place, lines, columns),
+                blended.to(self.slab.dtype).to(values.dtype),
+            )  # float16 rounds as nnU-Net does
 
 
 def windows(slabs: Slabs, change: GridChange, *, axis: int) -> Iterator[Window]:

@@ -11,6 +11,7 @@ from medseg.errors import nearest
 from medseg.losses import table
 from medseg.losses.knobs import SHARED, knob_type
 from medseg.losses.table import Row
+from medseg.machine import docstrings
 from medseg.machine.typed import words
 
 HANDLES = {"imbalance": "class imbalance", "small": "small organs", "boundary": "boundary", "missing": "missing labels"}
@@ -131,8 +132,5 @@ def sections(row: Row) -> dict[str, Any]:
 
 def arguments(row: Row) -> dict[str, str]:
     """The Args section of a docstring, by name, and those of the parts."""
-    text = inspect.getdoc(row.function) or ""
-    found = re.search(r"\nArgs:\n(.*?)(?:\n\n|\Z)", text, re.DOTALL)
-    entries = re.findall(r"^    (\*{0,2}\w+): (.*(?:\n     .*)*)", found.group(1) if found else "", re.MULTILINE)
     inherited = {name: text for part in row.parts for name, text in arguments(part).items()}
-    return {**inherited, **{name: " ".join(meaning.split()) for name, meaning in entries}}
+    return {**inherited, **docstrings.arguments(inspect.getdoc(row.function))}

@@ -41,10 +41,14 @@ def compare(
     """Hold logits against a target of any accepted form.
 
     Args:
-        logits: As `Criterion.forward` takes them, with its target, voxel_weight, class_mask and spacing_mm.
-        target: Of one of `FORMS`. A one-hot column of zeros is an ignored voxel.
+        logits: Raw network outputs, (b, c, i, j) or (b, c, i, j, k), in any floating type.
+        target: Labels, one-hot maps or fractions; see `FORMS`. A one-hot column of zeros is an ignored voxel.
         mode: ``multiclass``, ``binary`` or ``multilabel``.
         ignore_index: The target value of voxels that count nowhere; it may be a class index, or negative.
+        voxel_weight: How many voxels each voxel counts as, (b, *s) or (b, 1, *s), in every numerator and denominator.
+        class_mask: Which classes were annotated, (b, c), 1 or 0. In ``multiclass`` the background of a sample is then
+            "background or one of its undrawn classes", whose probabilities are added up.
+        spacing_mm: Voxel size, one number per axis or (b, axes).
         soft_allowed: Whether fractional targets are meaningful to every term.
         looks: Whether to refuse labels that are no class; who has looked already need not wait for a GPU again.
         **options: ``instances``, ``skeleton``, ``distance_map`` and ``reduction``, as in `Comparison`.
@@ -75,7 +79,7 @@ def compare(
         labels=labels,
         target=dense,
         soft=soft,
-        weight=_weight(valid, voxel_weight, logits, mode),
+        weight=_weight(valid, voxel_weight, logits, mode, looks=looks),
         class_mask=None if class_mask is None else uploaded(class_mask, logits.device, dtype),
         undrawn=undrawn,
         spacing_mm=_spacing(spacing_mm, logits),
@@ -152,7 +156,8 @@ def _indices(labels: Tensor, classes: int, ignore_index: int | None, *, looks: b
             f"class indices must be integers, got {labels.dtype}: convert them with target.long(), "
             "or give one-hot or soft maps with a channel per class"
         )
-    labels = labels.to(WIDENED.get(labels.dtype, labels.dtype))
+    if labels.dtype in WIDENED:
+        labels = labels.to(WIDENED[labels.dtype])
     ignored = _equals(labels, ignore_index)
     if ignored is not None:
         labels = labels.masked_fill(ignored, 0)
@@ -180,16 +185,19 @@ def _maps(target: Tensor, ignore_index: int | None, mode: str, *, looks: bool) -
         ignored = _equals(target, ignore_index)
     if ignored is not None:
         target = target.masked_fill(ignored, 0)
-    low, high = (0.0, 0.0)
-    if looks or target.is_floating_point():
-        countable = target.to(WIDENED.get(target.dtype, target.dtype))
-        low, high = torch.stack(torch.aminmax(countable)).double().tolist()
+    low, high, fractions = 0.0, 0.0, target.is_floating_point()
+    if not looks and fractions:  # whoever has looked already knows them for shares
+        empty = (target == 0).all(1, keepdim=True) if mode == "multiclass" else None
+        ignored = empty if ignored is None or empty is None else ignored | empty
+        return target, None if ignored is None else ~ignored, True
+    if looks:
+        low, high = (float(v) for v in torch.stack(torch.aminmax(target.to(_countable(target)))).tolist())
     if not 0 <= low <= high <= 1:
         raise ValueError(
             f"target maps in mode {mode!r} must hold values in [0, 1], got {low:g} to {high:g} "
             f"(ignore_index is {ignore_index})"
         )
-    soft = target.is_floating_point() and bool(((target != 0) & (target != 1)).any())
+    soft = fractions and bool(((target != 0) & (target != 1)).any())
     if mode == "multiclass":
         columns = target.sum(1, keepdim=True, dtype=torch.float32)
         empty = columns == 0
@@ -204,7 +212,13 @@ def _maps(target: Tensor, ignore_index: int | None, mode: str, *, looks: bool) -
     return target, None if ignored is None else ~ignored, soft
 
 
-def _weight(valid: Tensor | None, voxel_weight: Tensor | None, logits: Tensor, mode: str) -> Tensor | None:
+def _countable(target: Tensor) -> torch.dtype:
+    return WIDENED.get(target.dtype, target.dtype)
+
+
+def _weight(
+    valid: Tensor | None, voxel_weight: Tensor | None, logits: Tensor, mode: str, *, looks: bool
+) -> Tensor | None:
     """What each element counts: validity times the caller's weight, (b 1|c *s)."""
     dtype = working_dtype(logits)
     if voxel_weight is None:
@@ -216,7 +230,7 @@ def _weight(valid: Tensor | None, voxel_weight: Tensor | None, logits: Tensor, m
     weight = weight.unsqueeze(1) if weight.ndim == logits.ndim - 1 else weight
     if mode == "multiclass" and weight.shape[1] != 1:
         raise ValueError(f"voxel_weight must be one map per sample in mode 'multiclass', got {tuple(weight.shape)}")
-    if not bool(((weight >= 0) & weight.isfinite()).all()):
+    if looks and not bool(((weight >= 0) & weight.isfinite()).all()):
         raise ValueError(f"voxel_weight must be finite and at least 0, got {weight.min():g} to {weight.max():g}")
     return weight if valid is None else weight * valid
 

@@ -169,6 +169,17 @@ def digest_of(path: Path, kind: str = "blake2b") -> str:
     return content.hexdigest()
 
 
+def portable(path: Path, folder: Path) -> str:
+    """How a description in a folder names a file: from the folder on, unless nothing but the disk's root holds both.
+
+    Links in the folders on the way are followed, for ``..`` leads out of where they lead; a file that is one is not.
+    """
+    target = Path(os.path.realpath(path.parent)) / path.name
+    start = Path(os.path.realpath(folder))
+    together = target.drive == start.drive and target.parts[:2] == start.parts[:2]
+    return Path(os.path.relpath(target, start) if together else target).as_posix()
+
+
 def _acquire(lock: FileLock, on_wait: Callable[[], None] | None) -> None:
     try:
         lock.acquire(blocking=False)

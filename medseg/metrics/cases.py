@@ -16,7 +16,7 @@ from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs, as_labels, checked_values
 from medseg.metrics.table import ELEMENTS, OrganPair, rows
 from medseg.space.distance import Box, Steps, bounding_box, edges_mm
-from medseg.space.labels import boxes_of
+from medseg.space.labels import boxes_of, integer_type
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def _without(
         raise ValueError(f"the reference is masks, in which no voxel has the value {ignore}; leave ignore out")
     ignored = reference == ignore
     declared = (value for values in organs.values() for value in checked_values(values))
-    nowhere = 1 + max(*declared, int(prediction.max()), int(reference.max()))
-    other = np.min_scalar_type(nowhere).type(nowhere)
+    nowhere = np.array([1 + max(*declared, int(prediction.max()), int(reference.max()))])
+    other = nowhere.astype(integer_type(nowhere))[0]
     kept = prediction & ~ignored if prediction.dtype == bool else np.where(ignored, other, prediction)
     return kept, np.where(ignored, other, reference)
 

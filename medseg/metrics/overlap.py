@@ -95,6 +95,8 @@ def as_labels(labels: ArrayLike | Tensor, role: str) -> NDArray[Any]:
     array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if array.dtype.kind == "f" and (array % 1 == 0).all():
         array = array.astype(np.int64)
+    if array.dtype == np.uint64 and array.max(initial=0) < 2**63:  # beside int64 NumPy takes it for floats
+        array = array.astype(np.int64)
     if array.dtype.kind not in "biu":
         raise ValueError(_NO_LABELS.format(role=role, dtype=array.dtype, remedy=_DECIDE))
     return array

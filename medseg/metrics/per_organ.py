@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -76,15 +76,33 @@ class PerOrganDice(Metric):  # type: ignore[misc]  # mypy skips torchmetrics, se
         ]
         self._remember(case_id, torch.tensor(row).reshape(-1))
 
-    def compute(self) -> dict[str, float]:
-        """Give the mean over cases by organ, without organs that no case covers, and their mean under ``mean``."""
-        cases = self._each_case_once().reshape(-1, len(self.organs), 3).tolist()
+    def compute(self, groups: Mapping[str, str] | None = None) -> dict[str, float]:
+        """Give the mean over cases by organ, without organs that no case covers, and their mean under ``mean``.
+
+        Args:
+            groups: Case -> a group, such as the hospital that it comes from; the mean of an organ over the cases of a
+                group is told under ``GROUP/ORGAN``.
+        """
+        keys, rows = self._each_case_once()
+        cases, group_of = (
+            rows.reshape(-1, len(self.organs), 3).tolist(),
+            {_key(c): g for c, g in (groups or {}).items()},
+        )
+        owners = [group_of.get(key) for key in keys.tolist()]
+        means = self._means(cases)
+        told = {**means, "mean": sum(means.values()) / max(1, len(means))}
+        for group in sorted(set(group_of.values())):
+            own = [case for case, owner in zip(cases, owners, strict=True) if owner == group]
+            told |= {f"{group}/{name}": mean for name, mean in self._means(own).items()}
+        return told
+
+    def _means(self, cases: list[list[list[int]]]) -> dict[str, float]:
+        """Mean Dice of each organ that some of the cases cover."""
         scores = {
             name: [dice(Counts(*case[index])) for case in cases if case[index][0] != _NOT_ANNOTATED]
             for index, name in enumerate(self.organs)
         }
-        means = {name: sum(several) / len(several) for name, several in scores.items() if several}
-        return {**means, "mean": sum(means.values()) / max(1, len(means))}
+        return {name: sum(several) / len(several) for name, several in scores.items() if several}
 
     def sync(self, *arguments: Any, **options: Any) -> None:
         """Gather over processes; one that saw no case joins with none, in the right shape and dtype."""
@@ -94,16 +112,20 @@ class PerOrganDice(Metric):  # type: ignore[misc]  # mypy skips torchmetrics, se
         super().sync(*arguments, **options)
 
     def _remember(self, case_id: str, row: Tensor) -> None:
-        digest = hashlib.blake2b(case_id.encode(), digest_size=8).digest()
-        self.keys.append(torch.tensor([int.from_bytes(digest, "big", signed=True)], device=self.device))
+        self.keys.append(torch.tensor([_key(case_id)], device=self.device))
         self.rows.append(row[None].to(self.device))
 
-    def _each_case_once(self) -> Tensor:
-        """Give the rows (case, column), the first of each case, in an order that no process count changes."""
+    def _each_case_once(self) -> tuple[Tensor, Tensor]:
+        """Give keys and rows (case, column), the first of each case, in an order that no process count changes."""
         keys = torch.cat(list(self.keys) or [self._nothing[0]]) if isinstance(self.keys, list) else self.keys
         rows = torch.cat(list(self.rows) or [self._nothing[1]]) if isinstance(self.rows, list) else self.rows
         order = torch.argsort(keys, stable=True)
         keys, rows = keys[order].cpu(), rows[order].cpu()
         first = torch.ones(len(keys), dtype=torch.bool)
         first[1:] = keys[1:] != keys[:-1]
-        return rows[first]
+        return keys[first], rows[first]
+
+
+def _key(case_id: str) -> int:
+    """A number for a case, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(case_id.encode(), digest_size=8).digest(), "big", signed=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from monai.networks.nets import AttentionUnet
 from torch import nn
 
 from medseg.nets.padding import PadToMultiple
@@ -29,6 +28,8 @@ def attention_unet(
 
     Paper: Oktay et al. 2018, arXiv:1804.03999.
     """
+    from monai.networks.nets import AttentionUnet  # only here: importing MONAI takes seconds
+
     spec = spec.reshaped(_FEWEST_STAGES, features)
     spec.require_context("attention_unet", spec.multiple)
     network: nn.Module = AttentionUnet(

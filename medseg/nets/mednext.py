@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from monai.networks.nets import MedNeXt
 from torch import nn
 
 from medseg.errors import UsageError
@@ -39,6 +38,8 @@ def mednext(
 
     Paper: Roy et al. 2023, arXiv:2303.09975.
     """
+    from monai.networks.nets import MedNeXt  # only here: importing MONAI takes seconds
+
     if size not in _SIZES:
         raise UsageError(f"mednext has no size {size!r}", f"Choose one of {', '.join(_SIZES)}")
     if kernel % 2 == 0:

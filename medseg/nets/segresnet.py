@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from monai.networks.nets import SegResNetDS
 from torch import nn
 
 from medseg.nets.norm import with_fast_norms
@@ -30,6 +29,8 @@ def segresnet(
 
     Paper: Myronenko 2018, arXiv:1810.11654; with deep supervision 2022, arXiv:2209.09546.
     """
+    from monai.networks.nets import SegResNetDS  # only here: importing MONAI takes seconds
+
     counts = tuple(blocks or _BLOCKS)[: max(2, len(spec.strides))]
     delays = [_delay(spec, axis, len(counts) - 1) for axis in range(3)]
     network = SegResNetDS(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from monai.networks.nets import UNETR, SwinUNETR
 from torch import nn
 
 from medseg.errors import UsageError
@@ -46,6 +45,8 @@ def swin_unetr(
 
     Paper: Hatamizadeh et al. 2022, arXiv:2201.01266; version 2: He et al. 2023.
     """
+    from monai.networks.nets import SwinUNETR  # only here: importing MONAI takes seconds
+
     if width % 12:
         raise UsageError(
             f"swin_unetr needs a width that 12 divides, got {width}", f"Choose {max(12, width // 12 * 12)}"
@@ -102,6 +103,8 @@ def unetr(
 
     Paper: Hatamizadeh et al. 2022, arXiv:2103.10504.
     """
+    from monai.networks.nets import UNETR  # only here: importing MONAI takes seconds
+
     if hidden % heads:
         problem = f"unetr cannot divide {hidden} hidden values by {heads} heads"
         raise UsageError(problem, f"Choose a multiple such as {heads * max(1, hidden // heads)}")

@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from monai.networks.nets import DynUNet
 from torch import nn
 
 from medseg.nets.norm import with_fast_norms
 from medseg.nets.padding import PadToMultiple
 from medseg.nets.supervision import supervised
-from medseg.nets.table import NetSpec, Triple, net
+from medseg.nets.table import NetSpec, net
 
 _FEWEST_STAGES = 3  # MONAI's DynUNet wants an input block, a bottleneck and a stage between
-
-
-class _LevelKernels(DynUNet):  # type: ignore[misc]  # MONAI is untyped
-    """MONAI's, whose decoder has the kernels of its own levels."""
-
-    kernel_size: Sequence[Triple]
-
-    def get_upsamples(self) -> nn.ModuleList:
-        """The steps of the decoder, coarse to fine."""
-        below, self.kernel_size = self.kernel_size, [self.kernel_size[0], *self.kernel_size[:-1]]
-        built: nn.ModuleList = super().get_upsamples()
-        self.kernel_size = below
-        return built
 
 
 @net
@@ -55,9 +39,11 @@ def unet(
 
     Paper: Isensee et al. 2021, nnU-Net, doi:10.1038/s41592-020-01008-z, after Cicek et al. 2016, arXiv:1606.06650.
     """
+    from medseg.nets.dynunet import DynUNet, LevelKernels  # only here: importing MONAI takes seconds
+
     spec = spec.reshaped(_FEWEST_STAGES, features)
     spec.require_context("unet", spec.multiple)
-    network = (_LevelKernels if level_kernels else DynUNet)(
+    network = (LevelKernels if level_kernels else DynUNet)(
         spatial_dims=3,
         in_channels=spec.in_channels,
         out_channels=spec.out_channels,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from monai.networks.nets import VNet
 from torch import nn
 
 from medseg.nets.padding import PadToMultiple
@@ -27,6 +26,8 @@ def vnet(spec: NetSpec, *, dropout: float = 0.0, bias: bool = False, deep_superv
 
     Paper: Milletari et al. 2016, arXiv:1606.04797.
     """
+    from monai.networks.nets import VNet  # only here: importing MONAI takes seconds
+
     spec.require_context("vnet", _MULTIPLE)
     fits = _WIDTH % spec.in_channels == 0
     backbone = VNet(

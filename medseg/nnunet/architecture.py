@@ -66,8 +66,8 @@ def architecture_of(path: Path, configuration: Mapping[str, Any]) -> Architectur
     return Architecture(
         net=net,
         knobs=knobs,
-        strides=tuple(_triple(one, axes) for one in _per_stage(kwargs["strides"], stages)),
-        kernels=tuple(_triple(one, axes) for one in _per_stage(kwargs["kernel_sizes"], stages)),
+        strides=tuple(triple(one, axes) for one in _per_stage(kwargs["strides"], stages)),
+        kernels=tuple(triple(one, axes) for one in _per_stage(kwargs["kernel_sizes"], stages)),
         features=tuple(_per_stage(kwargs["features_per_stage"], stages)),
     )
 
@@ -109,6 +109,13 @@ def is_left_out(name: str) -> bool:
     """
     doubles = ".all_modules." in name or name.startswith("decoder.encoder.")
     return doubles or name.endswith(".conv.bias") or name.startswith("decoder.seg_layers.")
+
+
+def triple(value: Any, axes: int) -> Triple:
+    """A number per axis of volumes: one is for all, and slices are one voxel thick."""
+    numbers = [*value] if isinstance(value, list | tuple) else [value] * axes
+    i, j, k = (1, *numbers) if axes == 2 else numbers
+    return int(i), int(j), int(k)
 
 
 @dataclass(frozen=True)
@@ -238,9 +245,3 @@ def _per_stage(value: Any, stages: int) -> list[Any]:
     if len(found) != stages:
         raise ValueError(f"{found} has {len(found)} entries for {stages} stages")
     return found
-
-
-def _triple(value: Any, axes: int) -> Triple:
-    numbers = [*value] if isinstance(value, list | tuple) else [value] * axes
-    i, j, k = (1, *numbers) if axes == 2 else numbers
-    return int(i), int(j), int(k)

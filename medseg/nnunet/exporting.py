@@ -77,7 +77,8 @@ def counterpart_of(
     plans = _plans(plan, reader, forward) | {
         "configurations": {configuration: _configuration(plan, flat=flat) | _architecture(plan, name, weights)}
     }
-    axes = [axis - flat for axis in flips or () if axis >= flat]
+    unpaired = 1 if plan.swap_labels else 0  # nnU-Net does not exchange labels in what it flips along the first axis
+    axes = [axis - flat for axis in flips or () if axis >= max(flat, unpaired)]
     content = {
         "network_weights": dict(_with_doubles(weights)),
         "init_args": {"plans": plans, "configuration": configuration, "fold": 0, "dataset_json": dataset},

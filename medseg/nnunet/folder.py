@@ -16,8 +16,8 @@ from medseg.checkpoints.reading import read_plain, require_numbers
 from medseg.errors import CheckpointError, DataError, listed
 from medseg.machine.files import read_json
 
-KINDS = ("final", "best")
-"""Which of a fold's checkpoints: after the last epoch, or that of the best validation."""
+KINDS = ("final", "best", "latest")
+"""Which of a fold's checkpoints: after the last epoch, of the best validation, or what a training that goes on left."""
 
 _PLANS = "plans.json"
 _UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, zlib.error, zipfile.BadZipFile)
@@ -36,6 +36,8 @@ class TrainedFold:
         configuration: Such as ``"3d_fullres"``.
         mirror_axes: Along which nnU-Net flips at prediction.
         epochs: How many it trained.
+        plans: What it was trained by; empty where it does not say.
+        dataset: Content of its ``dataset.json``; empty as before.
     """
 
     path: Path
@@ -45,6 +47,8 @@ class TrainedFold:
     configuration: str
     mirror_axes: tuple[int, ...]
     epochs: int
+    plans: Mapping[str, Any]
+    dataset: Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +88,14 @@ class ModelFolder:
         place = self.place / f"fold_{fold}" / f"checkpoint_{kind}.pth"
         path = Path(str(place))
         if not place.is_file():
-            there = f"the folds that are there are {listed(self.folds) or 'none'}"
-            raise CheckpointError(path, f"does not exist; {there}", "Train that fold, or name others with --folds")
+            others = [one for one in KINDS if (self.place / f"fold_{fold}" / f"checkpoint_{one}.pth").is_file()]
+            if others:
+                problem = f"does not exist, only {listed(others)}"
+                remedy = f"Take --checkpoint {others[0]}, or other --folds"
+            else:
+                problem = f"does not exist; the folds that are there are {listed(self.folds) or 'none'}"
+                remedy = "Train that fold, or name others with --folds"
+            raise CheckpointError(path, problem, remedy)
         return trained_fold(path, fold, read_pickle(path, place))
 
 
@@ -93,7 +103,7 @@ def open_model(path: Path, *, turned: bool = False) -> ModelFolder:
     """Find the model in a folder or a zip.
 
     Args:
-        path: The folder ``TRAINER__PLANS__CONFIGURATION``, one above it that holds no other, or a zip of either.
+        path: The folder ``TRAINER__PLANS__CONFIGURATION``, one above it in which no other lies, or a zip of either.
         turned: See `ModelFolder`.
 
     Raises:
@@ -108,8 +118,9 @@ def open_model(path: Path, *, turned: bool = False) -> ModelFolder:
         problem = f"is neither a folder nor a whole zip ({str(error).rstrip('.')})"
         raise DataError(path, problem, "Copy it again, or give the folder") from None
     if len(found) > 1:
-        names = listed(one.name for one in found)
-        raise DataError(path, f"holds several models: {names}", "Give the folder of one of them")
+        names = listed(sorted(str(one).removeprefix(str(root)).strip("/") for one in found))
+        remedy = "Give the folder of one of them" if path.is_dir() else "Unpack it and give the folder of one of them"
+        raise DataError(path, f"holds several models: {names}", remedy)
     if not found:
         raise _no_model(path, root)
     place = found[0]
@@ -154,22 +165,26 @@ def trained_fold(path: Path, fold: str, content: Any) -> TrainedFold:
     require_numbers(path, weights)
     trainer, configuration = str(known.get("trainer_name")), str(arguments.get("configuration"))
     epochs = known.get("current_epoch")
-    return TrainedFold(
-        path, fold, weights, trainer, configuration, tuple(axes), epochs if isinstance(epochs, int) else 0
-    )
+    epochs = epochs if isinstance(epochs, int) else 0
+    plans, dataset = (table(arguments.get(key)) for key in ("plans", "dataset_json"))
+    return TrainedFold(path, fold, weights, trainer, configuration, tuple(axes), epochs, plans, dataset)
+
+
+def table(found: Any) -> dict[str, Any]:
+    """What should be a dictionary; an empty one where it is something else."""
+    return found if isinstance(found, dict) else {}
 
 
 def _axes(found: Any) -> bool:
     return isinstance(found, list | tuple) and all(type(axis) is int and 0 <= axis <= 2 for axis in found)
 
 
-def _models(root: Place) -> Sequence[Place]:
-    """Where plans lie: here, or one or two floors below."""
+def _models(root: Place, floors: int = 4) -> Sequence[Place]:
+    """Where plans lie: here, or some floors below, as in ``backup/nnUNet_results/DATASET/MODEL``."""
     if (root / _PLANS).is_file():
         return [root]
     below = [one for one in root.iterdir() if one.is_dir() and not one.name.startswith((".", "fold_", "__MACOSX"))]
-    found: list[Place] = [one for one in below if (one / _PLANS).is_file()]
-    return found or [inner for one in below for inner in one.iterdir() if (inner / _PLANS).is_file()]
+    return [found for one in below for found in _models(one, floors - 1)] if floors else []
 
 
 def _no_model(path: Path, root: Place) -> DataError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from medseg.nnunet.plans import read_plan
 from medseg.plan.plan import Plan
 from medseg.segmenter import net_spec
 
+_log = logging.getLogger(__name__)
+
 OVERLAP = 0.5
 TRAINER = "nnUNetTrainer"
 _RECIPE = {"loss": "dice + cross_entropy", "optimizer": "sgd", "lr": 0.01, "schedule": "poly", "overlap": OVERLAP}
@@ -36,7 +40,7 @@ def import_model(
         model: A folder of a trained configuration, or the zip of nnU-Net's export.
         out: The checkpoint; of several folds the folder of all, which together are an ensemble.
         folds: Their numbers, or ``all`` for the training on every case; those that are there where none are named.
-        kind: ``"final"`` or ``"best"``.
+        kind: One of `medseg.nnunet.folder.KINDS`.
         turned: Whether its images were turned to RAS before nnU-Net read them.
 
     Returns:
@@ -102,7 +106,21 @@ def network_of(source: ModelFolder, trained: TrainedFold) -> tuple[Plan, Archite
         problem = f"has plans of a network that cannot be built ({' '.join(str(error).split()).rstrip('.')})"
         raise DataError(source.path, problem, "Give the plans that it was trained with") from None
     _fill(net, trained, len(plan.strides))
+    if trained.plans and (others := _told_otherwise(source, trained, plan)):
+        told = f"was trained by plans that differ from plans.json in {listed(others)}: the latter are followed"
+        _log.warning("%s %s, as by nnU-Net", trained.path, told)
     return plan, network, net
+
+
+def _told_otherwise(source: ModelFolder, trained: TrainedFold, plan: Plan) -> list[str]:
+    """What the plans within a checkpoint say otherwise than those beside it."""
+    own = replace(source, plans=trained.plans, dataset=trained.dataset or source.dataset)
+    try:
+        theirs, _ = read_plan(own, trained.configuration, trained.mirror_axes)
+    except DataError:
+        return ["what cannot be followed here"]
+    names = (one.name for one in fields(Plan) if one.name not in ("name", "reasons"))
+    return [name for name in names if getattr(plan, name) != getattr(theirs, name)]
 
 
 def _fill(net: nn.Module, trained: TrainedFold, stages: int) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from medseg.errors import DataError, listed
-from medseg.nnunet.architecture import Architecture, architecture_of
+from medseg.nnunet.architecture import Architecture, architecture_of, triple
 from medseg.nnunet.folder import ModelFolder
-from medseg.plan.plan import Normalisation, Plan, Triple
+from medseg.plan.plan import Normalisation, Plan
 from medseg.space.labels import LabelValue
 
 STORED = "kji"
@@ -18,6 +18,7 @@ TURNED = "SAR"
 READERS = {
     "SimpleITKIO": STORED,
     "NibabelIO": STORED,
+    "NaturalImage2DIO": STORED,
     "SimpleITKIOWithReorient": TURNED,
     "NibabelIOWithReorient": TURNED,
 }
@@ -29,6 +30,8 @@ RESAMPLING = {
 RESAMPLER = "resample_data_or_seg_to_shape"
 ANOTHER = "Predict with nnU-Net itself"
 
+_OWN_PARTS = {"preprocessor_name": "DefaultPreprocessor", "label_manager": "LabelManager"}
+"""Entry of the plans or of a configuration -> the class of nnU-Net's whose work medseg does as well."""
 _BYTE = 255.0
 
 
@@ -51,6 +54,10 @@ def settled(model: ModelFolder, name: str) -> dict[str, Any]:
     if found.get("previous_stage"):
         problem = f"is the second stage of a cascade: it needs the labels of {found['previous_stage']}, which medseg"
         raise DataError(model.path, f"{problem} does not hand on", "Import that stage instead, or its 3d_fullres")
+    for key, own in _OWN_PARTS.items():
+        given = found.get(key, model.plans.get(key, own))
+        if given != own:
+            raise DataError(model.path, f"works with a {given} ({key}), which medseg has no counterpart of", ANOTHER)
     for key, wanted in RESAMPLING.items():
         options = {**wanted, **(found.get(f"{key}_kwargs") or {})}
         if found.get(key, RESAMPLER) != RESAMPLER or any(options[name] != wanted[name] for name in wanted):
@@ -105,7 +112,7 @@ def _plan(model: ModelFolder, found: Mapping[str, Any], mirror_axes: tuple[int, 
         labels=labels,
         orientation=_axes(model),
         spacing_mm=(spacing[0], spacing[1], spacing[2]),
-        patch_size=_triple(found["patch_size"]),
+        patch_size=triple(found["patch_size"], len(found["patch_size"])),
         batch_size=int(found["batch_size"]),
         normalisation=tuple(
             _normalisation(model, found, index, plain) for index, plain in enumerate(found["normalization_schemes"])
@@ -121,11 +128,6 @@ def _plan(model: ModelFolder, found: Mapping[str, Any], mirror_axes: tuple[int, 
         reasons=_reasons(model, flat=flat),
     )
     return plan, network
-
-
-def _triple(numbers: list[int]) -> Triple:
-    i, j, k = (1, *numbers) if len(numbers) == 2 else numbers
-    return int(i), int(j), int(k)
 
 
 def _labels(dataset: Mapping[str, Any]) -> tuple[dict[str, LabelValue], tuple[int, ...] | None]:

@@ -18,20 +18,22 @@ from medseg.space.labels import IGNORED
 
 def augment(
     image: Sequence[Float[Tensor, "m _i _j _k"]] | Float[Tensor, "b m i j k"],
-    labels: Sequence[Integer[Tensor, "_i _j _k"]] | Integer[Tensor, "b i j k"],
+    labels: Sequence[Integer[Tensor, "*_maps _i _j _k"]] | Integer[Tensor, "b *maps i j k"],
     draw: Draw,
     geometry: Geometry,
     *,
     nearest: bool = False,
-) -> tuple[Float[Tensor, "b m x y z"], Integer[Tensor, "b x y z"]]:
+    weighted: bool = False,
+) -> tuple[Float[Tensor, "b m x y z"], Integer[Tensor, "b *maps x y z"]]:
     """Turn crops into augmented patches: one interpolation for all that moves voxels, then intensities.
 
     Args:
         image: Normalised crops, each as large as the patch or larger by an even number of voxels per axis.
-        labels: Label indices; −1 is ignored.
+        labels: Label indices, or several maps of them; −1 is ignored.
         draw: Parameters from `medseg.patches.draw.draw`.
         geometry: The grid they were drawn for.
         nearest: Labels of the nearest voxel instead of the largest interpolated share.
+        weighted: The last channel moves with the image, and is no intensity.
 
     Returns:
         Patches of ``geometry.patch_size`` and their labels; on another device the same, except for the noise, which is
@@ -48,7 +50,7 @@ def augment(
     """
     patches, targets = deform(image, labels, draw, geometry.patch_size, nearest=nearest)
     for sample, changes in zip(patches, draw.changes, strict=True):
-        _degrade(sample, changes)
+        _degrade(sample[:-1] if weighted else sample, changes)
     if geometry.swap_labels:
         for sample in np.flatnonzero(draw.flips[:, 0]):
             targets[sample] = swapped(targets[sample], geometry.swap_labels)
@@ -63,7 +65,7 @@ def _degrade(sample: Float[Tensor, "m i j k"], changes: Sequence[Applied]) -> No
         change.function(sample if change.modality is None else sample[change.modality], **change.values, **chance)
 
 
-def swapped(labels: Integer[Tensor, "i j k"], pairs: Sequence[tuple[int, int]]) -> Integer[Tensor, "i j k"]:
+def swapped(labels: Integer[Tensor, "*space"], pairs: Sequence[tuple[int, int]]) -> Integer[Tensor, "*space"]:
     """Exchange the labels of each pair, as a flip across left/right must.
 
     Example:

@@ -24,6 +24,8 @@ class Batch(NamedTuple):
         id: Name of the case of each sample.
         class_mask: ``(b, c)`` False for classes that were not annotated in the case; None when all were in all.
             Stays on the host, where it is asked what is to be done.
+        weight: How many voxels each voxel counts as ``(b, i, j, k)``; None where all count alike.
+        raters: What each rater drew ``(b, r, i, j, k)``, −1 where nothing, if the mean of it is the target.
     """
 
     image: Float[Tensor, "b m i j k"]
@@ -31,6 +33,8 @@ class Batch(NamedTuple):
     spacing_mm: Float[Tensor, "b 3"]
     id: tuple[str, ...]
     class_mask: Bool[Tensor, "b c"] | None
+    weight: Float[Tensor, "b i j k"] | None = None
+    raters: Integer[Tensor, "b r i j k"] | None = None
 
 
 class Crops(NamedTuple):
@@ -39,28 +43,32 @@ class Crops(NamedTuple):
     Attributes:
         image: Of each sample the normalised intensities ``(m, i, j, k)``: as large as the patch, or larger where it
             will be rotated, scaled or bent.
-        labels: Their label indices ``(i, j, k)``.
+        labels: Their label indices ``(i, j, k)``, or maps of them: those, and what each rater drew.
         spacing_mm: As of `Batch`.
         id: As of `Batch`.
         class_mask: As of `Batch`.
         draw: Parameters of the augmentation, on the host.
+        weighted: Whether the last channel of an image is the weight of its voxels.
     """
 
     image: tuple[Float[Tensor, "m _i _j _k"], ...]
-    labels: tuple[Integer[Tensor, "_i _j _k"], ...]
+    labels: tuple[Integer[Tensor, "*_maps _i _j _k"], ...]
     spacing_mm: Float[Tensor, "b 3"]
     id: tuple[str, ...]
     class_mask: Bool[Tensor, "b c"] | None
     draw: Draw
+    weighted: bool = False
 
 
 def augmented(crops: Crops, geometry: Geometry, *, nearest: bool) -> Batch:
     """Apply what was drawn, on the device where the crops are; no gradient is recorded."""
     with torch.no_grad():
-        image, labels = augment(crops.image, crops.labels, crops.draw, geometry, nearest=nearest)
+        image, maps = augment(crops.image, crops.labels, crops.draw, geometry, nearest=nearest, weighted=crops.weighted)
     mask = crops.class_mask
     if mask is not None and geometry.swap_labels:
         order = exchanged(mask.shape[1], geometry.swap_labels)
         flipped = torch.from_numpy(crops.draw.flips[:, :1])
         mask = torch.where(flipped, mask[:, order], mask)
-    return Batch(image, labels, crops.spacing_mm, crops.id, mask)
+    image, weight = (image[:, :-1], image[:, -1]) if crops.weighted else (image, None)
+    labels, raters = (maps[:, 0], maps[:, 1:]) if maps.ndim == 5 else (maps, None)
+    return Batch(image, labels, crops.spacing_mm, crops.id, mask, weight, raters)

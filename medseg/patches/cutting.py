@@ -24,6 +24,7 @@ from medseg.plan.plan import Plan
 from medseg.space.labels import IGNORED
 from medseg.space.patch import PatchLocation
 from medseg.space.volume import Shape
+from medseg.store.arrays import LazyArray
 from medseg.store.store import Store
 
 T = TypeVar("T")
@@ -47,6 +48,8 @@ class Cases:
         in_memory: Keep decoded volumes.
         shared: Where they are kept, in place of the memory of this process alone.
         reading: Shared between processes: the number of the case that each worker is at, for the day it is killed.
+        weighted: Whether the last channel of an image says how many voxels each voxel counts as.
+        raters: How many maps follow the labels, one for what each rater drew; none where the labels are the target.
     """
 
     store: Path
@@ -56,6 +59,8 @@ class Cases:
     in_memory: bool = False
     shared: SharedVolumes | None = None
     reading: torch.Tensor | None = None
+    weighted: bool = False
+    raters: int = 0
     _opened: Store | None = field(default=None, repr=False)
     _kept: dict[str, tuple[Any, Any]] = field(default_factory=dict, repr=False)
     _organs: dict[str, Organs] = field(default_factory=dict, repr=False)
@@ -74,13 +79,13 @@ class Cases:
         return self._opened
 
     def arrays(self, case: str) -> tuple[Any, Any]:
-        """Image and labels, to be sliced; from memory when kept there."""
+        """Image and labels or maps of them, as `Crops` has them, to be sliced; from memory when kept there."""
         worker = get_worker_info()
         if worker is not None and self.reading is not None:
             self.reading[worker.id] = self.ids.index(case)
         if case in self._kept:
             return self._kept[case]
-        image, labels = self.opened.image(case), self.opened.labels(case)
+        image, labels = self._layers(case, self.opened.image(case), self.opened.labels(case))
         if not self.in_memory:
             return image, labels
 
@@ -92,7 +97,20 @@ class Cases:
 
     def part(self, case: str, image: Any, labels: Any, where: tuple[slice, ...]) -> tuple[Any, Any]:
         """Read a part of the arrays of a case."""
-        return self._read(case, lambda: (np.asarray(image[(slice(None), *where)]), np.asarray(labels[where])))
+        maps = (slice(None), *where)[4 - len(labels.shape) :]
+        return self._read(case, lambda: (np.asarray(image[(slice(None), *where)]), np.asarray(labels[maps])))
+
+    def _layers(self, case: str, image: LazyArray, labels: LazyArray) -> tuple[LazyArray, LazyArray]:
+        """With the weights as a channel and the raters as maps, where any case has such: 1, and ignored, where not."""
+        info, shape = self.opened.info(case), labels.shape
+        if self.weighted:
+            alike = np.broadcast_to(np.float32(1), (1, *shape))
+            image = Layers((image, self.opened.weight(case) if info.weighted else alike))
+        if self.raters:
+            own = self.opened.raters(case) if info.soft else Layers((labels,))
+            nobody = np.broadcast_to(np.int16(IGNORED), (self.raters - own.shape[0], *shape))
+            labels = Layers((labels, own, nobody))
+        return image, labels
 
     def organs(self, case: str) -> Organs:
         """Voxels of each organ that the case has."""
@@ -112,6 +130,36 @@ class Cases:
             raise DataError(
                 self.opened.folder(case), f"cannot be read ({error})", "Run medseg prepare again for this case"
             ) from error
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Arrays ``(n, i, j, k)`` or ``(i, j, k)`` on one grid, read as one array ``(n, i, j, k)``.
+
+    Example:
+        >>> Layers((np.zeros((1, 2, 2, 2)), np.ones((2, 2, 2))))[:, :1, :1, 0].ravel().tolist()
+        [0.0, 1.0]
+    """
+
+    parts: tuple[LazyArray, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all layers."""
+        layers = sum(part.shape[0] if len(part.shape) == 4 else 1 for part in self.parts)
+        return (layers, *self.parts[0].shape[-3:])
+
+    @property
+    def dtype(self) -> Any:
+        """Of the first, which the others share."""
+        return self.parts[0].dtype
+
+    def __getitem__(self, index: Any, /) -> NDArray[Any]:
+        """Read every layer at the same places ``index[1:]``."""
+        _, *where = index
+        return np.concatenate(
+            [part[index] if len(part.shape) == 4 else np.asarray(part[tuple(where)])[None] for part in self.parts]
+        )
 
 
 @dataclass
@@ -158,22 +206,27 @@ class TrainingCrops(TorchDataset[Any]):
         )
         ids = tuple(self.cases.ids[slot.case] for slot in slots)
         spacing_mm = torch.tensor([self.geometry.spacing_mm] * len(slots))
-        return Crops(image, labels, spacing_mm, ids, self.cases.mask([slot.case for slot in slots]), drawn)
+        masks = self.cases.mask([slot.case for slot in slots])
+        return Crops(image, labels, spacing_mm, ids, masks, drawn, self.cases.weighted)
 
     def _crop(self, slot: Slot, key: tuple[int, ...], size: Shape) -> tuple[torch.Tensor, torch.Tensor]:
         """Image and labels of one sample: its patch, with an equal margin on both sides if it is to be that large."""
         case, rng = self.cases.ids[slot.case], np.random.default_rng((*key, WHERE, slot.sample))
         volume, reference = self.cases.arrays(case)
-        shape: Shape = tuple(reference.shape)
-        patch = place_patch(rng, shape, self.geometry.patch_size, self.cases.organs(case) if slot.foreground else None)
+        shape: Shape = tuple(reference.shape[-3:])
+        organs = self.cases.organs(case) if slot.foreground else None
+        if organs and slot.organ in organs:
+            organs = {slot.organ: organs[slot.organ]}
+        patch = place_patch(rng, shape, self.geometry.patch_size, organs)
         i, j, k = (c - (n - p) // 2 for c, n, p in zip(patch.corner, size, patch.size, strict=True))
         inner, padding = PatchLocation((i, j, k), size).inside(shape)
         filled = tuple(slice(before, before + extent) for (before, _), extent in zip(padding, inner.size, strict=True))
         voxels, known = self.cases.part(case, volume, reference, inner.slices)
         self._require_known(case, known)
         image = np.zeros((len(voxels), *size), np.float32)
-        labels = np.full(size, IGNORED, np.int16)
-        image[(slice(None), *filled)], labels[filled] = voxels, known
+        labels = np.full((*known.shape[:-3], *size), IGNORED, np.int16)
+        maps = (slice(None),) * (known.ndim - 3)
+        image[(slice(None), *filled)], labels[(*maps, *filled)] = voxels, known
         return torch.from_numpy(image), torch.from_numpy(labels)
 
     def _require_known(self, case: str, labels: NDArray[np.integer[Any]]) -> None:
@@ -204,6 +257,8 @@ class WholeVolumes(TorchDataset[Any]):
         try:
             volume, reference = self.cases.arrays(case)
             image, labels = self.cases.part(case, volume, reference, (slice(None),) * 3)
+            image = image[: len(self.cases.plan.modalities)]
+            labels = labels[0] if labels.ndim == 4 else labels
         except MedsegError as error:
             return error
         spacing_mm = torch.tensor([self.cases.plan.spacing_mm])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from medseg.patches.geometry import Geometry, geometry_of
 from medseg.patches.loader import CaseLoader, EpochOrder, RankShare, case_loader
 from medseg.patches.loading import Loading, Sizes, decide
 from medseg.patches.margin import crop_size
-from medseg.patches.sample import Schedule
+from medseg.patches.sample import Balance, Schedule, decks
 from medseg.patches.settings import Augmentation
 from medseg.patches.settings import augmentation as named_settings
 from medseg.patches.shared import CAN_SHARE, SharedVolumes
@@ -59,6 +59,8 @@ class VolumesDataModule(pl.LightningDataModule):
             when they fit into 40 % of the free memory.
         steps_per_epoch: Batches per epoch and device.
         organs: The organs that a config is made for, in any order; a store of others is refused.
+        balance: What the patches are dealt evenly over: ``datasets`` of a merged store, ``organs``, ``both``, or
+            ``none``, which deals every case as often as another.
 
     Raises:
         DataError: The store or the split file is at fault.
@@ -81,12 +83,14 @@ class VolumesDataModule(pl.LightningDataModule):
         cache: Literal["auto", "memory", "disk"] = "auto",
         steps_per_epoch: int = 250,
         organs: list[str] | None = None,
+        balance: Balance = "none",
     ) -> None:
         super().__init__()
         self.store = Path(store)
         self.fold, self.folds, self.split = fold, folds, None if split is None else Path(split)
         self.workers, self.seed, self.cache = workers, seed, cache
         self.oversample_foreground, self.steps_per_epoch = oversample_foreground, steps_per_epoch
+        self.balance = balance
         self.settings: Augmentation = named_settings(augmentation)
         self.plan: Plan = _with_sizes(plan_of(self.store), batch_size, patch_size)
         if organs is not None:
@@ -120,6 +124,22 @@ class VolumesDataModule(pl.LightningDataModule):
         examined = self._look()
         return tuple(examined.infos[case].change.shape for case in examined.fold.val)
 
+    @property
+    def datasets(self) -> dict[str, str]:
+        """Case -> which of several merged datasets it comes from; empty where there is but one."""
+        infos = self._look().infos
+        return {case: info.dataset for case, info in infos.items()} if _parts(infos.values()) > 1 else {}
+
+    @property
+    def targets(self) -> tuple[bool, bool]:
+        """Whether the mean of several raters is the target, and whether voxels count differently, in any case."""
+        return self._look().raters > 0, self._look().weighted
+
+    @property
+    def _channels(self) -> int:
+        """Of an image as it is read: with the weights."""
+        return len(self.plan.modalities) + self._look().weighted
+
     def class_counts(self) -> Float64[np.ndarray, "cases classes"]:
         """Voxels of every class in each of the fold's training cases, NaN where an organ was not annotated."""
         examined = self._look()
@@ -134,9 +154,11 @@ class VolumesDataModule(pl.LightningDataModule):
         cases = self._cases(examined.fold.train)
         infos = [examined.infos[case] for case in cases.ids]
         rank, ranks = self._place()
+        rows = [_classes_in(self.plan, info) for info in infos]
+        anywhere, on_organs = decks(self.balance, [info.dataset for info in infos], rows)
         schedule = Schedule(
-            cases=len(cases),
-            with_organs=tuple(number for number, info in enumerate(infos) if _has_organ(info)),
+            anywhere,
+            on_organs,
             batch_size=self.plan.batch_size,
             steps=self.steps_per_epoch,
             ranks=ranks,
@@ -194,11 +216,16 @@ class VolumesDataModule(pl.LightningDataModule):
     def _cases(self, ids: tuple[str, ...]) -> Cases:
         examined = self._look()
         masks = _class_masks(self.plan, [examined.infos[case] for case in ids]) if examined.partial else None
-        return Cases(self.store, self.plan, ids, masks, self._load().in_memory, self._shared)
+        in_memory = self._load().in_memory  # which makes room to share
+        soft, heavy = examined.raters, examined.weighted
+        return Cases(self.store, self.plan, ids, masks, in_memory, self._shared, weighted=heavy, raters=soft)
 
     def _look(self) -> _Examined:
         if self._examined is None:
             self._examined = _examine(self.store, self.fold, self.folds, self.split, self.seed)
+            if self.balance in ("datasets", "both") and _parts(self._examined.infos.values()) < 2:
+                problem = f"data.balance is {self.balance}, but {self.store} comes from one dataset"
+                raise UsageError(problem, "Leave it out, choose organs, or make one of several with medseg merge")
         return self._examined
 
     def _load(self) -> Loading:
@@ -216,7 +243,7 @@ class VolumesDataModule(pl.LightningDataModule):
         first = trainer is None or trainer.local_rank == 0
         if first and CAN_SHARE and loading.in_memory and (loading.workers or neighbours > 1):
             shapes = {case: examined.infos[case].change.shape for case in (*examined.fold.train, *examined.fold.val)}
-            shared = SharedVolumes.make(shapes, len(self.plan.modalities))
+            shared = SharedVolumes.make(shapes, self._channels, 1 + examined.raters)
         decided = loading, shared
         if trainer is not None and trainer.world_size > 1:
             told = [trainer.strategy.broadcast(decided, src=node * neighbours) for node in range(trainer.num_nodes)]
@@ -224,7 +251,8 @@ class VolumesDataModule(pl.LightningDataModule):
         return decided
 
     def _sizes(self) -> Sizes:
-        examined, voxel = self._look(), 4 * len(self.plan.modalities) + 2
+        examined = self._look()
+        voxel = 4 * self._channels + 2 * (1 + examined.raters)
         shapes = {case: math.prod(info.change.shape) * voxel for case, info in examined.infos.items()}
         train, val = ([shapes[case] for case in cases] for cases in (examined.fold.train, examined.fold.val))
         batch = self.plan.batch_size * math.prod(self._crop_size()) * voxel
@@ -251,6 +279,16 @@ class _Examined:
     def partial(self) -> bool:
         """Whether any case lacks the annotation of some organ."""
         return any(info.annotated is not None for info in self.infos.values())
+
+    @property
+    def weighted(self) -> bool:
+        """Whether voxels of any case count differently."""
+        return any(info.weighted for info in self.infos.values())
+
+    @property
+    def raters(self) -> int:
+        """Most raters of a case whose mean is the target; 0 where the labels of all cases are theirs."""
+        return max(len(info.drawn) if info.soft else 0 for info in self.infos.values())
 
 
 def _with_sizes(plan: Plan, batch_size: int | None, patch_size: tuple[int, int, int] | None) -> Plan:
@@ -282,8 +320,16 @@ def _examine(path: Path, fold: int, n: int, split: Path | None, seed: int) -> _E
     return _Examined(infos, parted[fold], len(parted))
 
 
-def _has_organ(info: CaseInfo) -> bool:
-    return any(count > 0 for atom, count in info.voxels.items() if atom > 0)
+def _parts(infos: Iterable[CaseInfo]) -> int:
+    """Of how many datasets a store was made."""
+    return len({info.dataset for info in infos})
+
+
+def _classes_in(plan: Plan, info: CaseInfo) -> set[int]:
+    """The classes but the background that a case has voxels of, as `Store.foreground` counts them."""
+    there = [atom for atom, count in info.voxels.items() if atom > 0 and count > 0]
+    rows = plan.membership[:, there].any(axis=1)
+    return {row for row in np.flatnonzero(rows).tolist() if row >= int(plan.exclusive)}
 
 
 def _class_masks(plan: Plan, infos: list[CaseInfo]) -> tuple[tuple[bool, ...], ...]:

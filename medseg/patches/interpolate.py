@@ -55,7 +55,8 @@ class Places:
                 labels costs the same.
         """
         (image, labels), (patch, target) = crop, into
-        patch.copy_(self._native(image, "bilinear"))
+        if len(image):
+            patch.copy_(self._native(image, "bilinear"))
         if nearest:
             shifted = (labels - IGNORED).float()[None]  # outside reads as zero, so zero must mean ignored
             target.copy_(self._native(shifted, "nearest")[0]).add_(IGNORED)
@@ -91,7 +92,7 @@ class PlanePlaces(Places):
     def read(self, crop: Sample, into: Sample, *, nearest: bool) -> None:
         """Fill a patch and its labels, as `Places.read` does."""
         (image, labels), (patch, target) = crop, into
-        channels = [channel.contiguous() for channel in _padded(image, self.border)]
+        channels = [_padded(channel, self.border).contiguous() for channel in image]
         names = _padded(labels - IGNORED, self.border)
         looked_up = (names if nearest else _agreed(names)).float().view(1, 1, -1, self.width)
         for slab in self._slabs():

@@ -28,12 +28,12 @@ def centre(volume: Tensor, patch_size: Shape) -> Tensor:
 
 def deform(
     image: Sequence[Float[Tensor, "m _i _j _k"]] | Float[Tensor, "b m i j k"],
-    labels: Sequence[Integer[Tensor, "_i _j _k"]] | Integer[Tensor, "b i j k"],
+    labels: Sequence[Integer[Tensor, "*_maps _i _j _k"]] | Integer[Tensor, "b *maps i j k"],
     draw: Draw,
     patch_size: Shape,
     *,
     nearest: bool = False,
-) -> tuple[Float[Tensor, "b m x y z"], Integer[Tensor, "b x y z"]]:
+) -> tuple[Float[Tensor, "b m x y z"], Integer[Tensor, "b *maps x y z"]]:
     """Cut the patch out of its larger crop, mirrored, and interpolated where a sample was rotated, scaled or bent.
 
     Image and labels are read at the same places. Voxels from outside the crop are zero in the image (its mean, in
@@ -41,20 +41,25 @@ def deform(
 
     Args:
         image: Crops, each as large as the patch or larger by an even number of voxels per axis.
-        labels: Their labels; −1 is ignored.
+        labels: Their labels, or several maps of them; −1 is ignored.
         draw: Parameters of the batch.
         patch_size: Voxels that remain.
         nearest: Labels of the nearest voxel; otherwise the label with the largest interpolated share.
     """
     patches = image[0].new_empty((len(image), len(image[0]), *patch_size))
-    targets = labels[0].new_empty((len(labels), *patch_size))
+    targets = labels[0].new_empty((len(labels), *labels[0].shape[:-3], *patch_size))
     for sample, moved in enumerate(draw.spatial.tolist()):
         if moved:
             positions, box, inside = _positions(draw, sample, patch_size, image[sample])
             i, j, k = (part.stop - part.start for part in box)
-            crop = image[sample][(slice(None), *box)], labels[sample][box]
             look = places(positions, (i, j, k), inside=inside)
-            look.read(crop, (patches[sample], targets[sample]), nearest=nearest)
+            crop, into = image[sample][(slice(None), *box)], patches[sample]
+            read, found = (
+                maps.reshape(-1, *maps.shape[-3:]) for maps in (labels[sample][(..., *box)], targets[sample])
+            )
+            for names, target in zip(read, found, strict=True):
+                look.read((crop, names), (into, target), nearest=nearest)
+                crop, into = crop[:0], into[:0]  # which the first map has brought along
         else:
             patches[sample] = _mirrored(centre(image[sample], patch_size), draw.flips[sample])
             targets[sample] = _mirrored(centre(labels[sample], patch_size), draw.flips[sample])

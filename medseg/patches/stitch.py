@@ -28,7 +28,8 @@ def tile_starts(size: int, patch: int, *, overlap: float = 0.5, tiling: str = "e
     """First voxels of the tiles along one axis; the last tile ends with the volume.
 
     ``"even"`` is nnU-Net's rule: as few tiles as keep the step at most ``patch · (1 − overlap)``, evenly spread.
-    ``"nnunet"`` is the same, and its weights are nnU-Net's too: largest at voxel n // 2, not in the middle.
+    ``"nnunet"`` is the same, and its weights are nnU-Net's too (largest at voxel n // 2), and its sums
+    are in float16, so that what is level there is level here.
     ``"shifted"`` is MONAI's: steps of exactly ``int(patch · (1 − overlap))``, the last tile moved back to the border.
     Each goes with the least weight that its author gives to a voxel, see `FLOORS`.
 
@@ -56,12 +57,12 @@ def gaussian_weights(patch_size: Shape, *, sigma: float = 0.125, tiling: str = "
         sigma: Standard deviation as a share of the tile's edge; 1/8 as in nnU-Net and MONAI.
         tiling: Decides the centre and the least weight, see `tile_starts`.
     """
-    weights = torch.ones(())
+    weights = torch.ones((), dtype=torch.float64)
     for size in patch_size:
         centre = size // 2 if tiling == "nnunet" else (size - 1) / 2
-        distance = torch.arange(size, dtype=torch.float32) - centre
+        distance = torch.arange(size, dtype=torch.float64) - centre
         weights = weights.unsqueeze(-1) * torch.exp(-(distance**2) / (2 * (sigma * size) ** 2))
-    return weights.clamp_min(FLOORS[tiling])
+    return weights.clamp_min(FLOORS[tiling]).float()
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,9 @@ def stitched_slabs(
 ) -> Iterator[tuple[slice, Float[Tensor, "c i j k"]]]:
     """Predict a volume tile by tile, handed out in slabs along one axis as soon as no later tile can change a voxel.
 
-    Where tiles overlap, a voxel is their Gaussian-weighted mean, taken in float32.
-
-    No more than one tile's depth of the volume is held with all its classes, so a consumer that keeps labels only
-    (or resamples and writes) needs memory that does not grow with the length of the volume.
+    Where tiles overlap, a voxel is their Gaussian-weighted mean, taken in float32; with the tiling ``"nnunet"`` what
+    nnU-Net's sums in float16 make of it, voxel by voxel, where the sweep takes tiles in its order, along axis 0. No
+    more than one tile's depth is held with all its classes: memory does not grow with the length of the volume.
 
     Args:
         image: One prepared volume. One smaller than a patch is padded with zeros on both sides, and cut back.
@@ -142,8 +142,7 @@ def stitched_slabs(
         batch_size: Tiles per call of ``predict``; the last call may have fewer.
         sigma: Width of the weights as a share of the tile's edge.
         tiling: ``"even"``, ``"nnunet"`` or ``"shifted"`` (MONAI's), see `tile_starts`.
-        device: Where the means are kept; the image's own by default. The CPU spares a small GPU the classes x voxels
-            of a slab.
+        device: Where the means are kept; the image's own by default.
         axis: The spatial axis that is cut into slabs; `sweep_axis` names the one that takes least memory.
         dtype: Of the means; float16, in which nnU-Net adds, takes half the memory.
 
@@ -163,8 +162,13 @@ def stitched_slabs(
     starts = tuple(tile_starts(max(extent, edge), edge, overlap=overlap, tiling=tiling) for extent, edge in ends)
     sweep = Sweep(shape, tile, starts)
     predictions = _predictions(image, sweep.tiles, predict, batch_size=batch_size, axis=axis)
-    weights = gaussian_weights(tile, sigma=sigma, tiling=tiling).to(device or image.device)
-    blend = _Blend(weights, sweep.padded[1:], dtype)
+    weights, place = gaussian_weights(tile, sigma=sigma, tiling=tiling), device or image.device
+    if tiling == "nnunet":
+        half = (10 * weights).half()
+        half.clamp_min_(half[half > 0].min())
+        blend: _Blend = _HalfSums(half.to(place), sweep.padded[1:], torch.float16)
+    else:
+        blend = _Blend(weights.to(place), sweep.padded[1:], dtype)
     for depth, planes, where in sweep.strips():
         for j, k in sweep.columns:
             blend.add(j, k, next(predictions))
@@ -247,11 +251,13 @@ class _Blend:
         target = self.means[(slice(None), *where)]
         for first in range(0, len(prediction), self.together):  # a float32 copy of all classes would be the largest
             part = slice(first, first + self.together)
-            values = prediction[part].to(self.weights.device, torch.float32)
-            if self.dtype == torch.float32:
-                target[part].lerp_(values, share)
-            else:
-                target[part] = torch.lerp(target[part].float(), values, share)
+            self._take_in(target[part], prediction[part].to(self.weights.device, torch.float32), share)
+
+    def _take_in(self, target: Tensor, values: Tensor, share: Tensor) -> None:
+        if self.dtype == torch.float32:
+            target.lerp_(values, share)
+        else:
+            target.copy_(torch.lerp(target.float(), values, share))
 
     def finish(self, depth: int) -> Tensor:
         """The means of the first ``depth`` planes, a view; they are given up by `advance`."""
@@ -265,6 +271,20 @@ class _Blend:
         for planes in (self.total, *(self.means if self.means is not None else ())):
             planes[:kept] = planes[depth:].clone()
             planes[kept:] = 0
+
+
+class _HalfSums(_Blend):
+    """Sums of tiles times weights in float16, divided by the sums of the weights in the end, as in nnU-Net.
+
+    A logit of 8 is rounded to 1/128 there, so that the best two are often level and the first is taken.
+    """
+
+    def _take_in(self, target: Tensor, values: Tensor, share: Tensor) -> None:
+        target += values * self.weights
+
+    def finish(self, depth: int) -> Tensor:
+        """The sums of the first ``depth`` planes over those of their weights; once, before `advance`."""
+        return super().finish(depth).div_(self.total[:depth])
 
 
 def mirrored(predict: Predict, axes: tuple[int, ...], *, pairs: Sequence[tuple[int, int]] = ()) -> Predict:

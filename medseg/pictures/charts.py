@@ -70,7 +70,9 @@ def _box_row(name: str, measure: str, values: Sequence[float], frame: Frame) -> 
         element("line", css="whisker", x1=low, x2=high, y1=8, y2=8),
         element("rect", css="box", x=first, y=2, width=third - first, height=12),
         element("line", css="median", x1=median, x2=median, y1=2, y2=14),
-        element("path", css="cases", d="".join(f"M{frame.at(value, 0.0)[0]:.2f} 17v7" for value in values)),
+        element(
+            "path", css="cases", d="".join(dict.fromkeys(f"M{frame.at(value, 0.0)[0]:.1f} 17v7" for value in values))
+        ),
     )
     return element(
         "div", element("span", name), drawing(100.0, 26.0, text, *marks, preserveAspectRatio="none"), css="row"

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 from medseg import __version__
 from medseg.pictures.markup import Markup, element, together
-from medseg.pictures.style import CSS, PLOTS
+from medseg.pictures.style import CSS, PLOTS, SORT
 
 Chapter = tuple[str, str, Markup]
 """Anchor, heading and content of a part of a page."""
@@ -34,7 +34,8 @@ def page(title: str, tiles: Sequence[Tile], chapters: Iterable[Chapter]) -> str:
         element("nav", *(element("a", name, href=f"#{anchor}") for anchor, name, _ in filled), aria_label="Contents"),
     )
     body = (element("section", element("h2", name), content, id=anchor) for anchor, name, content in filled)
-    whole = element("html", head, element("body", top, element("main", *body)), lang="en")
+    script = element("script", Markup(SORT))
+    whole = element("html", head, element("body", top, element("main", *body), script), lang="en")
     return f"<!doctype html>\n{whole}\n"
 
 
@@ -43,11 +44,25 @@ def _tile(name: str, value: str, css: str) -> Markup:
 
 
 def table(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], *, bars: Sequence[int] = (), total: bool = False
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    bars: Sequence[int] = (),
+    total: bool = False,
+    sortable: bool = False,
 ) -> Markup:
-    """A table whose rows begin with their names; ``bars`` are columns of drawings, a last row may be the ``total``."""
+    """A table whose rows begin with their names.
+
+    Args:
+        heads: Of the columns.
+        rows: A cell for each.
+        bars: Columns of drawings.
+        total: Whether the last row is one.
+        sortable: Whether a click on a heading, of numbers but for the first, sorts the rows by it.
+    """
     looks = ["bar" if column in bars else "" for column in range(len(heads))]
-    columns = (element("th", head, scope="col", css=css) for head, css in zip(heads, looks, strict=True))
+    names = (element("button", head, type="button") if sortable else head for head in heads)
+    columns = (element("th", name, scope="col", css=css) for name, css in zip(names, looks, strict=True))
     cells = [
         (
             element("th", name, scope="row"),

@@ -15,5 +15,8 @@ SERIES = (
 """Colour and dash of the lines of a chart, in order: Okabe and Ito's palette, told apart by colour-blind eyes and, by
 the dash, on a black and white print."""
 
-PLOTS, CSS = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("plots.css", "page.css"))
-"""Of the plots, in plain colours: they stand in files of their own too, which not only browsers read; of the page."""
+_FILES = ("plots.css", "page.css", "sort.js")
+
+PLOTS, CSS, SORT = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in _FILES)
+"""Of the plots, in plain colours: they stand in files of their own too, which not only browsers read; of the page; and
+what sorts its tables, which are whole without it."""

@@ -6,20 +6,26 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from medseg.datasets.case import Dataset
+from medseg.datasets.sides import side_pairs
 from medseg.errors import DataError, listed
 from medseg.plan.plan import Plan
 from medseg.plan.planning import choose_mirroring, classes_of
-from medseg.plan.sides import side_pairs
 from medseg.plan.topology import topology_for
 
 
 def adopt(plan: Plan, dataset: Dataset, *, swap_sides: bool = False) -> Plan:
     """A plan's grid, normalisation, patch and network with the channels, labels and sides of another dataset.
 
+    Each channel gets the normalisation of its place; where one by each case's own numbers is that of all, there may be
+    any number of them.
+
     Raises:
         DataError: The dataset has another number of channels than the plan.
     """
-    if len(plan.modalities) != len(dataset.modalities):
+    channels, normalisation = len(dataset.modalities), plan.normalisation
+    if len(set(normalisation)) == 1 and normalisation[0].scheme != "ct":
+        normalisation = normalisation[:1] * channels
+    if len(normalisation) != channels:
         problem = f"has the channels {listed(dataset.modalities)}, the plan for {plan.name} {listed(plan.modalities)}"
         raise DataError(dataset.name, problem, "Adopt a plan of as many channels, or make a new one")
     labels, painted = classes_of(dataset)
@@ -32,6 +38,7 @@ def adopt(plan: Plan, dataset: Dataset, *, swap_sides: bool = False) -> Plan:
         plan,
         name=dataset.name,
         modalities=dataset.modalities,
+        normalisation=normalisation,
         labels=labels,
         ignore=dataset.ignore,
         others=dataset.others,

@@ -142,6 +142,17 @@ def labels_to_plan_grid(labels: Volume, plan: Plan, change: GridChange) -> Int16
     return resample_labels(atoms, change.shape, through_plane=change.through_plane)
 
 
+def weight_to_plan_grid(weight: Volume, change: GridChange) -> Float[np.ndarray, "1 i j k"]:
+    """Take a map of weights the way its image went, interpolated linearly: no weight falls below 0.
+
+    Args:
+        weight: As read, one channel.
+        change: What `to_plan_grid` returned for the image.
+    """
+    kept = kept_box(weight.array[0], change)[None]
+    return resample_image(kept, change.shape, order=1, through_plane=change.through_plane)
+
+
 def kept_box(array: NDArray[Any], change: GridChange) -> NDArray[Any]:
     """See only the box that was kept of an array on the file's grid, its axes turned to the plan's.
 

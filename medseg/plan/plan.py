@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -250,8 +251,12 @@ def read_plan(path: str | Path) -> Plan:
     Raises:
         DataError: The file is missing, not YAML, or a number in it cannot be; the sentence says which.
     """
-    path, remedy = Path(path), "Compare with a plan written by medseg plan"
-    text = read_text(path, remedy=remedy)
+    remedy = "Compare with a plan written by medseg plan"
+    return _parsed(Path(path), read_text(Path(path), remedy=remedy), remedy)
+
+
+@functools.lru_cache(maxsize=8)  # a training asks for that of its store five times
+def _parsed(path: Path, text: str, remedy: str) -> Plan:
     try:
         plan = Plan.from_dict(parse_document(path, text, remedy=remedy))
         marks = dict(_MARK.findall(text.partition("# as chosen: ")[2]))

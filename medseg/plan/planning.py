@@ -9,16 +9,16 @@ from math import floor, log10, prod
 import numpy as np
 
 from medseg.datasets.case import Dataset
+from medseg.datasets.sides import side_pairs
 from medseg.errors import DataError
+from medseg.plan.budget import SMALLEST_BATCH, Budget, within
 from medseg.plan.fingerprint import ORIENTATION, Fingerprint
 from medseg.plan.plan import Normalisation, Plan
-from medseg.plan.sides import side_pairs
 from medseg.plan.topology import Topology, deep_axes, topology_for
 from medseg.space.labels import LabelValue, overlap, paint_order, values_of
 from medseg.space.resample import ANISOTROPY, resampled_shape
 
 REFERENCE_MEMORY_GB = 8
-SMALLEST_BATCH = 2
 LARGEST_SHARE = 0.05  # of all voxels of the dataset that one batch may hold
 NONZERO_SHARE = 0.75  # cropping that keeps less makes the mean and std of non-zero voxels the better ones
 
@@ -65,14 +65,17 @@ class _Grid:
         return VOLUMES if len(self.deep) == 3 else PICTURES
 
 
-def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: bool = False) -> Plan:
-    """Choose grid, patch, batch, network and normalisation for a dataset and an accelerator's memory.
+def make_plan(
+    fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: bool = False, budget: Budget | None = None
+) -> Plan:
+    """Choose grid, patch, batch, network and normalisation for a dataset, an accelerator's memory and a time.
 
     Args:
         fingerprint: What the dataset is like.
         memory_gb: Memory that training may take.
         swap_sides: Where organs come in left/right pairs, exchange their labels when flipping left and right, rather
             than never flipping that axis.
+        budget: Time that training may take on this machine; as long as it likes where not given.
 
     Returns:
         A plan whose ``reasons`` say why each number is so.
@@ -83,14 +86,13 @@ def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: b
 
     Paper: Isensee et al., nnU-Net, Nature Methods 18 (2021), supplementary note 2.
     """
-    if not memory_gb > 0:
-        raise ValueError(f"memory_gb must be positive, got {memory_gb}; 8 is what most published plans assume")
     dataset = fingerprint.dataset
     grid = _choose_grid(fingerprint)
     labels, painted = classes_of(dataset)
     classes = len(labels) + 1
     topology = _choose_topology(grid, classes, memory_gb)
-    batch, batch_reason = _choose_batch(topology, grid, classes, memory_gb, len(fingerprint.cases))
+    fits, batch_reason = _choose_batch(topology, grid, classes, memory_gb, len(fingerprint.cases))
+    topology, batch, afforded = _afford(budget, topology, fits, grid)
     normalisation, normalisation_reason = _choose_normalisation(fingerprint)
     mirror_axes, pairs, mirror_reason = choose_mirroring(dataset, grid.deep, swap=swap_sides)
     return Plan(
@@ -118,8 +120,8 @@ def make_plan(fingerprint: Fingerprint, memory_gb: float = 8.0, *, swap_sides: b
             "batch_size": batch_reason,
             "normalisation": normalisation_reason,
             "strides": _strides_reason(topology),
-            "features": "Doubled at every stage from 32, at most 320.",
             "mirror_axes": mirror_reason,
+            **afforded,
         },
     )
 
@@ -178,6 +180,8 @@ def _choose_grid(fingerprint: Fingerprint) -> _Grid:
 
 def _choose_topology(grid: _Grid, classes: int, memory_gb: float) -> Topology:
     """The largest patch, shaped like the median case, that trains twice over in the memory."""
+    if not memory_gb > 0:
+        raise ValueError(f"memory_gb must be positive, got {memory_gb}; 8 is what most published plans assume")
     deep = grid.deep
     finest = 1 / np.array(grid.spacing_mm)
     guess = finest * (grid.reference.voxels / finest[deep].prod()) ** (1 / len(deep))
@@ -207,6 +211,18 @@ def _choose_batch(topology: Topology, grid: _Grid, classes: int, memory_gb: floa
         return batch, reason + "."
     limit = f"; 5 % of the dataset's voxels are {share} patches"
     return batch, f"{reason}{limit}; never fewer than {SMALLEST_BATCH}."
+
+
+def _afford(budget: Budget | None, topology: Topology, batch: int, grid: _Grid) -> tuple[Topology, int, dict[str, str]]:
+    """What of this a budget of time can train, with the reasons of its features and, where it is smaller, its batch."""
+    why, told = {}, ""
+    if budget is not None:
+        affordable = within(budget, topology, batch, grid.spacing_mm)
+        if affordable.batch < batch:
+            why = {"batch_size": f"{batch} patches would fit into the memory; the time allows fewer, see features."}
+        topology, batch, told = affordable.topology, affordable.batch, f" {affordable.reason}"
+    first, most = topology.first_features, topology.most_features
+    return topology, batch, {**why, "features": f"Doubled at every stage from {first}, at most {most}.{told}"}
 
 
 def _choose_normalisation(fingerprint: Fingerprint) -> tuple[tuple[Normalisation, ...], str]:

@@ -22,17 +22,23 @@ class Topology:
         patch_size: Rounded up to what the strides divide.
         strides: Per stage; the first keeps the resolution.
         kernels: Per stage; 1 along an axis that is still too coarse to mix.
+        first_features: Channels of the first stage.
     """
 
     patch_size: Triple
     strides: tuple[Triple, ...]
     kernels: tuple[Triple, ...]
+    first_features: int = FIRST_FEATURES
 
     @property
     def features(self) -> tuple[int, ...]:
-        """Channels per stage: doubled from 32, at most 320, or 512 for pictures."""
-        most = MOST_FEATURES[len(deep_axes(self.patch_size))]
-        return tuple(min(FIRST_FEATURES * 2**stage, most) for stage in range(len(self.strides)))
+        """Channels per stage: doubled from the first, at most tenfold (320 after 32), or sixteenfold for pictures."""
+        return tuple(min(self.first_features * 2**stage, self.most_features) for stage in range(len(self.strides)))
+
+    @property
+    def most_features(self) -> int:
+        """Channels that no stage exceeds."""
+        return MOST_FEATURES[len(deep_axes(self.patch_size))] * self.first_features // FIRST_FEATURES
 
     @property
     def multiple(self) -> Triple:

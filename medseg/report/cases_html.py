@@ -20,11 +20,12 @@ from medseg.space.reading import read_volume
 from medseg.space.volume import Volume, same_place
 
 _PICTURED = 3
+_LISTED = 500  # rows that a browser turns over at once, and a mail carries
 
 
 def picked_cases(evaluation: Evaluation, *, count: int = _PICTURED) -> Markup:
     """Show the worst and the best cases by mean Dice, each at its worst organ and with all, in three planes."""
-    order = _by_mean_dice(evaluation.rows)
+    order = [*_by_mean_dice(evaluation.rows)]
     worst, best = order[:count], [case for case in order[::-1][:count] if case not in order[:count]]
     chapters = (
         element("h3", heading) + together(_picture(evaluation, case) for case in cases)
@@ -34,13 +35,17 @@ def picked_cases(evaluation: Evaluation, *, count: int = _PICTURED) -> Markup:
     return key() + together(chapters) if order else Markup("")
 
 
-def all_cases(rows: Sequence[CaseRow]) -> Markup:
-    """Tabulate every case's Dice, worst case first, folded away."""
+def all_cases(rows: Sequence[CaseRow], *, count: int = _LISTED) -> Markup:
+    """Tabulate the Dice of each case with all its organs, worst case first, folded away; of many the worst."""
     if not rows:
         return Markup("")
-    organs, dice = organs_of(rows), {(row.case, row.organ): row for row in rows}
-    lines = ((case, *(_dice_cell(dice.get((case, organ))) for organ in organs)) for case in _by_mean_dice(rows))
-    return folded("Dice of every case, worst first", table(("case", *organs), lines))
+    organs, dice, order = organs_of(rows), {(row.case, row.organ): row for row in rows}, _by_mean_dice(rows)
+    lines = (
+        (case, f"{order[case]:.3f}", *(_dice_cell(dice.get((case, organ))) for organ in organs))
+        for case in list(order)[:count]
+    )
+    told = "every case" if len(order) <= count else f"the {count} worst of {len(order):,} cases (all are in cases.csv)"
+    return folded(f"Dice of {told}, worst first", table(("case", "mean", *organs), lines, sortable=True))
 
 
 def _dice_cell(row: CaseRow | None) -> str:
@@ -50,15 +55,16 @@ def _dice_cell(row: CaseRow | None) -> str:
     return Markup(f"{row.scores.dice:.3f}") + ("" if outcome == "found" else element("span", f" {outcome}", css="soft"))
 
 
-def _by_mean_dice(rows: Sequence[CaseRow]) -> list[str]:
+def _by_mean_dice(rows: Sequence[CaseRow]) -> dict[str, float]:
+    """Case -> its mean Dice, worst first."""
     dice = {case: fmean(row.scores.dice for row in some) for case, some in by_case(rows).items()}
-    return sorted(dice, key=lambda case: (dice[case], case))
+    return dict(sorted(dice.items(), key=lambda case: (case[1], case[0])))
 
 
 def _picture(evaluation: Evaluation, case: str) -> Markup:
     rows = by_case(evaluation.rows)[case]
     worst = min(rows, key=lambda row: row.scores.dice)
-    volumes = read_pair(next(pair for pair in evaluation.pairs if pair.case == case), evaluation.organs)
+    volumes = read_pair(next(pair for pair in evaluation.pairs if pair.case == case), evaluation.scoring)
     image = _image(evaluation, case, volumes[1])
     text = (
         f"mean Dice {fmean(row.scores.dice for row in rows):.3f}; shown at its worst organ, {worst.organ}: Dice "

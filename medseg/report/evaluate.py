@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -112,7 +112,7 @@ def evaluate(
     named, pairs, unread = _named(organs or pool.organs, matched.pairs, ignore, workers)
     scoring = Scoring(dict(named), ignore, tolerance_mm, element, pool.others)
     scored, failed = _score_all(pairs, scoring, workers, console)
-    rows = _covered(scored, pool.annotated)
+    rows = tuple(replace(row, dataset=pool.datasets.get(row.case, "")) for row in _covered(scored, pool.annotated))
     evaluation = Evaluation(
         scoring=scoring,
         rows=rows,

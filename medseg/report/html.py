@@ -18,6 +18,7 @@ from medseg.report.evaluate import Evaluation
 from medseg.report.record import Curve, environment, read_curves
 from medseg.report.rows import measures
 from medseg.report.summary import OrganSummary, Summary
+from medseg.report.tables import dataset_cells
 
 _NAMES = {"dice": "Dice", "nsd": "Surface Dice (NSD)", "hd95_mm": "HD95 in mm"}
 _HEADS = (
@@ -67,6 +68,7 @@ def render(
         *first,
         ("failures", "Cases that could not be scored", bullets(failures)),
         ("organs", "Per organ", _organ_table(evaluation.summary)),
+        ("datasets", "Per dataset", _dataset_table(evaluation.summary)),
         ("spread", "Spread over cases", _box_plots(evaluation)),
         ("cases", "Worst and best cases", picked_cases(evaluation)),
         ("all", "All cases", all_cases(evaluation.rows)),
@@ -108,6 +110,14 @@ def _organ_table(summary: Summary) -> Markup:
     rows = [*((name, *_organ_cells(organ)) for name, organ in summary.organs.items()), total]
     text = f"Mean ± standard deviation over {summary.counted}; bootstrap interval of the mean."
     return soft(text) + table(_HEADS, rows, bars=(2,), total=True) + _more_measures(summary)
+
+
+def _dataset_table(summary: Summary) -> Markup:
+    """Dice per organ in each of several merged datasets; nothing where there is one."""
+    if not summary.datasets:
+        return Markup("")
+    heads, rows = dataset_cells(summary)
+    return soft("Mean Dice, and over how many cases: those that have the organ drawn.") + table(heads, rows)
 
 
 def _more_measures(summary: Summary) -> Markup:

@@ -33,7 +33,7 @@ class Entry:
         measures: Measure -> mean, spread and interval over cases.
         missed: Organs that were there and not found.
         false: Organs that were found and not there.
-        median_change: Median over cases of the first measure minus the reference run's; None for that run itself.
+        change: Of the first measure minus the reference run's, over the cases of both; None for that run itself.
         higher: Cases with a higher value than in the reference run.
         lower: Cases with a lower one.
         p: Two-sided p of the paired Wilcoxon signed-rank test against the reference run; None for that run.
@@ -46,11 +46,16 @@ class Entry:
     measures: Mapping[str, Statistic]
     missed: int
     false: int
-    median_change: float | None = None
+    change: Statistic | None = None
     higher: int = 0
     lower: int = 0
     p: float | None = None
     p_holm: float | None = None
+
+    @property
+    def median_change(self) -> float | None:
+        """The median over cases of what changed against the reference run."""
+        return self.change.median if self.change else None
 
     @property
     def differs(self) -> bool:
@@ -161,8 +166,8 @@ def _tested(entry: Entry, ours: _Scores, theirs: _Scores, reference: str) -> Ent
     if entry.title == reference or not changes.size:
         return entry
     higher, lower = int((changes > 0).sum()), int((changes < 0).sum())
-    median, p = float(np.median(changes)), signed_rank_p(changes)
-    return replace(entry, median_change=median, higher=higher, lower=lower, p=p)
+    (change,) = statistics(changes[:, None], ["change"], np.ones(len(changes), dtype=bool)).values()
+    return replace(entry, change=change, higher=higher, lower=lower, p=signed_rank_p(changes))
 
 
 def _corrected(rankings: Sequence[Ranking]) -> list[Ranking]:

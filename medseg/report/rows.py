@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,16 +32,17 @@ def leading() -> tuple[str, ...]:
 def columns() -> tuple[str, ...]:
     """The head of cases.csv."""
     shown = leading()
-    return ("case", "organ", *shown, "outcome", *measures()[len(shown) :])
+    return ("case", "organ", *shown, "outcome", *measures()[len(shown) :], "dataset")
 
 
 @dataclass(frozen=True)
 class CaseRow:
-    """The scores of one organ in one case."""
+    """The scores of one organ in one case, and which of several merged datasets the case comes from, if any."""
 
     case: str
     organ: str
     scores: OrganScores
+    dataset: str = ""
 
     def value(self, measure: str) -> float:
         """Give one of `measures`; NaN of a metric that was not asked for when the case was scored."""
@@ -57,8 +58,14 @@ def write_rows(path: Path, rows: Iterable[CaseRow]) -> None:
     write_text(path, text.getvalue())
 
 
-def read_rows(path: Path) -> tuple[CaseRow, ...]:
+def read_rows(path: Path, measure: str = "", where: Mapping[str, str] | None = None) -> tuple[CaseRow, ...]:
     """Read a cases.csv back, with the columns of metrics of one's own that it has.
+
+    Args:
+        path: The file.
+        measure: The one measure that the table of somebody else, which lacks the outcomes, must have: there an organ
+            counts as found.
+        where: Column -> value of the rows that are meant; a table without that column has no others.
 
     Raises:
         DataError: The file is missing, lacks a column, or holds something that is no number.
@@ -70,16 +77,33 @@ def read_rows(path: Path) -> tuple[CaseRow, ...]:
         raise DataError(path, f"cannot be read ({reason})", "Give the cases.csv that medseg evaluate wrote") from None
     if not lines:
         raise DataError(path, "holds no case", "Run medseg evaluate again")
-    lacking = [column for column in (*_OURS, *_WORDS) if column not in lines[0]]
+    ours = _OURS
+    if measure and "outcome" not in lines[0]:
+        ours = tuple(name for name in _OURS if name in lines[0]) or (_OURS[0],)
+        lines = [{**line, "outcome": Outcome.FOUND.value} for line in lines]
+    lacking = [column for column in (*ours, *_WORDS) if column not in lines[0]]
     if lacking:
         raise DataError(path, f"lacks the column {lacking[0]}", "Give the cases.csv that medseg evaluate wrote")
+    lines = _meant(path, lines, where or {})
     try:
-        found = tuple(_row(line, [*_OURS, *_of_ones_own(lines)]) for line in lines)
+        found = tuple(_row(line, [*ours, *_of_ones_own(lines)]) for line in lines)
     except (TypeError, ValueError) as error:
         raise DataError(path, f"holds a bad cell ({error})", "Run medseg evaluate again") from None
     (twice, count), *_ = Counter((row.case, row.organ) for row in found).most_common(1)
     if count > 1:
-        raise DataError(path, f"scores {' of '.join(twice[::-1])} {count} times", "Run medseg evaluate again")
+        remedy = "Run medseg evaluate again, or say which rows of a table of several programs are meant (--where)"
+        raise DataError(path, f"scores {' of '.join(twice[::-1])} {count} times", remedy)
+    return found
+
+
+def _meant(path: Path, lines: Sequence[dict[str, str]], where: Mapping[str, str]) -> list[dict[str, str]]:
+    """The rows with these values."""
+    found = list(lines)
+    for column, value in where.items():
+        values = dict.fromkeys(line[column] for line in lines if column in line)
+        if values and value not in values:
+            raise DataError(path, f"has no row whose {column} is {value!r}", f"Choose one of {', '.join(values)}")
+        found = [line for line in found if line.get(column, value) == value]
     return found
 
 
@@ -96,9 +120,17 @@ def by_case(rows: Iterable[CaseRow]) -> dict[str, list[CaseRow]]:
     return cases
 
 
+def by_dataset(rows: Iterable[CaseRow]) -> dict[str, list[CaseRow]]:
+    """The rows of each of several merged datasets by name; empty where the cases come from one."""
+    parts: dict[str, list[CaseRow]] = {}
+    for row in rows:
+        parts.setdefault(row.dataset, []).append(row)
+    return dict(sorted(parts.items())) if len(parts) > 1 else {}
+
+
 def cells_of(row: CaseRow) -> list[str]:
     """Its cells under `columns`."""
-    named = {"case": row.case, "organ": row.organ, "outcome": row.scores.outcome.value}
+    named = {"case": row.case, "organ": row.organ, "outcome": row.scores.outcome.value, "dataset": row.dataset}
     return [named[column] if column in named else f"{row.value(column):.6g}" for column in columns()]
 
 
@@ -121,10 +153,11 @@ def _of_ones_own(lines: Sequence[dict[str, str]]) -> list[str]:
         except ValueError:
             return False
 
-    others = [name for name in lines[0] if name not in (None, *_WORDS, *_OURS)]
+    others = [name for name in lines[0] if name not in (None, *_WORDS, *_OURS, "dataset")]
     return [name for name in others if all(number(line[name]) for line in lines)]
 
 
 def _row(line: dict[str, str], measures: Sequence[str]) -> CaseRow:
     numbers = {measure: _finite(line[measure]) for measure in measures}
-    return CaseRow(line["case"], line["organ"], OrganScores(Outcome(line["outcome"]), numbers))
+    scores = OrganScores(Outcome(line["outcome"]), numbers)
+    return CaseRow(line["case"], line["organ"], scores, line.get("dataset") or "")

@@ -25,6 +25,9 @@ def references_of(store: Store, cases: Sequence[str]) -> References:
         all_expected=True,
         annotated={case: info.annotated for case, info in infos.items() if info.annotated is not None},
         others=store.plan.others_value,
+        raters={case: tuple(map(Path, info.drawn[1:])) for case, info in infos.items() if info.drawn[1:]},
+        meanings={case: info.meaning for case, info in infos.items() if info.meaning is not None},
+        datasets={case: info.dataset for case, info in infos.items() if info.dataset},
     )
 
 

@@ -33,14 +33,19 @@ class SavedScores:
     surfaces: str = ""
 
 
-def read_scores(path: Path) -> SavedScores:
+def read_scores(path: Path, measure: str = "", where: Mapping[str, str] | None = None) -> SavedScores:
     """Read a cases.csv, or that of a folder, and the summary.json beside it, which may be missing.
+
+    Args:
+        path: The file or the folder.
+        measure: The only measure that it must have, if it is somebody else's table.
+        where: Column -> value of the rows that are meant, in a table that has such a column.
 
     Raises:
         DataError: A file is missing or cannot be read.
     """
     table = Scores(path).cases if path.is_dir() else path
-    rows, summary = read_rows(table), Scores(table.parent).summary
+    rows, summary = read_rows(table, measure, where or {}), Scores(table.parent).summary
     if not summary.is_file():
         return SavedScores(table, rows)
     try:

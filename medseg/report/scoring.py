@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.datasets.drawn import Meaning, agreed, read_drawn
+from medseg.datasets.grids import require_same_grid
 from medseg.datasets.matching import Pair
 from medseg.errors import DataError
 from medseg.metrics.cases import score_case
@@ -18,8 +20,8 @@ from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
 from medseg.metrics.overlap import Organs
 from medseg.metrics.table import Element
 from medseg.report.rows import CaseRow
-from medseg.space.labels import integer_type, looks_like_scan, settle_others, strangers, value_counts, values_of
-from medseg.space.reading import read_header, read_labels, read_volume
+from medseg.space.labels import integer_type, looks_like_scan, value_counts
+from medseg.space.reading import objects_of, read_header, read_volume
 from medseg.space.volume import Volume, same_place
 
 
@@ -41,6 +43,16 @@ class Scoring:
     element: Element = "voxels"
     others: int | None = None
 
+    @property
+    def of_references(self) -> Meaning:
+        """What references say."""
+        return Meaning(self.organs, self.ignore, self.others)
+
+    @property
+    def of_predictions(self) -> Meaning:
+        """What predictions say, of which every voxel counts."""
+        return Meaning(self.organs, None, None if self.others is None else 0)
+
 
 @dataclass(frozen=True)
 class ScoredCase:
@@ -56,13 +68,9 @@ def score_pair(pair: Pair, scoring: Scoring, *, workers: int = 1) -> ScoredCase:
     Raises:
         DataError: As `read_pair`, a file holds a value that no organ declares, or `score_case` knows no way.
     """
-    prediction, reference = read_pair(pair, scoring.organs)
-    if scoring.others is None:
-        _require_declared(pair.prediction, prediction, scoring.organs, None)
-        _require_declared(pair.reference, reference, scoring.organs, scoring.ignore)
-    else:
-        prediction = _settled(prediction, scoring.organs, None, becomes=0)
-        reference = _settled(reference, scoring.organs, scoring.ignore, becomes=scoring.others)
+    prediction, reference = read_pair(pair, scoring)
+    prediction = _settled(pair.prediction, prediction, scoring.of_predictions)
+    reference = _settled(pair.reference, reference, scoring.of_references)
     try:
         scores = score_case(
             _labels_or_masks(prediction),
@@ -90,13 +98,21 @@ def _digest(case: str, reference: Volume) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_pair(pair: Pair, organs: Organs) -> tuple[Volume, Volume]:
+def read_pair(pair: Pair, scoring: Scoring) -> tuple[Volume, Volume]:
     """Read prediction and reference of a case and hold their grids against each other.
 
     Raises:
         DataError: A file cannot be read, or shape, affine or channels do not fit.
     """
-    prediction, reference = (_read(path, len(organs)) for path in (pair.prediction, pair.reference))
+    prediction = _read(pair.prediction, pair.image, scoring.of_predictions)
+    meaning = pair.meaning or scoring.of_references
+    reference, *others = (_read(path, pair.image, meaning) for path in (pair.reference, *pair.raters))
+    for path, other in zip(pair.raters, others, strict=True):
+        require_same_grid(path, other, pair.reference, reference)
+    if others or pair.meaning:
+        paths = (pair.reference, *pair.raters)
+        maps = [_settled(path, one, meaning) for path, one in zip(paths, (reference, *others), strict=True)]
+        reference = agreed(maps, scoring.ignore)
     if prediction.shape != reference.shape:
         raise DataError(
             pair.prediction,
@@ -120,7 +136,7 @@ def values_seen(pair: Pair) -> set[int]:
     """
     seen: set[int] = set()
     for path in (pair.prediction, pair.reference):
-        labels = read_labels(path).array[0]
+        labels = read_drawn(path, pair.image, Meaning({})).require_labels().array[0]
         counts = value_counts(labels)
         if looks_like_scan(labels, counts):
             problem = f"holds {len(counts)} different values as noise has them: a scan, not a label map"
@@ -129,10 +145,11 @@ def values_seen(pair: Pair) -> set[int]:
     return seen
 
 
-def _read(path: Path, organ_count: int) -> Volume:
-    if read_header(path).channels == 1:
-        labels = read_labels(path)
+def _read(path: Path, image: Path | None, meaning: Meaning) -> Volume:
+    if objects_of(path) or read_header(path).channels == 1:
+        labels = read_drawn(path, image, meaning).require_labels()
         return Volume(labels.array.astype(integer_type(labels.array)), labels.affine)
+    organ_count = len(meaning.labels)
     volume = read_volume(path)
     if volume.array.shape[0] != organ_count or not ((volume.array == 0) | (volume.array == 1)).all():
         raise DataError(
@@ -148,20 +165,15 @@ def _labels_or_masks(volume: Volume) -> NDArray[Any]:
     return array
 
 
-def _require_declared(path: Path, volume: Volume, organs: Organs, ignore: int | None) -> None:
-    if volume.array.dtype == bool:
-        return
-    if problem := strangers(volume.array[0], _declared(organs, ignore)):
-        raise DataError(path, problem, "Name the value in the labels, or remap the file")
+def _settled(path: Path, volume: Volume, meaning: Meaning) -> Volume:
+    """Label values as they are meant; masks mean what they mean.
 
-
-def _settled(volume: Volume, organs: Organs, ignore: int | None, *, becomes: int) -> Volume:
+    Raises:
+        DataError: There are some of which nothing is said.
+    """
     if volume.array.dtype == bool:
         return volume
-    wide = volume.array.astype(np.result_type(volume.array.dtype, np.min_scalar_type(becomes)))
-    return Volume(settle_others(wide, _declared(organs, ignore), becomes), volume.affine)
-
-
-def _declared(organs: Organs, ignore: int | None) -> set[int]:
-    declared = {0, *(value for organ in organs.values() for value in values_of(organ))}
-    return declared if ignore is None else declared | {ignore}
+    if problem := meaning.numbering.strangers(volume.array[0]):
+        raise DataError(path, problem, "Name the value in the labels, or remap the file")
+    labels = meaning.numbering.settled(volume.array)
+    return Volume(labels.astype(integer_type(labels)) if labels is not volume.array else labels, volume.affine)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, UInt16
 
 from medseg.metrics.empty import Outcome
-from medseg.report.rows import CaseRow, by_case, measures, organs_of
+from medseg.report.rows import CaseRow, by_case, by_dataset, measures, organs_of
 
 RESAMPLES = 10_000
 SEED = 20_240_229  # any fixed number: two evaluations of the same files must print the same interval
 _INTERVAL = (2.5, 97.5)
+_AT_ONCE = 500  # resamples: of ten thousand cases they take 40 MB while they are multiplied
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,33 @@ class OrganSummary:
         return self.false, self.false + self.absent
 
     @property
+    def cases(self) -> int:
+        """Those whose reference covers it."""
+        return self.found + self.missed + self.false + self.absent
+
+    @property
     def spread(self) -> bool:
         """Whether there is one: a single case has neither deviation nor interval."""
-        return self.found + self.missed + self.false + self.absent > 1
+        return self.cases > 1
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What summary.json says; without a case neither a mean over organs of their Dice nor its interval."""
+    """What summary.json says; without a case neither a mean over organs of their Dice nor its interval.
+
+    Attributes:
+        organs: By name.
+        cases: How many there are.
+        mean_dice: Mean over organs.
+        mean_dice_ci95: Its interval.
+        datasets: The same of the cases of each of several merged datasets, by name.
+    """
 
     organs: dict[str, OrganSummary]
     cases: int
     mean_dice: float | None
     mean_dice_ci95: tuple[float, float] | None
+    datasets: dict[str, Summary] = field(default_factory=dict)
 
     @property
     def counted(self) -> str:
@@ -89,9 +104,10 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """Give plain data for `json.dumps`, free of NaN."""
-        plain = asdict(self)
+        plain = asdict(replace(self, datasets={}))
         organs = {name: {**organ.pop("measures"), **organ} for name, organ in plain["organs"].items()}
-        return {**plain, "organs": organs}
+        parts = {name: part.as_json() for name, part in self.datasets.items()}
+        return {**plain, "organs": organs, "datasets": parts}
 
 
 def summarise(rows: Sequence[CaseRow]) -> Summary:
@@ -114,7 +130,8 @@ def summarise(rows: Sequence[CaseRow]) -> Summary:
     dices = bootstrap_means(values[:, :, names.index("dice")])
     low, high = np.percentile(np.nanmean(dices, axis=1), _INTERVAL)
     mean_dice = sum(organ.measures["dice"].mean for organ in summaries.values()) / len(summaries)
-    return Summary(summaries, len(cases), mean_dice, (float(low), float(high)))
+    parts = {name: summarise(some) for name, some in by_dataset(rows).items()}
+    return Summary(summaries, len(cases), mean_dice, (float(low), float(high)), parts)
 
 
 def bootstrap_means(
@@ -130,18 +147,20 @@ def bootstrap_means(
     References:
         Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 1979.
     """
-    draws = _draws(len(values), resamples, seed)
     valid = ~np.isnan(values)
-    sums = draws @ np.where(valid, values, 0.0)
-    weights = draws @ valid.astype(np.float64)
+    known = np.concatenate([np.where(valid, values, 0.0), valid], axis=1)
+    totals = np.concatenate([some.astype(np.float64) @ known for some in _draws(len(values), resamples, seed)])
+    sums, weights = np.split(totals, 2, axis=1)
     means: np.ndarray = np.divide(sums, weights, out=np.full_like(sums, np.nan), where=weights > 0)
     return means
 
 
 @lru_cache(maxsize=1)
-def _draws(cases: int, resamples: int, seed: int) -> Float64[np.ndarray, "resamples cases"]:
-    """How often each case is drawn; drawn once for all organs."""
-    return np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(np.float64)
+def _draws(cases: int, resamples: int, seed: int) -> tuple[UInt16[np.ndarray, "_ cases"], ...]:
+    """How often each case is drawn, some resamples at a time; drawn once for all organs, and kept small."""
+    rng, share = np.random.default_rng(seed), np.full(cases, 1 / cases)
+    counts = [min(_AT_ONCE, resamples - start) for start in range(0, resamples, _AT_ONCE)]
+    return tuple(rng.multinomial(cases, share, size=count).astype(np.uint16) for count in counts)
 
 
 def statistics(

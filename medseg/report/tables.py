@@ -42,11 +42,25 @@ def summary_table(summary: Summary) -> Table:
     return table
 
 
+def dataset_cells(summary: Summary) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of a table of Dice per organ and merged dataset, with the cases that have the organ drawn."""
+    parts = summary.datasets
+    rows = []
+    for organ, of_all in summary.organs.items():
+        found = [part.organs.get(organ) for part in parts.values()]
+        told = ["-" if one is None else f"{one.measures['dice'].mean:.3f} ({one.cases})" for one in found]
+        rows.append([organ, *told, f"{of_all.measures['dice'].mean:.3f} ({of_all.cases})"])
+    return ["organ", *parts, "all"], rows
+
+
 def print_summary(evaluation: Evaluation, console: Console | None = None) -> None:
     """Print the table, then the first cases that failed and why, then where the files are."""
     console = console or Console()
     if evaluation.summary.cases:
         console.print(summary_table(evaluation.summary))
+    if evaluation.summary.datasets:
+        heads, rows = dataset_cells(evaluation.summary)
+        console.print(console_table(heads, rows, title="Dice per dataset (cases that have the organ drawn)"))
     lines = []
     if evaluation.not_predicted:
         lines.append(f"{evaluation.not_predicted} further cases of the dataset were not predicted.")

@@ -33,27 +33,35 @@ class RunComparison:
 
     Attributes:
         measure: The compared column of cases.csv.
-        organs: A ranking per organ of the `FIRST` and the `SECOND` run, which is tested against the first.
+        mean: A ranking by the mean over the organs of each case.
+        organs: One per organ of the `FIRST` and the `SECOND` run, which is tested against the first.
         changes: Every common case and organ, largest change first.
         only: What only one run scored: in words, whose and what -> names.
         doubts: What cannot be known of it, a sentence each.
     """
 
     measure: str
+    mean: Ranking
     organs: tuple[Ranking, ...]
     changes: tuple[CaseChange, ...]
     only: Mapping[str, Sequence[str]]
     doubts: Sequence[str]
 
 
-def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
+def compare_runs(a: Path, b: Path, *, measure: str = "dice", where: Mapping[str, str] | None = None) -> RunComparison:
     """Compare two evaluations, each a cases.csv or its folder, case by case and organ by organ over what both scored.
+
+    Args:
+        a: The first. A table that others published will do, too, with the columns case, organ and the measure.
+        b: The second.
+        measure: The column to compare.
+        where: Of a table with rows of several programs, those that are meant: column -> value.
 
     Raises:
         DataError: A file cannot be read, the two share no case, or scored one against different labels.
         UsageError: The measure is unknown.
     """
-    scores = [read_scores(path) for path in (a, b)]
+    scores = [read_scores(path, measure, where) for path in (a, b)]
     for one in scores:
         if measure not in (known := list(one.rows[0].scores.values)):
             problem = f"{measure!r} is no column of {one.path}{meant(measure, known)}"
@@ -64,10 +72,10 @@ def compare_runs(a: Path, b: Path, *, measure: str = "dice") -> RunComparison:
         raise DataError(b, f"shares no case and organ with {a}", "Evaluate both runs on the same cases")
     require_same_references(scores)
     rows = {FIRST: [first[key] for key in common], SECOND: [second[key] for key in common]}
-    _, *organs = rank_runs(rows, baseline=FIRST, measures=(measure,))
+    mean, *organs = rank_runs(rows, baseline=FIRST, measures=(measure,))
     changes = (CaseChange(*key, first[key].value(measure), second[key].value(measure)) for key in common)
     largest = sorted(changes, key=lambda change: (-abs(change.b - change.a), change.case, change.organ))
-    return RunComparison(measure, tuple(organs), tuple(largest), _only(first, second), doubts(scores))
+    return RunComparison(measure, mean, tuple(organs), tuple(largest), _only(first, second), doubts(scores))
 
 
 def _only(first: Mapping[tuple[str, str], CaseRow], second: Mapping[tuple[str, str], CaseRow]) -> dict[str, list[str]]:
@@ -84,8 +92,9 @@ def print_comparison(comparison: RunComparison, console: Console | None = None, 
     An asterisk marks a corrected p below 0.05.
     """
     console = console or Console()
-    heads = ("organ", "cases", FIRST, SECOND, "median change", "higher", "lower", "p (Holm)")
-    rows = (_cells(ranking, comparison.measure) for ranking in comparison.organs)
+    heads = ("organ", "cases", FIRST, SECOND, "change [95 %]", "median", "higher", "lower", "p (Holm)")
+    rankings = (*([comparison.mean] if len(comparison.organs) > 1 else []), *comparison.organs)
+    rows = (_cells(ranking, comparison.measure) for ranking in rankings)
     console.print(console_table(heads, rows, title=f"{comparison.measure}, second run against first"))
     changed = [
         (change.case, change.organ, f"{change.a:.3f}", f"{change.b:.3f}", f"{change.b - change.a:+.3f}")
@@ -103,7 +112,12 @@ def _cells(ranking: Ranking, measure: str) -> list[str]:
     first, second = (ranking.entry(title) for title in (FIRST, SECOND))
     means = (f"{entry.measures[measure].mean:.3f}" for entry in (first, second))
     tested = f"{second.p_holm:.2g}{' *' * second.differs}"
+    changed = second.change
+    if changed is None:
+        raise AssertionError("the second run is tested against the first")
+    low, high = changed.ci95
+    interval = f"{changed.mean:+.4f} [{low:+.4f}, {high:+.4f}]"
     return [
-        *(ranking.organ, str(second.cases), *means, f"{second.median_change:+.4f}"),
+        *(ranking.organ, str(second.cases), *means, interval, f"{changed.median:+.4f}"),
         *(str(second.higher), str(second.lower), tested),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import locale
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,18 @@ _POSITION = "0020|0032"  # DICOM's Image Position (Patient)
 _TURN = "0020|0037"  # Image Orientation (Patient)
 _UNEVEN = 0.02  # share by which the gaps between slices may differ; scanners round positions
 
+STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # masks, and a map of labels
+
 
 def is_dicom_folder(path: Path) -> bool:
     """Whether a folder holds DICOM files, told by their content, for they often have no ending."""
-    return path.is_dir() and any(is_dicom(file) for file in sorted(path.iterdir()) if file.is_file())
+    return path.is_dir() and any(map(is_dicom, path.iterdir()))
+
+
+def objects_in(path: Path) -> list[Path]:
+    """The segmentation objects and structure sets of a folder, or the file itself if it is one; sorted."""
+    return sorted(filter(is_object, path.iterdir() if path.is_dir() else [path]))
 
 
 def itk_header(path: Path) -> Header:
@@ -112,7 +121,11 @@ def _slices(sitk: Any, path: Path) -> tuple[str, ...]:
     """The files of the one series in a folder, or of that which a slice belongs to, in the order of their places."""
     folder, find = path if path.is_dir() else path.parent, sitk.ImageSeriesReader
     files = [find.GetGDCMSeriesFileNames(str(folder), uid) for uid in find.GetGDCMSeriesIDs(str(folder))]
-    series: list[tuple[str, ...]] = [names for names in files if path.is_dir() or str(path) in names]
+    series: list[tuple[str, ...]] = [
+        names for names in files if (path.is_dir() or str(path) in names) and not is_object(Path(names[0]))
+    ]
+    if not series and objects_in(path):
+        raise DataError(objects_in(path)[0], "is a segmentation and no image", "Name it as the label of its series")
     if len(series) != 1:
         raise DataError(
             folder, f"holds {len(series) or 'no'} DICOM series, expected one", "Give each series a folder of its own"
@@ -177,9 +190,24 @@ def even(gaps: NDArray[np.floating[Any]]) -> bool:
 
 
 def is_dicom(file: Path) -> bool:
-    """Whether a file is a DICOM slice, told by its content; what cannot be read is none."""
+    """Whether a file is DICOM, told by its content; what cannot be read is none."""
+    return storage_class(file) is not None
+
+
+def is_object(file: Path) -> bool:
+    """Whether a file is a segmentation object or a structure set, which lie on a series and are none."""
+    return storage_class(file) in (STRUCTURES, *SEGMENTATIONS)
+
+
+def storage_class(file: Path) -> str | None:
+    """What kind of DICOM a file holds, as the UID at its head says: "" where it says none, None if it is no DICOM."""
     try:
-        with file.open("rb") as content:
-            return content.read(132)[128:] == b"DICM"
+        with file.open("rb") if file.is_file() else io.BytesIO() as content:  # a pipe would be waited for
+            head = content.read(1024)
     except OSError:
-        return False
+        return None
+    if head[128:132] != b"DICM":
+        return None
+    place = head.find(b"\x02\0\x02\0UI", 132) + 8  # Media Storage SOP Class UID: the head is little endian always
+    length = int.from_bytes(head[place - 2 : place], "little")
+    return head[place : place + length].decode("ascii", "replace").rstrip(" \0") if place > 8 else ""

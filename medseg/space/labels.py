@@ -54,15 +54,41 @@ def others_value(others: Others | None, ignore: int | None) -> int | None:
     return {None: None, "background": 0, "ignore": IGNORED if ignore is None else ignore}[others]
 
 
-def settle_others(labels: NDArray[Any], declared: Iterable[int], becomes: int) -> NDArray[Any]:
-    """Labels in which every value that is not declared became another one.
+@dataclass(frozen=True)
+class Numbering:
+    """What becomes of the values of a label file.
+
+    Attributes:
+        table: Value in the file -> value that takes its place; it holds 0.
+        others: What takes the place of those that the table lacks; None: there may be none.
 
     Example:
-        >>> settle_others(np.array([0, 1, 7, 104]), (0, 1), becomes=0).tolist()
+        >>> Numbering.keeping((0, 1), others=0).settled(np.array([0, 1, 7, 104])).tolist()
         [0, 1, 0, 0]
     """
-    kept = np.isin(labels, list(declared))
-    return labels if kept.all() else np.where(kept, labels, labels.dtype.type(becomes))
+
+    table: Mapping[int, int]
+    others: int | None = None
+
+    @classmethod
+    def keeping(cls, values: Iterable[int], others: int | None = None) -> Numbering:
+        """The one that changes none of some values."""
+        return cls({value: value for value in values}, others)
+
+    def strangers(self, labels: NDArray[Any]) -> str:
+        """What is wrong with values that nothing is said of, as `strangers`."""
+        return strangers(labels, self.table) if self.others is None else ""
+
+    def settled(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """The labels as they are meant, where nothing is wrong with their values."""
+        other = 0 if self.others is None else self.others
+        if any(value != target for value, target in self.table.items()):
+            return replaced(labels, self.table, other=other)
+        kept = np.isin(labels, list(self.table))
+        if kept.all():
+            return labels
+        kind = np.result_type(labels.dtype, np.min_scalar_type(other))
+        return np.where(kept, labels, kind.type(other))
 
 
 def overlap(organs: Iterable[LabelValue]) -> bool:
@@ -143,14 +169,16 @@ def whole_numbers(voxels: NDArray[Any], *, step: float = 0.0) -> WholeNumbers:
 
 
 def integer_type(labels: NDArray[Any]) -> np.dtype[Any]:
-    """The smallest type of integers that holds all values of an array.
+    """The smallest type of integers that holds all values of an array; never uint64, which NumPy compares as floats.
 
     Example:
-        >>> integer_type(np.array([0, 255])), integer_type(np.array([-1, 255]))
-        (dtype('uint8'), dtype('int16'))
+        >>> integer_type(np.array([0, 255])), integer_type(np.array([-1, 255])), integer_type(np.array([0, 2**40]))
+        (dtype('uint8'), dtype('int16'), dtype('int64'))
     """
-    ends = (np.min_scalar_type(int(end)) for end in (labels.min(initial=0), labels.max(initial=0)))
-    return np.result_type(*ends)
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if low == 0 and high < 2**32:
+        return np.min_scalar_type(high)
+    return np.result_type(np.int16, np.min_scalar_type(min(low, -high - 1)))  # what holds -n - 1 holds n, too
 
 
 def value_counts(labels: NDArray[np.integer[Any]]) -> dict[int, int]:

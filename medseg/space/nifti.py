@@ -90,6 +90,7 @@ class LabelFile:
         stored: How the file holds them, such as ``"uint8"`` or ``"int16 scaled by 0.5"``.
         gap: How far a number is from a whole one; infinite where it is NaN.
         exact: Whether that is rounding; only then are they labels.
+        lacks: Organs of which it has not even an empty segment, where it is an object that names its segments.
     """
 
     path: Path
@@ -97,6 +98,7 @@ class LabelFile:
     stored: str
     gap: float
     exact: bool
+    lacks: tuple[str, ...] = ()
 
     def require_labels(self) -> Volume:
         """The volume, where its numbers are labels.
@@ -164,7 +166,9 @@ def require_finite(path: Path, volume: Volume) -> None:
     Raises:
         DataError: With the number of such voxels.
     """
-    if not np.isfinite(volume.array.sum(dtype=np.float64)):
+    with np.errstate(invalid="ignore"):  # of infinite ones of both signs
+        total = volume.array.sum(dtype=np.float64)
+    if not np.isfinite(total):
         count = int(np.count_nonzero(~np.isfinite(volume.array)))
         raise DataError(path, f"holds {count} voxels that are NaN or infinite", "Replace them, for CT by -1024")
 
@@ -180,9 +184,10 @@ def write_labels(path: Path, labels: NDArray[Any], *, like: Path) -> None:
         like: The image that was segmented.
     """
     source = open_nifti(like)
-    if tuple(labels.shape) != tuple(source.shape[:3]):
-        raise ValueError(f"labels have shape {labels.shape}, the image {like} has {source.shape[:3]}")
-    _write(path, source, labels.astype(integer_type(labels)))
+    shape = (*source.shape, 1)[:3]
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"labels have shape {labels.shape}, the image {like} has {shape}")
+    _write(path, source, labels.astype(integer_type(labels)).reshape(source.shape[:3]))
 
 
 def with_integers(path: Path, labels: NDArray[Any]) -> None:
@@ -283,12 +288,13 @@ def _true_name(path: Path) -> str:
 
 def _header_of(path: Path, image: Any) -> Header:
     shape = tuple(int(n) for n in image.shape)
+    shape = (*shape, 1) if len(shape) == 2 else shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) == 5 and shape[3] == 1:  # NIfTI vectors keep their time axis empty
         shape = (*shape[:3], shape[4])
     if len(shape) not in (3, 4) or min(shape) < 1:
-        raise DataError(path, f"has shape {tuple(image.shape)}, expected three axes or four", "Export a 3D volume")
+        raise DataError(path, f"has shape {tuple(image.shape)}, expected two axes to four", "Export a 2D or 3D volume")
     kind = image.get_data_dtype()
     if kind.fields is not None:
         raise DataError(
@@ -296,12 +302,21 @@ def _header_of(path: Path, image: Any) -> Header:
         )
     if np.issubdtype(kind, np.complexfloating):
         raise DataError(path, "holds complex numbers", "Export their magnitude")
-    affine = np.asarray(image.affine, dtype=np.float64)
+    affine = own_affine(image)
     unit, length_mm = _UNITS.get(int(image.header["xyzt_units"]) & 7, ("mm", 1.0))
     affine = np.diag([length_mm] * 3 + [1.0]) @ affine
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(spacing_of(affine)):
         raise DataError(path, "has a singular affine: its voxels have no volume", "Repair the sform or qform")
     return Header((shape[0], shape[1], shape[2]), shape[3] if len(shape) == 4 else 1, affine, unit, length_mm)
+
+
+def own_affine(image: Any) -> Affine:
+    """Voxel indices to RAS+ in the file's own unit; the third axis, where a file has but two, is upright on them."""
+    affine = np.array(image.affine, dtype=np.float64)
+    if len(image.shape) == 2 and not affine[:3, 2].any():
+        normal = np.cross(affine[:3, 0], affine[:3, 1])
+        affine[:3, 2] = normal / (np.linalg.norm(normal) or 1)
+    return affine
 
 
 def _voxels(

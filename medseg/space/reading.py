@@ -11,7 +11,7 @@ import numpy as np
 from medseg.errors import DataError
 from medseg.space import nifti
 from medseg.space.flat import FLAT_ENDINGS, flat_header, read_flat, read_flat_labels
-from medseg.space.formats import ITK_ENDINGS, is_dicom, is_dicom_folder, itk_header, read_itk
+from medseg.space.formats import ITK_ENDINGS, is_dicom, is_dicom_folder, is_object, itk_header, objects_in, read_itk
 from medseg.space.labels import whole_numbers
 from medseg.space.nifti import NIFTI_ENDINGS, Header, LabelFile
 from medseg.space.volume import Volume
@@ -20,16 +20,17 @@ ENDINGS = (*NIFTI_ENDINGS, *ITK_ENDINGS, *FLAT_ENDINGS)
 """Of the files that hold an image; a DICOM series is a folder, told by its content."""
 
 _DETACHED = (".mhd", ".nhdr")  # headers that name the files of their voxels
+_OF_OBJECTS = (".seg.dcm", ".rtstruct.dcm", ".dcm")
 
 
 def case_name(path: Path) -> str:
     """The name of a file without the ending of its format, in Unicode's composed form, in which names are compared.
 
     Example:
-        >>> case_name(Path("imagesTr/spleen_2.nii.gz")), case_name(Path("scans/anna.png")), case_name(Path("a.2019"))
+        >>> case_name(Path("imagesTr/spleen_2.nii.gz")), case_name(Path("x/anna.seg.dcm")), case_name(Path("a.2019"))
         ('spleen_2', 'anna', 'a.2019')
     """
-    ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), "")
+    ending = next((ending for ending in (*ENDINGS, *_OF_OBJECTS) if path.name.endswith(ending)), "")
     return unicodedata.normalize("NFC", path.name[: len(path.name) - len(ending)])
 
 
@@ -38,8 +39,17 @@ def is_there(path: Path) -> bool:
     return path.is_file() or is_dicom_folder(path)
 
 
-def images_in(folder: Path) -> list[Path]:
+def is_image(path: Path) -> bool:
+    """Whether there is what is called as an image, or holds DICOM."""
+    return is_there(path) if path.name.endswith(ENDINGS) else is_dicom(path) or is_dicom_folder(path)
+
+
+def images_in(folder: Path, *, objects: bool = False) -> list[Path]:
     """The images of a folder, sorted: what is hidden is somebody's own, and pictures beside volumes illustrate them.
+
+    Args:
+        folder: Where they lie.
+        objects: Also name segmentation objects and structure sets, which are label maps and no images.
 
     Raises:
         DataError: There is no such folder, or one has capitals in its ending.
@@ -52,17 +62,23 @@ def images_in(folder: Path) -> list[Path]:
     shouted = [path for path in found if not path.name.endswith(ENDINGS) and path.is_file()]
     if shouted:
         raise DataError(shouted[0], "has capitals in its ending, which not every program reads", "Write it small")
-    return found
+    return sorted([*found, *(path for path in visible if path not in found and is_object(path))]) if objects else found
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether a path is read as NIfTI: what has no other ending of ours, and is or holds no DICOM slice."""
-    return not path.name.endswith((*ITK_ENDINGS, *FLAT_ENDINGS)) and not is_series(path)
+    """Whether a path is read as NIfTI: what has no other ending of ours, and is or holds no DICOM."""
+    return not path.name.endswith((*ITK_ENDINGS, *FLAT_ENDINGS)) and not (is_series(path) or objects_of(path))
 
 
 def is_series(path: Path) -> bool:
     """Whether a path stands for a series of DICOM slices: their folder, or one of them."""
-    return is_dicom_folder(path) or (not path.name.endswith(ENDINGS) and is_dicom(path))
+    files = path.iterdir() if path.is_dir() else [] if path.name.endswith(ENDINGS) else [path]
+    return any(is_dicom(file) and not is_object(file) for file in files)
+
+
+def objects_of(path: Path) -> list[Path]:
+    """The segmentation objects or structure sets that a path stands for, among slices or alone; mostly none."""
+    return [] if path.name.endswith(ENDINGS) else objects_in(path)
 
 
 def is_flat(path: Path) -> bool:
@@ -72,7 +88,9 @@ def is_flat(path: Path) -> bool:
 
 def parts_of(path: Path) -> tuple[Path, ...]:
     """The files that make up an image: itself, the slices of a series, a header and the data that it names."""
-    if is_series(path):
+    if path.is_file() and objects_of(path):
+        return (path,)
+    if is_series(path) or path.is_dir():
         path = path if path.is_dir() else path.parent
         return tuple(sorted(part for part in path.iterdir() if part.is_file() and not part.name.startswith(".")))
     if not path.name.endswith(_DETACHED) or not path.is_file():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import prod
+from math import isclose, prod
 from typing import Any
 
 import numpy as np
@@ -32,18 +32,21 @@ Band = tuple[slice, slice, NDArray[np.float32]]
 
 TILE = 48  # rows of a band: long enough for the matrix product to be efficient, short enough to skip most zeros
 SPLINE_PADDING = 12  # edge voxels repeated before the spline is fitted; its memory of them fades as 0.27 ** distance
+ROUNDING = 1e-6  # relative; an affine in float32 knows spacings to some 1e-7, nnU-Net reads them from the header
 TIE = 1e-5  # two labels this close are a tie, whatever the rounding of the weights
 
 
 def resampled_shape(shape: Shape, spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Shape:
-    """Count the voxels of the same extent at another spacing, at least one per axis.
+    """Count the voxels of the same extent at another spacing, at least one per axis; a half goes to the even side.
 
     Example:
         >>> resampled_shape((512, 512, 90), (0.8, 0.8, 5.0), (1.6, 0.8, 2.5))
         (256, 512, 180)
     """
     sizes = zip(shape, spacing_mm, target_mm, strict=True)
-    i, j, k = (max(1, round(old / new * count)) for count, old, new in sizes)
+    exact = (old / new * count for count, old, new in sizes)
+    halves = ((number, round(2 * number) / 2) for number in exact)
+    i, j, k = (max(1, round(half if isclose(number, half, rel_tol=ROUNDING) else number)) for number, half in halves)
     return i, j, k
 
 
@@ -65,8 +68,8 @@ def through_plane_axis(spacing_mm: Sequence[float], target_mm: Sequence[float]) 
         (2, None)
     """
     for spacing in (spacing_mm, target_mm):
-        if max(spacing) / min(spacing) > ANISOTROPY:
-            coarsest = [axis for axis, edge in enumerate(spacing) if edge == max(spacing)]
+        if max(spacing) / min(spacing) > ANISOTROPY * (1 + ROUNDING):
+            coarsest = [axis for axis, edge in enumerate(spacing) if isclose(edge, max(spacing), rel_tol=ROUNDING)]
             return coarsest[0] if len(coarsest) == 1 else None
     return None
 

@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Int16, Int32
 from numpy.typing import NDArray
 
-from medseg.datasets.case import Case, Dataset, read_case
+from medseg.datasets.case import Case, Dataset, read_image, read_maps, read_weight
+from medseg.datasets.drawn import agreed
 from medseg.errors import DataError, MachineError, explained
 from medseg.machine.files import digest_of, whole, write_json
-from medseg.plan.grid import kept_box, labels_to_plan_grid, to_plan_grid
+from medseg.plan.grid import kept_box, labels_to_plan_grid, to_plan_grid, weight_to_plan_grid
 from medseg.plan.plan import Plan
 from medseg.space.labels import cut_away, value_counts
 from medseg.space.reading import parts_of
@@ -50,13 +51,17 @@ class CaseTask:
     @cached_property
     def settings(self) -> str:
         """Digest of all that decides the result, but for the bytes of the files."""
-        told = [SCHEMA, self.grid, self.case.id, self.case.patient, self.case.annotated]
+        told: list[Any] = [SCHEMA, self.grid, self.case.id, self.case.patient, self.case.annotated]
+        if self.case.raters or self.case.weight:
+            told += [len(self.case.raters), self.dataset.raters, self.case.weight is not None]
+        if self.case.meaning is not None:
+            told += [self.case.dataset, self.case.meaning.to_dict()]
         return _digest(json.dumps(told))
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What the images are made of, then the label."""
-        named = (*self.case.images, *([self.case.label] if self.case.label else []))
+        """What the images are made of, then the labels and the weights."""
+        named = (*self.case.images, *self.case.drawn, *([self.case.weight] if self.case.weight else []))
         return tuple(part for path in named for part in parts_of(path))
 
 
@@ -91,7 +96,8 @@ def prepare_case(task: CaseTask) -> StoredCase:
     if final.is_dir():
         _refresh(final, task, sources)
         return StoredCase(name)
-    image, labels = read_case(task.case, task.dataset)
+    image = read_image(task.case.images, task.dataset.modalities)
+    maps, weight = read_maps(task.case, task.dataset, image), read_weight(task.case, image)
     if not all(source.unchanged() for source in sources):
         raise DataError(task.case.images[0], "or its label changed while it was read", "Run again when it is complete")
     try:
@@ -100,7 +106,10 @@ def prepare_case(task: CaseTask) -> StoredCase:
         remedy = "Correct spacing_mm in the plan, or the spacing in the file's header"
         raise DataError(task.case.images[0], str(error), remedy) from None
     del image  # as large as the result: let go before the labels are resampled
+    labels = agreed(maps, task.dataset.ignore) if maps else None
     atoms = None if labels is None else labels_to_plan_grid(labels, task.plan, change)
+    soft = task.dataset.raters == "mean" and len(maps) > 1
+    raters = np.stack([labels_to_plan_grid(one, task.plan, change) for one in maps]) if soft else None
     info = CaseInfo(
         id=task.case.id,
         patient=task.case.patient,
@@ -111,8 +120,14 @@ def prepare_case(task: CaseTask) -> StoredCase:
         settings=task.settings,
         change=change,
         voxels={} if atoms is None else _count(atoms),
+        drawn=_names(task.case.drawn),
+        soft=soft,
+        weighted=weight is not None,
+        dataset=task.case.dataset,
+        meaning=task.case.meaning,
     )
-    _write(final, array, atoms, info, task.plan)
+    further = {"raters": raters, "weight": None if weight is None else weight_to_plan_grid(weight, change)}
+    _write(final, array, atoms, info, task.plan, further)
     if labels is None:
         return StoredCase(name)
     kept = kept_box(labels.array[0], change)
@@ -174,12 +189,20 @@ def foreground(
 
 
 def _write(
-    final: Path, array: NDArray[np.float32], atoms: NDArray[np.int16] | None, info: CaseInfo, plan: Plan
+    final: Path,
+    array: NDArray[np.float32],
+    atoms: NDArray[np.int16] | None,
+    info: CaseInfo,
+    plan: Plan,
+    further: Mapping[str, NDArray[Any] | None],
 ) -> None:
     try:
         with whole(final, remedy=REMEDY) as folder:
             folder.mkdir()
             write_array(folder, "image", array, patch=plan.patch_size)
+            for name, more in further.items():
+                if more is not None:
+                    write_array(folder, name, more, patch=plan.patch_size)
             if atoms is not None:
                 seed = int(final.name.rsplit(".", 1)[-1], 16)
                 table = foreground(atoms, plan.membership, exclusive=plan.exclusive, seed=seed)
@@ -195,7 +218,8 @@ def _refresh(final: Path, task: CaseTask, sources: tuple[Source, ...]) -> None:
     """Note where the very same files lie now."""
     known = read_info(final)
     label = None if task.case.label is None else str(task.case.label.resolve())
-    info = replace(known, images=_names(task.case.images), label=label, sources=sources)
+    drawn = _names(task.case.drawn)
+    info = replace(known, images=_names(task.case.images), label=label, sources=sources, drawn=drawn)
     if info != known:
         write_json(final / "info.json", info.to_dict(), remedy=REMEDY)
 

@@ -118,11 +118,12 @@ def _settle_plan(root: Path, dataset: Dataset, out: Path, plan: Plan | None) -> 
     for sentence in stale(plan) if given else ():
         _log.warning("%s", sentence)
     if (out / "index.json").is_file():
-        new = [case.id for case in dataset.cases if case.id not in read_index(out)["cases"]]
+        index = read_index(out)
+        new = [case.id for case in dataset.cases if case.id not in index["cases"]]
         if new and not given:
             _log.warning("the plan was made without %s; prepare into a new folder to have it measure them", listed(new))
         remedy = "Choose another --out, or leave --plan away" if given else "Undo the edit, or choose another --out"
-        require_same_grid(out if given else file, plan, read_index(out)["grid"], remedy)
+        require_same_grid(out if given else file, plan, index["grid"], remedy)
     return plan
 
 
@@ -189,4 +190,4 @@ def _peak_bytes(task: CaseTask) -> int:
         return 0
     before = prod(header.shape)
     after = int(before * prod(header.spacing_mm) / prod(task.plan.spacing_mm))
-    return len(task.plan.modalities) * (16 * before + 8 * after) + 12 * (before + after)
+    return len(task.plan.modalities) * (16 * before + 8 * after) + 12 * (before + after) * max(1, len(task.case.drawn))

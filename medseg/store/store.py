@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
+from medseg.datasets.drawn import Meaning
 from medseg.errors import DataError, listed
 from medseg.machine.files import read_json
 from medseg.plan.grid import GridChange
@@ -62,6 +63,11 @@ class CaseInfo:
         settings: Digest of everything but the files that decided the result.
         change: How its grid became the plan's.
         voxels: Voxels per atom index on the plan's grid, background and ignored ones too.
+        drawn: The label files of all raters, `label` first.
+        soft: Whether the mean of what they drew is the target.
+        weighted: Whether voxels count differently.
+        dataset: Of a merged dataset, the one that the case comes from; empty elsewhere.
+        meaning: Of a merged dataset, what its label file says.
     """
 
     id: str
@@ -73,10 +79,16 @@ class CaseInfo:
     settings: str
     change: GridChange
     voxels: dict[int, int]
+    drawn: tuple[str, ...] = ()
+    soft: bool = False
+    weighted: bool = False
+    dataset: str = ""
+    meaning: Meaning | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self) | {"change": self.change.to_dict()}
+        meaning = None if self.meaning is None else self.meaning.to_dict()
+        return asdict(self) | {"change": self.change.to_dict(), "meaning": meaning}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CaseInfo:
@@ -91,6 +103,11 @@ class CaseInfo:
             settings=data["settings"],
             change=GridChange.from_dict(data["change"]),
             voxels={int(index): int(count) for index, count in data["voxels"].items()},
+            drawn=tuple(data.get("drawn", ())),
+            soft=bool(data.get("soft", False)),
+            weighted=bool(data.get("weighted", False)),
+            dataset=data.get("dataset", ""),
+            meaning=Meaning.from_dict(data["meaning"]) if data.get("meaning") else None,
         )
 
 
@@ -137,6 +154,14 @@ class Store:
             if info.label is not None:
                 raise
             raise DataError(info.images[0], "has no reference segmentation", "Use it for prediction only") from None
+
+    def raters(self, case: str) -> LazyArray:
+        """What each rater drew, as `labels` ``(r, i, j, k)``, where the mean of it is the target."""
+        return open_array(self.folder(case), "raters")
+
+    def weight(self, case: str) -> LazyArray:
+        """How many voxels each voxel counts as ``(1, i, j, k)``, float32, where voxels count differently."""
+        return open_array(self.folder(case), "weight")
 
     def foreground(self, case: str) -> dict[int, Integer[np.ndarray, "n 3"]]:
         """Voxels of each class that is present, at most 10,000 each, drawn evenly with a fixed seed.

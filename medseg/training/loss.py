@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Integer
+from jaxtyping import Float, Integer, Shaped
 from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
@@ -20,7 +20,7 @@ from medseg.losses import NonFiniteLogitsError
 from medseg.losses.class_weights import class_weights, words_in
 from medseg.patches.batch import Batch
 from medseg.space.labels import IGNORED
-from medseg.types import Labels, Levels, Logits
+from medseg.types import Levels, Logits
 
 
 def judge(loss: nn.Module, outputs: Logits | Levels, batch: Batch, membership: Tensor | None) -> Tensor:
@@ -36,11 +36,12 @@ def judge(loss: nn.Module, outputs: Logits | Levels, batch: Batch, membership: T
     weights = [0.5**depth for depth in range(len(levels))]
     total = torch.zeros((), device=batch.image.device)
     for logits, weight in reversed(list(zip(levels, weights, strict=True))):  # finest last: its terms remain
-        labels = nearest_labels(batch.labels, logits.shape[2:])
+        target = target_at(batch, membership, logits.shape[1:])
+        options = {} if batch.weight is None else {"voxel_weight": nearest_labels(batch.weight, logits.shape[2:])}
         fine, coarse = batch.labels.shape[-3:], logits.shape[-3:]
         spacing_mm = batch.spacing_mm * torch.tensor([n / m for n, m in zip(fine, coarse, strict=True)])
         try:
-            value = loss(logits, target_of(labels, membership), spacing_mm, class_mask=batch.class_mask)
+            value = loss(logits, target, spacing_mm, class_mask=batch.class_mask, **options)
         except NonFiniteLogitsError:  # a gradient that is not finite either lets every process skip the step
             value = logits.sum() * math.nan
         total = total + weight / sum(weights) * value
@@ -57,6 +58,54 @@ def short_window(trainer: Trainer, batch_index: int) -> float:
     return accumulated / rest if rest and batch_index >= batches - rest else 1.0
 
 
+def target_at(batch: Batch, membership: Tensor | None, shape: torch.Size) -> Tensor:
+    """What a loss is to hold logits of a shape ``(c, i, j, k)`` against: labels, or the mean of what raters drew."""
+    if batch.raters is None:
+        return target_of(nearest_labels(batch.labels, shape[1:]), membership)
+    return mean_of(nearest_labels(batch.raters, shape[1:]), membership, classes=shape[0])
+
+
+def mean_of(
+    raters: Integer[Tensor, "b r *space"], membership: Tensor | None, *, classes: int
+) -> Float[Tensor, "b c *space"]:
+    """The share of raters who drew each class; -1 where none drew anything that counts.
+
+    Args:
+        raters: What each drew, as `target_of` takes labels; whoever ignored a voxel has no share in it.
+        membership: As `target_of` takes it.
+        classes: How many there are.
+
+    Example:
+        >>> mean_of(torch.tensor([[[0, 1, -1], [1, 1, -1]]]), None, classes=2).tolist()
+        [[[0.5, 0.0, -1.0], [0.5, 1.0, -1.0]]]
+    """
+    table = torch.eye(classes, device=raters.device) if membership is None else membership.float()
+    counts = (raters != IGNORED).sum(1, keepdim=True)
+    shares = torch.zeros(len(raters), classes, *raters.shape[2:], device=raters.device)
+    for one in raters.unbind(1):
+        shares += table[:, one.clamp(min=0).long()].transpose(0, 1) * (one != IGNORED).unsqueeze(1)
+    return torch.where(counts > 0, shares / counts.clamp(min=1), float(IGNORED))
+
+
+def require_targets(datamodule: Any, loss: Any) -> None:
+    """Refuse a loss for which the targets of the data have no meaning, before anything is computed.
+
+    Raises:
+        UsageError: The mean of raters is no target of it, or it is a function that is not told how voxels count.
+    """
+    soft, weighted = getattr(datamodule, "targets", (False, False))
+    own = isinstance(loss, OwnLoss)
+    if soft and (own or not loss.soft_allowed):
+        problem = "the store holds the mean of several raters, and a term of the loss has no meaning for fractions"
+        raise UsageError(
+            "the loss is a plain function, which is given labels and no mean of raters" if own else problem,
+            'Prepare with "raters": "majority", or use bce, cross_entropy, focal, dice(soft_target=True) or the like',
+        )
+    if weighted and own:
+        problem = "the store holds weights of voxels, which a loss that is a plain function is not told"
+        raise UsageError(problem, "Name a loss of medseg, or register yours with medseg.losses.table.loss")
+
+
 def target_of(labels: Integer[Tensor, "b *space"], membership: Tensor | None) -> Integer[Tensor, "b *target"]:
     """Class indices as they are, or for overlapping regions a 0/1 map ``(b, c, i, j, k)``; ignored ones stay −1.
 
@@ -70,9 +119,9 @@ def target_of(labels: Integer[Tensor, "b *space"], membership: Tensor | None) ->
     return masks.masked_fill((labels == IGNORED).unsqueeze(1), IGNORED)
 
 
-def nearest_labels(labels: Labels, shape: torch.Size) -> Integer[Tensor, "b *coarse"]:
+def nearest_labels(labels: Shaped[Tensor, "b *fine"], shape: torch.Size) -> Shaped[Tensor, "b *coarse"]:
     """Labels at a coarser grid: of each of its voxels, the one in the middle of the finer voxels that it covers."""
-    for axis, (fine, coarse) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
+    for axis, (fine, coarse) in enumerate(zip(labels.shape[-len(shape) :], shape, strict=True), start=-len(shape)):
         if fine != coarse:
             centres = (torch.arange(coarse, device=labels.device) + 0.5) * (fine / coarse)
             labels = labels.index_select(axis, centres.long())
@@ -143,17 +192,21 @@ class OwnLoss(nn.Module):
 
 
 class WeighClasses(Callback):
-    """Tells a loss the numbers behind its words, and keeps them in the hyperparameters: in every checkpoint.
+    """Holds a loss against the data: refuses what it has no meaning for, and tells it the numbers behind its words.
+
+    Those are kept in the hyperparameters: in every checkpoint.
 
     A resumed run goes on with those it began with, whatever cases have come since.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Count the voxels of the training cases.
+        """Look at the kind of targets, and count the voxels of the training cases.
 
         Raises:
-            UsageError: Nobody can count them.
+            UsageError: The loss cannot take such targets, or nobody can count the voxels.
         """
+        if stage == "fit":
+            require_targets(getattr(trainer, "datamodule", None), pl_module.loss)
         options = pl_module.hparams
         words = [word for word in words_in(options["loss"]) if word not in (options["class_weights"] or {})]
         if not words:

@@ -8,16 +8,21 @@ from collections.abc import Iterable
 from lightning_utilities.core.rank_zero import rank_zero_info
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.patches.stitch import tile_starts
+from medseg.plan.budget import ENOUGH_STEPS
 from medseg.space.volume import Shape
+from medseg.training.lightning import has_clock, time_spent
 
 PASSES_A_STEP = 3
 """Of a patch through the network: forward, and twice as much backward."""
 
 FEW_WINDOWS = 64
 """So many are validated after every epoch, however short it is."""
+
+_STEPS_TO_JUDGE_BY = 10
 
 LEAST_VALIDATIONS = 5
 """Of a training whose epochs are known: with fewer there would be no best one among several."""
@@ -89,3 +94,30 @@ def _most(trainer: Trainer, steps: int) -> int:
     if trainer.max_steps > 0:
         epochs.append(math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / steps))
     return max(1, min(epochs) // LEAST_VALIDATIONS) if epochs else 10**9
+
+
+class TellFewSteps(Callback):
+    """Says, early and once, that a budget of time holds too few steps for a network of this size to learn."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to look."""
+        self._began: tuple[int, float] | None = None
+        self._told = not has_clock(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
+    ) -> None:
+        """Once the first steps are over, which are slower, see how many more there will be."""
+        if self._told:
+            return
+        step, spent = trainer.global_step, time_spent(trainer)
+        if self._began is None or step < self._began[0] + _STEPS_TO_JUDGE_BY:
+            self._began = self._began or ((step, spent) if step >= 1 else None)
+            return
+        self._told = True
+        per_step = (spent - self._began[1]) / (step - self._began[0])
+        if per_step > 0 and (steps := int(step + (1 - spent) / per_step)) < ENOUGH_STEPS:
+            rank_zero_info(
+                f"at this pace trainer.max_time holds about {steps} steps; with fewer than {ENOUGH_STEPS} a network "
+                "learns little: medseg plan DATASET --minutes N plans one that fits into N minutes on this machine"
+            )

@@ -222,11 +222,15 @@ class SegmentationTask(pl.LightningModule):
             self._log_dice("test")
 
     def _log_dice(self, stage: str) -> None:
-        scores = self.val_dice.compute()
+        scores = self.val_dice.compute(getattr(getattr(self.trainer, "datamodule", None), "datasets", None))
         self.val_dice.reset()
         self.log(f"{stage}/dice", scores.pop("mean"), prog_bar=True, sync_dist=True)
-        named = {f"{stage}/dice/{organ}": score for organ, score in scores.items()}
-        self.log_dict(named, prog_bar=True, sync_dist=True)
+        of_all = {organ: score for organ, score in scores.items() if organ in self.plan.organs}
+        self.log_dict(
+            {f"{stage}/dice/{organ}": score for organ, score in of_all.items()}, prog_bar=True, sync_dist=True
+        )
+        parts = {f"{stage}/dice_by_dataset/{of}": score for of, score in scores.items() if of not in of_all}
+        self.log_dict(parts, sync_dist=True)
 
     def segment(self, image: Image) -> Integer[Tensor, "1 i j k"] | Bool[Tensor, "1 c i j k"]:
         """Decide every voxel of one whole prepared volume ``(1, m, i, j, k)``, by overlapping windows."""

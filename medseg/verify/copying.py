@@ -16,7 +16,10 @@ from medseg.machine.files import write_json
 OUTSIDE = "outside"
 """Folder of a copy for the files that the description finds outside of the dataset."""
 
-_PATHS = ("image", "label", "test_image", "image_folder", "label_folder", "test_folder", "images")
+_PATHS = (
+    *("image", "label", "weight", "test_image"),
+    *("image_folder", "label_folder", "weight_folder", "test_folder", "images"),
+)
 _LISTS = ("training", "test", "dataset")
 
 
@@ -99,7 +102,7 @@ def _files_of(folder: Path, above: tuple[str, ...], root: Path, skipped: list[st
 def _listed_files(description: Path) -> Iterator[Path]:
     listing = read_listing(description)
     for files in (*listing.training, *listing.test):
-        for path in (*files.images, *([files.label] if files.label else [])):
+        for path in files.every:
             yield Path(os.path.abspath(path))
 
 
@@ -134,6 +137,9 @@ def _rewritten(content: dict[str, Any], moves: Moves) -> dict[str, Any]:
             out[key] = {name: _entry(entry, moves) for name, entry in value.items()}
         elif key in _LISTS and isinstance(value, list):
             out[key] = [_entry(entry, moves) for entry in value]
+        elif key == "sources":  # a copy is its own: what the originals say later is nothing to it
+            gone = ("description", "digest")
+            out[key] = {name: {k: v for k, v in one.items() if k not in gone} for name, one in value.items()}
         else:
             out[key] = _path(value, moves) if key in _PATHS else value
     return out

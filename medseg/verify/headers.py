@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from medseg.space.nifti import open_nifti
+from medseg.space.nifti import open_nifti, own_affine
 from medseg.space.volume import Affine, orientation_of, same_place, shear_degrees, spacing_of
 
 ROUNDING_VOXELS = 0.5
@@ -34,7 +34,7 @@ def header_remarks(path: Path) -> Iterator[Remark]:
     affine, or zero), ``sheared`` (a gantry tilt).
     """
     image = open_nifti(path)
-    header, affine = image.header, image.affine
+    header, affine, axes = image.header, own_affine(image), len(image.shape)
     follows = "medseg follows the sform; other programs may not: make them agree"
     told = False
     if header["qform_code"] and header["sform_code"]:
@@ -48,7 +48,7 @@ def header_remarks(path: Path) -> Iterator[Remark]:
                 told = True
                 problem = f"has a qform ({_describe(qform)}) that disagrees with its sform ({_describe(affine)})"
                 yield Remark("two-affines", problem, follows)
-    zooms, edges = np.abs(header["pixdim"][1:4].astype(float)), np.array(spacing_of(affine))
+    zooms, edges = np.abs(header["pixdim"][1:4].astype(float))[:axes], np.array(spacing_of(affine))[:axes]
     if not told and not np.allclose(zooms, edges, rtol=_ZOOM, atol=0):
         problem = f"has a pixdim of {_edges(zooms)}, but voxels of {_edges(edges)} by its affine"
         yield Remark("pixdim", problem, "medseg follows the affine; SPM, FSL and ITK may not: make them agree")

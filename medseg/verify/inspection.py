@@ -13,19 +13,21 @@ from numpy.typing import NDArray
 from medseg.datasets.case import (
     Case,
     Dataset,
-    affine_difference,
     counted,
+    read_weight,
     require_complete,
-    require_declared,
-    require_same_grid,
+    settled,
 )
+from medseg.datasets.drawn import agreed, read_drawn
+from medseg.datasets.grids import affine_difference, require_same_grid
 from medseg.errors import DataError, listed
 from medseg.space.distance import nonzero_box
-from medseg.space.labels import cut_away, value_counts
+from medseg.space.labels import IGNORED, cut_away, value_counts
 from medseg.space.nifti import NEARLY, LabelFile
-from medseg.space.reading import is_nifti, read_label_file, read_volume
+from medseg.space.reading import is_nifti, read_volume
 from medseg.space.volume import Affine, Shape, Volume, spacing_of
 from medseg.verify.headers import ROUNDING_VOXELS, header_remarks
+from medseg.verify.rewriting import IN_ONE_FILE
 
 FORGIVEN_VOXELS = 0.05
 """How far apart, as a fraction of a voxel, two grids may lie and still count as one; `read_case` agrees."""
@@ -39,9 +41,9 @@ class Problem:
         case: Whose; empty for the dataset as a whole.
         file: Where, None for the dataset as a whole.
         kind: One word for machines: missing, unreadable, channels, shape, spacing, direction, origin, non-finite,
-            constant, undeclared, unused, fractional, duplicate, leakage, impossible-spacing, unlabelled, refused, died;
-            and of less weight: float-labels, rounding, no-foreground, cut-away, two-affines, quaternion, pixdim,
-            sheared, far-spacing, unlisted, count.
+            constant, undeclared, unused, fractional, duplicate, leakage, impossible-spacing, unlabelled, weight,
+            refused, died; and of less weight: float-labels, no-segment, rounding, no-foreground, cut-away, two-affines,
+            quaternion, pixdim, sheared, far-spacing, tie, unlisted, count.
         problem: For people, as the end of a sentence that begins with the file.
         remedy: What to do.
         repair: How `medseg.verify.repair` would mend it: ``"affine"``, ``"integers"``, or empty if it cannot.
@@ -131,13 +133,19 @@ def inspect_case(task: tuple[Case, Dataset]) -> Inspection:
     reference = next(iter(images.items()), None)
     for path, volume in list(images.items())[1:]:
         _check_grid(path, volume, reference, notes)
-    labels = _inspect_label(case.label, reference, dataset, notes) if case.label is not None else None
+    drawn = [_inspect_label(case, path, reference, dataset, notes) for path in case.drawn]
+    labels = drawn[0] if drawn else None
+    if reference is not None and not notes.grave:
+        _check_weight(case, reference[1], notes)
+    if len(drawn) > 1 and not notes.grave:
+        _tell_of_ties(case, [one for one in drawn if one is not None], dataset, notes)
     if labels is not None and not notes.grave:
         _check_cropping(case.label or Path(), labels, list(images.values()), dataset, notes)
     if not notes.grave:  # the last word has what preparation asks
         _check_as_preparation_does(case, dataset, notes)
     digests = tuple(pair for path, volume in images.items() for pair in _digests(path, volume))
-    values = None if labels is None else frozenset(value_counts(labels))
+    read = [frozenset(value_counts(one)) for one in drawn if one is not None]
+    values = frozenset[int]().union(*read) if read else None
     return Inspection(case.id, notes.settled(), digests, values)
 
 
@@ -197,8 +205,10 @@ def _check_grid(path: Path, volume: Volume, reference: tuple[Path, Volume] | Non
             path,
             "rounding",
             f"has an affine that puts voxels up to {apart:.2g} of a voxel away from those of {like.name}",
-            "Let --fix copy the affine",
-            repair="affine" if is_nifti(path) and is_nifti(like) else "",
+            "Let --fix copy the affine"
+            if is_nifti(path)
+            else "Export it on the same grid, for --fix mends that of NIfTI alone",
+            repair="affine" if is_nifti(path) else "",
             like=like,
             harmless=apart <= FORGIVEN_VOXELS,
         )
@@ -218,11 +228,11 @@ def distance_in_voxels(a: Affine, b: Affine, shape: Shape) -> float:
 
 
 def _inspect_label(
-    path: Path, reference: tuple[Path, Volume] | None, dataset: Dataset, notes: _Notes
+    case: Case, path: Path, reference: tuple[Path, Volume] | None, dataset: Dataset, notes: _Notes
 ) -> NDArray[np.integer] | None:
     """Values of the label, ``(i, j, k)``; None where there are none that could be meant."""
     try:
-        file = read_label_file(path)
+        file = read_drawn(path, case.images[0], dataset.meaning_of(case))
     except DataError as error:
         kind = "channels" if "channels" in error.problem else "unreadable" if os.path.exists(path) else "missing"
         notes.add_error(kind, error)
@@ -236,27 +246,53 @@ def _inspect_label(
         )
         return None
     _check_label_type(file, notes)
+    if lacking := [organ for organ in file.lacks if organ in (case.annotated or dataset.organs)]:
+        problem = f"has no segment called {listed(lacking)}, so nothing of it is there"
+        remedy = 'If it was not drawn, say what was: "annotated": {"' + case.id + '": [...]}'
+        notes.add(path, "no-segment", problem, remedy, harmless=True)
     labels: NDArray[np.integer] = file.volume.array[0]
     try:
-        require_declared(path, labels, dataset)
+        meant = settled(path, labels, dataset.meaning_of(case))
     except DataError as error:
         notes.add_error("undeclared", error)
+        meant = labels
+    labels = meant if case.meaning else labels
     if not np.isin(labels, list(set(dataset.values) - {0, dataset.ignore})).any():
         remedy = "Make sure that nothing is there, or that nobody forgot to draw"
         notes.add(path, "no-foreground", "marks no organ at all", remedy, harmless=True)
     return labels
 
 
+def _check_weight(case: Case, image: Volume, notes: _Notes) -> None:
+    try:
+        read_weight(case, image)
+    except DataError as error:
+        notes.add_error("weight", error)
+
+
+def _tell_of_ties(case: Case, drawn: list[NDArray[np.integer]], dataset: Dataset, notes: _Notes) -> None:
+    ignore = IGNORED if dataset.ignore is None else dataset.ignore
+    maps = [Volume(one[None], np.eye(4)) for one in drawn]
+    tied = np.count_nonzero(
+        (agreed(maps, ignore).array[0] == ignore) & np.any([one != ignore for one in drawn], axis=0)
+    )
+    if tied:
+        problem = f"and {counted(len(drawn) - 1, 'other label')} of the case agree on no value for {tied} voxels"
+        remedy = 'Those count neither for nor against, but for losses that take the mean of raters ("raters": "mean")'
+        notes.add(case.drawn[0], "tie", problem, remedy, harmless=True)
+
+
 def _check_label_type(file: LabelFile, notes: _Notes) -> None:
     if np.issubdtype(np.dtype(file.stored.split()[0]), np.integer) and " " not in file.stored:
         return
+    mendable = is_nifti(file.path) or file.path.name.endswith(IN_ONE_FILE)
     problem = f"holds labels as {file.stored}" + (f", up to {file.gap:.2g} from whole numbers" if file.gap else "")
     notes.add(
         file.path,
         "float-labels",
         problem,
-        "Let --fix write integers" if is_nifti(file.path) else "Export it as integers",
-        repair="integers" if is_nifti(file.path) else "",
+        "Let --fix write integers" if mendable else "Export it as integers",
+        repair="integers" if mendable else "",
         harmless=file.exact,
     )
 

@@ -17,10 +17,12 @@ from medseg.datasets.case import Case, Dataset, read_listing
 from medseg.errors import DataError, few, listed
 from medseg.machine.files import whole
 from medseg.space.labels import integer_type
-from medseg.space.nifti import open_nifti, read_header, read_label_file, with_integers
+from medseg.space.nifti import open_nifti, with_integers
+from medseg.space.reading import is_nifti, read_header, read_label_file
 from medseg.verify.copying import Moves, copy_dataset
 from medseg.verify.headers import ROUNDING_VOXELS
 from medseg.verify.inspection import Problem, distance_in_voxels, inspect_case
+from medseg.verify.rewriting import with_integers as with_integers_in_text
 from medseg.verify.verify import VerifyReport
 
 
@@ -135,7 +137,8 @@ def _write_integers(target: Path) -> str:
     """Store whole numbers as integers, in a file that keeps its geometry, units and remarks."""
     before = read_label_file(target)
     labels = before.volume.array[0]
-    with_integers(target, labels.astype(integer_type(labels)))
+    write = with_integers if is_nifti(target) else with_integers_in_text
+    write(target, labels.astype(integer_type(labels)))
     after = read_label_file(target)
     if not np.array_equal(after.volume.array, before.volume.array):
         raise DataError(target, "does not hold what was written to it", "Check the disk")

@@ -199,7 +199,7 @@ def _failed(case: str, failure: Any) -> Problem:
 def _with_remedies(listing: Listing, problems: list[Problem]) -> Iterator[Problem]:
     """Files that are missing are to be added, or their names mended, in the way of the dataset's own layout."""
     listed = (*listing.training, *listing.test)
-    remedies = {path: files.remedy for files in listed for path in (*files.images, files.label) if path}
+    remedies = {path: files.remedy for files in listed for path in files.every}
     for problem in problems:
         known = problem.file is not None and problem.kind == "missing" and remedies.get(problem.file)
         yield replace(problem, problem=why_absent(problem.file), remedy=known) if known and problem.file else problem
@@ -289,7 +289,7 @@ def _bookkeeping(manifest: Manifest, dataset: Dataset) -> Iterator[Problem]:
         problem = f'says "numTraining": {stated}, but has {len(dataset.cases)} training cases'
         yield Problem("", file, "count", problem, "Correct the number, or look for what is missing", harmless=True)
     known = {_real(path) for case in (*dataset.cases, *dataset.test) for path in case.images}
-    labels = {_real(case.label) for case in dataset.cases if case.label is not None}
+    labels = {_real(path) for case in dataset.cases for path in (*case.drawn, case.weight) if path is not None}
     for folder in sorted({path.parent for path in known if path.parent.is_dir()}):
         unlisted = [
             path.name

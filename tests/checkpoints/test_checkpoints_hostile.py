@@ -114,7 +114,7 @@ def commands(path):
     ckpt = ["--ckpt", str(path)]
     return {
         "predict": ["predict", *ckpt, "--input", "in", "--output", "out"],
-        "export": ["export", *ckpt, "--format", "pt2", "--output", "out"],
+        "export": ["export", *ckpt, "--format", "monai-bundle", "--output", "out"],
         "test": ["test", "--run", "run"],
         "validate": ["validate", "--run", "run"],
     }
@@ -163,7 +163,7 @@ def test_no_command_needs_the_loss(place):
     path = spoilt(place, entry("hyper_parameters.loss", "beside.evil + dice"))
     for words in commands(path).values():
         main(words)
-    assert (place / "out" / "model.pt2").is_file()
+    assert (place / "out" / "configs" / "inference.json").is_file()
     assert "beside" not in sys.modules
 
 

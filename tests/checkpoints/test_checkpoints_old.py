@@ -1,16 +1,20 @@
-"""What version 0.1.0 wrote still loads; prediction needs no trainer and no loss."""
+"""What version 0.1.0 wrote still loads; prediction and export need no trainer and no loss."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from support.prediction import write_checkpoint
 from support.toys import oblique_affine, toy_case, write_nifti
 
 from medseg.checkpoints.facts import read_facts
 from medseg.checkpoints.reading import read_checkpoint, read_to_go_on
+from medseg.cli import main
 from medseg.cli.info import describe_path
 from medseg.segmenter import Segmenter
+from medseg.space.reading import read_labels
 
 OLD = Path(__file__).parents[1] / "support" / "version_0.1.0.ckpt"
 
@@ -24,6 +28,21 @@ def test_a_checkpoint_of_version_0_1_0_is_read_whole():
     assert Segmenter.from_checkpoint(kept).flips == ()  # as its config says
 
 
+@pytest.mark.parametrize(("scores", "value"), [((9, -9), 1), ((9, 9), 5), ((-9, 9), 5), ((-9, -9), 0)])
+def test_overlapping_regions_of_version_0_1_0_are_predicted_as_they_were(tmp_path, scores, value):
+    """A head of sigmoids in the place of the softmax, as that version kept it: the same output everywhere."""
+    content = torch.load(OLD, weights_only=True)
+    content["hyper_parameters"]["plan"] |= {"labels": {"abdomen": [1, 5], "spleen": [5]}, "paint_order": [1, 5]}
+    for name, weight in content["state_dict"].items():
+        if "output_block" in name:
+            content["state_dict"][name] = 0 * weight[:2] if name.endswith("weight") else torch.tensor(scores).float()
+    torch.save(content, tmp_path / "regions.ckpt")
+    image = write_nifti(tmp_path / "in" / "a.nii.gz", toy_case(0)[0], oblique_affine(0))
+    words = ["--ckpt", tmp_path / "regions.ckpt", "--input", image, "--output", tmp_path / "out", "--device", "cpu"]
+    assert main(["predict", *map(str, words)]) == 0
+    assert set(read_labels(tmp_path / "out" / "a.nii.gz").array.ravel().tolist()) == {value}
+
+
 def test_averages_are_no_second_network():
     """Nor are weights that the network has under two names."""
     described = describe_path(OLD)["parameters"]
@@ -31,18 +50,20 @@ def test_averages_are_no_second_network():
     assert described == sum(weight.numel() for weight in net.parameters())
 
 
-PREDICTS = """
+USES = """
 import sys
 from medseg.cli import main
-assert main(["predict", "--ckpt", sys.argv[1], "--input", sys.argv[2], "--output", sys.argv[3], "--device", "cpu"]) == 0
+ckpt, images, out = sys.argv[1:]
+assert main(["predict", "--ckpt", ckpt, "--input", images, "--output", out, "--device", "cpu"]) == 0
+assert main(["export", "--ckpt", ckpt, "--format", "monai-bundle", "--output", out + "/bundle"]) == 0
 print(*[name for name in ("pytorch_lightning", "lightning_fabric", "medseg.losses", "medseg.training", "medseg.metrics")
         if name in sys.modules])
 """
 
 
-def test_prediction_imports_no_trainer_and_no_loss(tmp_path):
+def test_prediction_and_export_import_no_trainer_and_no_loss(tmp_path):
     write_nifti(tmp_path / "in" / "a.nii.gz", toy_case(0)[0], oblique_affine(0))
     path = write_checkpoint(tmp_path / "a.ckpt")
-    words = [sys.executable, "-c", PREDICTS, str(path), str(tmp_path / "in"), str(tmp_path / "out")]
+    words = [sys.executable, "-c", USES, str(path), str(tmp_path / "in"), str(tmp_path / "out")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medseg.cli.config import FOR_ONE_COMMAND, MedsegCLI, merged
+from medseg.cli.config import MedsegCLI
+from medseg.cli.reading import FOR_ONE_COMMAND, merged
 from medseg.errors import UsageError
 
 

@@ -10,7 +10,7 @@ from support.runs import fit, load
 from support.toys import write_toy_dataset
 
 from medseg.cli import main
-from medseg.cli.config import FOR_ONE_COMMAND
+from medseg.cli.reading import FOR_ONE_COMMAND
 from medseg.store.prepare import prepare
 
 SHORT = ("--trainer.max_steps", "2", "--model.ema", "0")

@@ -12,8 +12,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import examples
 from support.toys import oblique_affine, toy_case, write_nifti
 
 from medseg.datasets.case import Case, Dataset, dataset_json, read_case, read_dataset
@@ -438,7 +439,7 @@ KEYS += ["annotated", "regions_class_order", "image_folder", "label_folder", "te
 KEYS += ["image", "label", "test_image"]
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.dictionaries(st.sampled_from(KEYS), JSON), st.booleans())
 def test_whatever_a_description_holds_it_is_read_or_refused_with_a_sentence(content, sound_labels):
     if sound_labels:

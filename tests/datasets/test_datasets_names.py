@@ -100,6 +100,23 @@ FOUND = {
             "c1 x": (["c1 x.nii.gz"], "c1 x.nii"),
         },
     ),
+    "sessions and runs of two modalities": (
+        " ".join(
+            f"s1/v1/anat/s1_v1_run-{r}_{m}.nii.gz derived/s1/v1/anat/s1_v1_run-{r}_seg.nii"
+            for r in "12"
+            for m in ("T1", "T1_Gd")
+        ),
+        TWO | {"image": "*/*/anat/{case}_{modality}.nii.gz", "label": "derived/*/*/anat/{case}_seg.nii"},
+        {
+            f"s1_v1_run-{r}": ([f"s1_v1_run-{r}_T1.nii.gz", f"s1_v1_run-{r}_T1_Gd.nii.gz"], f"s1_v1_run-{r}_seg.nii")
+            for r in "12"
+        },
+    ),
+    "endings in the middle": (
+        "images/a.nii.b.nii.gz images/a.nii.gz.c.nii labels/a.nii.b.nii labels/a.nii.gz.c.nii.gz",
+        {},
+        {"a.nii.b": (["a.nii.b.nii.gz"], "a.nii.b.nii"), "a.nii.gz.c": (["a.nii.gz.c.nii"], "a.nii.gz.c.nii.gz")},
+    ),
     "sessions": (
         BIDS,
         {"image": SESSIONS[0], "label": SESSIONS[1], "patient": "^(s[0-9])"},
@@ -117,6 +134,7 @@ def test_each_file_finds_its_case(name, tmp_path):
 REFUSED = {
     "image or label": ("all/a.nii.gz all/a_gt.nii.gz all/a_gt_gt.nii.gz", IN_ONE, "label of a and the image of a_gt"),
     "the same by pattern": ("all/a.nii.gz all/a_gt.nii.gz all/a_gt_gt.nii.gz", BY_PATTERN, "could be the label of a "),
+    "a long name": (f"images/{'肺' * 77}.nii.gz labels/{'肺' * 77}.nii.gz", {}, "names a case of 231 bytes, '肺+'"),
     "two endings": ("images/a.nii images/a.nii.gz labels/a.nii.gz", {}, r"a.nii and a.nii.gz could both be case a\."),
     "two endings of labels": ("images/a.nii labels/a.nii labels/a.nii.gz", {}, "a.nii and a.nii.gz could both be"),
     "a channel twice": (
@@ -128,6 +146,11 @@ REFUSED = {
         "a/ct.nii.gz a/pet.nii.gz a/seg/x.nii.gz",
         {"image": "{case}/*.nii.gz", "label": "{case}/seg/*.nii.gz"},
         "ct.nii.gz and pet.nii.gz could both be case a",
+    ),
+    "two runs of one case": (
+        "s1/v1/s1_run-1.nii.gz s1/v1/s1_run-2.nii.gz seg/s1.nii.gz",
+        {"image": "{case}/*/{case}_*.nii.gz", "label": "seg/{case}.nii.gz"},
+        "s1_run-1.nii.gz and s1_run-2.nii.gz could both be case s1",
     ),
     "one folder": (
         "all/a.nii.gz",

@@ -124,3 +124,13 @@ def test_ignore_may_begin_with_a_capital(tmp_path):
     files = ["images/a.nii.gz", "labels/a.nii.gz"]
     dataset = read_dataset(lay_out(tmp_path, files, labels={"liver": 1, "Ignore": 255}))
     assert (dataset.organs, dataset.ignore) == (("liver",), 255)
+
+
+def test_a_pattern_without_an_ending_finds_images_and_no_notes(tmp_path):
+    """As the clinic exports: a folder per patient, with the slices and what was drawn on them in it."""
+    dicom = b"\0" * 128 + b"DICM"
+    root = lay_out(tmp_path, ["README.md", "anna/1.dcm", "anna/RS.1.dcm"], image="{case}", label="{case}/RS*.dcm")
+    for name in ("1.dcm", "RS.1.dcm"):
+        (root / "anna" / name).write_bytes(dicom)
+    (case,) = read_dataset(root).cases
+    assert (case.id, case.images, case.label) == ("anna", (root / "anna",), root / "anna" / "RS.1.dcm")

@@ -20,6 +20,14 @@ from medseg.dicom.series import series_of, sort_series  # noqa: E402
 from medseg.dicom.structures import read_structures, write_structures  # noqa: E402
 
 ALGORITHM = Algorithm("medseg unet", "0123456789abcdef")
+
+
+def all_of(read):
+    """What one reads segment by segment, at once."""
+    return lambda path, series: {name: mask() for name, mask in read(path, series)}
+
+
+read_segmentation, read_structures = all_of(read_segmentation), all_of(read_structures)
 FORMS = {"seg": (write_segmentation, read_segmentation), "rtstruct": (write_structures, read_structures)}
 TURNED = Rotation.from_euler("xyz", [10, -20, 30], degrees=True).as_matrix()
 GRIDS = {
@@ -192,7 +200,7 @@ def _cut(read):
         (lambda read: _shift(read, 2, 100), "beyond series"),
         (lambda read: _shift(read, 0, 30), "beyond series"),
         (_tilt, "not flat on a slice"),
-        (_cut, "numbers, not 3 a point"),
+        (_cut, "numbers, not 3 finite ones a point"),
         (lambda read: setattr(read.ROIContourSequence[0], "ReferencedROINumber", 9), "which it does not name"),
         (lambda read: setattr(read, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.2"), "is no DICOM structure set"),
     ],

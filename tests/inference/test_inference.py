@@ -7,8 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import examples
 from support.grids import probabilities_from_plan_grid, sliding_window
 from support.prediction import PLAN, REGIONS, Brightness, affines, predictor, random_affine, smooth
 
@@ -21,7 +22,7 @@ from medseg.space.volume import Volume
 shapes = st.tuples(*[st.integers(3, 21)] * 3)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(shape=shapes, affine=affines, seed=st.integers(0, 99), regions=st.booleans(), through=st.booleans())
 def test_slabs_give_the_labels_of_the_plain_path(shape, affine, seed, regions, through):
     plan = REGIONS if regions else PLAN
@@ -63,7 +64,7 @@ def test_any_cutting_into_slabs_gives_the_same(axis, step):
     np.testing.assert_array_equal(restore(slabs, change, PLAN, axis=axis), whole)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(shape=shapes, affine=affines, seed=st.integers(0, 99))
 def test_a_prediction_lies_voxel_by_voxel_on_its_image(shape, affine, seed):
     """With the image's own spacing nothing is interpolated, so thresholding the image is what must come out."""

@@ -1,14 +1,16 @@
 """Cleaning: by hand where it is small, and never where it does not help."""
 
+import json
 import shutil
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from support import examples
 from support.prediction import PLAN, REGIONS, write_checkpoint
 from support.toys import write_nifti
 
@@ -161,7 +163,7 @@ def test_the_part_that_was_found_is_not_given_for_a_larger_stray_one():
     assert not chosen((prediction | stray, prediction), *many)["liver"].rule.largest_component
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=3), strays=st.integers(1, 6))
 def test_no_threshold_is_above_the_smallest_part_that_references_have(sizes, strays):
     references = [blob(size, 4) for size in sizes]
@@ -226,9 +228,13 @@ def folders(tmp_path):
 def test_rules_travel_in_the_checkpoint(checkpoint, folders, capsys):
     second = shutil.copy(checkpoint, checkpoint.with_name("b.ckpt"))
     words = ["choose-cleaning", "--ckpt", str(checkpoint), str(second)]
-    assert main([*words, "--predictions", str(folders[0]), "--references", str(folders[1])]) == 0
+    words += ["--predictions", str(folders[0]), "--references", str(folders[1])]
+    assert main([*words, "--json", str(checkpoint.with_name("told.json"))]) == 0
     said = capsys.readouterr().out
     assert "keep the largest part" in said
+    told = json.loads(checkpoint.with_name("told.json").read_text())["liver"]
+    assert (told["rule"], told["cases"], [*told["changed"]]) == ("keep the largest part", 2, ["a", "b"])
+    assert told["changed"]["a"] == told["dice"]
     assert "spleen  left alone" in said
     assert read_checkpoint(checkpoint).cleaning == rules_to_plain({"liver": Rule(largest_component=True)}, PLAN)
     assert Predictor.load([checkpoint, second], device="cpu").rules == {"liver": Rule(largest_component=True)}
@@ -238,6 +244,19 @@ def test_rules_travel_in_the_checkpoint(checkpoint, folders, capsys):
     assert not list(checkpoint.parent.glob(".*"))
     change = Predictor.load([checkpoint], device="cpu").settings != Predictor.load([second], cleaning=False).settings
     assert change
+
+
+@pytest.mark.parametrize(("others", "rule"), [("background", True), ("ignore", False)])
+def test_parts_over_what_is_left_out_count_as_was_said_of_it(tmp_path, folders, others, rule):
+    """The speck lies on an organ that nobody declared: beside the liver, or neither for nor against it."""
+    for path in folders[1].iterdir():
+        labels = np.asarray(nib.load(path).dataobj).copy()
+        labels[20:22, 20, 2] = 77
+        write_nifti(path, labels, nib.load(path).affine)
+    checkpoint = write_checkpoint(tmp_path / "others.ckpt", replace(PLAN, others=others, ignore=None if rule else -1))
+    choices = choose_cleaning([checkpoint], *folders)
+    assert choices["liver"].rule.largest_component == rule
+    assert choices["liver"].before == pytest.approx(1.0) or rule
 
 
 def test_an_ensemble_of_one_mind_only(checkpoint, folders):

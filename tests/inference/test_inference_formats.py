@@ -7,8 +7,9 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import examples
 from support.foreign import itk_image, write_series
 from support.prediction import PLAN, affines, predictor, random_affine, smooth
 from support.toys import write_nifti
@@ -28,7 +29,7 @@ def right_handed(affine):
     return affine if np.linalg.det(affine[:3, :3]) > 0 else affine @ np.diag([1.0, 1.0, -1.0, 1.0])
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(affine=affines, ending=st.sampled_from([".nrrd", ".mha"]), seed=st.integers(0, 99))
 def test_every_voxel_is_where_itk_says(tmp_path_factory, affine, ending, seed):
     path = tmp_path_factory.mktemp("itk") / f"a{ending}"

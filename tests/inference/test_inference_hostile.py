@@ -124,7 +124,7 @@ def complex_numbers(folder):
 
 
 def flat(folder):
-    nib.save(nib.Nifti1Image(np.zeros((5, 5), np.float32), np.eye(4)), folder / "m.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(5, np.float32), np.eye(4)), folder / "m.nii.gz")
 
 
 def without_voxels(folder):
@@ -194,8 +194,8 @@ BAD = {
     two_channels: "has 2 channels, expected 1",
     coloured: "colours",
     complex_numbers: "complex",
-    flat: "expected three axes",
-    without_voxels: "expected three axes",
+    flat: "expected two axes to four",
+    without_voxels: "expected two axes to four",
     singular: "singular affine",
     text: "not a readable NIfTI",
     a_folder_of_that_name: "m.nii.gz",

@@ -36,7 +36,8 @@ def test_objects_hold_the_voxels_of_the_label_files(tmp_path, form, read):
     assert not predict_cases(two_levels(), tmp_path / "in", tmp_path / "plain").failures
     outcome = predict_cases(two_levels(), tmp_path / "in", tmp_path / "out", form=form)
     assert not outcome.failures
-    masks = read(outcome.written[0], series_of(tmp_path / "in" / "anna"))
+    segments = read(outcome.written[0], series_of(tmp_path / "in" / "anna"))
+    masks = {name: mask() for name, mask in segments}
     file = nib.load(tmp_path / "plain" / "anna.nii.gz")
     labels = Volume(np.asarray(file.dataobj)[None], file.affine)
     assert labels.orientation == Volume(ball()[None], AFFINE).orientation
@@ -59,7 +60,7 @@ def test_a_folder_of_many_series_is_segmented_series_by_series(tmp_path, caplog)
     assert [str(one).count("p3 has a series 009") for one in broken] == [1]
     outcome = predict_cases(two_levels(), folder, tmp_path / "out", form="dicom-seg")
     assert [path.name for path in outcome.written] == [f"{case}.seg.dcm" for case in cases]
-    whole = {case: sum(map(np.sum, masks.values())) for case, masks in _read(outcome.written, cases).items()}
+    whole = {case: sum(mask().sum() for _, mask in found) for case, found in _read(outcome.written, cases).items()}
     assert whole["p1_002_thin"] == whole["p2_ct"] > whole["p1_003_thick"] > 0
     again = predict_cases(two_levels(), folder, tmp_path / "plain")
     assert [path.name for path in again.written] == [f"{case}.nii.gz" for case in cases]

@@ -48,7 +48,11 @@ def value_and_gradient(expression: str, mode: str, logits: torch.Tensor, target:
 
 
 EVERY = [(name, mode, "2d" if mode == "binary" else "3d") for name in SHAPE for mode in rows()[name].modes]
-every = pytest.mark.parametrize(("name", "mode", "space"), EVERY, ids=lambda part: part)
+
+
+def every(test):
+    """Of each loss of shape, in each mode."""
+    return pytest.mark.sweep(3)(pytest.mark.parametrize(("name", "mode", "space"), EVERY, ids=lambda part: part)(test))
 
 
 # ---------------------------------------------------------------------------------------------- laws of shape

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from support.ranks import WARNS, run_ranks
 from torch import nn
 
 from medseg.losses import build_loss
@@ -64,34 +61,24 @@ def gradients(net, images, labels):
     return found
 
 
-def work(rank, port, queue):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def work(rank, folder):
+    dist.init_process_group("gloo")
     images, labels = batch_of_four()
     half = slice(2 * rank, 2 * rank + 2)
     found = gradients(nn.parallel.DistributedDataParallel(network()), images[half], labels[half])
-    queue.put((rank, {name: (value.item(), gradient.tolist()) for name, (value, gradient) in found.items()}))
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
+@WARNS
 @pytest.mark.ddp
-def test_two_ranks_are_one():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=work, args=(rank, port, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    results = dict(queue.get(timeout=300) for _ in processes)
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+def test_two_ranks_are_one(tmp_path):
+    run_ranks(work, 2, tmp_path)
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name, (value, gradient) in gradients(network(), *batch_of_four()).items():
-        mean = sum(results[rank][name][0] for rank in results) / 2
-        assert mean == pytest.approx(value.item(), rel=1e-9), name
+        costs = [found[name][0].item() for found in results]
+        assert sum(costs) / 2 == pytest.approx(value.item(), rel=1e-9), name
         if name in WHOLE:
-            assert results[0][name][0] == pytest.approx(results[1][name][0], rel=1e-12), name
-        for rank in results:
-            torch.testing.assert_close(torch.tensor(results[rank][name][1], dtype=torch.float64), gradient, msg=name)
+            assert costs[0] == pytest.approx(costs[1], rel=1e-12), name
+        for found in results:
+            torch.testing.assert_close(found[name][1], gradient, msg=name)

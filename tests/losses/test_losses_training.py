@@ -85,7 +85,7 @@ def train(expression, mode, steps=80):
     return before, worst_dice(net(images), target, mode)
 
 
-@pytest.mark.sweep(6)
+@pytest.mark.sweep(12)
 @pytest.mark.parametrize("row", rows().values(), ids=lambda row: row.name)
 def test_the_network_learns(row):
     assert row.alone == (row.name not in COMPANIONS)
@@ -95,6 +95,7 @@ def test_the_network_learns(row):
     assert after > 0.6
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", ["boundary", "hausdorff_er", "skeleton_recall"])
 def test_what_needs_a_companion_does_not_learn_alone(name):
     assert train(name, "multiclass")[1] < 0.6

@@ -153,6 +153,7 @@ def dice_of_the_square(expression, count, *, masked=True, steps=120):
     return (2 * (found & (labels == 2)).sum() / (found.sum() + (labels == 2).sum())).item()
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("count", [12, 24])
 @pytest.mark.parametrize(
     "expression",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.metrics import HausdorffDistanceMetric, SurfaceDiceMetric, SurfaceDistanceMetric, compute_iou
+from support import examples
 
 from medseg.metrics import (
     Counts,
@@ -161,7 +162,7 @@ def test_two_plates_are_as_far_apart_as_drawn():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # MONAI's own defaults are about to change
-@settings(max_examples=40)
+@examples(40)
 @given(masks(2), SPACINGS, st.floats(0.0, 8.0))
 def test_surface_measures_are_monais(drawn, spacing_mm, tolerance_mm):
     prediction, reference = drawn

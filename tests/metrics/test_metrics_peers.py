@@ -8,9 +8,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.metrics import DiceMetric, HausdorffDistanceMetric
+from support import examples
 
 from medseg.metrics import (
     average_distance_mm,
@@ -53,7 +54,7 @@ def test_surface_voxels_lie_within_a_voxel_of_deepminds_surface_elements(spacing
 
 @needs_deepmind
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@settings(max_examples=30)
+@examples(30)
 @given(st.tuples(*[st.integers(2, 7)] * 3), st.integers(0, 2**32), st.tuples(*[st.floats(0.3, 6.0)] * 3))
 def test_surface_elements_are_deepminds(shape, seed, spacing_mm):
     from surface_distance import metrics as deepmind

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support import examples
 from support.nets import TINY
 from torch import nn
 
@@ -169,7 +170,7 @@ def test_a_misspelt_net_or_knob_is_answered_with_a_sentence(name, knobs, words):
         build_net(name, SPEC, knobs)
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(2, 5)),
     affine=st.booleans(),

@@ -34,7 +34,7 @@ print(1024 * (kibibytes("VmHWM") - before))
 """
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.slow  # of imports; what is counted by hand below is not
 @pytest.mark.skipif(not os.access(RESET, os.W_OK), reason="only Linux tells the peak of a process's memory")
 @pytest.mark.parametrize("name", ["unet", "residual_encoder_unet"])
 def test_the_estimate_is_within_a_factor_of_a_half_of_the_measured_peak(name):

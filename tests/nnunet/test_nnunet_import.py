@@ -43,6 +43,7 @@ def labels_of(path, plan, *, mirror=False):
     return predictor.predict(Volume(voxels, random_affine(5, [1, -1, 1], [2, 0, 1], np.array([1.4, 1.6, 4.0]))))
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("kind", PLANS)
 def test_a_network_that_went_to_nnunet_and_back_is_the_same(tmp_path, kind, net):
@@ -58,10 +59,11 @@ def test_a_network_that_went_to_nnunet_and_back_is_the_same(tmp_path, kind, net)
     assert np.array_equal(labels_of(ours, plan, mirror=True), labels_of(*paths, plan, mirror=True))
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize("depth", [0, 1, 2, 4])
 def test_a_zip_is_read_like_its_folder(tmp_path, depth):
     _, folder = exported(tmp_path)
-    inner = tmp_path / "packed" / "/".join(["Dataset501_Toy", "nnUNetTrainer__nnUNetPlans__3d_fullres"][:depth])
+    inner = tmp_path / "packed" / "/".join(["Dataset501_Toy", "a__b__3d_fullres", "inner", "d"][:depth])
     shutil.copytree(folder, inner, dirs_exist_ok=True)
     packed = shutil.make_archive(str(tmp_path / "model"), "zip", tmp_path / "packed")
     main(["import-nnunet", packed, "--out", str(tmp_path / "a.ckpt")])
@@ -94,8 +96,13 @@ def test_the_training_on_all_cases_and_the_best_epoch_can_be_named(tmp_path):
     shutil.move(folder / "fold_all/checkpoint_final.pth", folder / "fold_all/checkpoint_best.pth")
     import_model(folder, tmp_path / "a.ckpt", kind="best")
     import_model(folder, tmp_path / "b.ckpt", kind="best", folds=["all"])
-    with pytest.raises(CheckpointError, match=r"checkpoint_final.pth does not exist; the folds that are there are all"):
+    with pytest.raises(CheckpointError, match="does not exist, only best"):
         import_model(folder, tmp_path / "c.ckpt")
+    with pytest.raises(CheckpointError, match="does not exist; the folds that are there are all"):
+        import_model(folder, tmp_path / "c.ckpt", folds=["0"])
+    shutil.move(folder / "fold_all/checkpoint_best.pth", folder / "fold_all/checkpoint_latest.pth")
+    assert main(["import-nnunet", str(folder), "--checkpoint", "latest", "--out", str(tmp_path / "d.ckpt")]) == 0
+    assert main(["import-nnunet", str(folder), "--checkpoint", "newest", "--out", str(tmp_path / "e.ckpt")]) == 2
 
 
 def test_numbers_of_numpy_are_read_and_nothing_else_of_it(tmp_path):
@@ -135,6 +142,16 @@ def test_plans_of_the_older_layout_and_inherited_ones_say_the_same(tmp_path):
     edited(folder, "plans.json", older)
     import_model(folder, tmp_path / "old.ckpt")
     assert read_checkpoint(tmp_path / "old.ckpt").options == read_checkpoint(tmp_path / "new.ckpt").options
+
+
+def test_plans_that_were_exchanged_are_followed_as_by_nnunet_and_said(tmp_path, whole_model, caplog):
+    folder = shutil.copytree(whole_model, tmp_path / "model")
+    import_model(folder, tmp_path / "a.ckpt")
+    assert not caplog.records
+    edited(folder, "plans.json", lambda plans: plans["configurations"]["3d_fullres"].update(spacing=[2, 1, 1]))
+    import_model(folder, tmp_path / "b.ckpt")
+    assert read_checkpoint(tmp_path / "b.ckpt").plan.spacing_mm == (2, 1, 1)
+    assert "trained by plans that differ from plans.json in spacing_mm: the latter are followed" in caplog.text
 
 
 def test_info_and_export_take_it_like_any_other(tmp_path, capsys):
@@ -196,6 +213,27 @@ def rounded(content):
     content["network_weights"]["decoder.transpconvs.1.weight"] = torch.zeros(8, 6, 2, 2, 2, dtype=torch.int64)
 
 
+def with_batch_norm(content):
+    content["network_weights"]["encoder.stages.0.0.convs.0.norm.running_mean"] = torch.zeros(4)
+
+
+def only_cascade(content):
+    content["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+
+
+def of_cascade(folder):
+    edited(folder, "plans.json", only_cascade)
+    respelt(folder, lambda content: content["init_args"].update(configuration="3d_cascade_fullres"))
+
+
+def without_statistics(content):
+    content["foreground_intensity_properties_per_channel"] = {"0": {"mean": 1.0}}
+
+
+def inheriting_in_a_circle(content):
+    content["configurations"]["3d_fullres"]["inherits_from"] = "3d_fullres"
+
+
 def one_weight_less(folder):
     respelt(folder, lambda content: content["network_weights"].pop("decoder.transpconvs.1.weight"))
 
@@ -214,6 +252,18 @@ BAD = {
     "NaN": (lambda folder: respelt(folder, lambda c: next(iter(c["network_weights"].values())).fill_(np.nan)), "NaN"),
     "stranger": (pickled(trainer_name="MedNeXtTrainer"), "trained by MedNeXtTrainer"),
     "cascade": (configuration(previous_stage="3d_lowres"), "second stage of a cascade: it needs the labels of 3d_low"),
+    "a cascade's own plans": (of_cascade, "second stage of a cascade"),
+    "batch norm of the trainer": (
+        lambda folder: respelt(folder, with_batch_norm),
+        "has encoder.stages.0.0.convs.0.norm.running_mean; nnUNetTrainer trained it",
+    ),
+    "preprocessor": (
+        configuration(preprocessor_name="MyPreprocessor"),
+        r"works with a MyPreprocessor \(prep",
+    ),
+    "labels": (plans(lambda content: content.update(label_manager="Mine")), r"works with a Mine \(label_manager\)"),
+    "no statistics": (plans(without_statistics), "lacks 'percentile_00_5'"),
+    "circle": (plans(inheriting_in_a_circle), "no configuration '3d_fullres'"),
     "another network": (plans(other_name), "network Primus"),
     "more convolutions": (network(n_conv_per_stage=[3, 3, 3]), r"n_conv_per_stage \[3, 3, 3\]"),
     "batch norm": (network(norm_op="torch.nn.BatchNorm3d"), "norm_op 'torch.nn.BatchNorm3d'"),
@@ -289,8 +339,10 @@ def test_a_folder_of_several_models_asks_which(tmp_path):
     _, folder = exported(tmp_path)
     for name in ("a__p__2d", "a__p__3d_fullres"):
         shutil.copytree(folder, tmp_path / "Dataset" / name)
-    with pytest.raises(DataError, match="holds several models: a__p__2d, a__p__3d_fullres"):
-        import_model(tmp_path / "Dataset", tmp_path / "a.ckpt")
+    shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "Dataset")
+    for source, remedy in (("Dataset", "Give the folder"), ("packed.zip", "Unpack it and give the folder")):
+        with pytest.raises(DataError, match=f"holds several models: a__p__2d, a__p__3d_fullres. {remedy}"):
+            import_model(tmp_path / source, tmp_path / "a.ckpt")
 
 
 def test_what_nnunet_has_no_counterpart_of_is_not_exported(tmp_path):
@@ -308,14 +360,17 @@ def test_what_nnunet_has_no_counterpart_of_is_not_exported(tmp_path):
 
 
 def test_export_says_what_nnunet_will_do_otherwise(tmp_path, capsys):
-    plan = replace(PLAN, labels={"liver": 4, "spleen": 2}, ignore=5)
-    path = write_checkpoint(
-        tmp_path / "a.ckpt", plan, net_options=NETS["unet"], signature={"flips": [0, 1], "as_nnunet": False}
-    )
+    plan = replace(PLAN, labels={"liver": 4, "spleen": 2}, ignore=5, swap_labels=(("liver", "spleen"),))
+    told = {"flips": [0, 1], "as_nnunet": False}
+    path = write_checkpoint(tmp_path / "a.ckpt", plan, net_options=NETS["unet"], signature=told, overlap=0.25)
     assert main(["export", "--ckpt", str(path), "--format", "nnunet", "--output", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
     assert "there they are liver 1, spleen 2" in told
     assert "--disable_tta" in told
+    assert "cannot exchange left and right in flipped images" in told
+    assert "predict with -step_size 0.75" in told
+    content = torch.load(tmp_path / "out/fold_0/checkpoint_final.pth", weights_only=True)
+    assert content["inference_allowed_mirroring_axes"] == (1,)
     assert json.loads((tmp_path / "out/dataset.json").read_text())["labels"] == {
         "background": 0,
         "liver": 1,

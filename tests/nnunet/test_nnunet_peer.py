@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.nnunet import NNUNET, PLAN, REGIONS, SLICES, exported, trained_by_nnunet
+from PIL import Image
+from support.nnunet import NNUNET, PLAN, REGIONS, SLICES, edited, exported, trained_by_nnunet
 from support.prediction import random_affine, smooth
 from support.toys import write_nifti
 
@@ -14,8 +15,9 @@ from medseg.checkpoints.reading import read_checkpoint
 from medseg.inference.images import read_case_image
 from medseg.inference.predict import Predictor
 from medseg.nnunet.importing import import_model
+from medseg.plan.plan import Normalisation
 from medseg.segmenter import Segmenter
-from medseg.space.nifti import read_labels
+from medseg.space.reading import read_labels
 
 pytestmark = [pytest.mark.usefixtures("without_shape_checks"), pytest.mark.filterwarnings("ignore")]
 
@@ -73,7 +75,7 @@ def test_its_network_and_ours_give_the_same_logits(tmp_path, plan, net):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("plan", "net"), CASES)
 def test_its_predictor_and_ours_label_the_same(tmp_path, plan, net, seed):
-    """Noise as weights has many near ties, which its sums in float16 decide otherwise; trained networks have few."""
+    """Noise as weights has many near ties, which its sums in float16 make ties: ours are in float16 as well."""
     _, folder = trained_by_nnunet(tmp_path, plan, net)
     paths, _ = import_model(folder, tmp_path / "a.ckpt")
     files = write_case(tmp_path, plan, seed)
@@ -81,7 +83,23 @@ def test_its_predictor_and_ours_label_the_same(tmp_path, plan, net, seed):
     ours.half = None
     found = ours.predict(read_case_image(tuple(files), plan))
     theirs = their_labels(folder, files, tmp_path / "theirs.nii.gz", mirror=True)
-    assert (found == theirs).mean() > 0.998
+    assert (found == theirs).mean() > 0.9998
+
+
+def test_a_network_of_pictures_labels_a_png_as_its_predictor_does(tmp_path):
+    plan = replace(SLICES, normalisation=(Normalisation("zscore"),))
+    _, folder = trained_by_nnunet(tmp_path, plan)
+    edited(folder, "plans.json", lambda plans: plans.update(image_reader_writer="NaturalImage2DIO"))
+    paths, _ = import_model(folder, tmp_path / "a.ckpt")
+    file = tmp_path / "case_0000.png"
+    pixels = smooth((41, 30, 1), 2)[0, ..., 0]
+    Image.fromarray((255 * (pixels - pixels.min()) / np.ptp(pixels)).astype(np.uint8)).save(file)
+    ours = Predictor.load(paths, mirror=True, device="cpu")
+    ours.half = None
+    found = ours.predict(read_case_image((file,), plan))
+    theirs = their_labels(folder, [file], tmp_path / "theirs.png", mirror=True)
+    assert (found == theirs).mean() > 0.9998
+    assert len(np.unique(found)) > 1
 
 
 def test_its_predictor_runs_what_was_exported(tmp_path):

@@ -4,9 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
+from support import examples
 
 from medseg.patches import intensity
 from medseg.patches.augment import augment, swapped
@@ -50,7 +51,7 @@ def drawn(setting, grid, seed=0, samples=1, modalities=1):
 @pytest.mark.sweep(4)
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 @pytest.mark.parametrize("name", SPATIAL)
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(seed=st.integers(0, 10_000), extra=st.sampled_from([0, 4, 8]))
 def test_image_and_labels_stay_together(name, grid, seed, extra):
     labels = blobs(tuple(size + extra for size in PATCH), seed)
@@ -78,7 +79,7 @@ def test_nearest_labels_are_those_of_the_image_at_the_same_place(name):
     assert (labels[0, i, j, k] == moved[0][inside]).float().mean() > 0.999  # the rest are ties at half a voxel
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 10_000))
 def test_the_shortcut_for_labels_equals_the_argmax_of_an_interpolated_one_hot_map(seed):
     labels = blobs((16, 20, 18), seed, labels=6)
@@ -93,7 +94,7 @@ def test_the_shortcut_for_labels_equals_the_argmax_of_an_interpolated_one_hot_ma
     assert torch.equal(ours[clear], (with_outside.argmax(1) - 1).to(ours.dtype)[clear])
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 10_000), shape=st.tuples(*[st.integers(1, 15)] * 3), reach=st.floats(-3.0, 3.0))
 def test_planes_laid_end_to_end_read_as_three_dimensions_do(seed, shape, reach):
     rng = torch.Generator().manual_seed(seed)
@@ -106,7 +107,7 @@ def test_planes_laid_end_to_end_read_as_three_dimensions_do(seed, shape, reach):
     assert torch.equal(flat[2], native[2])
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 10_000), shape=st.tuples(*[st.integers(2, 15)] * 3))
 def test_what_stays_inside_needs_no_border(seed, shape):
     rng = torch.Generator().manual_seed(seed)
@@ -161,7 +162,7 @@ def test_rotation_is_in_millimetres():
     assert np.linalg.det(in_mm) == pytest.approx(1.0, abs=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 10_000))
 def test_anisotropic_volumes_are_moved_within_their_planes_only(seed):
     grid = GRIDS["slices"]
@@ -238,7 +239,7 @@ def everything():
     return full.but(**dict.fromkeys(names, 1.0))
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(seed=st.integers(0, 10_000), nearest=st.booleans())
 def test_everything_at_once_stays_finite_and_each_sample_is_its_own(seed, nearest):
     grid = GRIDS["cubes"]
@@ -413,7 +414,7 @@ def test_a_field_of_equal_control_points_is_constant():
     torch.testing.assert_close(field, torch.full((7, 9, 8), 2.0))
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 1000))
 def test_the_margin_holds_what_moderate_transforms_look_at(seed):
     grid = Geometry((40, 40, 40), (1.0, 1.0, 1.0))

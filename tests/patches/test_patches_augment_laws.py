@@ -104,6 +104,7 @@ def test_nothing_happens_at_probability_0_and_at_strength_0(name):
     assert torch.equal(labels, before[1])
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", OURS)
 def test_it_happens_as_often_as_asked(name):
     row, samples = OURS[name], 1500

@@ -65,7 +65,7 @@ def test_eight_processes_of_a_machine_plan_for_one_machine(machine, monkeypatch,
 @pytest.mark.skipif(not CAN_SHARE, reason="needs memfd_create")
 def test_a_case_is_decoded_once_for_all_processes_of_a_machine(tmp_path):
     """A process of its own finds what this one has decoded, and this one what that one has."""
-    made = SharedVolumes.make({"a": (3, 4, 5), "b": (2, 2, 2)}, modalities=2)
+    made = SharedVolumes.make({"a": (3, 4, 5), "b": (2, 2, 2)}, channels=2)
     image, labels = (
         np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32),
         np.arange(60).reshape(3, 4, 5),
@@ -111,6 +111,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow  # of imports; what is decided is tried above
 def test_a_container_with_64_mib_of_shared_memory_trains(toy_dataset, tmp_path):
     from medseg.store.prepare import prepare
 

@@ -3,11 +3,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from monai.data.utils import compute_importance_map
 from monai.inferers import sliding_window_inference
 from scipy import ndimage
+from support import examples
 from support.grids import sliding_window
 
 from medseg.patches.stitch import gaussian_weights, mirrored, stitched_slabs, tile_starts
@@ -22,7 +23,7 @@ def position_dependent(tiles):
     return torch.cat([tiles[:, :1] * ramp, (tiles.sum(1, keepdim=True) - ramp).tanh()], dim=1)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(size=sizes, patch=patches, overlap=st.sampled_from([0.0, 0.25, 0.5, 0.7]), batch_size=st.integers(1, 5))
 def test_equals_monai_with_its_tiling(size, patch, overlap, batch_size):
     image = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(sum(size)))
@@ -91,7 +92,7 @@ def test_tiles_cover_the_volume_and_overlap_enough(size, patch, overlap):
         assert all(0 <= step <= max(patch * (1 - overlap) + 1, 1) for step in steps)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(size=sizes, patch=patches)
 def test_slabs_cover_the_volume_once_and_equal_the_whole(size, patch):
     image = torch.rand(1, 1, *size)
@@ -104,7 +105,7 @@ def test_slabs_cover_the_volume_once_and_equal_the_whole(size, patch):
     torch.testing.assert_close(shifted, theirs, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(size=sizes, patch=patches, axis=st.integers(0, 2), half=st.booleans())
 def test_any_axis_may_be_cut_into_slabs_and_the_sums_be_halved(size, patch, axis, half):
     image = torch.rand(1, 2, *size)
@@ -117,6 +118,21 @@ def test_any_axis_may_be_cut_into_slabs_and_the_sums_be_halved(size, patch, axis
     assert slabs[0][1].dtype == dtype
     whole = torch.cat([slab for _, slab in slabs], dim=axis + 1).float()
     torch.testing.assert_close(whole, sliding_window(image, patch, position_dependent)[0], rtol=0, atol=tolerance)
+
+
+def test_nnunets_tiling_rounds_where_it_does():
+    """All windows of a volume in turn, logits and weights added up in float16 and divided in the end: bit for bit."""
+    size, patch = (21, 13, 10), (8, 8, 10)
+    image = 8 * torch.rand(1, 1, *size)
+    weights = (10 * gaussian_weights(patch, tiling="nnunet")).half()
+    weights[weights == 0] = weights[weights > 0].min()
+    sums, total = torch.zeros(2, *size, dtype=torch.half), torch.zeros(size, dtype=torch.half)
+    for corner in itertools.product(*(tile_starts(n, edge) for n, edge in zip(size, patch, strict=True))):
+        where = (..., *(slice(start, start + edge) for start, edge in zip(corner, patch, strict=True)))
+        sums[where] += position_dependent(image[where])[0] * weights
+        total[where] += weights
+    ours = sliding_window(image, patch, position_dependent, tiling="nnunet", batch_size=2)
+    assert torch.equal(ours[0], sums / total)
 
 
 def test_sums_in_float32_whatever_the_network_returns():

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medseg.datasets.case import Dataset, read_dataset
+from medseg.datasets.sides import side_pairs
 from medseg.errors import DataError
 from medseg.plan.adopt import adopt, stale
 from medseg.plan.fingerprint import CaseFingerprint, Fingerprint, Intensities, fingerprint
 from medseg.plan.plan import Normalisation, read_plan, write_plan
 from medseg.plan.planning import make_plan
-from medseg.plan.sides import side_pairs
 from medseg.plan.topology import topology_for
 from medseg.space.resample import resampled_shape
 
@@ -290,5 +290,12 @@ def test_an_adopted_plan_keeps_its_numbers_and_takes_names():
     assert "labels" not in adopted.reasons
     stored = adopt(replace(plan, orientation="kji"), sides, swap_sides=True)  # left and right lie along its last axis
     assert (stored.mirror_axes, stored.swap_labels) == ((0, 1), ())
-    with pytest.raises(DataError, match="T1, T2"):
-        adopt(plan, replace(sides, modalities=("T1", "T2")))
+    two = replace(sides, modalities=("T1", "T2"))
+    assert adopt(replace(plan, normalisation=(Normalisation("zscore"),)), two).normalisation == (Normalisation(),) * 2
+    calibrated, none = Normalisation("ct", -1.0, 1.0), Normalisation("none")
+    for modalities, normalisation in (
+        (("CT",), (calibrated,)),
+        (("A", "B", "C"), (Normalisation("zscore"), none, none)),
+    ):
+        with pytest.raises(DataError, match="T1, T2"):
+            adopt(replace(plan, modalities=modalities, normalisation=normalisation), two)

@@ -337,6 +337,38 @@ def test_two_runs_are_compared_organ_by_organ(tmp_path):
     assert "+0.000" not in text[text.index("Changed most") :]
 
 
+def test_a_published_table_is_held_against_a_run(tmp_path):
+    """Such as nnU-Net's Dice of each case: other columns, several programs, no outcomes."""
+    names = [f"case_{index}" for index in range(20)]
+    ours = write_cases(tmp_path / "ours.csv", {"liver": dict.fromkeys(names, 0.8), "spleen": dict.fromkeys(names, 0.6)})
+    theirs = tmp_path / "published.csv"
+    gain = {"A": 0.01, "B": -0.02}
+    rows = [
+        f"{program},{name},{organ},{dice + gain[program] * index / 10:.4f}"
+        for program in gain
+        for index, name in enumerate(names)
+        for organ, dice in (("liver", 0.8), ("spleen", 0.6))
+    ]
+    theirs.write_text("\n".join(["program,case,organ,dice", *rows]))
+    with pytest.raises(DataError, match="--where"):
+        compare_runs(ours, theirs)
+    with pytest.raises(DataError, match="Choose one of A, B"):
+        compare_runs(ours, theirs, where={"program": "C"})
+    with pytest.raises(UsageError, match="'hd95' is no column"):
+        compare_runs(ours, theirs, measure="hd95", where={"program": "A"})
+    for program, step in gain.items():
+        comparison = compare_runs(ours, theirs, where={"program": program})
+        change = comparison.mean.entry(SECOND).change
+        assert change.mean == pytest.approx(step * 0.95, abs=1e-4)
+        assert change.ci95[0] < change.mean < change.ci95[1]
+        assert abs(change.ci95[1] - change.ci95[0]) == pytest.approx(
+            2 * 1.96 * abs(step) * np.std(np.arange(20) / 10) / 20**0.5, rel=0.1
+        )
+    console = Console(record=True, width=120, file=io.StringIO())
+    print_comparison(comparison, console)
+    assert "mean of organs" in console.export_text()
+
+
 def test_scores_against_other_labels_are_not_compared(folders, tmp_path):
     """Of two references in one place, the file as it is packed does not matter; what it says does."""
     results = [evaluate(*folders, output=tmp_path / name, organs=ORGANS).output for name in ("one", "two", "three")]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from statistics import fmean
 
 import nibabel as nib
 import numpy as np
@@ -17,12 +19,16 @@ from PIL import Image
 from rich.console import Console
 
 from medseg.checkpoints.run import Run
-from medseg.pictures.charts import box_of, line_chart
+from medseg.metrics.cases import OrganScores
+from medseg.metrics.empty import Outcome
+from medseg.pictures.charts import box_of, box_plot, line_chart
 from medseg.pictures.outlines import outline, three_planes
 from medseg.pictures.slices import png
+from medseg.report.cases_html import all_cases
 from medseg.report.evaluate import evaluate
 from medseg.report.html import write_report
 from medseg.report.record import environment, read_curves
+from medseg.report.rows import by_case
 from medseg.report.tables import print_summary
 from medseg.space.volume import orientation_of
 
@@ -101,7 +107,8 @@ def test_the_report_is_whole_and_fetches_nothing(evaluation, run_folder):
     assert page.open == []
     sources = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not {"link", "iframe", "object"} & set(page.tags)
+    assert page.tags.count("script") == 1, "sorts tables, and is the page's own: it has no src"
     assert not re.search(r"url\(|@import|https?://", text)
     assert path.parent == evaluation.output
 
@@ -153,6 +160,32 @@ def test_the_worst_case_comes_first_and_is_seen_in_three_planes(evaluation):
     assert text.count("<figcaption>axial") == text.count("<figcaption>sagittal") == 12, "worst organ, all organs"
     assert text.count("data:image/png") == 36
     assert text.count("all organs (liver, &lt;b&gt;)") == 6 * 3 * 2, "in the label and the title of each plane"
+
+
+def test_each_case_has_a_row_with_all_organs(evaluation):
+    text = write_report(evaluation).read_text(encoding="utf-8")
+    head, *rows = re.findall("<tr>.*?</tr>", text.split('<section id="all">')[1].split("</section>")[0])
+    assert re.findall("<button[^>]*>(.*?)</button>", head) == ["case", "mean", "liver", "&lt;b&gt;"]
+    expected = {case: [row.scores.dice for row in some] for case, some in by_case(evaluation.rows).items()}
+    told = {re.search('row">(.*?)</th>', row)[1]: [float(n) for n in re.findall(r"<td>([\d.]+)", row)] for row in rows}
+    assert told == {case: pytest.approx([fmean(dice), *dice], abs=6e-4) for case, dice in expected.items()}
+    assert next(iter(told)) == "case_7"
+
+
+def test_of_thousands_of_cases_the_worst_are_listed(evaluation):
+    """A page that many cases would make long: a row for 500 of them, and marks that lie apart."""
+    row = evaluation.rows[0]
+    rows = [replace(row, case=f"c{number}", scores=organ_scores(number / 4000)) for number in range(4000)]
+    page = all_cases(rows)
+    assert page.count("<tr>") == 501
+    assert "the 500 worst of 4,000 cases (all are in cases.csv)" in page
+    assert "c499<" in page
+    assert "c500<" not in page
+    assert len(box_plot("Dice", {"liver": [row.scores.dice for row in rows]}, inside=[0.0, 1.0])) < 20_000
+
+
+def organ_scores(dice):
+    return OrganScores(Outcome.FOUND, {"dice": dice})
 
 
 def test_without_images_outlines_are_drawn_alone(evaluation, tmp_path):

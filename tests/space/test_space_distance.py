@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
+from support import examples
 
 from medseg.machine.threads import in_threads
 from medseg.space import fields
@@ -169,7 +170,7 @@ def both_sides_of(masks: torch.Tensor) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- skeletons, threads
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.integers(0, 10_000), st.sampled_from([(24, 21), (10, 11, 12)]))
 def test_every_part_of_a_mask_has_its_lines(seed, shape):
     from skimage.morphology import skeletonize

@@ -14,6 +14,7 @@ from medseg.space.resample import (
     resampled_shape,
     through_plane_axis,
 )
+from medseg.space.volume import spacing_of
 
 SHAPES = st.tuples(*[st.integers(1, 24)] * 3)
 
@@ -100,6 +101,20 @@ def test_a_speck_between_the_new_centres_leaves_background():
     labels = np.zeros((40, 1, 1), dtype=np.int32)
     labels[0] = 1
     assert not resample_labels(labels, (2, 1, 1)).any()
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_how_a_volume_lies_decides_neither_its_voxels_nor_its_axis(seed):
+    """An oblique affine in float32 knows 4.5 mm as 4.49999995; a half voxel and a third are those of the header."""
+    turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
+    pairs = (((4.5, 1.6, 1.1), (3.0, 1.5, 1.5)), ((3.0, 1.0, 1.0), (1.0,) * 3), ((4.0, 4.0, 1.0), (2.0,) * 3))
+    for spacing, target in pairs:
+        affine = np.eye(4, dtype=np.float32)
+        affine[:3, :3] = turn * spacing
+        known = spacing_of(affine.astype(np.float64))
+        assert resampled_shape((17, 15, 30), known, target) == resampled_shape((17, 15, 30), spacing, target)
+        assert through_plane_axis(known, target) == through_plane_axis(spacing, target)
+    assert resampled_shape((17, 15, 30), (4.5, 1.0, 1.0), (3.0, 1.0, 1.0)) == (26, 15, 30)  # as Python rounds 25.5
 
 
 @pytest.mark.parametrize(

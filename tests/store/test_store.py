@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from support.toys import oblique_affine, toy_case, write_nifti
 
-from medseg.datasets.case import read_case, read_dataset
+from medseg.datasets.case import read_case, read_dataset, read_image
 from medseg.errors import DataError, MachineError
 from medseg.plan.grid import labels_to_plan_grid, to_plan_grid
 from medseg.plan.plan import Normalisation, Plan, read_plan, write_plan
@@ -413,12 +413,12 @@ def test_files_that_cannot_grow_are_never_taken_for_whole(toy_dataset, tmp_path)
 
 
 def test_a_source_that_changes_while_it_is_read(toy_dataset, tmp_path, monkeypatch):
-    def touching(case, dataset):
-        read = read_case(case, dataset)
-        os.utime(case.images[0], ns=(1, time.time_ns()))
+    def touching(files, modalities):
+        read = read_image(files, modalities)
+        os.utime(files[0], ns=(1, time.time_ns()))
         return read
 
-    monkeypatch.setattr(one_case, "read_case", touching)
+    monkeypatch.setattr(one_case, "read_image", touching)
     with pytest.raises(DataError, match="changed while it was read"):
         prepare(toy_dataset, tmp_path / "store", PLAN, workers=1)
 

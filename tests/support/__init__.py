@@ -2,5 +2,12 @@
 
 import os
 
+from hypothesis import settings
+
 FULL = bool(os.environ.get("MEDSEG_FULL_TESTS"))
 """Set (by ``make test-all``), every cell of every sweep runs; else a sample of them."""
+
+
+def examples(number: int) -> settings:
+    """As many examples of a property, of which ``make test`` tries a fifth; the machine may be busy: no deadline."""
+    return settings(deadline=None, max_examples=number if FULL else max(3, number // 5))

@@ -6,7 +6,7 @@ FLOORS = {
     "space": 1,
     "dicom": 2,
     "datasets": 3, "nets": 3, "losses": 3, "metrics": 3, "pictures": 3,
-    "plan": 4, "verify": 4, "phantom": 4,
+    "plan": 4, "verify": 4, "phantom": 4, "merge": 4,
     "store": 5, "checkpoints": 5,
     "patches": 6,
     "segmenter": 7,

@@ -97,3 +97,54 @@ def trained_by_nnunet(folder, plan=PLAN, net="unet"):
         parameter.data += 0.1 * torch.randn_like(parameter)
     respelt(model, lambda content: content.update(network_weights=network.state_dict()))
     return network, model
+
+
+def pretrained_by_nnssl(path, weights, prefix="encoder", patch=(16, 16, 16), **architecture):
+    """A checkpoint in the shape in which nnssl's trainers write it, entry by entry."""
+    configuration = {
+        "data_identifier": "nnsslPlans_onemmiso",
+        "preprocessor_name": "DefaultPreprocessor",
+        "spacing_style": "onemmiso",
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
+        "resampling_fn_mask": "resample_data_or_seg_to_shape",
+        "resampling_fn_mask_kwargs": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None},
+        "spacing": [1, 1, 1],
+        "patch_size": [160, 160, 160],
+    }
+    plan = {
+        "dataset_name": "Dataset745_OpenMind",
+        "plans_name": "nnsslPlans",
+        "original_median_spacing_after_transp": [1, 1, 1],
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {"onemmiso": configuration},
+        "experiment_planner_used": "FixedResEncUNetPlanner",
+    }
+    adaptation = {
+        "architecture_plans": {"arch_class_name": "ResEncL", "arch_kwargs": None, **architecture},
+        "pretrain_plan": plan,
+        "pretrain_num_input_channels": 1,
+        "recommended_downstream_patchsize": patch,
+        "key_to_encoder": f"{prefix}.stages",
+        "key_to_stem": f"{prefix}.stem",
+        "keys_to_in_proj": (f"{prefix}.stem.convs.0.conv", f"{prefix}.stem.convs.0.all_modules.0"),
+        "key_to_lpe": None,
+    }
+    arguments = {"plan": plan, "configuration_name": "onemmiso", "fold": 0, "pretrain_json": {}}
+    content = {
+        "network_weights": weights,
+        "optimizer_state": {"state": {0: {"momentum_buffer": torch.zeros(2)}}, "param_groups": [{"lr": 0.01}]},
+        "grad_scaler_state": {"scale": 65536.0},
+        "logging": {"train_losses": [0.5], "epoch_start_timestamps": [1.7e9]},
+        "_best_ema": 0.25,
+        "current_epoch": 1000,
+        "init_args": {**arguments, "device": torch.device("cpu")},
+        "trainer_name": "BaseMAETrainer",
+        "nnssl_adaptation_plan": adaptation,
+    }
+    torch.save(content, path)
+    return path

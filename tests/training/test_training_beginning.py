@@ -2,14 +2,19 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import ANY
 
 import pytest
 import torch
-from support.nnunet import NETS, PLAN, exported
+from support.nnunet import NETS, PLAN, exported, pretrained_by_nnssl
 
-from medseg.errors import CheckpointError
+from medseg.cli.main import main
+from medseg.errors import CheckpointError, DataError
 from medseg.nnunet.folder import read_pickle
+from medseg.nnunet.starting import RES_ENC_L, plan_in
+from medseg.phantom.phantom import write_phantom
 from medseg.plan.plan import Normalisation
+from medseg.store.store import Store
 from medseg.training.task import SegmentationTask
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
@@ -71,9 +76,7 @@ def test_an_encoder_of_nnssl_is_found_where_it_says(tmp_path):
     _, folder = exported(tmp_path, net="residual_encoder_unet")
     content = read_pickle(folder / "fold_0" / "checkpoint_final.pth")
     weights = {name.replace("encoder.", "backbone.encoder.", 1): w for name, w in content["network_weights"].items()}
-    plan = {"key_to_encoder": "backbone.encoder.stages", "key_to_stem": "backbone.encoder.stem"}
-    path = tmp_path / "nnssl.pt"
-    torch.save({"network_weights": weights, "nnssl_adaptation_plan": plan}, path)
+    path = pretrained_by_nnssl(tmp_path / "nnssl.pth", weights, "backbone.encoder")
     task, said, came = begun(path, net="residual_encoder_unet")
     original, *_ = begun(folder / "fold_0" / "checkpoint_final.pth", net="residual_encoder_unet")
     theirs = dict(original.net.named_parameters())
@@ -84,6 +87,38 @@ def test_an_encoder_of_nnssl_is_found_where_it_says(tmp_path):
     torch.save({"network_weights": weights, "nnssl_adaptation_plan": {}}, path)
     with pytest.raises(CheckpointError, match="does not say where its encoder is"):
         begun(path, net="residual_encoder_unet")
+
+
+def test_the_plan_of_what_others_trained_is_there_to_adopt(tmp_path):
+    _, folder = exported(tmp_path / "nnunet")
+    assert plan_in(folder / "fold_0" / "checkpoint_final.pth") == replace(PLAN, mirror_axes=(0, 1, 2), reasons=ANY)
+    plan = plan_in(pretrained_by_nnssl(tmp_path / "preset.pth", {}, patch=(160, 160, 160)))
+    assert (plan.spacing_mm, plan.patch_size, plan.orientation) == ((1, 1, 1), (160, 160, 160), "kji")
+    assert (plan.features, plan.strides[1], plan.normalisation) == (
+        (32, 64, 128, 256, 320, 320),
+        (2, 2, 2),
+        (Normalisation("zscore"),),
+    )
+    kwargs = {**RES_ENC_L, "n_stages": 3, "features_per_stage": [4, 8, 8], "n_blocks_per_stage": 1}
+    kwargs |= {"kernel_sizes": 3, "strides": [1, 2, 2], "dropout_op": None, "nonlin": "torch.nn.modules.LeakyReLU"}
+    own = {"arch_class_name": "ResidualEncoderUNet", "arch_kwargs": kwargs}
+    assert plan_in(pretrained_by_nnssl(tmp_path / "own.pth", {}, **own)).strides == ((1, 1, 1), (2, 2, 2), (2, 2, 2))
+    with pytest.raises(DataError, match="a network PrimusM, of which medseg has no counterpart"):
+        plan_in(pretrained_by_nnssl(tmp_path / "primus.pth", {}, "eva", arch_class_name="PrimusM"))
+    with pytest.raises(DataError, match="cannot be followed"):
+        plan_in(pretrained_by_nnssl(tmp_path / "none.pth", {}, patch=None))
+    torch.save({"state_dict": {}}, tmp_path / "strange.pt")
+    with pytest.raises(CheckpointError, match="is no checkpoint of nnU-Net or nnssl"):
+        plan_in(tmp_path / "strange.pt")
+
+
+def test_preparing_follows_the_plan_of_a_checkpoint_of_nnunet(tmp_path, capsys):
+    _, folder = exported(tmp_path)
+    data = write_phantom(tmp_path / "data", 2, size=(20, 18, 10), spacing_mm=(1.5, 1.5, 3.0))
+    words = ["prepare", str(data), "--plan", str(folder / "fold_0/checkpoint_final.pth"), "--workers", "1", "--out"]
+    assert main([*words, str(tmp_path / "store"), "--adopt"]) == 0
+    assert "follows the plan for Dataset501_Toy (CT)" in capsys.readouterr().out
+    assert Store(tmp_path / "store").plan.patch_size == PLAN.patch_size
 
 
 def test_little_that_fits_is_a_warning_and_nothing_is_refused(tmp_path):

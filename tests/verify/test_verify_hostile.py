@@ -132,7 +132,7 @@ REFUSED = {
         lambda root: put(root, IMAGE, np.array, oblique_affine(0) @ np.diag([-1, 1, 1, 1])),
         "direction RAS, expected LAS",
     ),
-    "a photograph": (lambda root: put(root, IMAGE, lambda v: v[:, :, 5]), "has shape (24, 20), expected three axes"),
+    "a photograph": (lambda root: put(root, IMAGE, lambda v: v[:, :, 5]), "labelsTr/toy_0.nii.gz"),
     "colours": (lambda root: put(root, IMAGE, colours), "holds colours"),
     "colours for labels": (lambda root: put(root, LABEL, colours), "holds colours"),
     "complex numbers": (lambda root: put(root, IMAGE, lambda v: v.astype(np.complex64)), "holds complex numbers"),

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from support.foreign import sitk
 from support.odd_files import odd_nifti
 from support.toys import oblique_affine, toy_case, write_nifti
 
 from medseg.cli import main
 from medseg.errors import DataError
 from medseg.space.nifti import read_labels
+from medseg.space.reading import read_labels as read_any_labels
 from medseg.verify import repair as repairing
 from medseg.verify.repair import Repaired, repair
 from medseg.verify.verify import verify
@@ -107,7 +111,7 @@ def test_a_file_with_a_fault_that_cannot_be_mended_is_copied_as_it_is(name, toy_
 VALUES = {
     "an ignored -1": ({"liver": 1, "spleen": 5, "ignore": -1}, 9, -1, np.int16),
     "beyond 2^24": ({"liver": 1, "spleen": 5, "ignore": 16777217}, 9, 16777217, np.uint32),
-    "beyond 32 bits": ({"liver": 2**40 + 1, "spleen": 5, "ignore": 9}, 1, 2**40 + 1, np.uint64),
+    "beyond 32 bits": ({"liver": 2**40 + 1, "spleen": 5, "ignore": 9}, 1, 2**40 + 1, np.int64),
 }
 
 
@@ -246,6 +250,70 @@ def test_what_cannot_be_repaired_is_copied_and_told(toy_dataset, tmp_path):
     said = "\n".join(made.sentences(tmp_path / "mended"))
     assert "3 files repaired in it" in said
     assert "toy_3.nii.gz holds" in said
+
+
+NRRD = """NRRD0005
+# as somebody wrote it
+type: float
+dimension: 3
+space: right-anterior-superior
+sizes: 24 20 12
+space directions: (1.5,0,0) (0,2,0) (0,0,3)
+kinds: domain domain domain
+endian: {order}
+encoding: {packing}
+space units: "mm" "mm" "mm"
+space origin: (10,20,30)
+measurement frame: (1,0,0) (0,1,0) (0,0,1)
+Segment0_Name:=type: liver
+
+"""
+META = """ObjectType = Image
+NDims = 3
+BinaryData = True
+BinaryDataByteOrderMSB = {order}
+CompressedData = {packing}
+CompressedDataSize = {size}
+TransformMatrix = 0 1 0 1 0 0 0 0 -1
+Offset = 1 2 3
+AnatomicalOrientation = RAI
+ElementSpacing = 1.5 2 3
+DimSize = 24 20 12
+Name = My Scan
+ElementType = MET_FLOAT
+ElementDataFile = LOCAL
+"""
+PACKINGS = {"raw": bytes, "gzip": gzip.compress, "False": bytes, "True": zlib.compress}
+
+
+@pytest.mark.skipif(sitk is None, reason="SimpleITK is not installed: pip install 'medseg[formats]'")
+@pytest.mark.parametrize(
+    ("ending", "packing", "order"),
+    [("nrrd", "raw", "little"), ("nrrd", "gzip", "big"), ("mha", "False", "True"), ("mha", "True", "False")],
+)
+def test_labels_of_other_formats_become_integers_under_the_header_that_they_had(ending, packing, order, tmp_path):
+    image, labels = toy_case(0)
+    header = NRRD if ending == "nrrd" else META
+    for folder, voxels in (("images", image), ("labels", labels)):
+        for case in "ab":
+            numbers = voxels + (ord(case) if folder == "images" else 0)
+            big = order in ("big", "True")
+            packed = PACKINGS[packing](numbers.astype(">f4" if big else "<f4").tobytes(order="F"))
+            told = header.format(order=order, packing=packing, size=len(packed))
+            (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "data" / folder / f"{case}.{ending}").write_bytes(told.encode() + packed)
+    content = {"labels": {"liver": 1, "spleen": 5}, "modality": ["CT"]}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(content))
+    made = mended(tmp_path / "data", tmp_path / "mended")
+    assert set(made.done.values()) == {"labels written as uint8"}
+    assert (len(made.done), made.left) == (2, ())
+    before, after = (read_any_labels(tmp_path / root / "labels" / f"a.{ending}") for root in ("data", "mended"))
+    np.testing.assert_array_equal(after.array, labels[None])
+    np.testing.assert_array_equal(after.affine, before.affine)
+    lines = (tmp_path / "mended" / "labels" / f"a.{ending}").read_bytes().split(b"\n")
+    kept = [line for line in header.splitlines() if line and "{" not in line and "float" not in line.lower()]
+    assert [line for line in kept if line.encode() not in lines] == []
+    assert sitk.ReadImage(str(tmp_path / "mended" / "labels" / f"b.{ending}")).GetPixelID() == sitk.sitkUInt8
 
 
 def test_a_copy_is_never_written_over_anything(toy_dataset, tmp_path):

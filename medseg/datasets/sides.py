@@ -5,7 +5,19 @@ from __future__ import annotations
 import re
 
 SIDES = {"left": "right", "l": "r", "lt": "rt", "links": "rechts", "gauche": "droite", "sinistra": "destra"}
+_SIDE = dict.fromkeys(SIDES, "left") | dict.fromkeys(SIDES.values(), "right")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\sA-Za-z\d]+|\s+")
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """The words of a name in alphabetical order, small, those for a side in English.
+
+    Example:
+        >>> words_of("Kidney_L"), words_of("leftKidney")
+        (('kidney', 'left'), ('kidney', 'left'))
+    """
+    words = (word.lower() for word in _WORDS.findall(name) if word[0].isalnum())
+    return tuple(sorted(_SIDE.get(word, word) for word in words))
 
 
 def side_pairs(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:

@@ -1,0 +1,159 @@
+"""A plan for a budget of time: of the networks and patches that memory allows, the largest that can still learn.
+
+Memory says how large a step may be, time how many there will be. A network of 30 million weights that makes 44 steps
+has learnt little (the left atrium on two cores: 0.585 Dice after 22 minutes); a quarter of it, on a quarter of the
+patch, reaches 0.794 in 14 minutes there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from time import perf_counter
+
+from medseg.plan.topology import FIRST_FEATURES, Topology, topology_for
+
+ENOUGH_STEPS = 500
+TRAINING_SHARE = 0.8  # of the minutes; reading, validation and checkpoints take the rest
+SMALLEST_BATCH = 2
+_SHRINKING = ((24, 1.0), (16, 1.0), (16, 0.8), (16, 0.63), (12, 0.63), (12, 0.5), (8, 0.5), (8, 0.4))
+"""Features of the first stage and the share of each edge of the patch: from the next to largest to the smallest."""
+_ROUNDS = 2  # of timed steps, after one that warms up
+_SMALLEST_EDGE = 16
+
+Timing = Callable[[Topology, int], float]
+"""Topology and batch -> seconds of a training step."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """So much time on this machine.
+
+    Attributes:
+        minutes: Of the whole training.
+        seconds_of: Measures a training step.
+        machine: What it is measured on, in words.
+    """
+
+    minutes: float
+    seconds_of: Timing
+    machine: str
+
+    @property
+    def seconds(self) -> float:
+        """What one step may take."""
+        return self.minutes * 60 * TRAINING_SHARE / ENOUGH_STEPS
+
+
+@dataclass(frozen=True)
+class Affordable:
+    """What was chosen for a budget, and what that is expected to give.
+
+    Attributes:
+        topology: Network and patch.
+        batch: Patches per step.
+        steps: How many steps the budget holds.
+        reason: Why, in a sentence.
+    """
+
+    topology: Topology
+    batch: int
+    steps: int
+    reason: str
+
+
+def within(budget: Budget, topology: Topology, batch: int, spacing_mm: tuple[float, float, float]) -> Affordable:
+    """The largest of some networks, patches and batches of which the budget holds `ENOUGH_STEPS` steps.
+
+    Smaller ones are tried in a fixed order: fewer patches first, then fewer features, then smaller patches. The
+    cheapest is timed, what the others take is estimated from their multiplications, and the one that fits is timed too.
+
+    Args:
+        budget: Of time.
+        topology: What memory allows.
+        batch: Likewise.
+        spacing_mm: Edge lengths of a voxel.
+    """
+    candidates = list(_smaller(topology, batch, spacing_mm))
+    last = candidates[-1]
+    rate = budget.seconds_of(*last) / work(*last)
+    for chosen in candidates:
+        taken = rate * work(*chosen)
+        if taken <= budget.seconds and chosen is not last:
+            taken = budget.seconds_of(*chosen)
+            rate = taken / work(*chosen)
+        if taken <= budget.seconds:
+            break
+    steps = int(budget.minutes * 60 * TRAINING_SHARE / taken)
+    told = f"A step takes {taken:.2g} s here ({budget.machine}), so {budget.minutes:g} minutes hold about {steps} steps"
+    if steps < ENOUGH_STEPS:
+        told += f"; fewer than the {ENOUGH_STEPS} below which a network has learnt little, and nothing smaller is tried"
+    if chosen != candidates[0]:
+        told += ". What memory alone allows would be "
+        told += f"{' x '.join(map(str, topology.patch_size))} voxels, {batch} at a time, from {FIRST_FEATURES} features"
+    return Affordable(*chosen, steps, told + ".")
+
+
+def _smaller(topology: Topology, batch: int, spacing_mm: tuple[float, float, float]) -> Iterator[tuple[Topology, int]]:
+    yield topology, batch
+    while batch > SMALLEST_BATCH:
+        batch = max(SMALLEST_BATCH, batch // 2)
+        yield topology, batch
+    for features, share in _SHRINKING:
+        edges = [edge if edge <= _SMALLEST_EDGE else max(_SMALLEST_EDGE, edge * share) for edge in topology.patch_size]
+        smaller = topology_for([round(edge) for edge in edges], spacing_mm) if share < 1 else topology
+        yield replace(smaller, first_features=features), batch
+
+
+def work(topology: Topology, batch: int) -> int:
+    """Multiplications of the convolutions of a forward pass, but for the first, the last and the transposed ones."""
+    total, size, below = 0, topology.patch_size, 0
+    stages = zip(topology.features, topology.strides, topology.kernels, strict=True)
+    for stage, (features, stride, kernel) in enumerate(stages):
+        size = (size[0] // stride[0], size[1] // stride[1], size[2] // stride[2])
+        down = features * (below + features)
+        up = 3 * features * features if stage < len(topology.strides) - 1 else 0
+        total += prod(kernel) * prod(size) * (down + up)
+        below = features
+    return batch * total
+
+
+def timing(channels: int, classes: int) -> tuple[Timing, str]:
+    """A stop-watch for training steps of the `unet` on this machine, and what the machine is in words.
+
+    A step is forward, Dice and cross-entropy, and backward, in the precision that training takes by itself.
+
+    Args:
+        channels: Modalities.
+        classes: Background included.
+    """
+    import torch  # here: a plan without a budget needs none of it
+
+    from medseg.losses import build_loss
+    from medseg.machine.hardware import best_precision
+    from medseg.nets import NetSpec, build_net
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = best_precision()
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    loss = build_loss("dice + cross_entropy", mode="multiclass")
+
+    def seconds_of(topology: Topology, batch: int) -> float:
+        spec = NetSpec(channels, classes, topology.patch_size, topology.strides, topology.kernels, topology.features)
+        net = build_net("unet", spec).to(device).train()
+        image = torch.rand(batch, channels, *topology.patch_size, device=device)
+        labels = torch.randint(classes, (batch, *topology.patch_size), device=device)
+        taken = []
+        for _ in range(1 + _ROUNDS):
+            began = perf_counter()
+            with torch.autocast(device, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+                logits = net(image)
+            loss(logits, labels).backward()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            taken.append(perf_counter() - began)
+        return min(taken[1:])
+
+    cores = torch.get_num_threads()
+    return seconds_of, f"{torch.cuda.get_device_name() if device == 'cuda' else f'CPU, {cores} threads'}, {precision}"

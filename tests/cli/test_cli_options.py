@@ -1,0 +1,52 @@
+"""What is answered before Lightning is imported: help, and an option that does not exist."""
+
+import subprocess
+import sys
+
+import pytest
+
+from medseg.cli import main
+from medseg.cli.config import MedsegCLI
+from medseg.cli.options import OWN, known
+from medseg.cli.reading import COMMANDS
+from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
+
+HELP = {"help", "h", "help-all", "c"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_options_read_from_the_sources_are_those_of_the_parser(command, monkeypatch):
+    monkeypatch.setattr(
+        MedsegCLI, "parse_arguments", lambda self, parser, args: setattr(self, "config", {"seed_everything": False})
+    )
+    parser = MedsegCLI(command, []).parser
+    legal = {".".join(action.dest.split(".")[:2]) for action in parser._actions} - {"==SUPPRESS=="}
+    read = {name for name in known(command) if not name.endswith(".help")}
+    assert read - HELP == {name for name in legal if not name.endswith(".help")} - HELP - {"model.plan"}
+
+
+def test_the_tolerance_of_test_is_that_of_evaluate():
+    assert OWN["test"]["nsd_mm"][0] == DEFAULT_TOLERANCE_MM
+
+
+@pytest.mark.parametrize("words", [["fit", "--help"], ["fit", "--model.los", "dice"]])
+def test_help_and_misspelt_options_are_answered_without_torch(words):
+    told = "import sys; from medseg.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", told, *words], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] in (["False"], []), done.stderr  # argparse ends the process itself
+
+
+def test_short_help_has_each_of_our_options_once(capsys):
+    assert main(["fit", "--help"]) == 0
+    told = capsys.readouterr().out
+    ours = [name for name in known("fit") if name.split(".")[0] in ("model", "data") and "." in name]
+    for name in [*ours, "run", "ckpt_path", "checkpoint_minutes"]:
+        assert told.count(f"--{name}:") == (not name.endswith(".help")), name
+    assert len(told.splitlines()) < 80
+
+
+def test_a_misspelt_option_of_a_config_is_answered_with_the_meant_one(tmp_path, capsys):
+    config = tmp_path / "mine.yaml"
+    config.write_text("trainer: {max_step: 3}\nmodel: {net_options: {anything: 1}}\n")
+    assert main(["fit", "--config", str(config)]) == 2
+    assert "'trainer.max_step', did you mean 'trainer.max_steps'" in capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""A plan for a budget of time: what fits is chosen by what a step is measured to take."""
+
+from itertools import pairwise
+
+import pytest
+
+from medseg.plan.budget import ENOUGH_STEPS, TRAINING_SHARE, Budget, timing, within, work
+from medseg.plan.topology import topology_for
+
+SPACING = (1.0, 1.0, 1.0)
+LARGE = topology_for((192, 128, 96), SPACING)
+
+
+def machine(rate: float, *, overhead: float = 0.0):
+    """A machine of so many multiplications a second, and the steps that it was asked to time."""
+    asked = []
+
+    def seconds_of(topology, batch):
+        asked.append((topology, batch))
+        return overhead + work(topology, batch) / rate
+
+    return seconds_of, asked
+
+
+def chosen(rate: float, minutes: float = 30.0, **options):
+    seconds_of, asked = machine(rate, **options)
+    return within(Budget(minutes, seconds_of, "a test"), LARGE, 2, SPACING), asked
+
+
+def test_what_memory_allows_is_kept_where_time_allows_it():
+    choice, asked = chosen(1e15)
+    assert (choice.topology, choice.batch) == (LARGE, 2)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("rate", [1e10, 3e10, 1e11, 1e12])
+def test_the_budget_holds_enough_steps_of_what_is_chosen(rate):
+    choice, _ = chosen(rate)
+    assert choice.steps >= ENOUGH_STEPS
+    assert choice.steps == int(30 * 60 * TRAINING_SHARE / (work(choice.topology, choice.batch) / rate))
+    assert f"about {choice.steps} steps" in choice.reason
+
+
+def test_more_time_never_gives_a_smaller_network():
+    sizes = [
+        work(one.topology, one.batch) for one in (chosen(3e10, minutes)[0] for minutes in (5.0, 15.0, 60.0, 600.0))
+    ]
+    assert all(small <= large for small, large in pairwise(sizes))
+
+
+def test_a_step_that_takes_longer_than_its_multiplications_say_is_found_out():
+    choice, asked = chosen(1e12, overhead=2.0)
+    assert (choice.topology, choice.batch) in asked or choice.steps < ENOUGH_STEPS
+    assert choice.steps <= 30 * 60 * TRAINING_SHARE / 2
+
+
+def test_what_no_network_can_do_is_said():
+    choice, _ = chosen(1e7)
+    assert choice.steps < ENOUGH_STEPS
+    assert "nothing smaller is tried" in choice.reason
+
+
+def test_multiplications_are_those_that_torch_counts():
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from medseg.nets import NetSpec, build_net
+
+    topology = topology_for((32, 32, 32), SPACING)
+    net = build_net("unet", NetSpec(1, 3, topology.patch_size, topology.strides, topology.kernels, topology.features))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, 1, 32, 32, 32))
+    assert work(topology, 1) == pytest.approx(counter.get_total_flops() / 2, rel=0.15)
+
+
+def test_a_step_is_timed_on_this_machine():
+    seconds_of, machine = timing(1, 3)
+    assert seconds_of(topology_for((16, 16, 16), SPACING), 1) > 0
+    assert "CPU" in machine or "NVIDIA" in machine
