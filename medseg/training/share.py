@@ -45,7 +45,11 @@ class ShareTime(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose n; say so where it is not 1."""
         data = getattr(trainer, "datamodule", None)
-        asked = (trainer.check_val_every_n_epoch, trainer.val_check_interval, trainer.limit_val_batches)
+        asked = (
+            trainer.check_val_every_n_epoch,
+            getattr(trainer, "val_check_interval", None),
+            trainer.limit_val_batches,
+        )
         if not isinstance(data, VolumesDataModule) or asked != (1, 1.0, 1.0):
             return
         plan, overlap = data.plan, float(pl_module.hparams["overlap"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -125,3 +126,15 @@ def _stays(name: str, module: nn.Module, patterns: Sequence[str]) -> bool:
     own = list(module.parameters(recurse=False))
     trained = any(parameter.requires_grad for parameter in own)
     return not trained and (bool(own) or any(fnmatch(f"{name}.running_mean", pattern) for pattern in patterns))
+
+
+def arguments_of(kind: type) -> set[str]:
+    """What a class is built with, and its parents too, as long as each passes on what it does not know."""
+    names: set[str] = set()
+    for one in kind.__mro__:
+        if "__init__" in vars(one):
+            parameters = inspect.signature(vars(one)["__init__"]).parameters.values()
+            names |= {parameter.name for parameter in parameters}
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+                break
+    return names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from medseg.training.optimise import FollowBudget, build_optimizer, find_optimiz
 from medseg.training.pace import start_compiler
 from medseg.training.progress import foreign_bar
 from medseg.training.sharding import gather, part, require_shardable, shard
-from medseg.training.start import frozen_norms
+from medseg.training.start import arguments_of, frozen_norms
 from medseg.training.study import study_criteria
 from medseg.types import Image, Levels, Logits
 
@@ -287,7 +286,7 @@ class SegmentationTask(pl.LightningModule):
         """
         checkpoint = read_checkpoint(Path(checkpoint_path))
         require_trusted(checkpoint, Trust.of(trust), options)
-        known = {name: value for name, value in checkpoint.options.items() if name in inspect.signature(cls).parameters}
+        known = {name: value for name, value in checkpoint.options.items() if name in arguments_of(cls)}
         try:
             task = cls(**{**known, **options})
             require_same_kinds(task.state_dict(), checkpoint.state)

@@ -68,6 +68,26 @@ def test_load_predict_and_test_as_in_every_tutorial(store, trained):
     assert [(volume.shape[0], volume.ndim, int(volume.max()) <= 2) for volume in predicted] == [(1, 4, True)] * 2
 
 
+class Passing(SegmentationTask):
+    def __init__(self, plan, alpha: float = 0.5, **others):
+        super().__init__(plan, **others)
+        self.alpha = alpha
+
+
+def test_a_subclass_that_passes_arguments_on_is_loaded_with_all_of_them(store, tmp_path):
+    task = Passing(plan_of(store), alpha=0.7, **SMALL)
+    fit(task, store).save_checkpoint(tmp_path / "mine.ckpt")
+    again = Passing.load_from_checkpoint(tmp_path / "mine.ckpt")
+    assert again.alpha == 0.7
+    assert same_weights(task, again)
+
+
+def test_validation_may_be_asked_for_by_time(store):
+    trainer = fit(SegmentationTask(plan_of(store), **SMALL), store, val_check_interval="00:00:00:01")
+    assert trainer.global_step == 2
+    assert "val/dice" in trainer.callback_metrics  # the end is validated whatever the interval
+
+
 class Net(nn.Module):
     def __init__(self, in_channels, out_channels):
         super().__init__()
