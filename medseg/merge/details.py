@@ -15,7 +15,7 @@ KEPT = 512
 
 _REACH = 2  # voxels from a peak along each axis that make its detail
 _MANY = 8 * KEPT  # peaks whose comparisons are all made, for few need be to know the smallest
-_ROUNDS = 5  # in which they are made
+_AT_ONCE = 13  # comparisons that are made before peaks are parted from again
 _OFFSETS = [offset for offset in product(range(-_REACH, _REACH + 1), repeat=3) if any(offset)]
 _PAIRS = np.random.default_rng(0).permutation(_OFFSETS).reshape(2, -1, 3)  # which neighbours are compared with which
 _BESIDE = sorted(
@@ -55,13 +55,15 @@ def details(voxels: Float32[np.ndarray, "i j k"]) -> UInt64[np.ndarray, " detail
     signs = np.array(list(product((-1, 1), repeat=3)))  # of the three axes, in the order of `sides`
     jumps = _PAIRS @ (signs * steps).T  # to either neighbour of each pair, for each turn of the axes
     numbers = np.zeros(len(places), np.uint64)
-    for some in np.array_split(jumps, _ROUNDS, axis=1):
+    for start in range(0, jumps.shape[1], _AT_ONCE):
+        some = jumps[:, start : start + _AT_ONCE]
         numbers = numbers << np.uint64(some.shape[1]) | _compared(flat, places, sides, some)
         if len(numbers) > _MANY:  # which of them are the smallest is decided
             kept = numbers <= np.partition(numbers, _MANY)[_MANY]
             places, sides, numbers = places[kept], sides[kept], numbers[kept]
     found, times = np.unique(numbers, return_counts=True)
-    return found[times == 1][:KEPT]
+    once: UInt64[np.ndarray, " details"] = found[times == 1][:KEPT]
+    return once
 
 
 def _peaks(voxels: NDArray[np.float32], flat: NDArray[np.float32], steps: NDArray[np.int64]) -> NDArray[np.int64]:
