@@ -17,7 +17,7 @@ _REACH = 2  # voxels from a peak along each axis that make its detail
 _MANY = 8 * KEPT  # peaks whose comparisons are all made, for few need be to know the smallest
 _AT_ONCE = 13  # comparisons that are made before peaks are parted from again
 _OFFSETS = [offset for offset in product(range(-_REACH, _REACH + 1), repeat=3) if any(offset)]
-_PAIRS = np.random.default_rng(0).permutation(_OFFSETS).reshape(2, -1, 3)  # which neighbours are compared with which
+_PAIRS = np.random.default_rng(0).permutation(np.array(_OFFSETS)).reshape(2, -1, 3)  # who is compared with whom
 _BESIDE = sorted(
     (o for o in _OFFSETS if max(map(abs, o)) == 1), key=lambda o: sum(map(abs, o))
 )  # by face, edge, corner
@@ -51,7 +51,8 @@ def details(voxels: Float32[np.ndarray, "i j k"]) -> UInt64[np.ndarray, " detail
     flat = np.ascontiguousarray(voxels).reshape(-1)
     steps = np.array([voxels.shape[1] * voxels.shape[2], voxels.shape[2], 1])
     places = _distinct(flat, _peaks(voxels, flat, steps), steps)
-    sides = np.stack([flat[places + step] > flat[places - step] for step in steps.tolist()], axis=1) @ (4, 2, 1)
+    rising = np.stack([flat[places + step] > flat[places - step] for step in steps.tolist()], axis=1)
+    sides = rising @ np.array([4, 2, 1])
     signs = np.array(list(product((-1, 1), repeat=3)))  # of the three axes, in the order of `sides`
     jumps = _PAIRS @ (signs * steps).T  # to either neighbour of each pair, for each turn of the axes
     numbers = np.zeros(len(places), np.uint64)
