@@ -273,7 +273,7 @@ class Comparison:
             sum_g = self.label_sums(self.weight)
             return torch.stack([sum_g, sum_g.sum(1, keepdim=True).expand_as(sum_g)])
         g, weight = self._truth, None if self.weight is None else self.weight.flatten(2)
-        parts = ((g[..., at] if weight is None else g[..., at] * weight[..., at]) for at in statistics.chunks(g))
+        parts = ((g[..., at] if weight is None else g[..., at] * weight[..., at]) for _, at in statistics.chunks(g))
         sum_g = torch.stack([part.sum(2, dtype=torch.float64) for part in parts]).sum(0)
         voxels = sum_g.new_tensor(g.shape[2]) if weight is None else weight.sum(2, dtype=torch.float64)
         return torch.stack([sum_g, voxels.expand_as(sum_g)])

@@ -48,13 +48,14 @@ class Walk:
     Attributes:
         function: The yield of a chunk, in operations that torch can differentiate, twice if need be.
         quick: Sums and map once more, faster and without gradients, and the chunk's log Σ exp z (b n).
-        slope: (softmax probabilities, labels (b 1 n), weight, gradients of sums and map, out): write the gradient of
-            the chunk's logits into ``out``; it comes with ``quick``. None: torch differentiates ``function``.
+        slope: (softmax probabilities, labels (b 1 n), weight, gradients of sums and map): turn the probabilities into
+            the gradient of the chunk's logits, in place; it comes with ``quick``. None: torch differentiates
+            ``function``, whose chunks hold all samples.
     """
 
     function: ChunkFunction
     quick: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None, Tensor]] | None = None
-    slope: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor], None] | None = None
+    slope: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None], None] | None = None
 
     def __call__(
         self,
@@ -73,12 +74,18 @@ def working_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def chunks(logits: Shaped[Tensor, "b c n"]) -> Iterator[slice]:
-    """Slices of the voxel axis, each about ``CHUNK_ELEMENTS`` logits."""
+def chunks(logits: Shaped[Tensor, "b c n"], *, apart: bool = False) -> Iterator[tuple[slice, slice]]:
+    """Slices of the samples and of their voxels, each about ``CHUNK_ELEMENTS`` logits.
+
+    Large samples one after the other (``apart``) have longer rows of memory in as large a chunk.
+    """
     batch, classes, voxels = logits.shape
-    size = max(64, CHUNK_ELEMENTS.get(logits.device.type, 1 << 20) // (batch * classes))
-    for start in range(0, voxels, size):
-        yield slice(start, min(start + size, voxels))
+    elements = CHUNK_ELEMENTS.get(logits.device.type, 1 << 20)
+    together = min(batch, max(1, elements // (classes * voxels))) if apart else batch
+    size = max(64, elements // (together * classes))
+    for first in range(0, batch, together):
+        for start in range(0, voxels, size):
+            yield slice(first, first + together), slice(start, start + size)
 
 
 def onehot(labels: Integer[Tensor, "b n"], like: Float[Tensor, "b c n"]) -> Float[Tensor, "b c n"]:
@@ -159,17 +166,21 @@ class _Walk(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         first: Callable[..., tuple[Tensor | None, ...]] = walk.quick or walk.function
         dtype = working_dtype(logits)
-        total: Tensor | None = None
+        totals: list[Tensor] = []
         maps: dict[int, Tensor] = {}
-        for at in chunks(logits):
-            z = merged(logits[:, :, at].to(dtype), undrawn)
-            sums, *parts = first(z, truth[..., at], _at(weight, at))
-            total = sums if total is None or sums is None else total + sums
+        for n, at in chunks(logits, apart=walk.slope is not None):
+            z = merged(logits[n, :, at].to(dtype), None if undrawn is None else undrawn[n])
+            sums, *parts = first(z, truth[n, ..., at], _at(weight, n, at))
+            if sums is not None and at.start == 0:
+                totals.append(sums)
+            elif sums is not None:
+                totals[-1] = totals[-1] + sums
             for k, part in enumerate(parts):
                 if part is not None:
                     if k not in maps:
-                        maps[k] = part.new_empty((*part.shape[:-1], logits.shape[2]))
-                    maps[k][..., at] = part
+                        maps[k] = part.new_empty((len(logits), *part.shape[1:-1], logits.shape[2]))
+                    maps[k][n, ..., at] = part
+        total = torch.cat(totals, -2) if len(totals) > 1 else totals[0] if totals else None
         return total, maps.get(0), maps.get(1)
 
     @staticmethod
@@ -193,10 +204,14 @@ class _Walk(torch.autograd.Function):
                 recorded = _slopes(ctx.walk, logits, truth, weight, undrawn, (d_sums, d_map), len(leaves))
                 return None, *recorded, *[None] * (4 - len(leaves))
             grads = [torch.empty_like(leaf, memory_format=torch.contiguous_format) for leaf in leaves]
-            for at in chunks(logits):
-                z, g, v, d = logits[:, :, at], truth[..., at], _at(weight, at), (d_sums, _at(d_map, at))
+            for n, at in chunks(logits, apart=ctx.walk.slope is not None):
+                z, g, v, d = logits[n, :, at], truth[n, ..., at], _at(weight, n, at), (d_sums, _at(d_map, n, at))
                 if ctx.walk.slope is not None:
-                    _write_slope(grads[0][:, :, at], ctx.walk, z, g, v, undrawn, logsumexp[:, at], d)
+                    hidden, d = (
+                        None if undrawn is None else undrawn[n],
+                        (None if d_sums is None else d_sums[:, n], d[1]),
+                    )
+                    _write_slope(grads[0][n, :, at], ctx.walk, z, g, v, hidden, logsumexp[n, at], d)
                     continue
                 for grad, part in zip(grads, _slopes(ctx.walk, z, g, v, undrawn, d, len(leaves)), strict=True):
                     grad[..., at] = part
@@ -238,16 +253,16 @@ def _write_slope(
     dtype = working_dtype(z)
     place = out if out.dtype == dtype else torch.empty_like(z, dtype=dtype)
     z = z.to(dtype)
-    p = torch.sub(merged(z, undrawn), logsumexp.unsqueeze(1)).exp_()
-    walk.slope(p, labels.long().unsqueeze(1), weight, *slopes, place)
+    torch.sub(merged(z, undrawn), logsumexp.unsqueeze(1), out=place).exp_()
+    walk.slope(place, labels.long().unsqueeze(1), weight, *slopes)
     if undrawn is not None:
         _unmerge(place, z, undrawn)
     if place is not out:
         out.copy_(place)
 
 
-def _at(values: Tensor | None, at: slice) -> Tensor | None:
-    return None if values is None else values[..., at]
+def _at(values: Tensor | None, samples: slice, at: slice) -> Tensor | None:
+    return None if values is None else values[samples, ..., at]
 
 
 # ------------------------------------------------------------------ walks over hard labels of exclusive classes
@@ -295,9 +310,7 @@ def _quick_overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Te
     return sums, z.gather(1, y).sub_(top).sub_(total).squeeze(1), total.add_(top).squeeze(1)
 
 
-def _slope_of_overlap(
-    p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, d_log: Tensor | None, out: Tensor
-) -> None:
+def _slope_of_overlap(p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, d_log: Tensor | None) -> None:
     """dz_c = p_c (w q_c - m) + d_log [c = y], m = w <p, q> + d_log, with q = d_fp, and d_tp at the label."""
     p_true = p.gather(1, y)
     at_label = mean = slope = p_true.new_zeros(())
@@ -309,9 +322,9 @@ def _slope_of_overlap(
             at_label, mean, slope = at_label * weight, mean * weight, slope * weight
     if d_log is not None:
         mean = mean + d_log.unsqueeze(1)
-    torch.mul(p, slope - mean, out=out)
+    p.mul_(slope - mean)
     at_label = p_true.mul_(at_label - mean)
-    out.scatter_(1, y, at_label if d_log is None else at_label.add_(d_log.unsqueeze(1)))
+    p.scatter_(1, y, at_label if d_log is None else at_label.add_(d_log.unsqueeze(1)))
 
 
 OVERLAP = Walk(_overlap, _quick_overlap, _slope_of_overlap)
@@ -337,9 +350,7 @@ def _quick_squares(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Te
     return torch.stack([*sums, beside.double()]), None, logsumexp.squeeze(1)
 
 
-def _slope_of_squares(
-    p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, _: Tensor | None, out: Tensor
-) -> None:
+def _slope_of_squares(p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, _: Tensor | None) -> None:
     """dz_c = w p_c (q_c - <p, q>), q = 2 p d_outside, and at the label -2 (1 - p) d_inside + 2 p d_hit + d_tp."""
     assert d_sums is not None  # there is nothing else to have a gradient
     d = d_sums.to(p.dtype)
@@ -349,9 +360,9 @@ def _slope_of_squares(
     squared, d_outside = p.square(), 2 * d[3]
     mean = torch.bmm(d_outside.unsqueeze(1), squared).addcmul_(p_true, q_true)
     at_label = p_true.mul_(q_true.sub_(mean))
-    torch.mul(p, mean.neg_(), out=out).addcmul_(squared, d_outside.unsqueeze(2)).scatter_(1, y, at_label)
+    p.mul_(mean.neg_()).addcmul_(squared, d_outside.unsqueeze(2)).scatter_(1, y, at_label)
     if weight is not None:
-        out.mul_(weight)
+        p.mul_(weight)
 
 
 SQUARES = Walk(_squares, _quick_squares, _slope_of_squares)
