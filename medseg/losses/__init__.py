@@ -8,7 +8,7 @@ Example:
 
 from __future__ import annotations
 
-from medseg.losses import (
+from medseg.losses import (  # noqa: F401  importing a chapter files its losses in the table
     boundary,
     centreline,
     compound,
@@ -39,14 +39,6 @@ from medseg.losses.criterion import Criterion, NonFiniteLogitsError, build_loss
 from medseg.losses.table import rows
 
 __all__ = ["Criterion", "NonFiniteLogitsError", "build_loss", "class_weights", "list_losses"]
-
-_CHAPTERS = (  # importing a chapter files its losses in the table
-    *(distribution, focal, noisy, mining, robust, weight_maps),
-    *(region, tversky, generalized, lovasz, soft_overlap, difference, sizes, exclusion),
-    *(mutual_information, reliability),
-    *(boundary, contours, topology, centreline),
-    *(compound, unified, instances, voronoi),
-)
 
 
 def list_losses(family: str | None = None) -> list[str]:

@@ -16,6 +16,7 @@ from medseg.losses.masks import (
     existing,
     first_channel,
     mean_over_space,
+    only,
     predicted_masks,
     signed_map,
     target_distance,
@@ -139,19 +140,14 @@ def hausdorff_er(
         raise ValueError(f"hausdorff_er needs erosions of at least 1, got {erosions}")
     first = first_channel(x, include_background=include_background)
     here = existing(x, first)
-    error = _only((x.probs[:, first:] - target_masks(x, first).to(x.dtype)).square(), here)
+    error = only((x.probs[:, first:] - target_masks(x, first).to(x.dtype)).square(), here)
     total = torch.zeros(error.shape[:2], dtype=x.dtype, device=error.device)
     for k in range(1, erosions + 1):
-        error = _only(F.relu(_cross_mean(error) - 0.5), here)
+        error = only(F.relu(_cross_mean(error) - 0.5), here)
         if renormalize:
-            error = _only(_stretched(error, here), here)
+            error = only(_stretched(error, here), here)
         total = total + k**alpha * mean_over_space(error, x, first)
     return all_channels(total, first)
-
-
-def _only(values: Tensor, here: Tensor | None) -> Tensor:
-    """Zero where there is no voxel."""
-    return values if here is None else values * here
 
 
 def _cross_mean(values: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from medseg.losses import statistics
 from medseg.losses.ranks import sum_over_ranks
+from medseg.losses.table import Mode
 from medseg.types import Logits, PerClass, PerVoxel, Probabilities
 
-Mode = Literal["multiclass", "binary", "multilabel"]
 Kind = Literal["overlap", "sizes", "squares"]
 T = TypeVar("T")
 
@@ -177,7 +177,7 @@ class Comparison:
         drawn = ~self.undrawn.unsqueeze(2)
         return (values * drawn).sum(1) / drawn.sum(1)
 
-    @property
+    @once
     def log_p_true(self) -> PerVoxel:
         """Log p of the true answer: (b *s) over classes, (b c *s) where every channel has its own answer.
 
@@ -185,16 +185,12 @@ class Comparison:
         """
         if self.mode == "multiclass" and not self.soft:
             return self._first_pass[1].reshape(self.shape[0], *self.shape[2:])
-        return self._dense_log_p
+        return self.voxelwise(_soft_log_softmax if self.mode == "multiclass" else _log_sigmoid_at_target)
 
     @once
     def log_p_false(self) -> Float[Tensor, "b c *s"]:
         """Log p of the other answer, in the sigmoid modes."""
         return self.voxelwise(lambda z, g: _log_sigmoid_at_target(z, 1 - g.to(z.dtype)))
-
-    @once
-    def _dense_log_p(self) -> Tensor:
-        return self.voxelwise(_soft_log_softmax if self.mode == "multiclass" else _log_sigmoid_at_target)
 
     @property
     def _truth(self) -> Tensor:

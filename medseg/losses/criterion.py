@@ -10,11 +10,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from medseg.losses.class_weights import class_weights, weighted, words_in
-from medseg.losses.comparison import Comparison, Mode
+from medseg.losses.comparison import Comparison
 from medseg.losses.expression import Term, parse
-from medseg.losses.inputs import MODES, compare
+from medseg.losses.inputs import compare
 from medseg.losses.ranks import mean_over_ranks
 from medseg.losses.reduction import reduced
+from medseg.losses.table import MODES, Mode
 
 NO_TRANSFORM = (
     "this loss looks at values while it runs and cannot run under torch.vmap, or measures shapes on the CPU and cannot "

@@ -101,9 +101,8 @@ def cross_entropy(
         return mean_over_voxels(values, x, weight=weight, normalize=normalize, weighted=True)
     if label_smoothing:
         values = (label_smoothing / 2 - 1) * x.log_p_true - label_smoothing / 2 * x.log_p_false
-    else:  # the sign last: one map less in memory
-        return -mean_over_voxels(x.log_p_true, x, weight=weight, normalize=normalize)
-    return mean_over_voxels(values, x, weight=weight, normalize=normalize)
+        return mean_over_voxels(values, x, weight=weight, normalize=normalize)
+    return -mean_over_voxels(x.log_p_true, x, weight=weight, normalize=normalize)  # the sign last: one map less
 
 
 def _smoothed(x: Comparison, weight: Tensor, smoothing: float) -> Tensor:

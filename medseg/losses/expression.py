@@ -134,11 +134,10 @@ def _schedule(node: ast.Call) -> Weight:
 
 def _path(node: ast.expr) -> str:
     """A name or a dotted path as it is written."""
-    if isinstance(node, ast.Attribute):
-        return f"{_path(node.value)}.{node.attr}"
-    if isinstance(node, ast.Name):
-        return node.id
-    raise ValueError(f"{ast.unparse(node)!r} is not a loss. {GRAMMAR}")
+    path = ast.unparse(node)
+    if not all(name.isidentifier() for name in path.split(".")):
+        raise ValueError(f"{path!r} is not a loss. {GRAMMAR}")
+    return path
 
 
 def _term(name: str, keywords: list[ast.keyword], weight: Weight) -> Term:

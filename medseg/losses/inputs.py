@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812  torch's own alias
 from torch import Tensor
 
-from medseg.losses.comparison import Comparison, Mode
+from medseg.losses.comparison import Comparison
 from medseg.losses.statistics import working_dtype
+from medseg.losses.table import Mode
 from medseg.machine.devices import uploaded
 
-MODES: tuple[Mode, ...] = ("multiclass", "binary", "multilabel")
 FORMS = {
     "multiclass": "class indices (b, *s) or (b, 1, *s), or one-hot (b, c, *s)",
     "binary": "zeros and ones (b, *s) or (b, 1, *s)",
@@ -156,8 +156,7 @@ def _indices(labels: Tensor, classes: int, ignore_index: int | None, *, looks: b
             f"class indices must be integers, got {labels.dtype}: convert them with target.long(), "
             "or give one-hot or soft maps with a channel per class"
         )
-    if labels.dtype in WIDENED:
-        labels = labels.to(WIDENED[labels.dtype])
+    labels = labels.to(WIDENED.get(labels.dtype, labels.dtype))
     ignored = _equals(labels, ignore_index)
     if ignored is not None:
         labels = labels.masked_fill(ignored, 0)
@@ -191,7 +190,8 @@ def _maps(target: Tensor, ignore_index: int | None, mode: str, *, looks: bool) -
         ignored = empty if ignored is None or empty is None else ignored | empty
         return target, None if ignored is None else ~ignored, True
     if looks:
-        low, high = (float(v) for v in torch.stack(torch.aminmax(target.to(_countable(target)))).tolist())
+        countable = target.to(WIDENED.get(target.dtype, target.dtype))
+        low, high = (float(v) for v in torch.stack(torch.aminmax(countable)).tolist())
     if not 0 <= low <= high <= 1:
         raise ValueError(
             f"target maps in mode {mode!r} must hold values in [0, 1], got {low:g} to {high:g} "
@@ -210,10 +210,6 @@ def _maps(target: Tensor, ignore_index: int | None, mode: str, *, looks: bool) -
         if bool(empty.any()):
             ignored = empty if ignored is None else ignored | empty
     return target, None if ignored is None else ~ignored, soft
-
-
-def _countable(target: Tensor) -> torch.dtype:
-    return WIDENED.get(target.dtype, target.dtype)
 
 
 def _weight(

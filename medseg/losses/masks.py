@@ -39,8 +39,7 @@ def target_masks(x: Comparison, first: int) -> Bool[Tensor, "b part *s"]:
         masks = x.onehot[:, first:] > 0.5
     else:
         masks = torch.stack([x.labels == c for c in range(first, x.shape[1])], 1)
-    here = counted(x, first)
-    return masks if here is None else masks & (here > 0)
+    return only(masks, existing(x, first))
 
 
 def predicted_masks(x: Comparison, first: int, threshold: Threshold = 0.5) -> Bool[Tensor, "b part *s"]:
@@ -55,8 +54,7 @@ def predicted_masks(x: Comparison, first: int, threshold: Threshold = 0.5) -> Bo
         masks = torch.stack([x.best == c for c in range(first, x.shape[1])], 1)
     else:
         masks = x.probs[:, first:] > threshold  # not under no_grad: the probabilities are kept for others
-    here = counted(x, first)
-    return masks if here is None else masks & (here > 0)
+    return only(masks, existing(x, first))
 
 
 def counted(x: Comparison, first: int) -> Float[Tensor, "b part *s"] | None:
@@ -70,6 +68,11 @@ def existing(x: Comparison, first: int) -> Bool[Tensor, "b part *s"] | None:
     """Which voxels are there at all; None where all are."""
     weight = counted(x, first)
     return None if weight is None else weight > 0
+
+
+def only(values: Tensor, here: Tensor | None) -> Tensor:
+    """Set what does not exist to 0."""
+    return values if here is None else values * here
 
 
 def mean_over_space(values: Float[Tensor, "b part *s"], x: Comparison, first: int) -> Float[Tensor, "b part"]:
@@ -120,9 +123,9 @@ def target_distance(x: Comparison, truth: Bool[Tensor, "b part *s"], first: int)
     """Measure the unsigned distance to the other side of the target's boundary; 0 where there is no boundary."""
     if x.distance_map is None:
         return boundary_distance(truth, x.spacing_mm, valid=existing(x, first), dtype=x.dtype)
-    signed, here = signed_map(x, truth, first), existing(x, first)
-    outside = ~truth if here is None else ~truth & here
-    bounded = outside.flatten(2).any(2).reshape(*truth.shape[:2], *[1] * (truth.ndim - 2))
+    signed, outside = signed_map(x, truth, first), only(~truth, existing(x, first))
+    bounded = truth.flatten(2).any(2) & outside.flatten(2).any(2)
+    bounded = bounded.reshape(*bounded.shape, *[1] * (truth.ndim - 2))
     return torch.where(truth, shortest_step(x) - signed, signed) * bounded
 
 

@@ -36,7 +36,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
         >>> sum_over_ranks(torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
     """
-    if _alone() or not torch.is_grad_enabled():
+    if _alone():
         return values
     total: Tensor = _SumOverRanks.apply(values)  # type: ignore[no-untyped-call]
     return total
@@ -53,12 +53,9 @@ def mean_over_ranks(denominator: Tensor) -> Tensor:
         >>> mean_over_ranks(torch.tensor(8.0))
         tensor(8.)
     """
-    if _alone() or not torch.is_grad_enabled():
-        return denominator
-    total = denominator.detach().clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return denominator if _alone() else sum_over_ranks(denominator.detach()) / dist.get_world_size()
 
 
 def _alone() -> bool:
-    return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+    many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return not (many and torch.is_grad_enabled())

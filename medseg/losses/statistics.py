@@ -37,25 +37,23 @@ Maybe = Tensor | None
 Yield = tuple[Any, Any]
 """What a walk gives: sums over the voxels (*k, b, c) in double precision, and a map of them (b, *c, n); or None."""
 
-ChunkFunction = Callable[[Tensor, Tensor, Tensor | None], Yield]
-"""(logits (b c n), truth (b n) or (b c n), weight (b 1|c n) or None) of a chunk -> its share of the yield."""
-
 
 @dataclass(frozen=True)
 class Walk:
     """A function of single voxels, taken over a volume.
 
     Attributes:
-        function: The yield of a chunk, in operations that torch can differentiate, twice if need be.
+        function: (logits (b c n), truth (b n) or (b c n), weight (b 1|c n) or None) of a chunk: its share of the yield,
+            in operations that torch can differentiate, twice if need be.
         quick: Sums and map once more, faster and without gradients, and the chunk's log Σ exp z (b n).
         slope: (softmax probabilities, labels (b 1 n), weight, gradients of sums and map): turn the probabilities into
             the gradient of the chunk's logits, in place; it comes with ``quick``. None: torch differentiates
             ``function``, whose chunks hold all samples.
     """
 
-    function: ChunkFunction
-    quick: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None, Tensor]] | None = None
-    slope: Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None], None] | None = None
+    function: Callable[[Tensor, Tensor, Maybe], Yield]
+    quick: Callable[[Tensor, Tensor, Maybe], tuple[Tensor, Maybe, Tensor]] | None = None
+    slope: Callable[[Tensor, Tensor, Maybe, Maybe, Maybe], None] | None = None
 
     def __call__(
         self,
@@ -163,8 +161,8 @@ class _Walk(torch.autograd.Function):
         truth: Shaped[Tensor, "b *n"],
         weight: Float[Tensor, "b w n"] | None,
         undrawn: Bool[Tensor, "b c"] | None,
-    ) -> tuple[Tensor | None, ...]:
-        first: Callable[..., tuple[Tensor | None, ...]] = walk.quick or walk.function
+    ) -> tuple[Maybe, ...]:
+        first: Callable[..., tuple[Maybe, ...]] = walk.quick or walk.function
         dtype = working_dtype(logits)
         totals: list[Tensor] = []
         maps: dict[int, Tensor] = {}
@@ -193,7 +191,7 @@ class _Walk(torch.autograd.Function):
             ctx.mark_non_differentiable(output[2])
 
     @staticmethod
-    def backward(ctx: Any, d_sums: Tensor | None, d_map: Tensor | None, _: Tensor | None) -> Any:
+    def backward(ctx: Any, d_sums: Maybe, d_map: Maybe, _: Maybe) -> Any:
         """Walk again. Where the gradient itself is to have one, torch records how it came about."""
         if d_sums is None and d_map is None:
             return (None,) * 5
@@ -261,14 +259,14 @@ def _write_slope(
         out.copy_(place)
 
 
-def _at(values: Tensor | None, samples: slice, at: slice) -> Tensor | None:
+def _at(values: Maybe, samples: slice, at: slice) -> Maybe:
     return None if values is None else values[samples, ..., at]
 
 
 # ------------------------------------------------------------------ walks over hard labels of exclusive classes
 
 
-def _parted(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+def _parted(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Maybe]:
     """e^(z - top) with 0 at the label (b c n), what stood there, the sum of the others, that of all, and top (b 1 n).
 
     Without top, the largest logit, there are two passes less over all classes; where the exponentials are then out of
@@ -288,14 +286,14 @@ def _parted(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
     return *parted(torch.sub(z, top).exp_()), top
 
 
-def _overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def _overlap(z: Tensor, labels: Tensor, weight: Maybe) -> tuple[Tensor, Tensor]:
     log_p, g = z.log_softmax(1), onehot(labels, z)
     p = log_p.exp() if weight is None else log_p.exp() * weight
     at_label = log_p.gather(1, labels.long().unsqueeze(1)).squeeze(1)  # no product: a logit may be -inf
     return torch.stack([p * g, p * (1 - g)]).sum(3, dtype=torch.float64), at_label
 
 
-def _quick_overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _quick_overlap(z: Tensor, labels: Tensor, weight: Maybe) -> tuple[Tensor, Tensor, Tensor]:
     y = labels.long().unsqueeze(1)
     e, true, _, total, top = _parted(z, y)
     scale = total.reciprocal()
@@ -310,7 +308,7 @@ def _quick_overlap(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Te
     return sums, z.gather(1, y).sub_(top).sub_(total).squeeze(1), total.add_(top).squeeze(1)
 
 
-def _slope_of_overlap(p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, d_log: Tensor | None) -> None:
+def _slope_of_overlap(p: Tensor, y: Tensor, weight: Maybe, d_sums: Maybe, d_log: Maybe) -> None:
     """dz_c = p_c (w q_c - m) + d_log [c = y], m = w <p, q> + d_log, with q = d_fp, and d_tp at the label."""
     p_true = p.gather(1, y)
     at_label = mean = slope = p_true.new_zeros(())
@@ -333,14 +331,14 @@ OVERLAP = Walk(_overlap, _quick_overlap, _slope_of_overlap)
 The backward pass costs one exponential per logit and stores nothing but the gradient and one float per voxel."""
 
 
-def _squares(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, None]:
+def _squares(z: Tensor, labels: Tensor, weight: Maybe) -> tuple[Tensor, None]:
     p, g = z.softmax(1), onehot(labels, z)
     wrong = (p * (1 - g)).sum(1, keepdim=True)  # near 1, 1 - p has lost digits that the other probabilities still have
     terms = torch.stack([wrong.square() * g, p * p * g, p * g, p * p * (1 - g)])
     return (terms if weight is None else terms * weight).sum(3, dtype=torch.float64), None
 
 
-def _quick_squares(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, None, Tensor]:
+def _quick_squares(z: Tensor, labels: Tensor, weight: Maybe) -> tuple[Tensor, None, Tensor]:
     e, true, others, total, top = _parted(z, labels.long().unsqueeze(1))
     wrong, true, scale = others / total, true / total, total.square().reciprocal_()
     terms = (term if weight is None else term * weight for term in (wrong * wrong, true * true, true))
@@ -350,7 +348,7 @@ def _quick_squares(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Te
     return torch.stack([*sums, beside.double()]), None, logsumexp.squeeze(1)
 
 
-def _slope_of_squares(p: Tensor, y: Tensor, weight: Tensor | None, d_sums: Tensor | None, _: Tensor | None) -> None:
+def _slope_of_squares(p: Tensor, y: Tensor, weight: Maybe, d_sums: Maybe, _: Maybe) -> None:
     """dz_c = w p_c (q_c - <p, q>), q = 2 p d_outside, and at the label -2 (1 - p) d_inside + 2 p d_hit + d_tp."""
     assert d_sums is not None  # there is nothing else to have a gradient
     d = d_sums.to(p.dtype)
@@ -369,7 +367,7 @@ SQUARES = Walk(_squares, _quick_squares, _slope_of_squares)
 """Σ w (1 - p)² g, Σ w p² g, Σ w p g and Σ w p² (1 - g), (4 b c)."""
 
 
-def _confusion(z: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, None]:
+def _confusion(z: Tensor, labels: Tensor, weight: Maybe) -> tuple[Tensor, None]:
     g = onehot(labels, z)
     return torch.bmm(g if weight is None else g * weight, z.softmax(1).transpose(1, 2)).double(), None
 

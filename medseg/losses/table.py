@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,7 +18,8 @@ Family = Literal["distribution", "region", "boundary", "compound"]
 Reduced = Float[Tensor, "*samples"]
 """A value already reduced as the comparison asks: a scalar, or one per sample (b,)."""
 
-ALL_MODES = ("multiclass", "binary", "multilabel")
+Mode = Literal["multiclass", "binary", "multilabel"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 PER_CLASS_KNOBS: dict[str, Any] = {
     "include_background": True,
     "weight": None,
@@ -86,7 +87,7 @@ def loss(
     *,
     family: Family,
     paper: str,
-    modes: tuple[str, ...] = ALL_MODES,
+    modes: tuple[str, ...] = MODES,
     batch: bool | None = None,
     parts: tuple[Callable[..., Tensor], ...] = (),
     **about: Any,
@@ -155,7 +156,7 @@ def row(function: Callable[..., Tensor]) -> Row:
 @cache
 def _unfiled(function: Callable[..., Tensor]) -> Row:
     path = f"{function.__module__}.{function.__qualname__}"
-    return _read(function, path, None, family="compound", paper="", modes=ALL_MODES)
+    return _read(function, path, None, family="compound", paper="", modes=MODES)
 
 
 def row_named(name: str) -> Row:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medseg.losses.comparison import Comparison
 from medseg.losses.knobs import Weights
-from medseg.losses.masks import existing, per_channel, shortest_step, target_masks
+from medseg.losses.masks import existing, only, target_distance, target_masks
 from medseg.losses.reduction import class_factor, class_vector, element_weight, quotient
 from medseg.losses.table import Reduced, loss
 from medseg.machine.threads import in_threads
@@ -61,7 +61,7 @@ def _border_closeness(x: Comparison) -> Tensor:
     truth, here = target_masks(x, 0), existing(x, 0)
     if x.mode == "multiclass":
         return _scaled(_depth(x, truth, here), truth).sum(1)
-    rest = ~truth if here is None else ~truth & here
+    rest = only(~truth, here)
     return _scaled(_depth(x, truth, here), truth) + _scaled(_depth(x, rest, here), rest)
 
 
@@ -69,10 +69,7 @@ def _depth(x: Comparison, region: Tensor, here: Tensor | None) -> Tensor:
     """Distance to the outside, within the region."""
     if x.distance_map is None:
         return inner_distance(region, x.spacing_mm, valid=here, dtype=x.dtype)
-    signed = per_channel(x.distance_map, x, 0, "distance_map")
-    deep = torch.where(target_masks(x, 0), shortest_step(x) - signed, signed) * region
-    other = ~region if here is None else ~region & here
-    return deep * other.flatten(2).any(2).reshape(*region.shape[:2], *[1] * (region.ndim - 2))
+    return target_distance(x, target_masks(x, 0), 0) * region
 
 
 def _scaled(depth: Tensor, region: Tensor) -> Tensor:
