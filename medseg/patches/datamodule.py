@@ -17,6 +17,7 @@ from jaxtyping import Float64
 
 from medseg.datasets.split import Fold, folds, read_split
 from medseg.errors import DataError, UsageError, listed
+from medseg.losses.beforehand import Wishes
 from medseg.patches.batch import Batch, Crops, augmented
 from medseg.patches.cutting import Cases, TrainingCrops, WholeVolumes
 from medseg.patches.geometry import Geometry, geometry_of
@@ -102,6 +103,7 @@ class VolumesDataModule(pl.LightningDataModule):
         self._train_loader: CaseLoader | None = None
         self._resume: dict[str, int] | None = None
         self.tests_voxels = True
+        self.wishes: Wishes | None = None  # of the loss
 
     @property
     def cases(self) -> Fold:
@@ -165,7 +167,7 @@ class VolumesDataModule(pl.LightningDataModule):
             seed=self.seed,
             oversample=self.oversample_foreground,
         )
-        dataset = TrainingCrops(cases, schedule, rank, self.settings, self.geometry, self._crop_size())
+        dataset = TrainingCrops(cases, schedule, rank, self.settings, self.geometry, self._crop_size(), self.wishes)
         loading, order = self._load(), EpochOrder(self.steps_per_epoch)
         self._train_loader = case_loader(dataset, order, workers=loading.workers, ahead=loading.ahead)
         if self._resume is not None:
@@ -253,9 +255,10 @@ class VolumesDataModule(pl.LightningDataModule):
     def _sizes(self) -> Sizes:
         examined = self._look()
         voxel = 4 * self._channels + 2 * (1 + examined.raters)
+        maps = self.wishes.bytes_per_voxel if self.wishes else 0
         shapes = {case: math.prod(info.change.shape) * voxel for case, info in examined.infos.items()}
         train, val = ([shapes[case] for case in cases] for cases in (examined.fold.train, examined.fold.val))
-        batch = self.plan.batch_size * math.prod(self._crop_size()) * voxel
+        batch = self.plan.batch_size * math.prod(self._crop_size()) * (voxel + maps)
         return Sizes(sum(train) + sum(val), batch, max(val, default=0))
 
     def _crop_size(self) -> Shape:

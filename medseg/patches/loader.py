@@ -13,6 +13,8 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from medseg.errors import DataError, MedsegError
+from medseg.machine.hardware import usable_cores
+from medseg.machine.threads import share_cores
 from medseg.patches.cutting import NO_CASE, Cases, TrainingCrops, WholeVolumes
 from medseg.patches.loading import AHEAD
 
@@ -150,8 +152,12 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and SLURM reach every process; the training wants its batches until the step is done and kept."""
+def _begin_worker(worker: int) -> None:
+    """One core, for its siblings have the others; and no signals.
+
+    Ctrl-C and SLURM reach every process; the training wants its batches until the step is done and kept.
+    """
+    share_cores(usable_cores())
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -184,7 +190,7 @@ def case_loader(
         num_workers=workers,
         pin_memory=pinned and torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=_begin_worker,
         timeout=STALLED_S if workers > 0 else 0,
         prefetch_factor=ahead if workers > 0 else None,
         # fork would copy the threads' locks of torch and blosc2 in whatever state they are
