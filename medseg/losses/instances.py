@@ -93,7 +93,8 @@ def blob_numbers(x: Comparison, truth: Tensor, *, first: int, connectivity: int 
     pair = torch.arange(truth.shape[0] * truth.shape[1], device=truth.device).reshape(*truth.shape[:2])
     ids = torch.unique(names, return_inverse=True)[1]
     keys = ids + pair.reshape(*pair.shape, *[1] * (truth.ndim - 2)) * (ids.max() + 1) + 1
-    return keys * truth
+    numbers: Tensor = keys * truth
+    return numbers
 
 
 @of_target

@@ -69,7 +69,7 @@ def _border_closeness(x: Comparison) -> Tensor:
 def _depth(x: Comparison, region: Tensor, here: Tensor | None) -> Tensor:
     """Distance to the outside, within the region."""
     if x.distance_map is None:
-        return inner_distance(region, x.spacing_mm, valid=here, dtype=x.dtype)
+        return inner_distance(region, x.spacing_mm, valid=here, exclusive=x.mode == "multiclass", dtype=x.dtype)
     signed = per_channel(x.distance_map, x, 0, "distance_map")
     deep = torch.where(target_masks(x, 0), shortest_step(x) - signed, signed) * region
     other = ~region if here is None else ~region & here

@@ -6,7 +6,8 @@ import atexit
 import signal
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,6 +83,7 @@ class CaseLoader(DataLoader[Any]):
     Attributes:
         delivered: Batches of this epoch that were handed over.
         waited_s: Seconds that this process has waited for batches, or read them itself, since the loader was made.
+        prepared: What is done with batches on their way, a batch ahead; None for nothing.
 
     Raises:
         DataError: While iterating, when a case cannot be read or a worker died over it.
@@ -89,6 +91,7 @@ class CaseLoader(DataLoader[Any]):
 
     delivered = 0
     waited_s = 0.0
+    prepared: Callable[[Iterator[Any]], Iterator[Any]] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch promises its private iterator
         first = self.sampler.first if isinstance(self.sampler, EpochOrder) else 0
@@ -100,7 +103,8 @@ class CaseLoader(DataLoader[Any]):
                 atexit.register(process.kill)  # torch would ask it to end, which it does not hear, and wait for ever
         if isinstance(self.sampler, EpochOrder):
             self.sampler.interrupted = None
-        while (item := self._next(batches)) is not None:
+        arriving: Iterator[Any] = iter(partial(self._next, batches), None)
+        for item in self.prepared(arriving) if self.prepared else arriving:
             if isinstance(item, MedsegError):
                 raise item
             self.delivered += 1

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from support.toys import write_toy_dataset
 
 from medseg.cli import main
 from medseg.store.prepare import prepare
-from medseg.training.task import SegmentationTask
 
 CONFIG = {
     "data": {"workers": 0, "steps_per_epoch": 4, "seed": 3},
@@ -85,21 +83,6 @@ def rows(folder, run):
         return list(csv.reader(file))
 
 
-@contextmanager
-def doubled():
-    """Networks in double precision, in which the order of a sum is no matter."""
-    build, forward = SegmentationTask.build_net, SegmentationTask.forward
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SegmentationTask, "build_net", lambda task, spec: build(task, spec).double())
-        patch.setattr(SegmentationTask, "forward", lambda task, image: forward(task, image.double()))
-        yield
-
-
-def work_doubled(rank, *given):
-    with doubled():
-        work(rank, *given)
-
-
 def work(rank, folder, run, processes, words):
     os.chdir(folder)
     shared = ["--data.batch_size", str(4 // processes), "--trainer.devices", "1", "--trainer.num_nodes", str(processes)]
@@ -128,10 +111,11 @@ def test_any_number_of_processes_with_everything_on_trains_the_same_weights(fold
     """Averages, deep supervision, accumulation, a budget of time, fewer cases to validate than processes."""
     monkeypatch.chdir(folder)
     if not (folder / "all").exists():
-        with doubled():
-            assert main([*fit("all"), *EVERYTHING, "--data.batch_size", "4"]) == 0
-    run_ranks(work_doubled, processes, folder, f"all_{processes}", processes, EVERYTHING)
-    assert_the_same_training(folder, f"all_{processes}", "all", steps=6, atol=1e-9)
+        assert main([*fit("all"), *EVERYTHING, "--data.batch_size", "4"]) == 0
+    run_ranks(work, processes, folder, f"all_{processes}", processes, EVERYTHING)
+    assert_the_same_training(
+        folder, f"all_{processes}", "all", steps=6, atol=5e-5
+    )  # rounding, where sums are in other parts
 
 
 @pytest.mark.ddp
