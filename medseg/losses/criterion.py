@@ -128,7 +128,7 @@ class Criterion(nn.Module):
                     instances=instances,
                     skeleton=skeleton,
                     distance_map=distance_map,
-                    beforehand=beforehand,
+                    beforehand=dict(beforehand or {}),  # a comparison adds its own
                     reduction=self.reduction,
                     looks=self.looks,
                 )

@@ -73,7 +73,6 @@ def compare(
         labels, dense = _to_background(labels, dense, undrawn)
     for name in ("instances", "skeleton", "distance_map"):
         _check_space(options.get(name), logits, name)
-    options["beforehand"] = dict(options.get("beforehand") or {})  # a comparison adds its own
     return Comparison(
         raw=logits,
         mode=mode,
