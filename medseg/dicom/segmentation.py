@@ -76,6 +76,7 @@ def write_segmentation(
         series_description=f"{series.name} segmented"[:64],
         omit_empty_frames=bool(pixels.any()),
     )
+    written.ContentCreatorName = ""  # which the standard wants to be there, and highdicom leaves out
     with whole(path) as unfinished:
         written.save_as(unfinished)
 

@@ -10,13 +10,14 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt64
 from numpy.typing import NDArray
 
 from medseg.datasets.case import Case, Dataset, read_case
 from medseg.errors import DataError
 from medseg.machine.crew import default_workers, run_tasks
 from medseg.merge.choices import SetChoice
+from medseg.merge.details import details
 from medseg.space.distance import voxel_size
 from medseg.space.labels import boxes_of, values_of
 from medseg.space.reading import read_header
@@ -36,11 +37,13 @@ class ChannelFacts:
     Attributes:
         digest: Of the decoded voxels in the order of the body's axes; empty where all are equal.
         coarse: Means over a grid of `GRID`³ cells, their own mean taken away, of length 1; zero where all are equal.
+        details: See `medseg.merge.details.details`.
         quantiles: Intensities at `QUANTILES`.
     """
 
     digest: str
     coarse: Float32[np.ndarray, " cells"]
+    details: UInt64[np.ndarray, " details"]
     quantiles: tuple[float, ...]
 
 
@@ -130,10 +133,10 @@ def _channel(voxels: NDArray[np.float32]) -> ChannelFacts:
     ranked = voxels.reshape(-1)[:: max(1, voxels.size // _MOST)]
     quantiles = tuple(float(value) for value in np.percentile(ranked, QUANTILES))
     if voxels.min() == voxels.max():
-        return ChannelFacts("", np.zeros(GRID**3, np.float32), quantiles)
+        return ChannelFacts("", np.zeros(GRID**3, np.float32), np.zeros(0, np.uint64), quantiles)
     digest = hashlib.blake2b(repr(voxels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(voxels).data)
-    return ChannelFacts(digest.hexdigest(), coarse(voxels), quantiles)
+    return ChannelFacts(digest.hexdigest(), coarse(voxels), details(voxels), quantiles)
 
 
 def coarse(voxels: Float[np.ndarray, "i j k"]) -> Float32[np.ndarray, " cells"]:

@@ -13,12 +13,15 @@ from medseg.datasets.case import Dataset
 from medseg.datasets.sides import side_pairs
 from medseg.errors import listed
 from medseg.merge.choices import Choices, Twins, alike
+from medseg.merge.details import shared
 from medseg.merge.facts import CaseFacts, ChannelFacts, Member, channel_of, overlap_of
 
 SAME = 0.99
 """Correlation of two coarse copies from which on their volumes are taken for one."""
 
-_EXACTLY = 1.0  # a correlation cannot be above it, a copy to the last bit is
+SHARED = 5
+"""Details that two volumes have in common from which on they are taken for parts of one."""
+
 _AT_ONCE = 1000  # cases that are held against all others
 FEW = 2  # cases; less is no evidence of how a set is
 _SIDED = 0.8  # share of cases in which an organ lies on one side, for a set to have it there
@@ -72,36 +75,53 @@ class Evidence:
 
 
 def find_twins(evidence: Evidence) -> list[Twins]:
-    """Cases of different sets whose voxels are the same, or all but the same once they are made coarse."""
+    """Cases of different sets that show one body: the same voxels, or coarse copies or details that agree."""
     ids = list(evidence.members)
-    alike: dict[tuple[int, int], float] = {}
-    for name in evidence.choices.modalities:
-        sets = (evidence.choices.sets[evidence.members[one].set] for one in ids)
-        channels = [channel_of(choice, evidence.facts[one], name) for choice, one in zip(sets, ids, strict=True)]
-        for pair, how in _pairs_alike(channels):
-            alike[pair] = max(how, alike.get(pair, 0.0))
+    alike: dict[tuple[int, int], str] = {}
+    for find in (_sharing, _coarsely_alike, _equal):  # what is found later says more
+        for name in evidence.choices.modalities:
+            sets = (evidence.choices.sets[evidence.members[one].set] for one in ids)
+            channels = [channel_of(choice, evidence.facts[one], name) for choice, one in zip(sets, ids, strict=True)]
+            alike |= dict(find(channels))
     found = []
-    for (one, other), how in sorted(alike.items()):
+    for (one, other), told in sorted(alike.items()):
         first, second = evidence.members[ids[one]], evidence.members[ids[other]]
         if first.set == second.set:
             continue
         if first.test and not second.test:
             first, second = second, first
-        told = "the same voxels" if how > _EXACTLY else f"correlation {how:.4f} when coarse"
         found.append(Twins((first.id, second.id), told, "leave_out" if first.test != second.test else "one_patient"))
     return found
 
 
-def _pairs_alike(channels: Sequence[ChannelFacts]) -> Iterator[tuple[tuple[int, int], float]]:
-    """Pairs of places, the smaller first, whose channels are alike, and how much: above `_EXACTLY` to the last bit."""
+Alike = Iterator[tuple[tuple[int, int], str]]
+"""Pairs of places, the smaller first, whose channels are alike, and how much."""
+
+
+def _sharing(channels: Sequence[ChannelFacts]) -> Alike:
+    """Parts of one scan, cropped, padded or mirrored."""
+    for pair, count in shared([channel.details for channel in channels]).items():
+        if count >= SHARED:
+            yield pair, f"{count} details in common, as of parts or mirror images of one scan"
+
+
+def _coarsely_alike(channels: Sequence[ChannelFacts]) -> Alike:
+    """One scan in other voxels, units or types."""
     rows = np.stack([channel.coarse for channel in channels])
     for start in range(0, len(rows), _AT_ONCE):
         near = rows[start : start + _AT_ONCE] @ rows.T
         for row, other in np.argwhere(near >= SAME).tolist():
-            one = start + row
-            if one < other:
-                same = channels[one].digest == channels[other].digest
-                yield (one, other), 1 + _EXACTLY if same else min(float(near[row, other]), _EXACTLY)
+            if start + row < other:
+                yield (start + row, other), f"correlation {min(float(near[row, other]), 1.0):.4f} when coarse"
+
+
+def _equal(channels: Sequence[ChannelFacts]) -> Alike:
+    """The same to the last bit."""
+    places: dict[str, list[int]] = {}
+    for place, channel in enumerate(channels):
+        places.setdefault(channel.digest, []).append(place)
+    for digest, several in places.items():
+        yield from ((pair, "the same voxels") for pair in combinations(several, 2) if digest)
 
 
 def find_all(evidence: Evidence, datasets: Mapping[str, Dataset]) -> list[Finding]:
@@ -251,6 +271,8 @@ def _overlaps_of_twins(datasets: Mapping[str, Dataset]) -> Callable[[Evidence], 
         told: set[tuple[str, ...]] = set()
         for twins in evidence.choices.twins:
             first, second = (evidence.members[name] for name in twins.cases)
+            if not _show_as_much(evidence, first, second):
+                continue
             for (a, b), dice in overlap_of(first, second, datasets).items():
                 ours, theirs = (evidence.choices.sets[one.set].targets(o) for one, o in ((first, a), (second, b)))
                 united, key = bool(set(ours) & set(theirs)), (first.set, a, second.set, b)
@@ -268,3 +290,13 @@ def _overlaps_of_twins(datasets: Mapping[str, Dataset]) -> Callable[[Evidence], 
                     yield Finding("two-names", f"{where}, called apart, have Dice {dice:.2f}", remedy, stops=True)
 
     return find
+
+
+def _show_as_much(evidence: Evidence, *members: Member) -> bool:
+    """Whether two twins are neither cropped nor mirrored, so that their masks can be laid upon each other."""
+    choices, names = evidence.choices, evidence.choices.modalities
+    one, other = (
+        [channel_of(choices.sets[member.set], evidence.facts[member.id], name).coarse for name in names]
+        for member in members
+    )
+    return any(float(mine @ theirs) >= SAME for mine, theirs in zip(one, other, strict=True))

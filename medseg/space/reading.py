@@ -62,7 +62,7 @@ def images_in(folder: Path, *, objects: bool = False) -> list[Path]:
     shouted = [path for path in found if not path.name.endswith(ENDINGS) and path.is_file()]
     if shouted:
         raise DataError(shouted[0], "has capitals in its ending, which not every program reads", "Write it small")
-    return sorted([*found, *(path for path in visible if path not in found and is_object(path))]) if objects else found
+    return sorted(found + [path for path in set(visible) - set(found) if is_object(path)]) if objects else found
 
 
 def is_nifti(path: Path) -> bool:

@@ -4,7 +4,9 @@ import gzip
 import json
 import os
 import shutil
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import yaml
@@ -16,8 +18,12 @@ from medseg.datasets.case import read_case, read_dataset, read_weight
 from medseg.datasets.split import folds
 from medseg.errors import DataError, UsageError
 from medseg.merge.choices import read_choices
+from medseg.merge.details import details, shared
 from medseg.merge.facts import coarse
+from medseg.merge.findings import SHARED
 from medseg.merge.merge import plan_merge, write_merge
+
+HIPPOCAMPUS = Path(__file__).parents[3] / "shared" / "data" / "Task04_Hippocampus"
 
 
 def write_three(folder):
@@ -250,6 +256,52 @@ def test_the_same_volume_is_found_however_it_is_stored(tmp_path):
     assert "b_same" not in patients
     assert patients["b_turned"] != patients["a_case_1"]
     assert patients["b_bytes"] == patients["a_case_3"]
+
+
+def test_a_copy_that_was_cropped_padded_or_mirrored_is_found(tmp_path):
+    """Half of a scan, one in a frame of air, one mirrored, and all of it: one patient each."""
+    write_hospital(tmp_path / "a", {"liver": 1}, {"liver": 1}, (0, 1, 2, 3, 4))
+    root = write_hospital(tmp_path / "b", {"liver": 1}, {"liver": 1}, (10, 11))
+    affine, frame = np.diag([2.0, 2.0, 4.0, 1.0]), ((4, 3), (0, 5), (2, 2))
+    for seed, (name, change) in enumerate({
+        "half": lambda scan: scan[:, :, :8],
+        "framed": lambda scan: np.pad(scan, frame),
+        "mirrored": lambda scan: scan[::-1],
+        "all": lambda scan: np.pad(3 * scan[2:-2, 2:, ::-1] + 1024, frame),
+    }.items()):  # fmt: skip
+        image, masks = patient(seed)
+        write_nifti(root / "imagesTr" / f"{name}.nii.gz", change(image), affine)
+        write_nifti(root / "labelsTr" / f"{name}.nii.gz", (change(masks["liver"]) == 1).astype(np.uint8), affine)
+    merged = merge(tmp_path, "a", "b", accept=["units", "sides"])
+    told = {twins.cases: twins.found for twins in merged.evidence.choices.twins}
+    assert set(told) == {
+        ("a_case_0", "b_half"),
+        ("a_case_1", "b_framed"),
+        ("a_case_2", "b_mirrored"),
+        ("a_case_3", "b_all"),
+    }
+    assert all("details in common" in how for how in told.values())
+    assert "two-organs" not in kinds(merged)
+    assert write_merge(merged)
+    patients = {case.id: case.patient for case in read_dataset(tmp_path / "all").cases}
+    assert all(patients[one] == patients[other] for one, other in told)
+
+
+@pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="the real volumes are not beside this checkout")
+def test_half_a_hippocampus_knows_its_own_and_no_other():
+    """An eighth of the volume of every fourth of 208 real scans, mirrored and framed."""
+    files = sorted((HIPPOCAMPUS / "imagesTr").glob("hippocampus_*.nii.gz"))[::4]
+    scans = [nib.as_closest_canonical(nib.load(file)).get_fdata(dtype=np.float32) for file in files]
+    rng, whole, parts = np.random.default_rng(0), [], []
+    for scan in scans:
+        edges = [(start, start + size // 2) for size in scan.shape for start in [rng.integers(size - size // 2)]]
+        part = scan[tuple(slice(*edge) for edge in edges)]
+        whole.append(details(scan))
+        parts.append(details(np.pad(part[::-1], 3) * np.float32(0.4)))
+    common = shared([*whole, *parts])
+    for (one, other), count in common.items():
+        assert count >= SHARED if other - one == len(scans) else count < SHARED / 2
+    assert sum(other - one == len(scans) for one, other in common) == len(scans)
 
 
 def test_bodies_alike_are_no_twins():
