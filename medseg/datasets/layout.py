@@ -92,11 +92,12 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
     case = composed(told[0]) or case_name(mask or paths[0])
     if len(paths) == 1 and not is_there(paths[0]):
         paths = _channel_files(paths[0], len(manifest.modalities)) or paths
+    merged = "Put it back where it was, or run medseg merge again" if told[1] else ""
     return Files(
         id=case,
         images=paths,
         label=mask,
-        remedy=f'Add the file, or remove the entry from "{key}" in {manifest.file.name}',
+        remedy=merged or f'Add the file, or remove the entry from "{key}" in {manifest.file.name}',
         raters=tuple(masks[1:]),
         weight=existing(root / _slashed(weight)) if weight else None,
         dataset=told[1],
@@ -289,6 +290,11 @@ def _fitted(
     )
 
 
+def _ending(labels: dict[int, Path] | None) -> str:
+    """That of an image that should be there: what is drawn on a series belongs to a folder."""
+    return "" if labels and labels[0].name.endswith(".dcm") else ".nii.gz"
+
+
 def _plain(root: Path, manifest: Manifest) -> FilesOfDataset:
     content = manifest.content
     image_folder = _folder(root, manifest, "image_folder", ("images", "imagesTr"))
@@ -302,7 +308,7 @@ def _plain(root: Path, manifest: Manifest) -> FilesOfDataset:
     training = [
         Files(
             case,
-            tuple(images.get(case, {0: image_folder / f"{case}.nii.gz"}).values()),
+            tuple(images.get(case, {0: image_folder / f"{case}{_ending(labels.get(case))}"}).values()),
             labels.get(case, {0: label_folder / f"{case}{suffix}.nii.gz"})[0],
             remedy,
         )
