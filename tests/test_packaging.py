@@ -1,12 +1,14 @@
 """What is shipped: the wheel, the source archive, the container's recipe; nothing missing, nothing stray."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
 import tarfile
 import zipfile
 from email.parser import Parser
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,7 @@ def test_the_wheel_holds_the_package_and_what_the_demo_needs(built):
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        metadata = Parser().parsestr(archive.read(f"medseg-{medseg.__version__}.dist-info/METADATA").decode())
+        about = Parser().parsestr(archive.read(f"medseg-{medseg.__version__}.dist-info/METADATA").decode())
         entry = archive.read(f"medseg-{medseg.__version__}.dist-info/entry_points.txt").decode()
     inside = (ROOT / "medseg").rglob("*")
     sources = {str(path.relative_to(ROOT)) for path in inside if path.suffix in (".py", ".csv", ".css")}
@@ -61,13 +63,57 @@ def test_the_wheel_holds_the_package_and_what_the_demo_needs(built):
     assert {"medseg/py.typed", "medseg/cli/demo.yaml"} <= names
     assert {name.split("/")[0] for name in names} == {"medseg", f"medseg-{medseg.__version__}.dist-info"}
     assert not [name for name in names if name.endswith((".pyc", ".ckpt", ".gz", ".ipynb"))]
-    assert metadata["License-Expression"] == "Apache-2.0"
-    assert metadata["License-File"] == "LICENSE"
-    assert metadata["Requires-Python"] == ">=3.10"
-    assert metadata.get_payload().startswith("# medseg")
-    assert "Typing :: Typed" in metadata.get_all("Classifier")
-    assert set(metadata.get_all("Provides-Extra")) >= {"export", "formats", "test"}
+    assert about["License-Expression"] == "Apache-2.0"
+    assert about["License-File"] == "LICENSE"
+    assert about["Requires-Python"] == ">=3.10"
+    assert about.get_payload().startswith("# medseg")
+    assert "Typing :: Typed" in about.get_all("Classifier")
+    assert set(about.get_all("Provides-Extra")) >= {"export", "formats", "test"}
     assert "medseg = medseg.__main__:main" in entry
+
+
+def required(by: metadata.Distribution) -> dict[str, metadata.Distribution]:
+    """All that the distribution requires here, by name; an extra counts where it is asked for."""
+    found, waiting = {}, [(by, ("",))]
+    while waiting:
+        package, extras = waiting.pop()
+        for wanted in map(Requirement, package.requires or []):
+            name, chosen = normalised(wanted.name), ("", *sorted(wanted.extras))
+            here = not wanted.marker or any(wanted.marker.evaluate({"extra": extra}) for extra in extras)
+            if here and (name, chosen) not in found:
+                found[name, chosen] = metadata.distribution(name)
+                waiting.append((found[name, chosen], chosen))
+    return {name: package for (name, _), package in found.items()}
+
+
+def lend(packages: dict[str, metadata.Distribution], site: Path) -> None:
+    """Link the files of the packages into another environment's ``site-packages``, and no other."""
+    for package in packages.values():
+        for top in {path.parts[0] for path in package.files or [] if path.parts[0] not in ("..", "__pycache__")}:
+            if not (site / top).exists():
+                (site / top).symlink_to(package.locate_file(top))
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_runs_the_demo(built, tmp_path):
+    """Away from the checkout, with what the wheel says that it requires and nothing else that is installed here."""
+    (wheel,) = built.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "empty")], check=True)
+    python = tmp_path / "empty" / "bin" / "python"
+    site = tmp_path / "empty" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(install, check=True)
+    (about,) = metadata.distributions(name="medseg", path=[str(site)])
+    lend(required(about), site)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    where = [str(python), "-c", "import medseg; print(medseg.__file__)"]
+    said = subprocess.run(where, cwd=tmp_path, env=clean, check=True, capture_output=True, text=True).stdout
+    assert Path(said.strip()) == site / "medseg" / "__init__.py"
+    demo = [str(python.with_name("medseg")), "demo", "--out", "demo", "--minutes", "0.1"]
+    done = subprocess.run(demo, cwd=tmp_path, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "demo").iterdir()} >= {"report.html", "cases.csv", "predictions", "run"}
+    assert "Traceback" not in done.stderr
 
 
 def test_the_source_archive_holds_what_git_does_and_no_data(built):

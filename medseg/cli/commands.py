@@ -33,12 +33,13 @@ from medseg.errors import MedsegError, UsageError
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for all it makes (default: demo)")
+    parser.add_argument("--minutes", type=above_zero, help="time to train in (default: as the demo's config, under 5)")
 
 
 def _demo(options: Options) -> int:
     from medseg.cli.demo import demo
 
-    return demo(options.out)
+    return demo(options.out, options.minutes)
 
 
 def _download_options(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -27,8 +28,12 @@ TRAINING_CASES, UNSEEN_CASES = 24, 6
 CONFIG = "demo.yaml"
 
 
-def demo(out: Path) -> int:
+def demo(out: Path, minutes: float | None = None) -> int:
     """Run the journey in the folder ``out``, which may hold an earlier demo but nothing else; give the exit status.
+
+    Args:
+        out: Folder for all it makes.
+        minutes: Time to train in; None takes what the config says.
 
     Raises:
         DataError: The folder holds something that is not a demo's.
@@ -37,12 +42,14 @@ def demo(out: Path) -> int:
     console = Console()
     logging.getLogger("medseg").setLevel(logging.WARNING)
     dataset, store, run, scores = out / "phantom", out / "store", Run(out / "run"), Scores(out)
+    fit = ["fit", "--config", str(demo_config()), "--data.store", str(store), "--run", str(run.path)]
+    fit += [] if minutes is None else [f"--trainer.max_time={{seconds: {round(60 * minutes)}}}"]
     with _chapter(console, f"1. Invent {TRAINING_CASES} abdominal CTs to train on and {UNSEEN_CASES} to be judged on"):
         write_phantom(dataset, TRAINING_CASES, test=UNSEEN_CASES)
     with _chapter(console, f"2. medseg prepare {dataset} --out {store}"):
         prepare(dataset, store)
-    with _chapter(console, f"3. medseg fit --config {demo_config()} --data.store {store} --run {run.path}"):
-        run_lightning(["fit", "--config", str(demo_config()), "--data.store", str(store), "--run", str(run.path)])
+    with _chapter(console, f"3. medseg {shlex.join(fit)}"):
+        run_lightning(fit)
     images, predictions = dataset / "imagesTs", scores.predictions
     commands = (
         f"medseg predict --ckpt {run.best} --input {images} --output {predictions}",
