@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medseg.datasets.bids import find_images, find_labels
+from medseg.datasets.bids import derivative_folder, find_images, find_labels
 from medseg.datasets.files import Files, checked_pattern, several, with_raters
 from medseg.datasets.manifest import Manifest, suffixes_of
 from medseg.datasets.names import Channels, apart, by_channel, by_suffix, composed, existing, single, spellings, volumes
@@ -220,10 +220,14 @@ def _channels(found: dict[int, Path], stem: Path, numbers: Sequence[int], ending
 def _bids(manifest: Manifest) -> FilesOfDataset:
     content, file = manifest.content, manifest.file
     images = find_images(file, suffixes := suffixes_of(file, content))
-    labels = find_labels(file, str(content["derivative"]), str(content.get("label_suffix", "")), images)
+    folder = derivative_folder(file, content["derivative"])
+    labels = find_labels(file, folder, str(content.get("label_suffix", "")), images)
     weights = dict[str, list[Path]]()
     if "weight_suffix" in content:
-        weights = find_labels(file, str(content["derivative"]), str(content["weight_suffix"]), images)
+        weights = find_labels(file, folder, str(content["weight_suffix"]), images, key="weight_suffix")
+        if doubled := [paths for paths in weights.values() if len(paths) > 1]:
+            problem = f"and {doubled[0][1].name} could both be the weight map of one case"
+            raise DataError(doubled[0][0], problem, 'Say how their names end, such as "weight_suffix": "desc-a_weight"')
         maps = {path for paths in weights.values() for path in paths}
         labels = {
             case: kept for case, paths in labels.items() if (kept := [path for path in paths if path not in maps])
