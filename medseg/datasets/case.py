@@ -21,7 +21,7 @@ from medseg.datasets.manifest import Manifest, Raters, read_manifest
 from medseg.errors import DataError, meant
 from medseg.space.labels import LabelValue, Others, others_value, values_of
 from medseg.space.nifti import require_finite
-from medseg.space.reading import ENDINGS, is_flat, is_there, read_volume
+from medseg.space.reading import ENDINGS, is_drawn, is_flat, is_there, read_volume
 from medseg.space.volume import Volume
 
 _COLOURS = 'Declare "modality": ["R", "G", "B"] for colours and one modality for grey, or save the picture accordingly'
@@ -325,7 +325,7 @@ def _patient(file: Path, case: str, manifest: Manifest) -> str:
 
 def _require_files(file: Path, files: Files) -> None:
     for path in files.every:
-        if not is_there(path):
+        if not (is_there if path in files.images else is_drawn)(path):
             raise DataError(path, f"{why_absent(path)}, {file.name} needs it for case {files.id!r}", files.remedy)
 
 

@@ -264,7 +264,7 @@ def _patterned(root: Path, manifest: Manifest) -> FilesOfDataset:
     if not scans:
         remedy = "Compare it with the path of a file; {case} stands for what differs from case to case"
         raise DataError(manifest.file, f'finds no file that fits "image": "{image}"', remedy)
-    images, labels = map(single, apart(scans, find_files(root, label)))
+    images, labels = map(single, apart(scans, find_files(root, label, labels=True)))
     if "*" in image:  # which also finds what was not meant
         nobodys = sorted(set(images) - set(labels))
         if nobodys and labels:

@@ -14,11 +14,12 @@ from jaxtyping import Bool, Float
 import medseg
 from medseg.dicom.organs import Organ, codes_of
 from medseg.dicom.outlines import Polygon, filled, outlines
-from medseg.dicom.segmentation import Algorithm, Masks, Segments
+from medseg.dicom.segmentation import Algorithm, Masks
 from medseg.dicom.series import Series, library, readable
 from medseg.errors import DataError
 from medseg.machine.files import whole
 from medseg.space.formats import STRUCTURES
+from medseg.space.painter import Segments
 
 _STUDY = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, by which structure sets refer to their study
 _OF_SOURCE = (
