@@ -4,11 +4,22 @@ import csv
 
 import numpy as np
 import pytest
-from support.dialects import journey, prepared_labels, write_bids, write_itk, write_objects, write_rated
+from support.dialects import (
+    ORGANS,
+    describe,
+    journey,
+    prepared_labels,
+    write_bids,
+    write_itk,
+    write_object,
+    write_objects,
+    write_rated,
+)
 from support.toys import toy_case
 
 from medseg.cli import main
 from medseg.datasets.case import read_case, read_dataset
+from medseg.dicom.series import series_of
 from medseg.store.store import Store
 
 pytest.importorskip("highdicom")
@@ -71,3 +82,28 @@ def test_every_set_is_trained_on_predicted_and_scored(merged):
             rows[part] = {(row["case"], row["organ"], row["dataset"]) for row in csv.DictReader(file)}
     assert {dataset for *_, dataset in rows["scores"]} == set(SETS)
     assert rows["run/test"] <= rows["scores"]
+
+
+def test_raters_may_draw_objects_and_outlines_on_one_series(tmp_path):
+    """Two segmentation objects that agree against a structure set that does not, merged with label maps."""
+    root, cases = tmp_path / "raters", cases_of("seg")
+    write_objects(root, "dicom-seg", cases)
+    (root / "outlines").mkdir()
+    entries = []
+    for case, index in cases.items():
+        shifted = np.roll(toy_case(index)[1], 1, axis=0)
+        masks = {organ: shifted == value for organ, value in ORGANS.items()}
+        write_object(root / "outlines" / f"{case}.dcm", "rtstruct", masks, series_of(root / "series" / case))
+        labels = [f"{folder}/{case}.dcm" for folder in ("drawn", "outlines", "drawn")]
+        entries.append({"image": f"series/{case}", "label": labels})
+    describe(root, raters="majority", training=entries)
+    write_itk(tmp_path / "itk", cases_of("itk"))
+    words = ["merge", str(root), str(tmp_path / "itk"), "--out", str(tmp_path / "all"), "--workers", "1"]
+    assert main(words) == 0
+    dataset = read_dataset(tmp_path / "all")
+    for case in dataset.cases[2:]:
+        assert len(case.drawn) == 3
+        _, labels = read_case(case, dataset)
+        drawn = toy_case(int(case.id[-1]))[1]
+        expected = np.select([drawn == 1, drawn == 5, drawn == 9], [1, 2, dataset.ignore], 0)
+        np.testing.assert_array_equal(labels.array[0], expected)
