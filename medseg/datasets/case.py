@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.datasets.drawn import Meaning, agreed, read_drawn
-from medseg.datasets.files import Files
+from medseg.datasets.files import Files, why_absent
 from medseg.datasets.grids import require_same_grid
 from medseg.datasets.layout import list_files
 from medseg.datasets.manifest import Manifest, Raters, read_manifest
@@ -327,20 +327,6 @@ def _require_files(file: Path, files: Files) -> None:
     for path in files.every:
         if not (is_there if path in files.images else is_drawn)(path):
             raise DataError(path, f"{why_absent(path)}, {file.name} needs it for case {files.id!r}", files.remedy)
-
-
-def why_absent(path: Path) -> str:
-    """What is there in place of a file, as the end of a sentence.
-
-    Example:
-        >>> why_absent(Path("nowhere.nii.gz"))
-        'is missing'
-    """
-    if path.is_dir():
-        return "is a folder, though it is named like a file"
-    if path.is_symlink():
-        return f"is missing: a link leads to {os.readlink(path)}, where there is none"
-    return "is missing"
 
 
 def require_complete(case: Case, dataset: Dataset) -> None:
