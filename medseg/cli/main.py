@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import medseg
 from medseg.cli.command import say
@@ -26,6 +26,12 @@ LIGHTNING_COMMANDS = {
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser that answers a misspelt option or command with the meant legal one."""
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        """Add one; an option of several values keeps those that it had when it is given again."""
+        if settings.get("nargs") in ("+", "*") and names[0].startswith("-"):
+            settings["action"] = "extend"
+        return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and what was probably meant; exit status 2."""

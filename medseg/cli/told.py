@@ -50,9 +50,24 @@ def _info(options: Options) -> int:
     return 0
 
 
+def _card_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or a run, of which the best is meant")
+    parser.add_argument("--scores", type=Path, help="folder of an evaluation (default: what medseg test wrote)")
+    parser.add_argument("--out", type=Path, default=Path("MODEL_CARD.md"), help="the card (default: MODEL_CARD.md)")
+
+
+def _card(options: Options) -> int:
+    from medseg.cli.card import write_card
+
+    blanks = write_card(options.checkpoint, options.scores, options.out)
+    say(f"Written to {options.out}; {blanks} blanks in it are yours to fill")
+    return 0
+
+
 TOLD = {
     "losses": Command("list the losses, or explain one", _listed_options, _losses),
     "nets": Command("list the networks, or explain one", _listed_options, _nets),
+    "model-card": Command("write a model card with its numbers, and blanks for what you know", _card_options, _card),
     "completion": COMPLETION,
     "info": Command("say what a checkpoint, a store or a dataset is", _info_options, _info),
 }

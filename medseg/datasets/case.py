@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.datasets.drawn import Meaning, agreed, read_drawn
-from medseg.datasets.files import Files
+from medseg.datasets.files import Files, why_absent
 from medseg.datasets.grids import require_same_grid
 from medseg.datasets.layout import list_files
 from medseg.datasets.manifest import Manifest, Raters, read_manifest
 from medseg.errors import DataError, meant
 from medseg.space.labels import LabelValue, Others, others_value, values_of
 from medseg.space.nifti import require_finite
-from medseg.space.reading import ENDINGS, is_flat, is_there, read_volume
+from medseg.space.reading import ENDINGS, is_drawn, is_flat, is_there, read_volume
 from medseg.space.volume import Volume
 
 _COLOURS = 'Declare "modality": ["R", "G", "B"] for colours and one modality for grey, or save the picture accordingly'
@@ -325,22 +325,8 @@ def _patient(file: Path, case: str, manifest: Manifest) -> str:
 
 def _require_files(file: Path, files: Files) -> None:
     for path in files.every:
-        if not is_there(path):
+        if not (is_there if path in files.images else is_drawn)(path):
             raise DataError(path, f"{why_absent(path)}, {file.name} needs it for case {files.id!r}", files.remedy)
-
-
-def why_absent(path: Path) -> str:
-    """What is there in place of a file, as the end of a sentence.
-
-    Example:
-        >>> why_absent(Path("nowhere.nii.gz"))
-        'is missing'
-    """
-    if path.is_dir():
-        return "is a folder, though it is named like a file"
-    if path.is_symlink():
-        return f"is missing: a link leads to {os.readlink(path)}, where there is none"
-    return "is missing"
 
 
 def require_complete(case: Case, dataset: Dataset) -> None:

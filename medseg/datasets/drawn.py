@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from medseg.datasets.masks import read_masks
 from medseg.dicom.labels import read_object
 from medseg.machine.typed import fields_of
 from medseg.space.labels import IGNORED, LabelValue, Numbering, values_of
 from medseg.space.nifti import LabelFile
-from medseg.space.reading import objects_of, read_label_file
+from medseg.space.reading import masks_of, objects_of, read_label_file
 from medseg.space.volume import Volume
 
 
@@ -72,13 +73,15 @@ def read_drawn(path: Path, image: Path | None, meaning: Meaning) -> LabelFile:
     """Read a label map and say how near to whole numbers it is.
 
     Args:
-        path: Of voxels, or of a segmentation object or structure set.
+        path: Of voxels, or of a segmentation object or structure set; or a folder with a mask per organ.
         image: What it was drawn on.
-        meaning: Names the organs of an object; values of voxels are not held against it.
+        meaning: Names the organs of an object or of masks; values of voxels are not held against it.
 
     Raises:
-        DataError: As `medseg.space.reading.read_label_file` or `medseg.dicom.labels.read_object`.
+        DataError: As `medseg.space.reading.read_label_file`, `medseg.dicom.labels.read_object` or `read_masks`.
     """
+    if masks := masks_of(path):
+        return read_masks(masks, meaning.labels, ignore=meaning.ignore, others=meaning.others)
     if objects_of(path):
         return read_object(path, image, meaning.labels, ignore=meaning.ignore, others=meaning.others)
     return read_label_file(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from medseg.datasets.manifest import Manifest
 from medseg.datasets.names import by_suffix, composed, single, volumes
 from medseg.datasets.patterns import FIELDS, find_files, mistake_in
 from medseg.errors import DataError
-from medseg.space.reading import is_there
+from medseg.space.reading import ENDINGS, case_name, is_drawn, is_image
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def with_raters(root: Path, manifest: Manifest, training: list[Files]) -> list[F
     cases = []
     for files in training:
         drawn = [*files.raters, *(labels[files.id] for labels in further if files.id in labels)]
-        if files.label is not None and drawn and not is_there(files.label):  # who is named first did not draw this one
+        if files.label is not None and drawn and not is_drawn(files.label):  # who is named first did not draw this one
             files = replace(files, label=drawn.pop(0))
         if drawn and manifest.raters is None:
             problem = f"lists {len(drawn) + 1} label files of case {files.id!r}, and nothing says how they agree"
@@ -72,7 +74,8 @@ def _drawn_beside(root: Path, manifest: Manifest) -> tuple[list[dict[str, Path]]
         return {case: files[0] for case, files in single(by_suffix(volumes(root / place, labels=True), suffix)).items()}
 
     def fitting(pattern: str) -> dict[str, Path]:
-        return {case: files[0] for case, files in single(find_files(root, pattern.removeprefix("./"))).items()}
+        found = single(find_files(root, pattern.removeprefix("./"), labels=True))
+        return {case: files[0] for case, files in found.items()}
 
     further = [by_case(str(folder), suffix) for folder in several(content.get("label_folder"))[1:]]
     further += [fitting(checked_pattern(manifest, "label", label)) for label in several(content.get("label"))[1:]]
@@ -97,3 +100,23 @@ def checked_pattern(manifest: Manifest, key: str, pattern: Any) -> str:
         legal = " and ".join(f"{{{name}}}" for name in fields)
         raise DataError(manifest.file, f'has a "{key}" that {mistake}', f"Write a path with {legal} in it")
     return str(pattern).removeprefix("./")
+
+
+def why_absent(path: Path) -> str:
+    """What is there in place of a file, as the end of a sentence.
+
+    Example:
+        >>> why_absent(Path("nowhere.nii.gz"))
+        'is missing'
+    """
+    if path.is_dir():
+        return "is a folder, " + (
+            "though it is named like a file" if path.name.endswith(ENDINGS) else "without DICOM slices"
+        )
+    if path.is_symlink():
+        return f"is missing: a link leads to {os.readlink(path)}, where there is none"
+    beside = sorted(path.parent.glob(f"{escape(case_name(path))}*"))
+    other = next((one for one in beside if case_name(one) == case_name(path)), None)
+    if other is None:
+        return "is missing"
+    return f"is missing, though there is {other.name}" + ("" if is_image(other) else ", which is no image")

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medseg.datasets.bids import find_images, find_labels
+from medseg.datasets.bids import derivative_folder, find_images, find_labels
 from medseg.datasets.files import Files, checked_pattern, several, with_raters
 from medseg.datasets.manifest import Manifest, suffixes_of
 from medseg.datasets.names import Channels, apart, by_channel, by_suffix, composed, existing, single, spellings, volumes
@@ -92,11 +92,12 @@ def _entry(root: Path, manifest: Manifest, key: str, entry: Any) -> Files:
     case = composed(told[0]) or case_name(mask or paths[0])
     if len(paths) == 1 and not is_there(paths[0]):
         paths = _channel_files(paths[0], len(manifest.modalities)) or paths
+    merged = "Put it back where it was, or run medseg merge again" if told[1] else ""
     return Files(
         id=case,
         images=paths,
         label=mask,
-        remedy=f'Add the file, or remove the entry from "{key}" in {manifest.file.name}',
+        remedy=merged or f'Add the file, or remove the entry from "{key}" in {manifest.file.name}',
         raters=tuple(masks[1:]),
         weight=existing(root / _slashed(weight)) if weight else None,
         dataset=told[1],
@@ -219,10 +220,14 @@ def _channels(found: dict[int, Path], stem: Path, numbers: Sequence[int], ending
 def _bids(manifest: Manifest) -> FilesOfDataset:
     content, file = manifest.content, manifest.file
     images = find_images(file, suffixes := suffixes_of(file, content))
-    labels = find_labels(file, str(content["derivative"]), str(content.get("label_suffix", "")), images)
+    folder = derivative_folder(file, content["derivative"])
+    labels = find_labels(file, folder, str(content.get("label_suffix", "")), images)
     weights = dict[str, list[Path]]()
     if "weight_suffix" in content:
-        weights = find_labels(file, str(content["derivative"]), str(content["weight_suffix"]), images)
+        weights = find_labels(file, folder, str(content["weight_suffix"]), images, key="weight_suffix")
+        if doubled := [paths for paths in weights.values() if len(paths) > 1]:
+            problem = f"and {doubled[0][1].name} could both be the weight map of one case"
+            raise DataError(doubled[0][0], problem, 'Say how their names end, such as "weight_suffix": "desc-a_weight"')
         maps = {path for paths in weights.values() for path in paths}
         labels = {
             case: kept for case, paths in labels.items() if (kept := [path for path in paths if path not in maps])
@@ -259,7 +264,7 @@ def _patterned(root: Path, manifest: Manifest) -> FilesOfDataset:
     if not scans:
         remedy = "Compare it with the path of a file; {case} stands for what differs from case to case"
         raise DataError(manifest.file, f'finds no file that fits "image": "{image}"', remedy)
-    images, labels = map(single, apart(scans, find_files(root, label)))
+    images, labels = map(single, apart(scans, find_files(root, label, labels=True)))
     if "*" in image:  # which also finds what was not meant
         nobodys = sorted(set(images) - set(labels))
         if nobodys and labels:
@@ -289,6 +294,11 @@ def _fitted(
     )
 
 
+def _ending(labels: dict[int, Path] | None) -> str:
+    """That of an image that should be there: what is drawn on a series belongs to a folder."""
+    return "" if labels and labels[0].name.endswith(".dcm") else ".nii.gz"
+
+
 def _plain(root: Path, manifest: Manifest) -> FilesOfDataset:
     content = manifest.content
     image_folder = _folder(root, manifest, "image_folder", ("images", "imagesTr"))
@@ -302,7 +312,7 @@ def _plain(root: Path, manifest: Manifest) -> FilesOfDataset:
     training = [
         Files(
             case,
-            tuple(images.get(case, {0: image_folder / f"{case}.nii.gz"}).values()),
+            tuple(images.get(case, {0: image_folder / f"{case}{_ending(labels.get(case))}"}).values()),
             labels.get(case, {0: label_folder / f"{case}{suffix}.nii.gz"})[0],
             remedy,
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medseg.datasets.bids import read_names
+from medseg.datasets.bids import derivative_folder, read_names
 from medseg.datasets.drawn import Meaning
 from medseg.datasets.names import composed
 from medseg.errors import DataError, listed, meant, nearest
@@ -140,7 +140,7 @@ def _raters(file: Path, content: Mapping[str, Any]) -> Raters | None:
 def _labels(file: Path, content: dict[str, Any]) -> tuple[dict[str, LabelValue], int | None]:
     declared = content.get("labels")
     if declared is None and "derivative" in content:
-        declared = read_names(file, str(content["derivative"]))
+        declared = read_names(file, derivative_folder(file, content["derivative"]))
     if isinstance(declared, list):
         declared = {str(value): name for value, name in enumerate(declared)}
     if not isinstance(declared, dict) or not declared:
@@ -226,13 +226,15 @@ def suffixes_of(file: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
     """The suffixes of a BIDS dataset's images, one per channel.
 
     Raises:
-        DataError: There is none.
+        DataError: There is none, or one twice.
     """
     suffix = content.get("suffix")
     several = suffix if isinstance(suffix, list) else [suffix]
+    remedy = 'Write "suffix": "T1w", or a list for several channels'
     if not several or not all(isinstance(one, str) and one for one in several):
-        remedy = 'Write "suffix": "T1w", or a list for several channels'
         raise DataError(file, 'names a "derivative" of BIDS, but no "suffix" of its images', remedy)
+    if len(set(several)) < len(several):
+        raise DataError(file, f'names a "suffix" twice: {listed(several)}', remedy)
     return tuple(several)
 
 

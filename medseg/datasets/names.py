@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from medseg.errors import DataError
-from medseg.space.reading import ENDINGS, case_name, images_in
+from medseg.space.reading import ENDINGS, case_name, images_in, masks_of
 
 Channels = dict[str, dict[int, list[Path]]]
 """Case -> channel -> the files that could be it, one unless something is wrong."""
@@ -51,6 +51,8 @@ def spellings(folder: Path) -> dict[str, list[str]]:
 def volumes(folder: Path, endings: Sequence[str] = ENDINGS, *, labels: bool = False) -> list[Path]:
     """The images of a folder with one of these endings and its DICOM series, sorted; what is hidden is left out.
 
+    Where a folder of labels holds no other, its folders with a mask per organ are meant.
+
     Args:
         folder: Where they lie.
         endings: Of files of voxels.
@@ -63,7 +65,8 @@ def volumes(folder: Path, endings: Sequence[str] = ENDINGS, *, labels: bool = Fa
         raise DataError(folder, "is missing", "Check the path, or name the folder in dataset.json")
     other = (path for path in images_in(folder, objects=labels) if not path.name.endswith(ENDINGS))
     voxels = (path for path in images_in(folder) if path.name.endswith(tuple(endings)))
-    return sorted([*voxels, *other])
+    found = sorted([*voxels, *other])
+    return found or sorted(path for path in folder.iterdir() if labels and path.name[:1] != "." and masks_of(path))
 
 
 def by_suffix(paths: Iterable[Path], suffix: str = "") -> Channels:

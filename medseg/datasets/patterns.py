@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from medseg.datasets.names import Channels, composed
-from medseg.space.reading import is_image, is_there
+from medseg.space.reading import is_image, is_there, masks_of
 
 _FIELD = re.compile(r"\{(.*?)\}")
 FIELDS = ("case", "modality")
@@ -35,7 +35,7 @@ def mistake_in(pattern: object, *, fields: Sequence[str] = FIELDS) -> str:
     return ""
 
 
-def find_files(root: Path, pattern: str, modalities: Sequence[str] = ()) -> Channels:
+def find_files(root: Path, pattern: str, modalities: Sequence[str] = (), *, labels: bool = False) -> Channels:
     """Find the files whose path fits a pattern.
 
     Args:
@@ -44,6 +44,7 @@ def find_files(root: Path, pattern: str, modalities: Sequence[str] = ()) -> Chan
             ``{modality}``, which stands for a modality's name, the longest that fits, or its number in four digits;
             ``*`` stands for any text without a slash, such as the session of a BIDS folder.
         modalities: Their names, in order.
+        labels: Take what only a label may be, too: a folder with a mask per organ.
 
     Returns:
         Case to modality's number to files; 0 where the pattern has no modality. Hidden files and folders are left out.
@@ -56,7 +57,8 @@ def find_files(root: Path, pattern: str, modalities: Sequence[str] = ()) -> Chan
         place = path.relative_to(root)
         fit = form.fullmatch(composed(place.as_posix()))
         hidden = any(part.startswith(".") and part not in pattern.split("/") for part in place.parts)
-        if fit is not None and not hidden and (is_image(path) if pattern.endswith("}") else is_there(path)):
+        there = is_image(path) if pattern.endswith("}") else is_there(path)
+        if fit is not None and not hidden and (there or (labels and masks_of(path))):
             channel = names.get(fit.groupdict().get("modality", ""), 0)
             found.setdefault(fit["case"], {}).setdefault(channel, []).append(path)
     return found

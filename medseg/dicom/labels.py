@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from medseg.dicom.segmentation import Segments, read_segmentation
-from medseg.dicom.series import Series, series_of
+from medseg.dicom.segmentation import read_segmentation
+from medseg.dicom.series import series_of
 from medseg.dicom.structures import read_structures
-from medseg.errors import DataError, listed, meant
+from medseg.errors import DataError, listed
 from medseg.space.formats import STRUCTURES, storage_class
-from medseg.space.labels import LabelValue, Painting, integer_type, paint_order, values_of
+from medseg.space.labels import LabelValue
 from medseg.space.nifti import LabelFile
+from medseg.space.painter import Painter
 from medseg.space.reading import is_series, objects_of
-from medseg.space.volume import Volume
-
-_NAME = 64  # letters of a segment's name that DICOM keeps
 
 
 def read_object(
@@ -29,8 +21,7 @@ def read_object(
 ) -> LabelFile:
     """Read what was drawn on a series as a label map on its grid.
 
-    Segments are organs by their names; capitals count only where two organs differ in nothing else. A segment called
-    ``ignore`` marks what counts for nothing. Voxels of several organs get the value that all of them share.
+    Its segments become values as `medseg.space.painter.Painter` says.
 
     Args:
         path: The object, or the folder of it alone or among slices.
@@ -55,83 +46,4 @@ def read_object(
         raise DataError(file, f"was drawn on a DICOM series, and {there}", "Name the folder of its series as its image")
     series = series_of(image)
     read = read_structures if storage_class(file) == STRUCTURES else read_segmentation
-    values, drawn = _Painter(file, labels, ignore, others).paint(read(file, series), series)
-    array = values.astype(integer_type(values))[None]
-    lacks = tuple(organ for organ in labels if organ not in drawn)
-    return LabelFile(file, Volume(array, series.affine), array.dtype.name, 0.0, exact=True, lacks=lacks)
-
-
-class _Painter:
-    """Turns masks with names into values, one mask at a time."""
-
-    def __init__(self, file: Path, labels: Mapping[str, LabelValue], ignore: int | None, others: int | None) -> None:
-        self.file, self.organs, self.ignore, self.others = file, list(labels), ignore, others
-        regions = tuple(values_of(value) for value in labels.values())
-        self.known = {(): 0} | Painting(regions, paint_order(regions)).sets
-        alike = Counter(_spelt(organ).casefold() for organ in labels)
-        self.names = {name: organ for organ in labels if alike[name := _spelt(organ).casefold()] == 1}
-        self.names |= {_spelt(organ): organ for organ in labels}
-
-    def paint(self, segments: Segments, series: Series) -> tuple[NDArray[Any], set[str]]:
-        """The values ``(i, j, k)``, and the organs that have a segment."""
-        sets: list[tuple[int, ...]] = [()]  # of organs by number; a voxel holds the place of its set in this list
-        places = np.zeros(series.shape, dtype=np.int32)
-        ignored, strange, drawn = np.zeros((2, *series.shape), dtype=bool), [], set()
-        for name, read in segments:
-            organ = self._organ(name)
-            if organ is not None:
-                drawn.add(organ)
-                _join(places, sets, self.organs.index(organ), read())
-            elif name.strip().casefold() == "ignore" and self.ignore is not None:
-                ignored[0] |= read()
-            elif self.others is None:
-                strange.append(name)
-            elif self.others != 0:
-                ignored[1] |= read()
-        self._require_organs(strange)
-        values = np.array([self.known.get(members, 0) for members in sets])[places]
-        self._require_values(places, sets)
-        if self.others:
-            values[ignored[1] & (values == 0)] = self.others
-        if self.ignore is not None:
-            values[ignored[0]] = self.ignore
-        return values, drawn
-
-    def _organ(self, segment: str) -> str | None:
-        name = _spelt(segment)
-        return self.names.get(name) or self.names.get(name.casefold())
-
-    def _require_organs(self, strange: list[str]) -> None:
-        if strange:
-            problem = f"has {'a segment' if len(strange) == 1 else 'segments'} that no label names: {listed(strange)}"
-            remedy = (
-                'Name them under "labels" in dataset.json, or say what becomes of all others: "others": "background"'
-            )
-            raise DataError(self.file, problem + meant(strange[0], self.organs), remedy)
-
-    def _require_values(self, places: NDArray[np.int32], sets: list[tuple[int, ...]]) -> None:
-        counts = np.bincount(places.ravel(), minlength=len(sets))
-        for members, voxels in zip(sets, counts.tolist(), strict=True):
-            if voxels and members not in self.known:
-                names = " and ".join(self.organs[index] for index in members)
-                names += " at once" if len(members) > 1 else " and nothing else"
-                problem = f"has {voxels} voxels that are {names}, for which no label has a value"
-                remedy = 'Declare what overlaps as regions that share a value, such as "liver": [1, 2], "tumour": [2]'
-                raise DataError(self.file, problem, remedy)
-
-
-def _join(places: NDArray[np.int32], sets: list[tuple[int, ...]], organ: int, mask: NDArray[np.bool_]) -> None:
-    """Add an organ to the set of each of its voxels."""
-    inside = places[mask]
-    table = np.arange(len(sets), dtype=np.int32)
-    for place in np.unique(inside).tolist():
-        members = tuple(sorted({*sets[place], organ}))
-        if members not in sets:
-            sets.append(members)
-        table[place] = sets.index(members)
-    places[mask] = table[inside]
-
-
-def _spelt(name: str) -> str:
-    """A name as an object can hold it, in the form in which names are compared."""
-    return unicodedata.normalize("NFC", name)[:_NAME].strip()
+    return Painter(file, labels, ignore, others).paint(read(file, series), series.shape, series.affine)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,11 @@ from medseg.dicom.organs import Organ, codes_of
 from medseg.dicom.series import Series, library, readable
 from medseg.errors import DataError
 from medseg.machine.files import whole
+from medseg.space.painter import Segments
 from medseg.space.volume import same_place
 
 Masks = Mapping[str, Bool[np.ndarray, "i j k"]]
 """Organ -> its voxels on the grid of a series: column, row, slice. They may overlap."""
-
-Segments = Sequence[tuple[str, Callable[[], Bool[np.ndarray, "i j k"]]]]
-"""Names of an object's segments and what reads each, for all masks of a hundred organs are more than memory holds."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from jaxtyping import Bool, Float
 import medseg
 from medseg.dicom.organs import Organ, codes_of
 from medseg.dicom.outlines import Polygon, filled, outlines
-from medseg.dicom.segmentation import Algorithm, Masks, Segments
+from medseg.dicom.segmentation import Algorithm, Masks
 from medseg.dicom.series import Series, library, readable
 from medseg.errors import DataError
 from medseg.machine.files import whole
 from medseg.space.formats import STRUCTURES
+from medseg.space.painter import Segments
 
 _STUDY = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, by which structure sets refer to their study
 _OF_SOURCE = (
@@ -91,7 +92,10 @@ def read_structures(path: Path, series: Series) -> Segments:
         outlined: dict[int, list[Any]] = {}
         for region in read.get("ROIContourSequence") or ():
             outlined.setdefault(int(region.ReferencedROINumber), []).extend(region.get("ContourSequence") or ())
-        names = {int(roi.ROINumber): str(roi.ROIName) for roi in read.get("StructureSetROISequence") or ()}
+        names, frames = {}, dict[int, str]()
+        for roi in read.get("StructureSetROISequence") or ():
+            names[int(roi.ROINumber)] = str(roi.ROIName)
+            frames[int(roi.ROINumber)] = str(roi.get("ReferencedFrameOfReferenceUID", ""))
         kind = str(read.get("SOPClassUID", ""))
     if kind != STRUCTURES:
         raise DataError(path, "is no DICOM structure set", "Give an RTSTRUCT file")
@@ -101,11 +105,18 @@ def read_structures(path: Path, series: Series) -> Segments:
         _require_series(path, read, series)
     if nameless := sorted(set(outlined) - set(names)):
         raise DataError(path, f"has outlines of region {nameless[0]}, which it does not name", "Export it again")
-    return [(name, partial(_region_mask, path, name, outlined.get(n, ()), series)) for n, name in names.items()]
+    return [
+        (name, partial(_region_mask, path, name, outlined.get(n, ()), series, frames[n])) for n, name in names.items()
+    ]
 
 
-def _region_mask(path: Path, name: str, contours: Sequence[Any], series: Series) -> Bool[np.ndarray, "i j k"]:
+def _region_mask(
+    path: Path, name: str, contours: Sequence[Any], series: Series, frame: str
+) -> Bool[np.ndarray, "i j k"]:
     """The voxels within the outlines of a region; points and open lines are marks, not organs."""
+    if contours and frame and series.frame_of_reference and frame != series.frame_of_reference:
+        problem = f"has outlines of {name} in another frame of reference than series {series.name}"
+        raise DataError(path, problem, "Give the series it was drawn on")
     to_index = np.linalg.inv(series.affine)
     planes: dict[tuple[int, float], list[Polygon]] = {}  # a slice may hold outlines of several depths within it
     with readable(path):

@@ -15,6 +15,7 @@ from medseg.losses.masks import (
     all_channels,
     existing,
     first_channel,
+    mask_distance,
     mean_over_space,
     only,
     predicted_masks,
@@ -24,7 +25,6 @@ from medseg.losses.masks import (
 )
 from medseg.losses.reduction import reduced
 from medseg.losses.table import Reduced, loss
-from medseg.space.fields import boundary_distance
 from medseg.types import PerClass
 
 
@@ -73,7 +73,8 @@ def hausdorff_dt(
     field = target_distance(x, truth, first).pow(alpha)
     if not one_sided:
         predicted = predicted_masks(x, first, threshold)
-        field += boundary_distance(predicted, x.spacing_mm, valid=existing(x, first), dtype=x.dtype).pow_(alpha)
+        exclusive = x.mode == "multiclass" and (threshold == "argmax" or threshold >= 0.5)
+        field += mask_distance(x, predicted, first, exclusive=exclusive).pow_(alpha)
     error = (x.probs[:, first:] - truth.to(x.dtype)).square()
     return all_channels(mean_over_space(error * field, x, first), first)
 

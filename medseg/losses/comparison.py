@@ -78,6 +78,7 @@ class Comparison:
             have no probability, the background has theirs (see `statistics.merged`). None means that there is none.
         spacing_mm: Voxel size per sample (b axes); None means distances in voxels.
         instances, skeleton, distance_map: Precomputed maps for the losses that would compute them.
+        beforehand: Maps of the target by what asks for them, see `medseg.losses.beforehand`; others are added.
         reduction: ``mean`` or ``none`` (a value per sample).
         batch: Whether sums run over the batch, on all ranks, too.
     """
@@ -94,6 +95,7 @@ class Comparison:
     instances: Tensor | None = None
     skeleton: Tensor | None = None
     distance_map: Tensor | None = None
+    beforehand: dict[Any, Tensor] = field(default_factory=dict, repr=False)
     reduction: str = "mean"
     batch: bool = False
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)

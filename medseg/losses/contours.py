@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812  torch's own alias
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -16,7 +17,6 @@ from medseg.losses.knobs import Real
 from medseg.losses.masks import all_channels, counted, first_channel, predicted_masks, target_masks
 from medseg.losses.reduction import ratio
 from medseg.losses.table import loss
-from medseg.machine.devices import uploaded
 from medseg.machine.threads import in_threads
 from medseg.space.distance import bounding_box, surface
 from medseg.space.fields import distance_to, steps_per_sample
@@ -110,9 +110,15 @@ def _sites(
 
 @torch.no_grad()
 def surfaces(masks: Bool[Tensor, "b part *s"]) -> Bool[Tensor, "b part *s"]:
-    """The inner surface voxels of every mask, a volume per thread."""
-    found = in_threads(surface, list(masks.flatten(0, 1).cpu().numpy()))
-    return uploaded(np.stack(found), masks.device).reshape(masks.shape)
+    """The inner surface voxels of every mask: a volume per thread, on a GPU by shifts of them all."""
+    if masks.device.type == "cpu":
+        found = in_threads(surface, list(masks.flatten(0, 1).numpy()))
+        return torch.from_numpy(np.stack(found)).reshape(masks.shape)
+    inside = masks.clone()
+    for axis in range(2, masks.ndim):
+        padded = F.pad(masks, (0, 0) * (masks.ndim - 1 - axis) + (1, 1))
+        inside &= padded.narrow(axis, 0, masks.shape[axis]) & padded.narrow(axis, 2, masks.shape[axis])
+    return masks & ~inside
 
 
 def _rooms(x: Comparison) -> Iterator[tuple[float, tuple[float, ...]]]:

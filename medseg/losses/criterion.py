@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from medseg.losses.beforehand import Wish, Wishes
 from medseg.losses.class_weights import class_weights, weighted, words_in
 from medseg.losses.comparison import Comparison
 from medseg.losses.expression import Term, parse
@@ -91,6 +92,7 @@ class Criterion(nn.Module):
         instances: Tensor | None = None,
         skeleton: Tensor | None = None,
         distance_map: Tensor | None = None,
+        beforehand: Mapping[Wish, Tensor] | None = None,
     ) -> Tensor:
         """Compare raw logits with a target.
 
@@ -103,6 +105,7 @@ class Criterion(nn.Module):
             instances: Numbered objects for blob, cc_dice_ce and unet_weighted_cross_entropy.
             skeleton: Skeleton of the target for skeleton_recall.
             distance_map: Distance map of the target for boundary and Hausdorff losses.
+            beforehand: What `wishes` asks for, made by a data pipeline.
 
         Returns:
             A scalar, or (b,) with ``reduction="none"``; 0 with a gradient of 0 where every voxel is ignored.
@@ -126,6 +129,7 @@ class Criterion(nn.Module):
                     instances=instances,
                     skeleton=skeleton,
                     distance_map=distance_map,
+                    beforehand=dict(beforehand or {}),  # a comparison adds its own
                     reduction=self.reduction,
                     looks=self.looks,
                 )
@@ -137,6 +141,24 @@ class Criterion(nn.Module):
         if self.looks:
             _refuse_nan(total, logits)
         return total
+
+    @torch.no_grad()  # so that no process waits for another
+    def wishes(self, channels: int) -> Wishes | None:
+        """What a data pipeline may make beforehand for logits of so many channels, found by a try; None for nothing.
+
+        A loss that cannot be tried on 512 voxels makes its maps in every step.
+        """
+        pattern = (torch.arange(8**3) % max(2, channels)).reshape(1, 8, 8, 8)
+        target = pattern if self.mode == "multiclass" else (pattern % 2).expand(1, channels, 8, 8, 8)
+        device = next((each.device for each in self.parameters()), torch.device("cpu"))
+        comparison = compare(torch.zeros(1, channels, 8, 8, 8, device=device), target.to(device), mode=self.mode)
+        try:
+            self.judge(comparison)
+        except (RuntimeError, ValueError):
+            return None
+        found = comparison.beforehand
+        size = sum(each.numel() * each.element_size() for each in found.values()) // 8**3
+        return Wishes(tuple(found), size, self.mode, channels, self.ignore_index) if found else None
 
     def judge(self, comparison: Comparison) -> Tensor:
         """The same for a comparison that is there already, so that several criteria can share one."""

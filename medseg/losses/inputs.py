@@ -51,7 +51,7 @@ def compare(
         spacing_mm: Voxel size, one number per axis or (b, axes).
         soft_allowed: Whether fractional targets are meaningful to every term.
         looks: Whether to refuse labels that are no class; who has looked already need not wait for a GPU again.
-        **options: ``instances``, ``skeleton``, ``distance_map`` and ``reduction``, as in `Comparison`.
+        **options: ``instances``, ``skeleton``, ``distance_map``, ``beforehand`` and ``reduction``, as in `Comparison`.
 
     Raises:
         ValueError: If shapes, types or values are not among those; the message names them.

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  torch's own alias
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64, Integer
 from torch import Tensor
 
+from medseg.losses.beforehand import of_target
 from medseg.losses.comparison import Comparison
 from medseg.losses.knobs import Weights
 from medseg.losses.masks import all_channels, counted, first_channel, sum_over_space, target_masks
 from medseg.losses.reduction import mean_over_classes, ratio, reduced
 from medseg.losses.table import Reduced, loss, rows
-from medseg.machine.devices import uploaded
 from medseg.machine.threads import in_threads
 from medseg.space.components import connected_components
 
@@ -49,10 +49,10 @@ def blob(
     Use: Where many small lesions stand beside a few large ones, which own the Dice of the whole (metastases, MS
     lesions). Over exclusive classes each foreground class is one-vs-rest.
 
-    Known trouble: A false positive is charged in every blob's share; components are found in every step, in threads,
-    unless ``instances`` are given (numbered from 1, (b, *s) or per channel), which is also the only way to tell
-    touching lesions apart. A sample and class without a blob is left out of the second mean; with no blob at all only
-    the first term remains.
+    Known trouble: A false positive is charged in every blob's share; components are found on the CPU (by the loader's
+    workers in a training of medseg's) unless ``instances`` are given (numbered from 1, (b, *s) or per channel), which
+    is also the only way to tell touching lesions apart. A sample and class without a blob is left out of the second
+    mean; with no blob at all only the first term remains.
 
     Public code: The authors' example sets the logits of other blobs to 0, which a sigmoid turns into probability
     0.5, that is false positives; and keeps those voxels in the mean of voxel losses. Here they are out of every
@@ -71,7 +71,7 @@ def blob(
         raise ValueError(f"criterion must be one of {', '.join(dict.fromkeys(legal))}, got {criterion!r}")
     first = first_channel(x, include_background=include_background)
     truth = target_masks(x, first)
-    numbers = blob_numbers(x, truth, connectivity)
+    numbers = blob_numbers(x, truth, first=first, connectivity=connectivity)
     if criterion in FAST:
         whole, parts = _in_one_pass(x, first, truth, numbers, criterion=criterion, smooth=smooth)
     else:
@@ -85,20 +85,28 @@ def blob(
 
 
 @torch.no_grad()
-def blob_numbers(x: Comparison, truth: Tensor, connectivity: int | None) -> Int64[Tensor, "b part *s"]:
-    """Number all blobs of the batch from 1 on, each of one sample and channel; 0 elsewhere."""
+def blob_numbers(x: Comparison, truth: Tensor, *, first: int, connectivity: int | None) -> Integer[Tensor, "b part *s"]:
+    """Number all blobs of the batch, each of one sample and channel, above 0; 0 elsewhere."""
     if x.instances is None:
-        volumes = list(truth.flatten(0, 1).cpu().numpy())
-        found = in_threads(lambda mask: connected_components(mask, connectivity), volumes)
-        offsets = np.cumsum([0, *(count for _, count in found)])
-        numbered = [np.where(labels > 0, labels + start, 0) for (labels, _), start in zip(found, offsets, strict=False)]
-        return uploaded(np.stack(numbered), truth.device, torch.int64).reshape(truth.shape)
+        return truth * numbers_of_target(x, first=first, connectivity=connectivity)
     names = _given_names(x, truth)
     pair = torch.arange(truth.shape[0] * truth.shape[1], device=truth.device).reshape(*truth.shape[:2])
     ids = torch.unique(names, return_inverse=True)[1]
     keys = ids + pair.reshape(*pair.shape, *[1] * (truth.ndim - 2)) * (ids.max() + 1) + 1
-    numbers: Tensor = torch.unique(keys * truth, return_inverse=True)[1]  # 0 is the first of them, if it is there
-    return numbers + int(bool(truth.all()))
+    numbers: Tensor = keys * truth
+    return numbers
+
+
+@of_target
+def numbers_of_target(x: Comparison, *, first: int, connectivity: int | None) -> Int32[Tensor, "b part *s"]:
+    """The numbers, computed a volume per thread; those of classes that exclude each other in one map."""
+    truth = target_masks(x, first)
+    volumes = list(truth.flatten(0, 1).cpu().numpy())
+    found = in_threads(lambda mask: connected_components(mask, connectivity), volumes)
+    offsets = np.cumsum([0, *(count for _, count in found)])
+    numbered = [labels + (labels > 0) * np.int32(start) for (labels, _), start in zip(found, offsets, strict=False)]
+    maps = torch.from_numpy(np.stack(numbered)).reshape(truth.shape)
+    return maps.sum(1, keepdim=True, dtype=torch.int32) if x.mode == "multiclass" else maps
 
 
 def _given_names(x: Comparison, truth: Tensor) -> Tensor:
@@ -137,11 +145,11 @@ class _Blobs:
     weight: Tensor | None
 
     @classmethod
-    def of(cls, numbers: Int64[Tensor, "b part *s"], weight: Tensor | None) -> _Blobs:
+    def of(cls, numbers: Integer[Tensor, "b part *s"], weight: Tensor | None) -> _Blobs:
         flat = numbers.flatten()
         voxels = flat.nonzero().squeeze(1)
-        names = flat[voxels] - 1
-        owner = names.new_zeros(int(names.max()) + 1 if len(names) else 0)
+        kept, names = torch.unique(flat[voxels], return_inverse=True)
+        owner = torch.zeros_like(kept, dtype=torch.int64)
         owner[names] = voxels // math.prod(numbers.shape[2:])
         return cls(voxels, names, owner, None if weight is None else weight.expand(numbers.shape).flatten()[voxels])
 

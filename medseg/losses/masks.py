@@ -104,6 +104,14 @@ def per_channel(given: Tensor, x: Comparison, first: int, name: str) -> Float[Te
     return uploaded(maps[:, first:], x.raw.device, x.dtype)
 
 
+def mask_distance(
+    x: Comparison, masks: Bool[Tensor, "b part *s"], first: int, *, exclusive: bool
+) -> Float[Tensor, "b part *s"]:
+    """The unsigned distance to the other side of each mask's boundary, among the voxels that are there."""
+    valid = existing(x, first)
+    return boundary_distance(masks, x.spacing_mm, valid=valid, exclusive=exclusive, dtype=x.dtype)
+
+
 @torch.no_grad()
 def signed_map(x: Comparison, truth: Bool[Tensor, "b part *s"], first: int) -> Float[Tensor, "b part *s"]:
     """Measure φ: the distance to the target outside it; minus the distance to its outside, less one step, inside.
@@ -114,7 +122,7 @@ def signed_map(x: Comparison, truth: Bool[Tensor, "b part *s"], first: int) -> F
     """
     if x.distance_map is not None:
         return per_channel(x.distance_map, x, first, "distance_map")
-    distance = boundary_distance(truth, x.spacing_mm, valid=existing(x, first), dtype=x.dtype)
+    distance = mask_distance(x, truth, first, exclusive=x.mode == "multiclass")
     return torch.where(truth & (distance > 0), shortest_step(x) - distance, distance)
 
 
@@ -122,7 +130,7 @@ def signed_map(x: Comparison, truth: Bool[Tensor, "b part *s"], first: int) -> F
 def target_distance(x: Comparison, truth: Bool[Tensor, "b part *s"], first: int) -> Float[Tensor, "b part *s"]:
     """Measure the unsigned distance to the other side of the target's boundary; 0 where there is no boundary."""
     if x.distance_map is None:
-        return boundary_distance(truth, x.spacing_mm, valid=existing(x, first), dtype=x.dtype)
+        return mask_distance(x, truth, first, exclusive=x.mode == "multiclass")
     signed, outside = signed_map(x, truth, first), only(~truth, existing(x, first))
     bounded = truth.flatten(2).any(2) & outside.flatten(2).any(2)
     bounded = bounded.reshape(*bounded.shape, *[1] * (truth.ndim - 2))

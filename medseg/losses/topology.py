@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from medseg.losses.beforehand import of_target
 from medseg.losses.comparison import Comparison
 from medseg.losses.distribution import cross_entropy
 from medseg.losses.knobs import Share
@@ -115,7 +116,8 @@ def skeleton_recall(x: Comparison, *, smooth: float = 1e-5, include_background: 
 
     Use: Beside Dice and cross-entropy (see dice_ce_skeleton_recall) for thin structures in 3D and for many
     classes, where cldice costs too much. Give ``skeleton`` (b, c, *s), made beforehand in the data pipeline, or a map
-    of class indices (b, *s); without it the target is skeletonised on the CPU in every step, in threads.
+    of class indices (b, *s); without it the target is skeletonised on the CPU: by the loader's workers in a
+    training of medseg's, at coarser levels of deep supervision thinned out as labels are; else in every step.
 
     Known trouble: It rewards recall only, so alone it favours predicting the structure everywhere. An absent class
     has no skeleton and contributes 0 without a gradient.
@@ -125,20 +127,25 @@ def skeleton_recall(x: Comparison, *, smooth: float = 1e-5, include_background: 
     here each keeps a voxel.
     """
     first = first_channel(x, include_background=include_background)
-    tube = _tubes(x, first)
+    tube = _given_tubes(x, x.skeleton, first) if x.skeleton is not None else _own_tubes(x, first)
     hit, size = sum_over_space(x.probs[:, first:] * tube, x, first), sum_over_space(tube, x, first)
     sums = x.pool(torch.stack([all_channels(hit, first), all_channels(size, first)]))
     return ratio(sums[1] - sums[0], sums[1] + smooth)
 
 
-@torch.no_grad()
-def _tubes(x: Comparison, first: int) -> Float[Tensor, "b part *s"]:
-    """The tube of each class: as given, or computed a volume per thread."""
-    if x.skeleton is not None:
-        return _given_tubes(x, x.skeleton, first)
-    truth = target_masks(x, first)
-    tubes = in_threads(lambda mask: skeleton_tube(mask) & mask, list(truth.flatten(0, 1).cpu().numpy()))
-    return uploaded(np.stack(tubes), x.raw.device, x.dtype).reshape(truth.shape)
+def _own_tubes(x: Comparison, first: int) -> Float[Tensor, "b part *s"]:
+    """The tube of each class within the class."""
+    tubes: Tensor = (tubes_of_target(x, first=first) & target_masks(x, first)).to(x.dtype)
+    return tubes
+
+
+@of_target
+def tubes_of_target(x: Comparison, *, first: int) -> Bool[Tensor, "b part *s"]:
+    """The tubes, computed a volume per thread; those of classes that exclude each other in one map."""
+    truth = target_masks(x, first).cpu()
+    tubes = in_threads(lambda mask: skeleton_tube(mask) & mask, list(truth.flatten(0, 1).numpy()))
+    found = torch.from_numpy(np.stack(tubes)).reshape(truth.shape)
+    return found.any(1, keepdim=True) if x.mode == "multiclass" else found
 
 
 def _given_tubes(x: Comparison, skeleton: Tensor, first: int) -> Tensor:

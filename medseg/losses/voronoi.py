@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  torch's own alias
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from medseg.losses.beforehand import of_target
 from medseg.losses.comparison import Comparison
 from medseg.losses.instances import blob_numbers, one_vs_rest
 from medseg.losses.masks import all_channels, counted, first_channel, target_masks
@@ -46,10 +47,10 @@ def cc_dice_ce(
     Use: Many lesions of unequal size. The authors add it to the plain loss: ``dice_ce + cc_dice_ce``. Over exclusive
     classes each foreground class is one against the rest.
 
-    Known trouble: More small lesions are found, and more of what is none. Components and distances are computed in
-    every step, in threads (``instances``, numbered from 1, spare the first and tell touching lesions apart). A class
-    without a component is one region; its Dice costs a constant 1. Voxels halfway between two components go to
-    either.
+    Known trouble: More small lesions are found, and more of what is none. Components and distances are computed on the
+    CPU, by the loader's workers in a training of medseg's (``instances``, numbered from 1, spare the first and tell
+    touching lesions apart). A class without a component is one region; its Dice costs a constant 1. Voxels halfway
+    between two components go to either.
 
     Public code: The authors' agrees; it is for two classes, and works on a GPU only.
 
@@ -60,7 +61,7 @@ def cc_dice_ce(
     """
     first = first_channel(x, include_background=include_background)
     truth, p, z = target_masks(x, first), x.probs[:, first:], one_vs_rest(x, first)
-    regions, owners = _regions(x, truth, connectivity)
+    regions, owners = _regions(x, truth, first, connectivity)
     weight = counted(x, first)
     v = torch.ones_like(p) if weight is None else weight.expand_as(p)
 
@@ -79,19 +80,26 @@ def cc_dice_ce(
 
 @torch.no_grad()
 def _regions(
-    x: Comparison, truth: Tensor, connectivity: int | None
+    x: Comparison, truth: Tensor, first: int, connectivity: int | None
 ) -> tuple[Int64[Tensor, "b part *s"], Int64[Tensor, " k"]]:
     """Number every voxel by its nearest component, from 0 on over the whole batch; and whose each region is."""
-    numbers = blob_numbers(x, truth, connectivity).cpu().numpy()
+    nearest = regions_of_target(x, first=first, connectivity=connectivity)
+    pairs = torch.arange(nearest.shape[0] * nearest.shape[1], device=truth.device)
+    pairs = pairs.reshape(*nearest.shape[:2], *[1] * (nearest.ndim - 2))
+    kept, regions = torch.unique(torch.where(nearest > 0, nearest, -1 - pairs), return_inverse=True)
+    owners = regions.new_zeros(len(kept))
+    owners[regions] = pairs.expand_as(regions)
+    return regions, owners
+
+
+@of_target
+def regions_of_target(x: Comparison, *, first: int, connectivity: int | None) -> Int32[Tensor, "b part *s"]:
+    """The number of the nearest component, a volume per thread; 0 for classes without any."""
+    numbers = blob_numbers(x, target_masks(x, first), first=first, connectivity=connectivity).cpu().numpy()
     steps = steps_per_sample(x.spacing_mm, x.shape[0], len(x.shape) - 2)
-    pairs = list(np.ndindex(*truth.shape[:2]))
+    pairs = list(np.ndindex(*numbers.shape[:2]))
     parts = in_threads(lambda at: nearest_number(numbers[at], steps[at[0]]), pairs)
-    extra = numbers.max() + 1 + np.arange(len(pairs)).reshape(-1, *[1] * (truth.ndim - 2))  # for classes without any
-    joined = torch.from_numpy(np.where(np.stack(parts) > 0, parts, extra)).to(truth.device)
-    regions = torch.unique(joined, return_inverse=True)[1]
-    owners = regions.new_zeros(int(regions.max()) + 1)
-    owners[regions] = torch.arange(len(pairs), device=truth.device).reshape(extra.shape).expand_as(regions)
-    return regions.reshape(truth.shape), owners
+    return torch.from_numpy(np.stack(parts).astype(np.int32)).reshape(numbers.shape)
 
 
 def nearest_number(numbered: NDArray[np.integer], steps: tuple[float, ...]) -> NDArray[np.integer]:

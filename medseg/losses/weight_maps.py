@@ -7,11 +7,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from medseg.losses.beforehand import of_target
 from medseg.losses.comparison import Comparison
 from medseg.losses.knobs import Weights
 from medseg.losses.masks import existing, only, target_distance, target_masks
@@ -68,7 +69,7 @@ def _border_closeness(x: Comparison) -> Tensor:
 def _depth(x: Comparison, region: Tensor, here: Tensor | None) -> Tensor:
     """Distance to the outside, within the region."""
     if x.distance_map is None:
-        return inner_distance(region, x.spacing_mm, valid=here, dtype=x.dtype)
+        return inner_distance(region, x.spacing_mm, valid=here, exclusive=x.mode == "multiclass", dtype=x.dtype)
     return target_distance(x, target_masks(x, 0), 0) * region
 
 
@@ -122,7 +123,9 @@ def unet_weighted_cross_entropy(
     """
     if sigma <= 0:
         raise ValueError(f"sigma must be above 0, got {sigma}")
-    gaps = _gap_weight(x, sigma, background_only=background_only)
+    gaps = gaps_of_target(x, sigma=sigma)[:, 0].to(x.dtype)
+    if background_only:
+        gaps = gaps * ~_objects(x)
     w = w0 * (gaps if x.mode == "multiclass" else gaps.unsqueeze(1)) + _class_weight(x, class_weight)
     v = element_weight(x)
     count = torch.ones_like(w) if v is None else v
@@ -145,10 +148,15 @@ def _class_weight(x: Comparison, class_weight: Weights) -> Tensor:
     return torch.where(x.onehot > 0.5, pair[1], pair[0])
 
 
-@torch.no_grad()
-def _gap_weight(x: Comparison, sigma: float, *, background_only: bool) -> Float[Tensor, "b *s"]:
+def _objects(x: Comparison) -> Bool[Tensor, "b *s"]:
+    """All that is not background."""
+    return target_masks(x, x.first_class).any(1)
+
+
+@of_target
+def gaps_of_target(x: Comparison, *, sigma: float) -> Float[Tensor, "b 1 *s"]:
     """exp(-(d1 + d2)² / 2σ²) of every sample, a volume per thread."""
-    objects = target_masks(x, 1).any(1) if x.mode == "multiclass" else target_masks(x, 0)[:, 0]
+    objects = _objects(x)
     steps = steps_per_sample(x.spacing_mm, x.shape[0], len(x.shape) - 2)
     numbered = _one_map(x)
 
@@ -157,8 +165,7 @@ def _gap_weight(x: Comparison, sigma: float, *, background_only: bool) -> Float[
         instances = connected_components(mask)[0] if numbered is None else numbered[n].cpu().numpy() * mask
         return gap_weight(instances, steps[n], sigma)
 
-    gaps = torch.from_numpy(np.stack(in_threads(one, range(x.shape[0])))).to(x.raw.device, x.dtype)
-    return gaps * ~objects if background_only else gaps
+    return torch.from_numpy(np.stack(in_threads(one, range(x.shape[0])))).to(x.dtype).unsqueeze(1)
 
 
 def _one_map(x: Comparison) -> Tensor | None:

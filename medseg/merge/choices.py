@@ -25,11 +25,15 @@ Kind = Literal["nothing-shared", "units", "sides", "two-names", "two-organs"]
 Decision = Literal["one_patient", "leave_out", "apart"]
 """Of two cases with the same voxels: keep both on one side of every fold, leave the second out, or call it chance."""
 
+SAID = "as merge.yaml says"
+"""How twins were found that nobody but the user knows of."""
+
 _ALIKE = 0.85  # of two names, from which on one may be the other, misspelt
 _HEAD = """\
 # How datasets become one. Edit it, then: medseg merge --yaml THIS_FILE --out FOLDER. Paths begin where this file lies.
 # organs: name there -> name here; one name for several unites them, a list of names puts it into each (regions), null
-# leaves it out. twins: one_patient, leave_out (the second) or apart. accept: kinds of findings that shall not stop it.
+# leaves it out. twins: one_patient, leave_out (the second) or apart; add pairs that you know of. accept: kinds of
+# findings that shall not stop it.
 """
 
 
@@ -67,7 +71,7 @@ class Twins:
     """Two cases of different sets with the same voxels, and what becomes of them."""
 
     cases: tuple[str, str]
-    found: str
+    found: str = SAID
     decision: Decision = "one_patient"
 
     @classmethod
@@ -92,7 +96,15 @@ class Choices:
     sets: dict[str, SetChoice]
     patients: Literal["apart", "shared"] = "apart"
     twins: tuple[Twins, ...] = ()
-    accept: tuple[str, ...] = ()
+    accept: tuple[Kind, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse names that no organ can have: those of the background and of what is ignored, and unprintable ones."""
+        for organ in self.organs:
+            if not organ.strip() or not organ.isprintable() or organ.strip().casefold() in ("ignore", "background"):
+                raise ValueError(f"no organ can be called {organ!r}")
+        if not any(self.modalities):
+            raise ValueError("no channel is left of the first set")
 
     @property
     def organs(self) -> tuple[str, ...]:
@@ -192,19 +204,23 @@ def first_choices(name: str, sets: Mapping[str, tuple[Path, Dataset]], renames: 
             told.get((one, channel)) or channels.setdefault(folded(channel), channel) for channel in dataset.modalities
         )
         choices[one] = SetChoice(portable(root, out), organs, modalities)
-    return Choices(name, choices)
+    try:
+        return Choices(name, choices)
+    except ValueError as error:
+        raise UsageError(str(error), "Give it another name: --rename OLD=NEW") from None
 
 
 def _renames(words: Sequence[str], sets: Mapping[str, tuple[Path, Dataset]]) -> dict[tuple[str, str], str]:
     """Set and organ, or channel, -> its new name."""
-    found: dict[tuple[str, str], str] = {}
+    tables: tuple[dict[tuple[str, str], str], ...] = ({}, {})  # what is said of all sets, and of one
+    said: dict[str, str] = {}
     names = {one: (*dataset.organs, *dataset.modalities) for one, (_, dataset) in sets.items()}
     known = {name for several in names.values() for name in several}
     for word in words:
         old, split, new = (part.strip() for part in word.partition("="))
         where, colon, organ = old.partition(":")
-        which = [where] if colon and where in sets else list(sets)
-        organ = organ if colon and where in sets else old
+        of_one = bool(colon) and where in sets and old not in known
+        which, organ = ([where], organ) if of_one else (list(sets), old)
         if not split or not organ or not new:
             raise UsageError(f"--rename {word!r} does not say what becomes of what", "Write OLD=NEW, or SET:OLD=NEW")
         owners = [one for one in which if organ in names[one]]
@@ -212,7 +228,10 @@ def _renames(words: Sequence[str], sets: Mapping[str, tuple[Path, Dataset]]) -> 
             legal = [name for one in which for name in names[one]]
             problem = f"--rename {word}: there is no {organ!r} in {listed(which)}{meant(organ, legal)}"
             raise UsageError(problem, f"Choose from {listed(dict.fromkeys(legal), 12)}")
-        found |= dict.fromkeys(((one, organ) for one in owners), new)
+        if (twice := said.setdefault(old, new)) != new:
+            raise UsageError(f"--rename gives {old!r} two names, {twice!r} and {new!r}", "Say which of them it has")
+        tables[of_one].update(dict.fromkeys(((one, organ) for one in owners), new))
+    found = tables[0] | tables[1]
     renamed = Counter(found.values())
     for (_, organ), new in found.items():
         if new not in known and renamed[new] < 2 and folded(new) != folded(organ):
@@ -278,18 +297,11 @@ def _require_fitting(path: Path, name: str, choice: SetChoice, dataset: Dataset)
         if what == "organ" and (silent := [organ for organ in there if organ not in told]):
             problem = f"does not say what becomes of {silent[0]!r} of {name}"
             raise DataError(path, problem, "Give it a name, or null to leave it out")
-    names = [target for organ in choice.organs for target in choice.targets(organ)]
-    if bad := [
-        target
-        for target in names
-        if not target.strip() or not target.isprintable() or "ignore" in target.casefold().split()
-    ]:
-        raise DataError(
-            path, f"calls an organ of {name} {bad[0]!r}", "Give it a name that can be printed; ignore is none"
-        )
 
 
 def with_twins(choices: Choices, found: Sequence[Twins]) -> Choices:
-    """The decisions with the twins that were found, of which those that were decided stay so."""
+    """The decisions with the twins that were found, of which those that were decided stay so, and with those told."""
     decided = {frozenset(twins.cases): twins for twins in choices.twins}
-    return replace(choices, twins=tuple(decided.get(frozenset(twins.cases), twins) for twins in found))
+    kept = [decided.get(frozenset(twins.cases), twins) for twins in found]
+    kept += [twins for twins in choices.twins if twins.found == SAID and twins not in kept]
+    return replace(choices, twins=tuple(kept))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -19,6 +19,7 @@ from medseg.datasets.manifest import MergedSource
 from medseg.errors import DataError, UsageError, few, listed, meant
 from medseg.machine.files import digest_of, portable, read_json, require_writable, write_json
 from medseg.merge.choices import (
+    SAID,
     Choices,
     Kind,
     SetChoice,
@@ -126,13 +127,19 @@ def plan_merge(
     if strange := [kind for kind in accept if kind not in get_args(Kind)]:
         problem = f"--accept {strange[0]}: there is no such kind of finding{meant(strange[0], get_args(Kind))}"
         raise UsageError(problem, f"Choose from {', '.join(get_args(Kind))}")
-    choices = replace(choices, accept=tuple(dict.fromkeys((*choices.accept, *accept))))
+    accepted = dict.fromkeys((*choices.accept, *cast(Sequence[Kind], accept)))
+    choices = replace(choices, accept=tuple(accepted))
     write_choices(out / CHOICES, choices)
     _require_one_language(choices, sets)
     datasets = {name: dataset for name, (_, dataset) in sets.items()}
     members = {member.id: member for name, dataset in datasets.items() for member in members_of(name, dataset)}
     if len(members) < sum(len(dataset.cases) + len(dataset.test) for dataset in datasets.values()):
         raise UsageError("two sets give a case the same name", "Call one otherwise: NAME=FOLDER")
+    if unknown := [
+        case for twins in choices.twins if twins.found == SAID for case in twins.cases if case not in members
+    ]:
+        problem = f"names {unknown[0]!r} under twins, which is no case{meant(unknown[0], list(members))}"
+        raise DataError(out / CHOICES, problem, "Cases are called SET_CASE")
     facts = measure(members, datasets, workers)
     evidence = Evidence(choices, members, facts)
     evidence = replace(evidence, choices=with_twins(choices, find_twins(evidence)))

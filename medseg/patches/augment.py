@@ -48,9 +48,22 @@ def augment(
         >>> [tuple(t.shape) for t in augment(image, labels, drawn, grid)]
         [(2, 1, 8, 8, 8), (2, 8, 8, 8)]
     """
-    patches, targets = deform(image, labels, draw, geometry.patch_size, nearest=nearest)
+    patches, targets = move(image, labels, draw, geometry, nearest=nearest)
     for sample, changes in zip(patches, draw.changes, strict=True):
         _degrade(sample[:-1] if weighted else sample, changes)
+    return patches, targets
+
+
+def move(
+    image: Sequence[Float[Tensor, "m _i _j _k"]] | Float[Tensor, "b m i j k"],
+    labels: Sequence[Integer[Tensor, "*_maps _i _j _k"]] | Integer[Tensor, "b *maps i j k"],
+    draw: Draw,
+    geometry: Geometry,
+    *,
+    nearest: bool = False,
+) -> tuple[Float[Tensor, "b m x y z"], Integer[Tensor, "b *maps x y z"]]:
+    """The part of `augment` after which every label is where, and what, it will be."""
+    patches, targets = deform(image, labels, draw, geometry.patch_size, nearest=nearest)
     if geometry.swap_labels:
         for sample in np.flatnonzero(draw.flips[:, 0]):
             targets[sample] = swapped(targets[sample], geometry.swap_labels)

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from medseg.patches.augment import augment
+from medseg.losses.beforehand import Wish, Wishes
+from medseg.patches.augment import augment, move
 from medseg.patches.draw import Draw
 from medseg.patches.geometry import Geometry
 from medseg.patches.stitch import exchanged
+from medseg.space.labels import IGNORED
 
 
 class Batch(NamedTuple):
@@ -26,6 +28,7 @@ class Batch(NamedTuple):
             Stays on the host, where it is asked what is to be done.
         weight: How many voxels each voxel counts as ``(b, i, j, k)``; None where all count alike.
         raters: What each rater drew ``(b, r, i, j, k)``, −1 where nothing, if the mean of it is the target.
+        beforehand: Maps of the labels that the loss asks for, see `medseg.losses.beforehand`.
     """
 
     image: Float[Tensor, "b m i j k"]
@@ -35,6 +38,7 @@ class Batch(NamedTuple):
     class_mask: Bool[Tensor, "b c"] | None
     weight: Float[Tensor, "b i j k"] | None = None
     raters: Integer[Tensor, "b r i j k"] | None = None
+    beforehand: dict[Wish, Tensor] | None = None
 
 
 class Crops(NamedTuple):
@@ -49,6 +53,7 @@ class Crops(NamedTuple):
         class_mask: As of `Batch`.
         draw: Parameters of the augmentation, on the host.
         weighted: Whether the last channel of an image is the weight of its voxels.
+        beforehand: As of `Batch`.
     """
 
     image: tuple[Float[Tensor, "m _i _j _k"], ...]
@@ -58,17 +63,57 @@ class Crops(NamedTuple):
     class_mask: Bool[Tensor, "b c"] | None
     draw: Draw
     weighted: bool = False
+    beforehand: dict[Wish, Tensor] | None = None
 
 
 def augmented(crops: Crops, geometry: Geometry, *, nearest: bool) -> Batch:
     """Apply what was drawn, on the device where the crops are; no gradient is recorded."""
     with torch.no_grad():
         image, maps = augment(crops.image, crops.labels, crops.draw, geometry, nearest=nearest, weighted=crops.weighted)
-    mask = crops.class_mask
-    if mask is not None and geometry.swap_labels:
-        order = exchanged(mask.shape[1], geometry.swap_labels)
-        flipped = torch.from_numpy(crops.draw.flips[:, :1])
-        mask = torch.where(flipped, mask[:, order], mask)
+    mask = _mask(crops, geometry)
     image, weight = (image[:, :-1], image[:, -1]) if crops.weighted else (image, None)
     labels, raters = (maps[:, 0], maps[:, 1:]) if maps.ndim == 5 else (maps, None)
-    return Batch(image, labels, crops.spacing_mm, crops.id, mask, weight, raters)
+    return Batch(image, labels, crops.spacing_mm, crops.id, mask, weight, raters, crops.beforehand)
+
+
+def with_maps(
+    crops: Crops, geometry: Geometry, wishes: Wishes, membership: Bool[Tensor, "c v"] | None, *, nearest: bool
+) -> Crops:
+    """Patches whose labels have been moved on the host, and the maps of them that a loss asks for.
+
+    Args:
+        crops: As they were cut.
+        geometry: The grid.
+        wishes: Of the loss.
+        membership: See `target_of`.
+        nearest: See `medseg.patches.augment.augment`.
+    """
+    image, labels = move(crops.image, crops.labels, crops.draw, geometry, nearest=nearest)
+    mask, weight = _mask(crops, geometry), image[:, -1] if crops.weighted else None
+    target = target_of(labels if labels.ndim == 4 else labels[:, 0], membership)
+    maps = wishes.granted(target, crops.spacing_mm, voxel_weight=weight, class_mask=mask)
+    return crops._replace(
+        image=tuple(image), labels=tuple(labels), class_mask=mask, draw=crops.draw.moved(), beforehand=maps
+    )
+
+
+def target_of(labels: Integer[Tensor, "b *space"], membership: Tensor | None) -> Integer[Tensor, "b *target"]:
+    """Class indices as they are, or for overlapping regions a 0/1 map ``(b, c, i, j, k)``; ignored ones stay −1.
+
+    Args:
+        labels: Of the store.
+        membership: Which value (columns) lies in which region (rows), where regions may overlap.
+    """
+    if membership is None:
+        return labels
+    masks = membership[:, labels.clamp(min=0).long()].transpose(0, 1).to(torch.int8)
+    return masks.masked_fill((labels == IGNORED).unsqueeze(1), IGNORED)
+
+
+def _mask(crops: Crops, geometry: Geometry) -> Bool[Tensor, "b c"] | None:
+    """The annotated classes of samples of which some are flipped across left/right."""
+    mask = crops.class_mask
+    if mask is None or not geometry.swap_labels:
+        return mask
+    order = exchanged(mask.shape[1], geometry.swap_labels)
+    return torch.where(torch.from_numpy(crops.draw.flips[:, :1]), mask[:, order], mask)

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import get_worker_info
 
 from medseg.errors import DataError, MedsegError
-from medseg.patches.batch import Batch, Crops
+from medseg.losses.beforehand import Wishes
+from medseg.patches.batch import Batch, Crops, with_maps
 from medseg.patches.draw import draw
 from medseg.patches.geometry import Geometry
 from medseg.patches.sample import APPEARANCE, WHERE, Schedule, Slot, place_patch
@@ -173,6 +174,7 @@ class TrainingCrops(TorchDataset[Any]):
         settings: The augmentation.
         geometry: The grid.
         crop_size: Voxels that are cut: the patch and, if anything rotates, a margin.
+        wishes: Maps of the labels that go with a batch.
     """
 
     cases: Cases
@@ -181,6 +183,7 @@ class TrainingCrops(TorchDataset[Any]):
     settings: Augmentation
     geometry: Geometry
     crop_size: Shape
+    wishes: Wishes | None = None
 
     def __len__(self) -> int:
         return self.schedule.steps
@@ -207,7 +210,12 @@ class TrainingCrops(TorchDataset[Any]):
         ids = tuple(self.cases.ids[slot.case] for slot in slots)
         spacing_mm = torch.tensor([self.geometry.spacing_mm] * len(slots))
         masks = self.cases.mask([slot.case for slot in slots])
-        return Crops(image, labels, spacing_mm, ids, masks, drawn, self.cases.weighted)
+        crops = Crops(image, labels, spacing_mm, ids, masks, drawn, self.cases.weighted)
+        if self.wishes is None:
+            return crops
+        plan, nearest = self.cases.plan, self.settings.label_interpolation == "nearest"
+        membership = None if plan.exclusive else torch.from_numpy(plan.membership).bool()
+        return with_maps(crops, self.geometry, self.wishes, membership, nearest=nearest)
 
     def _crop(self, slot: Slot, key: tuple[int, ...], size: Shape) -> tuple[torch.Tensor, torch.Tensor]:
         """Image and labels of one sample: its patch, with an equal margin on both sides if it is to be that large."""

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,9 @@ import torch
 from jaxtyping import Float64
 
 from medseg.datasets.split import Fold, folds, read_split
-from medseg.errors import DataError, UsageError, listed
+from medseg.errors import DataError, MedsegError, UsageError, listed
+from medseg.losses.beforehand import Wishes
+from medseg.machine.devices import beside
 from medseg.patches.batch import Batch, Crops, augmented
 from medseg.patches.cutting import Cases, TrainingCrops, WholeVolumes
 from medseg.patches.geometry import Geometry, geometry_of
@@ -102,6 +105,7 @@ class VolumesDataModule(pl.LightningDataModule):
         self._train_loader: CaseLoader | None = None
         self._resume: dict[str, int] | None = None
         self.tests_voxels = True
+        self.wishes: Wishes | None = None  # of the loss
 
     @property
     def cases(self) -> Fold:
@@ -165,9 +169,12 @@ class VolumesDataModule(pl.LightningDataModule):
             seed=self.seed,
             oversample=self.oversample_foreground,
         )
-        dataset = TrainingCrops(cases, schedule, rank, self.settings, self.geometry, self._crop_size())
+        dataset = TrainingCrops(cases, schedule, rank, self.settings, self.geometry, self._crop_size(), self.wishes)
         loading, order = self._load(), EpochOrder(self.steps_per_epoch)
         self._train_loader = case_loader(dataset, order, workers=loading.workers, ahead=loading.ahead)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if device.type == "cuda":
+            self._train_loader.prepared = partial(beside, device=device, prepare=partial(self._ready, device))
         if self._resume is not None:
             self._train_loader.load_state_dict(self._resume)
             self._resume = None
@@ -198,6 +205,12 @@ class VolumesDataModule(pl.LightningDataModule):
         if not isinstance(batch, Crops | Batch):
             return moved
         return moved._replace(spacing_mm=batch.spacing_mm, class_mask=batch.class_mask)
+
+    def _ready(self, device: torch.device, batch: Crops | MedsegError) -> Batch | MedsegError:
+        """A batch as a step takes it, or what is wrong with it, for the step that would have had it."""
+        if isinstance(batch, MedsegError):
+            return batch
+        return self.on_after_batch_transfer(self.transfer_batch_to_device(batch, device, 0), 0)
 
     def on_after_batch_transfer(self, batch: Crops | Batch, dataloader_idx: int) -> Batch:
         """Augment training crops where they have arrived; leave whole volumes alone."""
@@ -253,9 +266,10 @@ class VolumesDataModule(pl.LightningDataModule):
     def _sizes(self) -> Sizes:
         examined = self._look()
         voxel = 4 * self._channels + 2 * (1 + examined.raters)
+        maps = self.wishes.bytes_per_voxel if self.wishes else 0
         shapes = {case: math.prod(info.change.shape) * voxel for case, info in examined.infos.items()}
         train, val = ([shapes[case] for case in cases] for cases in (examined.fold.train, examined.fold.val))
-        batch = self.plan.batch_size * math.prod(self._crop_size()) * voxel
+        batch = self.plan.batch_size * math.prod(self._crop_size()) * (voxel + maps)
         return Sizes(sum(train) + sum(val), batch, max(val, default=0))
 
     def _crop_size(self) -> Shape:

@@ -58,6 +58,11 @@ class Draw(NamedTuple):
     flips: NDArray[np.bool_]
     changes: tuple[tuple[Applied, ...], ...]
 
+    def moved(self) -> Draw:
+        """What remains to be done once all that moves voxels is done."""
+        still = [np.zeros_like(part) for part in (self.spatial, self.flips)]
+        return self._replace(spatial=still[0], flips=still[1], fields=((),) * len(self.fields))
+
 
 def draw(settings: Augmentation, geometry: Geometry, *, modalities: int, keys: Sequence[Sequence[int]]) -> Draw:
     """Draw the parameters of a batch; each sample depends on its own key only, not on its neighbours.

@@ -6,13 +6,16 @@ import atexit
 import signal
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from medseg.errors import DataError, MedsegError
+from medseg.machine.hardware import usable_cores
+from medseg.machine.threads import share_cores
 from medseg.patches.cutting import NO_CASE, Cases, TrainingCrops, WholeVolumes
 from medseg.patches.loading import AHEAD
 
@@ -80,6 +83,7 @@ class CaseLoader(DataLoader[Any]):
     Attributes:
         delivered: Batches of this epoch that were handed over.
         waited_s: Seconds that this process has waited for batches, or read them itself, since the loader was made.
+        prepared: What is done with batches on their way, a batch ahead; None for nothing.
 
     Raises:
         DataError: While iterating, when a case cannot be read or a worker died over it.
@@ -87,6 +91,7 @@ class CaseLoader(DataLoader[Any]):
 
     delivered = 0
     waited_s = 0.0
+    prepared: Callable[[Iterator[Any]], Iterator[Any]] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch promises its private iterator
         first = self.sampler.first if isinstance(self.sampler, EpochOrder) else 0
@@ -98,7 +103,8 @@ class CaseLoader(DataLoader[Any]):
                 atexit.register(process.kill)  # torch would ask it to end, which it does not hear, and wait for ever
         if isinstance(self.sampler, EpochOrder):
             self.sampler.interrupted = None
-        while (item := self._next(batches)) is not None:
+        arriving: Iterator[Any] = iter(partial(self._next, batches), None)
+        for item in self.prepared(arriving) if self.prepared else arriving:
             if isinstance(item, MedsegError):
                 raise item
             self.delivered += 1
@@ -150,8 +156,12 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and SLURM reach every process; the training wants its batches until the step is done and kept."""
+def _begin_worker(worker: int) -> None:
+    """One core, for its siblings have the others; and no signals.
+
+    Ctrl-C and SLURM reach every process; the training wants its batches until the step is done and kept.
+    """
+    share_cores(usable_cores())
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -184,7 +194,7 @@ def case_loader(
         num_workers=workers,
         pin_memory=pinned and torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=_begin_worker,
         timeout=STALLED_S if workers > 0 else 0,
         prefetch_factor=ahead if workers > 0 else None,
         # fork would copy the threads' locks of torch and blosc2 in whatever state they are

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from medseg.datasets.agreement import odd_cases
-from medseg.datasets.case import Case, Dataset, read_case
+from medseg.datasets.case import Case, Dataset, read_case, read_weight
 from medseg.errors import DataError
 from medseg.machine.crew import default_workers, run_tasks
 from medseg.space.distance import nonzero_box, voxel_size
@@ -171,11 +171,13 @@ def fingerprint_case(task: FingerprintTask) -> CaseFingerprint:
     """Measure one case.
 
     Raises:
-        DataError: As `medseg.datasets.case.read_case`.
+        DataError: As `medseg.datasets.case.read_case` and, though weights measure nothing, `read_weight` there: what is
+            refused is refused before anything is written.
     """
     image, labels = read_case(task.case, task.dataset)
     if labels is None:
         raise DataError(task.case.images[0], "has no label file", "Add one or list the case as a test case")
+    read_weight(task.case, image)
     box = nonzero_box(image.array)
     values = labels.array[0]
     mask = values > 0

@@ -146,7 +146,7 @@ def values_seen(pair: Pair) -> set[int]:
 
 
 def _read(path: Path, image: Path | None, meaning: Meaning) -> Volume:
-    if objects_of(path) or read_header(path).channels == 1:
+    if path.is_dir() or objects_of(path) or read_header(path).channels == 1:
         labels = read_drawn(path, image, meaning).require_labels()
         return Volume(labels.array.astype(integer_type(labels.array)), labels.affine)
     organ_count = len(meaning.labels)

@@ -1,4 +1,8 @@
-"""Distance fields of a batch of masks: a thread per volume on a CPU, one separable pass per axis on a GPU."""
+"""Distance fields of a batch of masks: a thread per volume on a CPU, one separable pass per axis on a GPU.
+
+On a GPU a mask is swept from its own box, and how deep voxels lie in masks that exclude each other is found for all of
+them in one sweep.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 from scipy import ndimage
 from torch import Tensor
 
@@ -54,6 +58,8 @@ def distance_to(
         >>> distance_to(torch.tensor([[[[True, False, False]]]])).tolist()
         [[[[0.0, 1.0, 2.0]]]]
     """
+    if masks.device.type != "cpu":
+        return _outside(masks, steps_per_sample(spacing_mm, masks.shape[0], masks.ndim - 2), dtype)
     return _each(_fill_outside, masks, spacing_mm, masks.new_full(masks.shape, np.inf, dtype=dtype))
 
 
@@ -63,6 +69,7 @@ def boundary_distance(
     spacing_mm: Spacing = None,
     *,
     valid: Valid = None,
+    exclusive: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b c *space"]:
     """Measure the unsigned distance to the other side of each mask's boundary: d(x, mask) + d(x, complement).
@@ -73,6 +80,7 @@ def boundary_distance(
         masks: One mask per sample and class.
         spacing_mm: See `Spacing`.
         valid: See `Valid`.
+        exclusive: Whether no voxel lies in two masks of a sample, of which a GPU makes use.
         dtype: Precision of the answer.
 
     Returns:
@@ -82,6 +90,11 @@ def boundary_distance(
         >>> boundary_distance(torch.tensor([[[[True, True, False]]]])).tolist()
         [[[[2.0, 1.0, 1.0]]]]
     """
+    if masks.device.type != "cpu":
+        steps = steps_per_sample(spacing_mm, masks.shape[0], masks.ndim - 2)
+        distance = _outside(masks, steps, dtype)
+        depth = _inside(masks, steps, valid, exclusive=exclusive, dtype=dtype)
+        return depth.add_(distance.masked_fill_(distance.isfinite().logical_not_(), 0))
     out = masks.new_zeros(masks.shape, dtype=dtype)
     return _each(_fill_both, masks, spacing_mm, out, valid)
 
@@ -92,6 +105,7 @@ def inner_distance(
     spacing_mm: Spacing = None,
     *,
     valid: Valid = None,
+    exclusive: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b c *space"]:
     """Measure, inside each mask, the distance to the nearest voxel outside it; zero outside, and for a full mask.
@@ -100,6 +114,7 @@ def inner_distance(
         masks: One mask per sample and class.
         spacing_mm: See `Spacing`.
         valid: See `Valid`.
+        exclusive: Whether no voxel lies in two masks of a sample, of which a GPU makes use.
         dtype: Precision of the answer.
 
     Returns:
@@ -109,6 +124,9 @@ def inner_distance(
         >>> inner_distance(torch.tensor([[[[True, True, False]]]])).tolist()
         [[[[2.0, 1.0, 0.0]]]]
     """
+    if masks.device.type != "cpu":
+        steps = steps_per_sample(spacing_mm, masks.shape[0], masks.ndim - 2)
+        return _inside(masks, steps, valid, exclusive=exclusive, dtype=dtype)
     out = masks.new_zeros(masks.shape, dtype=dtype)
     return _each(_fill_inside, masks, spacing_mm, out, valid)
 
@@ -136,14 +154,9 @@ Fill = Callable[[Tensor, Tensor, Tensor | None, tuple[float, ...]], None]
 
 
 def _each(fill: Fill, masks: Tensor, spacing_mm: Spacing, out: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Fill the field of every sample: a thread per volume on a CPU, a sample at a time on a GPU."""
+    """Fill the field of every sample on the CPU, a thread per volume."""
     steps = steps_per_sample(spacing_mm, masks.shape[0], masks.ndim - 2)
     exists = None if valid is None or bool(valid.all()) else valid.expand_as(masks)
-    if masks.device.type != "cpu":
-        for n, step in enumerate(steps):
-            fill(masks[n], out[n], None if exists is None else exists[n], step)
-        return out
-
     inference = torch.is_inference_mode_enabled()  # threads do not inherit it, and must not write to its tensors
 
     def one(at: tuple[int, ...]) -> None:
@@ -169,10 +182,9 @@ def _pieces(masks: Tensor, *, cut: bool) -> Iterator[tuple[tuple[slice, ...], Te
     """Boxes, and the parts of the mask whose depth can be measured within them.
 
     A part's nearest voxel outside lies in its box grown by one, so an organ and some specks far away are measured in
-    small boxes. Not so where voxels have been cut out: the nearest that exists may be further away. And a GPU would
-    wait for the boxes longer than they save.
+    small boxes. Not so where voxels have been cut out: the nearest that exists may be further away.
     """
-    if cut or masks.device.type != "cpu":
+    if cut:
         yield (slice(None),), masks
         return
     mask = masks[0].numpy()
@@ -193,8 +205,6 @@ def _fill_both(masks: Tensor, out: Tensor, exists: Tensor | None, steps: tuple[f
 
 def _measured(masks: Tensor, steps: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     """Distance to the nearest True voxel of each mask, by whichever exact method is faster for it."""
-    if masks.device.type != "cpu":
-        return swept_distance(masks, steps, tuple(slice(0, length) for length in masks.shape[1:]), dtype=dtype)
     volume = masks[0].numpy()
     box = bounding_box(volume)
     if box is None:
@@ -251,6 +261,100 @@ def swept_distance(
         field = sweep(field.movedim(axis + 1, 0)).movedim(0, axis + 1)
     distance = field.to(dtype).sqrt_()
     return distance.mul_(steps[0]) if cubic else distance
+
+
+def _outside(masks: Tensor, steps: list[tuple[float, ...]], dtype: torch.dtype) -> Float[Tensor, "b c *space"]:
+    """Distance to the masks on a GPU, each swept from its box; the host waits once, for all the boxes."""
+    out = masks.new_full(masks.shape, np.inf, dtype=dtype)
+    for (n, c), box in _boxes(masks).items():
+        swept = swept_distance(masks[n, c][box][None], steps[n], box, masks.shape[2:], dtype=dtype)
+        out[n, c] = swept[0]
+    return out
+
+
+def _boxes(masks: Bool[Tensor, "b c *space"]) -> dict[tuple[int, int], Box]:
+    """The boxes of those that are not empty."""
+    space = range(2, masks.ndim)
+    lines = [masks.movedim(axis, 2).flatten(3).any(3) for axis in space]
+    found = np.split(torch.cat(lines, 2).cpu().numpy(), np.cumsum(masks.shape[2:-1]), axis=2)
+    return {
+        (n, c): tuple(slice(int(at[0]), int(at[-1]) + 1) for at in (np.flatnonzero(line[n, c]) for line in found))
+        for n, c in np.ndindex(*masks.shape[:2])
+        if found[0][n, c].any()
+    }
+
+
+def _inside(
+    masks: Tensor, steps: list[tuple[float, ...]], valid: Tensor | None, *, exclusive: bool, dtype: torch.dtype
+) -> Float[Tensor, "b c *space"]:
+    """How deep voxels lie in their masks, on a GPU."""
+    out = masks.new_zeros(masks.shape, dtype=dtype)
+    space = tuple(slice(0, length) for length in masks.shape[2:])
+    for n, step in enumerate(steps):
+        if exclusive and (valid is None or valid.shape[1] == 1):
+            names = masks.new_zeros(masks.shape[2:], dtype=torch.int16)
+            for number, mask in enumerate(masks[n], 1):
+                names += mask * number
+            exists = torch.ones_like(names, dtype=torch.bool) if valid is None else valid[n, 0]
+            depth = swept_depth(names, exists, step, dtype=dtype)
+        else:
+            others = ~masks[n] if valid is None else ~masks[n] & valid[n]
+            depth = swept_distance(others, step, space, dtype=dtype)
+        out[n] = torch.where(masks[n] & depth.isfinite(), depth, 0)
+    return out
+
+
+def swept_depth(
+    names: Integer[Tensor, "*space"],
+    exists: Bool[Tensor, "*space"],
+    steps: tuple[float, ...],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "*space"]:
+    """Measure how far every voxel is from the nearest that has another name, whatever the number of names.
+
+    Each pass keeps, of every voxel, the nearest name with its squared distance and the distance of the nearest other
+    name: on the line through a voxel, one of the two is what a third name must be compared with.
+
+    Args:
+        names: One number per voxel.
+        exists: Voxels that have a name; the others are no neighbours of anybody.
+        steps: Edge length per axis.
+        dtype: Precision of the answer.
+
+    Returns:
+        Distances of the voxels that exist; infinite where there is no other name.
+
+    Example:
+        >>> swept_depth(torch.tensor([[1, 1, 2, 2, 2]]), torch.ones(1, 5, dtype=torch.bool), (1.0, 2.0)).tolist()
+        [[4.0, 2.0, 2.0, 4.0, 6.0]]
+    """
+    working = torch.float32 if len(set(steps)) == 1 else dtype
+    nearest = torch.zeros(names.shape, dtype=working, device=names.device).masked_fill_(~exists, np.inf)
+    other = torch.full_like(nearest, np.inf)
+    for axis, step in enumerate(steps):
+        lines = (part.movedim(axis, 0).flatten(1) for part in (nearest, other, names))
+        swept = _sweep_two(*lines, step=1.0 if len(set(steps)) == 1 else step)
+        shape = names.movedim(axis, 0).shape
+        nearest, other, names = (part.reshape(shape).movedim(0, axis) for part in swept)
+    distance = other.to(dtype).sqrt()
+    return distance * steps[0] if len(set(steps)) == 1 else distance
+
+
+def _sweep_two(nearest: Tensor, other: Tensor, names: Tensor, *, step: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One pass of `swept_depth`, along the first axis."""
+    length = len(nearest)
+    ticks = torch.arange(length, dtype=nearest.dtype, device=nearest.device)
+    cost = (ticks[:, None] - ticks).mul_(step).square_()
+    found = torch.empty_like(nearest), torch.empty_like(other), torch.empty_like(names)
+    rows = max(1, SWEEP_ELEMENTS.get(nearest.device.type, 1 << 22) // max(1, nearest.numel()))
+    for first in range(0, length, rows):
+        part = slice(first, first + rows)
+        found[0][part], place = (nearest + cost[part, :, None]).min(1)
+        found[2][part] = names.gather(0, place)
+        rest = torch.where(names != found[2][part, None], nearest, other)
+        found[1][part] = (rest + cost[part, :, None]).amin(1)
+    return found
 
 
 def _sweep(field: Tensor, *, length: int, start: int, step: float) -> Tensor:

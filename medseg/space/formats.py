@@ -134,10 +134,13 @@ def _slices(sitk: Any, path: Path) -> tuple[str, ...]:
 
 
 def _read_series(sitk: Any, folder: Path) -> Any:
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(_slices(sitk, folder))
+    reader, files = sitk.ImageSeriesReader(), _slices(sitk, folder)
+    reader.SetFileNames(files)
     reader.MetaDataDictionaryArrayUpdateOn()
     image = reader.Execute()
+    if image.GetSize()[2] != len(files):
+        problem = f"is multi-frame DICOM, {image.GetSize()[2]} slices in {len(files)} file{'s' * (len(files) > 1)}"
+        raise DataError(folder, problem, "Convert it to one file per slice, or to .nii.gz")
     if len({reader.GetMetaData(n, _TURN) for n in range(image.GetSize()[2]) if reader.HasMetaDataKey(n, _TURN)}) > 1:
         raise DataError(folder, "holds slices of several directions, such as a localiser's", "Keep those of the series")
     _require_even_slices(folder, reader, image)

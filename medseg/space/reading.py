@@ -39,6 +39,16 @@ def is_there(path: Path) -> bool:
     return path.is_file() or is_dicom_folder(path)
 
 
+def masks_of(path: Path) -> list[Path]:
+    """The masks that a folder holds, one file per organ and called by it; none of what is no folder, or holds DICOM."""
+    return [] if not path.is_dir() or is_dicom_folder(path) else [mask for mask in images_in(path) if mask.is_file()]
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether there is what a label may be: a file, a folder of DICOM, a folder with a mask per organ."""
+    return is_there(path) or bool(masks_of(path))
+
+
 def is_image(path: Path) -> bool:
     """Whether there is what is called as an image, or holds DICOM."""
     return is_there(path) if path.name.endswith(ENDINGS) else is_dicom(path) or is_dicom_folder(path)
@@ -67,7 +77,8 @@ def images_in(folder: Path, *, objects: bool = False) -> list[Path]:
 
 def is_nifti(path: Path) -> bool:
     """Whether a path is read as NIfTI: what has no other ending of ours, and is or holds no DICOM."""
-    return not path.name.endswith((*ITK_ENDINGS, *FLAT_ENDINGS)) and not (is_series(path) or objects_of(path))
+    other = path.name.endswith((*ITK_ENDINGS, *FLAT_ENDINGS)) or path.is_dir()
+    return not other and not (is_series(path) or objects_of(path))
 
 
 def is_series(path: Path) -> bool:

@@ -17,12 +17,12 @@ from medseg.checkpoints.checkpoint import Checkpoint as Kept
 from medseg.errors import InterruptionError
 from medseg.training.ending import training_ends
 from medseg.training.keep import KeepCheckpoints
-from medseg.training.lightning import between_steps, forget_validation
+from medseg.training.lightning import ask_nobody_for_signals, between_steps, forget_validation
 from medseg.training.peers import any_process
 
 
 class StopOnRequest(Checkpoint):
-    """On SIGTERM, Ctrl-C, SIGUSR1 or SIGUSR2 has ``last.ckpt`` written and stops.
+    """Has ``last.ckpt`` written when it is time, and on SIGTERM, Ctrl-C, SIGUSR1 or SIGUSR2, when it also stops.
 
     At the end of the step; within a validation of one process at once, and the resumed run repeats that validation. A
     last validation, when the budget is spent, is finished first. After SIGUSR1 or SIGUSR2 a SLURM job is requeued.
@@ -49,16 +49,20 @@ class StopOnRequest(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As before the sanity check, which may be left out."""
         self.signals.install()
+        ask_nobody_for_signals(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop, unless a validation follows."""
+        """Keep or stop, unless a validation follows, which keeps anyway, or the end, which is validated."""
         if training_ends(trainer) or not between_steps(trainer):
             return
-        if any_process(trainer, self.signals.received is not None):
+        due, asked = any_process(trainer, self.keep.due, self.signals.received is not None)
+        if asked:
             self._leave(trainer)
             raise self._interrupted(trainer)
+        if due:
+            self.keep.write(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on, a checkpoint would be one of a validation that is not finished."""

@@ -18,16 +18,15 @@ from medseg.checkpoints.reading import read_content, read_to_go_on
 from medseg.checkpoints.run import Run
 from medseg.machine.files import whole
 from medseg.training.ending import training_ends
-from medseg.training.lightning import between_steps, epochs_done, rehearses
-from medseg.training.peers import any_process
+from medseg.training.lightning import epochs_done, rehearses
 
 
 class KeepCheckpoints(ModelCheckpoint):
     """Keeps ``best.ckpt``, by mean Dice, and ``last.ckpt``, from which a killed run goes on as if nothing had happened.
 
     ``last.ckpt`` is written after every validation, and between validations at the end of the first step after
-    ``minutes``: a kill costs that much work at most, plus the validation that it hit. What it does not know is why a
-    training ends; see `medseg.training.interrupt`.
+    ``minutes``: a kill costs that much work at most, plus the validation that it hit. When between validations, and why
+    a training ends, is the business of `medseg.training.interrupt`, where processes agree on both at once.
 
     Args:
         run: The folder whose two files these are.
@@ -69,14 +68,10 @@ class KeepCheckpoints(ModelCheckpoint):
         """Start the clock."""
         self._written = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Write if it is time, unless a validation follows, which writes anyway, or the end, which is validated."""
-        if training_ends(trainer) or not between_steps(trainer):
-            return
-        if any_process(trainer, time.monotonic() - self._written >= self.seconds):
-            self.write(trainer)
+    @property
+    def due(self) -> bool:
+        """Whether it is time to write, by the clock of this process."""
+        return time.monotonic() - self._written >= self.seconds
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what the last step has left, where no validation has."""

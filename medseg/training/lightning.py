@@ -117,6 +117,11 @@ def time_spent(trainer: pl.Trainer) -> float:
     return timer.time_elapsed() / duration if timer and duration else 0.0
 
 
+def ask_nobody_for_signals(trainer: pl.Trainer) -> None:
+    """Spare each step Lightning's question to the first process whether its own handler, which is ours, saw SIGTERM."""
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
 def has_clock(trainer: pl.Trainer) -> bool:
     """Whether there is a budget of time."""
     return any(isinstance(callback, Timer) for callback in callbacks_of(trainer))

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.errors import UsageError
-from medseg.losses import NonFiniteLogitsError
+from medseg.losses import Criterion, NonFiniteLogitsError
 from medseg.losses.class_weights import class_weights, words_in
-from medseg.patches.batch import Batch
+from medseg.patches.batch import Batch, target_of
+from medseg.patches.datamodule import VolumesDataModule
 from medseg.space.labels import IGNORED
 from medseg.types import Levels, Logits
 
@@ -37,7 +38,13 @@ def judge(loss: nn.Module, outputs: Logits | Levels, batch: Batch, membership: T
     total = torch.zeros((), device=batch.image.device)
     for logits, weight in reversed(list(zip(levels, weights, strict=True))):  # finest last: its terms remain
         target = target_at(batch, membership, logits.shape[1:])
-        options = {} if batch.weight is None else {"voxel_weight": nearest_labels(batch.weight, logits.shape[2:])}
+        options: dict[str, Any] = {}
+        if batch.weight is not None:
+            options["voxel_weight"] = nearest_labels(batch.weight, logits.shape[2:])
+        if batch.beforehand:
+            options["beforehand"] = {
+                wish: nearest_labels(found, logits.shape[2:]) for wish, found in batch.beforehand.items()
+            }
         fine, coarse = batch.labels.shape[-3:], logits.shape[-3:]
         spacing_mm = batch.spacing_mm * torch.tensor([n / m for n, m in zip(fine, coarse, strict=True)])
         try:
@@ -104,19 +111,6 @@ def require_targets(datamodule: Any, loss: Any) -> None:
     if weighted and own:
         problem = "the store holds weights of voxels, which a loss that is a plain function is not told"
         raise UsageError(problem, "Name a loss of medseg, or register yours with medseg.losses.table.loss")
-
-
-def target_of(labels: Integer[Tensor, "b *space"], membership: Tensor | None) -> Integer[Tensor, "b *target"]:
-    """Class indices as they are, or for overlapping regions a 0/1 map ``(b, c, i, j, k)``; ignored ones stay −1.
-
-    Args:
-        labels: Of the store.
-        membership: Which value (columns) lies in which region (rows), where regions may overlap.
-    """
-    if membership is None:
-        return labels
-    masks = membership[:, labels.clamp(min=0).long()].transpose(0, 1).to(torch.int8)
-    return masks.masked_fill((labels == IGNORED).unsqueeze(1), IGNORED)
 
 
 def nearest_labels(labels: Shaped[Tensor, "b *fine"], shape: torch.Size) -> Shaped[Tensor, "b *coarse"]:
@@ -200,13 +194,16 @@ class WeighClasses(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look at the kind of targets, and count the voxels of the training cases.
+        """Look at the kind of targets, tell the loader what the loss asks for, count the voxels of the training cases.
 
         Raises:
             UsageError: The loss cannot take such targets, or nobody can count the voxels.
         """
         if stage == "fit":
-            require_targets(getattr(trainer, "datamodule", None), pl_module.loss)
+            datamodule = getattr(trainer, "datamodule", None)
+            require_targets(datamodule, pl_module.loss)
+            if isinstance(pl_module.loss, Criterion) and isinstance(datamodule, VolumesDataModule):
+                datamodule.wishes = pl_module.loss.wishes(datamodule.plan.num_classes)
         options = pl_module.hparams
         words = [word for word in words_in(options["loss"]) if word not in (options["class_weights"] or {})]
         if not words:

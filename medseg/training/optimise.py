@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -162,7 +163,9 @@ def agreed_budget(trainer: pl.Trainer) -> float:
     spent = budget_spent(trainer)
     if trainer.world_size == 1 or not has_clock(trainer):
         return spent
-    return trainer.strategy.broadcast(spent)
+    told = spent if trainer.is_global_zero else 0.0
+    of_the_first = torch.tensor(told, dtype=torch.float64, device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(of_the_first, reduce_op="sum"))
 
 
 def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
@@ -95,11 +96,12 @@ class WatchPeers(Callback):
             leave(f"process {dead} of this training has died or does not answer any more; {TOGETHER}", self._launcher)
 
 
-def any_process(trainer: Trainer, decision: bool) -> bool:
-    """Whether any process decides so; all of them must ask at the same moment."""
+def any_process(trainer: Trainer, *decisions: bool) -> tuple[bool, ...]:
+    """Of each decision whether any process takes it; all of them must ask at the same moment, and a GPU waits once."""
     if trainer.world_size == 1:
-        return decision
-    return bool(trainer.strategy.reduce_boolean_decision(decision, all=False))
+        return decisions
+    taken = trainer.strategy.reduce(torch.tensor(decisions, device=trainer.strategy.root_device).int(), reduce_op="max")
+    return tuple(map(bool, taken.tolist()))
 
 
 class ExplainingLauncher(ScriptLauncher):

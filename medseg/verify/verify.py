@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from medseg.datasets.agreement import odd_cases
-from medseg.datasets.case import Case, Dataset, Listing, counted, read_listing, why_absent
+from medseg.datasets.case import Case, Dataset, Listing, counted, read_listing
+from medseg.datasets.files import why_absent
 from medseg.datasets.manifest import Manifest
 from medseg.errors import DataError, listed
 from medseg.machine.crew import default_workers, for_each_case

@@ -118,6 +118,30 @@ def test_test_and_predict_write_the_same_labels(trained, tested, tmp_path):
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
+def test_a_model_card_has_the_numbers_of_the_report_and_blanks_for_the_rest(trained, tested, tmp_path, capsys):
+    card, words = tmp_path / "CARD.md", ["model-card", str(trained / "run"), "--out", str(tmp_path / "CARD.md")]
+    assert main(words) == 0
+    text = card.read_text(encoding="utf-8")
+    assert f"{text.count('*(to be filled in)*') - 1} blanks" in capsys.readouterr().out
+    summary = json.loads((trained / "run" / "test" / "summary.json").read_text(encoding="utf-8"))
+    for organ, told in summary["organs"].items():
+        assert f"| {organ} | {told['dice']['mean']:.3f} |" in text
+        assert f"{told['missed']} of {told['found'] + told['missed']}" in text
+    for told in (
+        "modalities: CT",
+        "loss: dice + cross_entropy",
+        "not a medical device",
+        "best.ckpt",
+        "2 cases are few",
+    ):
+        assert told in text
+    assert main(words) == 2  # blanks may have been filled in
+    assert card.read_text(encoding="utf-8") == text
+    alone = shutil.copy(trained / "run" / "checkpoints" / "last.ckpt", tmp_path / "alone.ckpt")
+    assert main(["model-card", str(alone), "--out", str(tmp_path / "other.md")]) == 0
+    assert "None were given" in (tmp_path / "other.md").read_text(encoding="utf-8")
+
+
 def test_a_source_that_vanished_fails_its_own_test_case(trained, tested, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(trained / "run", run)

@@ -7,6 +7,7 @@ import pytest
 
 from medseg.cli import main
 from medseg.cli.config import MedsegCLI
+from medseg.cli.main import build_parser
 from medseg.cli.options import OWN, known
 from medseg.cli.reading import COMMANDS
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
@@ -23,6 +24,16 @@ def test_the_options_read_from_the_sources_are_those_of_the_parser(command, monk
     legal = {".".join(action.dest.split(".")[:2]) for action in parser._actions} - {"==SUPPRESS=="}
     read = {name for name in known(command) if not name.endswith(".help")}
     assert read - HELP == {name for name in legal if not name.endswith(".help")} - HELP - {"model.plan"}
+
+
+def test_a_list_that_is_given_in_two_parts_is_the_whole_list():
+    words = ["merge", "a", "b", "--out", "c", "--rename", "x=y", "--accept", "sides", "--rename", "v=w", "u=t"]
+    options = build_parser().parse_args(words)
+    assert (options.rename, options.accept) == (["x=y", "v=w", "u=t"], ["sides"])
+    words = ["predict", "--ckpt", "a", "--tta", "0", "--ckpt", "b", "--tta", "2", "--input", "i", "--output", "o"]
+    options = build_parser().parse_args(words)
+    assert ([path.name for path in options.ckpt], options.tta) == (["a", "b"], [0, 2])
+    assert build_parser().parse_args(["predict", "--ckpt", "a", "--input", "i", "--output", "o", "--tta"]).tta == []
 
 
 def test_the_tolerance_of_test_is_that_of_evaluate():

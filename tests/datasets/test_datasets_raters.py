@@ -114,6 +114,7 @@ def test_weights_that_cannot_be_meant_are_refused_by_verify_and_prepare_alike(na
     assert sentence in found[0].problem
     with pytest.raises(DataError, match=sentence):
         prepare(root, tmp_path / "store", workers=1)
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_rater_on_another_grid_or_with_a_strange_value_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """Segmentation objects and structure sets: what is written is valid, what is read is what was drawn."""
 
+import json
 import shutil
 import subprocess
 
@@ -94,14 +95,45 @@ def test_the_object_is_valid_and_refers_to_its_series(series, form, tmp_path):
     assert series.frame_of_reference in text
     assert "Liver" in text
     assert "Zoë" in str(read.PatientName)
-    if shutil.which("dciodvfy"):  # of Debian's dicom3tools, independent of pydicom and highdicom
-        said = subprocess.run(["dciodvfy", tmp_path / "out.dcm"], capture_output=True, text=True, check=False).stderr
-        assert "Error" not in said, said
 
 
-@pytest.mark.skipif(
-    not shutil.which("plastimatch"), reason="plastimatch is not installed (apt-get install plastimatch)"
-)
+def needs(program, of):
+    return pytest.mark.skipif(not shutil.which(program), reason=f"{program} is not installed ({of})")
+
+
+@needs("dciodvfy", "apt-get install dicom3tools")
+@pytest.mark.parametrize("organs", [["liver", "left_kidney", "spleen"], ["left_kidney", "spleen"], ["spleen"]])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_validator_of_the_standard_finds_no_error(series, form, organs, tmp_path):
+    """Overlapping, apart and empty; neither pydicom nor highdicom has a part in it."""
+    written(series, form, tmp_path / "out.dcm", {organ: masks_of()[organ] for organ in organs})
+    said = subprocess.run(["dciodvfy", tmp_path / "out.dcm"], capture_output=True, text=True, check=False).stderr
+    assert "Error" not in said, said
+    assert "Warning" not in said, said
+
+
+@needs("segimage2itkimage", "pip install dcmqi")
+@pytest.mark.parametrize("organs", [None, ["left_kidney", "spleen"]])
+def test_dcmqi_reads_the_segments_to_the_same_voxels(series, organs, tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    masks = written(series, "seg", tmp_path / "out.dcm", organs and {organ: masks_of()[organ] for organ in organs})
+    (tmp_path / "read").mkdir()
+    words = ["segimage2itkimage", "--inputDICOM", tmp_path / "out.dcm", "--outputDirectory", tmp_path / "read"]
+    ran = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert not [line for line in (ran.stdout + ran.stderr).splitlines() if line.startswith(("W:", "E:"))]
+    scan = sitk.ReadImage(list(map(str, series.files)))
+    described = [
+        one for several in json.loads((tmp_path / "read/meta.json").read_text())["segmentAttributes"] for one in several
+    ]
+    assert [one["SegmentLabel"] for one in described] == list(masks)
+    for number, (one, mask) in enumerate(zip(described, masks.values(), strict=True)):
+        segment = sitk.ReadImage(str(tmp_path / "read" / f"{one['labelID']}.nrrd"))
+        placed = sitk.Resample(segment, scan, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(placed).T > 0, mask, one["SegmentLabel"])
+        assert one["recommendedDisplayRGBValue"] == pytest.approx([200, 30 * number, 40], abs=2)
+
+
+@needs("plastimatch", "apt-get install plastimatch")
 def test_another_program_reads_the_outlines_to_the_same_voxels(series, tmp_path):
     sitk = pytest.importorskip("SimpleITK")
     masks = written(series, "rtstruct", tmp_path / "out.dcm", {k: v for k, v in masks_of().items() if k[0] != "Å"})

@@ -31,12 +31,12 @@ from medseg.inference.clean import clean
 from medseg.machine.dotted import Trust
 from medseg.nets import list_nets
 from medseg.patches import stitch
+from medseg.patches.batch import target_of
 from medseg.plan.cleaning import Rule, rules_to_plain
 from medseg.plan.grid import labels_to_plan_grid, to_plan_grid
 from medseg.plan.plan import Normalisation, Plan, read_plan
 from medseg.space.nifti import read_labels
 from medseg.space.volume import Volume
-from medseg.training.loss import target_of
 from medseg.training.task import SegmentationTask
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -418,7 +418,7 @@ def test_decisions_are_not_written_over(tmp_path, capsys):
         (lambda c: c["sets"]["a"]["organs"].update(livr="x"), "names an organ 'livr' of a, which has none, did you"),
         (lambda c: c["sets"]["a"].update(modalities=["CT", "MR"]), "names 2 channels of a, which has 1"),
         (lambda c: c["sets"]["a"].update(modalities=["MR"]), "has the channels CT, a has MR"),
-        (lambda c: c["sets"]["a"].update(organs={"liver": "ignore", "Spleen": "x"}), "calls an organ of a 'ignore'"),
+        (lambda c: c["sets"]["a"].update(organs={"liver": "ignore", "Spleen": "x"}), "no organ can be called 'ignore'"),
         (lambda c: c.update(patients="both"), "patients"),
         (lambda c: c.update(twin=[]), "key of the file 'twin' is not known, did you mean 'twins'"),
         (lambda c: c.pop("sets"), "the key sets is missing"),

@@ -215,3 +215,17 @@ def test_cores_are_counted_where_affinity_is_unknown(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert usable_cores() == 1
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.7, 1.3, 4.0)])
+@pytest.mark.parametrize("seed", range(3))
+def test_one_sweep_measures_the_depth_in_every_one_of_many_parts(seed, spacing_mm):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randint(0, 5, (1, 1, 3, 4, 2), generator=generator).float()
+    names = torch.nn.functional.interpolate(coarse, (9, 11, 7))[0, 0].to(torch.int16)
+    exists = torch.rand(names.shape, generator=generator) > 0.2 * seed
+    found = fields.swept_depth(names, exists, spacing_mm, dtype=torch.float64)
+    for name in names.unique():
+        others = euclidean_distance((exists & (names != name)).numpy(), spacing_mm)
+        here = (exists & (names == name)).numpy()
+        np.testing.assert_allclose(found.numpy()[here], others[here], rtol=1e-6)

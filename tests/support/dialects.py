@@ -24,13 +24,13 @@ def describe(root, **content):
     return root
 
 
-def write_objects(root, form, **content):
+def write_objects(root, form, cases=CASES, **content):
     """The toy as DICOM series in folders, its labels as objects beside them: ``series/toy_0/``, ``drawn/toy_0.dcm``."""
     from medseg.dicom.series import series_of
     from support.series import write_ct
 
     (root / "drawn").mkdir(parents=True)
-    for case, index in CASES.items():
+    for case, index in cases.items():
         voxels, labels = toy_case(index)
         series = series_of(write_ct(root / "series" / case, voxels, oblique_affine(index)))
         write_object(root / "drawn" / f"{case}.dcm", form, {n: labels == v for n, v in ORGANS.items()}, series)
@@ -63,6 +63,20 @@ def journey(root, out, *fit):
     return json.loads((out / "scores" / "summary.json").read_text())
 
 
+def write_itk(root, cases=CASES, labels=TOY_LABELS):
+    """The toy with images in NRRD and labels in MetaImage, under values and names of their own (in the toy's order)."""
+    from support.foreign import itk_image, sitk
+
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True)
+    for case, index in cases.items():
+        voxels, drawn = toy_case(index)
+        drawn = np.select([drawn == value for value in TOY_LABELS.values()], list(labels.values())).astype(np.uint8)
+        for file, array in ((f"images/{case}.nrrd", voxels), (f"labels/{case}.mha", drawn)):
+            sitk.WriteImage(itk_image(array, oblique_affine(index)), root / file)
+    return describe(root, labels=labels)
+
+
 def prepared_labels(store):
     """The labels of every case of a store."""
     from medseg.store.store import Store
@@ -71,9 +85,9 @@ def prepared_labels(store):
     return {case: np.asarray(opened.labels(case)[:]) for case in opened.ids}
 
 
-def write_bids(root):
+def write_bids(root, cases=CASES):
     """The toy as BIDS: the labels in a derivative, which names the organs."""
-    for case, index in CASES.items():
+    for case, index in cases.items():
         voxels, labels = toy_case(index)
         said, place = f"sub-{case.replace('_', '')}_ses-1", f"sub-{case.replace('_', '')}/ses-1/anat"
         write_nifti(root / place / f"{said}_T1w.nii.gz", voxels, oblique_affine(index))
@@ -91,10 +105,10 @@ def rated(index):
     return voxels, (labels, np.roll(labels, 2, axis=0), labels), weight
 
 
-def write_rated(root, dialect, raters, *, weighted=True):
+def write_rated(root, dialect, raters, *, weighted=True, cases=CASES):
     """The toy drawn by three raters, in a dialect: ``lists``, ``nnunet``, ``folders``, ``patterns`` or ``bids``."""
     folders = ["labelsTr", "labelsB", "labelsC"]
-    for case, index in CASES.items():
+    for case, index in cases.items():
         voxels, drawn, weight = rated(index)
         affine, channel = oblique_affine(index), "_0000" if dialect == "nnunet" else ""
         said = f"sub-{case.replace('_', '')}"
@@ -110,7 +124,7 @@ def write_rated(root, dialect, raters, *, weighted=True):
             write_nifti(root / f"{weights}.nii.gz", weight, affine)
     of_folders = {"label_folder": folders} | ({"weight_folder": "weights"} if weighted else {})
     content = {
-        "lists": {"training": [_listed(case, folders, weighted) for case in CASES]},
+        "lists": {"training": [_listed(case, folders, weighted and index) for case, index in cases.items()]},
         "nnunet": {"channel_names": {"0": "CT"}, "modality": None, "file_ending": ".nii.gz", **of_folders},
         "folders": of_folders,
         "patterns": {"image": "{case}/ct.nii.gz", "label": [f"{{case}}/{f}.nii.gz" for f in folders]}
@@ -122,4 +136,4 @@ def write_rated(root, dialect, raters, *, weighted=True):
 
 def _listed(case, folders, weighted):
     entry = {"image": f"imagesTr/{case}.nii.gz", "label": [f"{folder}/{case}.nii.gz" for folder in folders]}
-    return entry | ({"weight": f"weights/{case}.nii.gz"} if weighted and CASES[case] else {})
+    return entry | ({"weight": f"weights/{case}.nii.gz"} if weighted else {})

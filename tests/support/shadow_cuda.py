@@ -345,6 +345,7 @@ class _AnyGenerator(_Generator):
 
 
 _CARD = SimpleNamespace(name="Shadow", major=9, minor=0, total_memory=140 * 2**30, multi_processor_count=132)
+_STREAM = SimpleNamespace(record_event=lambda: None, wait_event=lambda event: None)
 _ANSWERS = {
     "_lazy_init": None,
     "is_available": True,
@@ -356,6 +357,9 @@ _ANSWERS = {
     "get_device_name": _CARD.name,
     "is_bf16_supported": True,
     "max_memory_allocated": 0,
+    "Stream": _STREAM,
+    "current_stream": _STREAM,
+    "stream": contextlib.nullcontext(),
     "mem_get_info": (_CARD.total_memory, _CARD.total_memory),
     **dict.fromkeys(("set_device", "synchronize", "empty_cache", "manual_seed", "manual_seed_all", "set_rng_state")),
 }
@@ -376,6 +380,7 @@ def shadow_cuda(*, pinned: bool = False):
         stack.enter_context(
             mock.patch.object(torch.cuda, "get_rng_state", side_effect=lambda *_: torch.get_rng_state())
         )
+        stack.enter_context(mock.patch.object(torch.Tensor, "record_stream", return_value=None))
         stack.enter_context(mock.patch.object(torch, "Generator", _AnyGenerator))
         stack.enter_context(mock.patch.object(torch, "autocast", _Autocast))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))

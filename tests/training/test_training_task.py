@@ -12,9 +12,9 @@ from pytorch_lightning.callbacks import Timer
 from torch import nn
 
 from medseg.machine.hardware import cpu_multiplies_bf16
+from medseg.patches.batch import target_of
 from medseg.plan.plan import Normalisation, Plan
 from medseg.segmenter import Segmenter
-from medseg.training.loss import target_of
 from medseg.training.optimise import SCHEDULES, FollowBudget, budget_spent, build_optimizer, schedule_factor
 from medseg.training.task import IGNORED, SegmentationTask
 
