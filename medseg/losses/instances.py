@@ -49,10 +49,10 @@ def blob(
     Use: Where many small lesions stand beside a few large ones, which own the Dice of the whole (metastases, MS
     lesions). Over exclusive classes each foreground class is one-vs-rest.
 
-    Known trouble: A false positive is charged in every blob's share; components are found in every step, in threads,
-    unless ``instances`` are given (numbered from 1, (b, *s) or per channel), which is also the only way to tell
-    touching lesions apart. A sample and class without a blob is left out of the second mean; with no blob at all only
-    the first term remains.
+    Known trouble: A false positive is charged in every blob's share; components are found on the CPU (by the loader's
+    workers in a training of medseg's) unless ``instances`` are given (numbered from 1, (b, *s) or per channel), which
+    is also the only way to tell touching lesions apart. A sample and class without a blob is left out of the second
+    mean; with no blob at all only the first term remains.
 
     Public code: The authors' example sets the logits of other blobs to 0, which a sigmoid turns into probability
     0.5, that is false positives; and keeps those voxels in the mean of voxel losses. Here they are out of every

@@ -47,10 +47,10 @@ def cc_dice_ce(
     Use: Many lesions of unequal size. The authors add it to the plain loss: ``dice_ce + cc_dice_ce``. Over exclusive
     classes each foreground class is one against the rest.
 
-    Known trouble: More small lesions are found, and more of what is none. Components and distances are computed in
-    every step, in threads (``instances``, numbered from 1, spare the first and tell touching lesions apart). A class
-    without a component is one region; its Dice costs a constant 1. Voxels halfway between two components go to
-    either.
+    Known trouble: More small lesions are found, and more of what is none. Components and distances are computed on the
+    CPU, by the loader's workers in a training of medseg's (``instances``, numbered from 1, spare the first and tell
+    touching lesions apart). A class without a component is one region; its Dice costs a constant 1. Voxels halfway
+    between two components go to either.
 
     Public code: The authors' agrees; it is for two classes, and works on a GPU only.
 

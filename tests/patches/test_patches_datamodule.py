@@ -350,6 +350,15 @@ def test_a_process_ends_though_its_loader_was_never_closed(store, tmp_path):
     assert "generator" in done.stdout
 
 
+def test_a_file_system_that_stalls_is_a_sentence(store):
+    def stalled():
+        raise RuntimeError("DataLoader timed out after 600 seconds")
+        yield
+
+    with pytest.raises(DataError, match=r"does not answer.*go on with --ckpt_path last"):
+        module(store).train_dataloader()._next(stalled())
+
+
 @pytest.mark.slow
 def test_a_killed_worker_is_reported_with_its_cases(store):
     from medseg.patches.loader import case_loader
