@@ -22,7 +22,7 @@ from support.toys import toy_case, write_nifti, write_toy_dataset
 
 from medseg.cli import main
 from medseg.cli.main import LIGHTNING_COMMANDS, build_parser
-from medseg.losses import build_loss
+from medseg.losses import build_loss, catalogue
 from medseg.phantom.phantom import write_phantom
 from medseg.phantom.recipes import recipe_for
 from medseg.plan.plan import Normalisation
@@ -316,6 +316,13 @@ def test_all_that_the_package_offers_is_in_the_reference():
         for line in re.findall(r"^::: (.+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.M)
     ]
     assert sorted(told) == sorted(offered)
+
+
+@pytest.mark.parametrize("page", ["README.md", "pyproject.toml", "CHANGELOG.md"])
+def test_as_many_losses_are_promised_as_there_are(page):
+    told = re.search(r"(\d+)\s+(?:published )?losses", (ROOT / page).read_text(encoding="utf-8"))
+    assert told is not None
+    assert int(told[1]) == len(catalogue.rows())
 
 
 def test_every_loss_that_is_recommended_can_be_built():

@@ -139,6 +139,12 @@ def test_the_citation_is_of_this_version():
     assert (citation["version"], citation["license"]) == (medseg.__version__, project()["license"])
 
 
+def test_the_first_notes_are_of_this_version():
+    heading = re.search(r"^## (\S+?),? ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert heading is not None
+    assert heading[1] == medseg.__version__
+
+
 def test_the_conda_recipe_asks_for_what_the_package_does():
     recipe = yaml.safe_load((ROOT / "conda" / "recipe.yaml").read_text(encoding="utf-8"))
     assert recipe["context"]["version"] == medseg.__version__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from medseg.checkpoints.run import Run
-from medseg.errors import UsageError
+from medseg.errors import MedsegError, UsageError
 from medseg.machine.files import locked, require_writable, write_text
 from medseg.training.keep import CheckpointFiles
 from medseg.training.log import forget_steps
@@ -73,7 +74,8 @@ def find_start(run: Run, resume_from: str | None) -> Start:
 def taken(run: Run, start: Start, config: str) -> Iterator[None]:
     """Have a run folder for one training alone: with its config in it, and without the log of what is done again.
 
-    The system lets go of the folder when the process ends, however that comes about.
+    The system lets go of the folder when the process ends, however that comes about. A folder that is made here is gone
+    again where the training was refused before its first number.
 
     Args:
         run: The folder.
@@ -83,13 +85,19 @@ def taken(run: Run, start: Start, config: str) -> Iterator[None]:
     Raises:
         DataError: Another process trains in the folder, or it cannot be written.
     """
+    new = not run.path.exists()
     run.path.mkdir(parents=True, exist_ok=True)
-    with locked(run.lock):
-        if start.checkpoint is None:  # another one may have begun and ended meanwhile
-            _require_fresh(run)
-        forget_steps(run.metrics, since=start.step)
-        write_text(run.config, config, remedy="Free space, or choose another folder with --run")
-        yield
+    try:
+        with locked(run.lock):
+            if start.checkpoint is None:  # another one may have begun and ended meanwhile
+                _require_fresh(run)
+            forget_steps(run.metrics, since=start.step)
+            write_text(run.config, config, remedy="Free space, or choose another folder with --run")
+            yield
+    except MedsegError:
+        if new and not any(kept.is_file() for kept in (run.metrics, run.last, run.best)):
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
 
 
 def _require_fresh(run: Run) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.toys import oblique_affine, toy_case, write_nifti
+from support.toys import oblique_affine, toy_case, write_nifti, write_toy_dataset
 
 from medseg.cli import main
 from medseg.errors import DataError, MachineError, explained
@@ -110,3 +110,58 @@ def test_scans_in_place_of_all_masks_are_one_row_a_file(toy_dataset, capsys):
     assert (toy_dataset / "p.json").stat().st_size < 5000
     assert main(["plan", str(toy_dataset), "--out", str(toy_dataset / "plan.yaml"), "--workers", "1"]) == 1
     assert len(capsys.readouterr().err) < 1500
+
+
+FIT = "fit --data.store store --run new --trainer.accelerator cpu --trainer.max_steps 2 --data.folds 2"
+REFUSED = [
+    "fit --data.store nowhere --run new",
+    "fit --data.store toy --run new",
+    "fit --config absent.yaml --run new",
+    "fit --model.lss dice --run new",
+    f"{FIT} --model.net nonet",
+    f"{FIT} --model.loss dise",
+    f"{FIT} --model.net_options {{features:[0]}}",
+    f"{FIT} --data.fold 9",
+    f"{FIT} --data.patch_size [0,16,16]",
+    f"{FIT} --data.augmentation strong",
+    f"{FIT} --model.init_from absent.ckpt",
+    f"{FIT} --ckpt_path absent.ckpt",
+    f"{FIT} --trainer.callbacks pytorch_lightning.callbacks.EarlyStopping --trainer.callbacks.monitor val/nothing",
+    f"{FIT} --trainer.precision 17",
+    "prepare nowhere --out new",
+    "prepare toy --plan absent.yaml --out new",
+    "plan nowhere --out new/plan.yaml",
+    "predict --ckpt absent.ckpt --input toy/imagesTs --output new",
+    "evaluate --predictions absent --references toy --output new",
+    "test --run new",
+    "export --ckpt absent.ckpt --out new",
+    "model-card nowhere --out new/CARD.md",
+    "merge nowhere toy --out new",
+    "import-nnunet nowhere --out new.ckpt",
+    "cross-validate --config absent.yaml --output new",
+    "compare --config absent.yaml --losses dice focal --output new",
+    "verify nowhere --fix new",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A dataset and its store, beside which nothing may appear."""
+    folder = tmp_path_factory.mktemp("place")
+    write_toy_dataset(folder)
+    assert main(["prepare", str(folder / "toy"), "--out", str(folder / "store"), "--workers", "1"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_what_is_refused_leaves_nothing_behind(line, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob("*"))
+    try:
+        status = main(line.split())
+    except SystemExit as stop:
+        status = stop.code
+    told = capsys.readouterr().err
+    assert status in (1, 2), told
+    assert "Traceback" not in told
+    assert sorted(place.rglob("*")) == before
