@@ -77,7 +77,8 @@ def images_in(folder: Path, *, objects: bool = False) -> list[Path]:
 
 def is_nifti(path: Path) -> bool:
     """Whether a path is read as NIfTI: what has no other ending of ours, and is or holds no DICOM."""
-    other = path.name.endswith((*ITK_ENDINGS, *FLAT_ENDINGS)) or path.is_dir()
+    called = path.name.endswith(ENDINGS)  # a folder that is called as a file stands in the place of one
+    other = path.name.endswith((*ITK_ENDINGS, *FLAT_ENDINGS)) or (path.is_dir() and not called)
     return not other and not (is_series(path) or objects_of(path))
 
 
