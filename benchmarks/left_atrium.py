@@ -20,8 +20,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from many_datasets import run
 
-from medseg.cli.main import main as medseg
 from medseg.report.summary import bootstrap_means
 
 SPACING_MM = 0.625
@@ -81,13 +81,6 @@ def tell(path: Path) -> None:
     voxels = np.mean([float(row["hd95_mm"]) for row in rows]) / SPACING_MM
     print("| cases | Dice | Jaccard | HD95, voxels |\n|--:|--:|--:|--:|")
     print(f"| {len(rows)} | {dice.mean():.4f} ({low:.4f}-{high:.4f}) | {jaccard:.4f} | {voxels:.2f} |")
-
-
-def run(words: list[str]) -> None:
-    """A command of medseg, which must succeed."""
-    status = medseg(words)
-    if status:
-        raise SystemExit(f"medseg {' '.join(words)} ended with {status}")
 
 
 if __name__ == "__main__":

@@ -113,9 +113,8 @@ def test_any_number_of_processes_with_everything_on_trains_the_same_weights(fold
     if not (folder / "all").exists():
         assert main([*fit("all"), *EVERYTHING, "--data.batch_size", "4"]) == 0
     run_ranks(work, processes, folder, f"all_{processes}", processes, EVERYTHING)
-    assert_the_same_training(
-        folder, f"all_{processes}", "all", steps=6, atol=5e-5
-    )  # rounding, where sums are in other parts
+    # Up to 1.3e-5 was seen with four processes, whose sums are in other parts; that it is rounding alone was not shown.
+    assert_the_same_training(folder, f"all_{processes}", "all", steps=6, atol=5e-5)
 
 
 @pytest.mark.ddp
