@@ -46,8 +46,8 @@ class Crops(NamedTuple):
 
     Attributes:
         image: Of each sample the normalised intensities ``(m, i, j, k)``: as large as the patch, or larger where it
-            will be rotated, scaled or bent.
-        labels: Their label indices ``(i, j, k)``, or maps of them: those, and what each rater drew.
+            will be rotated, scaled or bent; float32, or float16 after `packed`.
+        labels: Their label indices ``(i, j, k)``, or maps of them: those, and what each rater drew; int16, or int8.
         spacing_mm: As of `Batch`.
         id: As of `Batch`.
         class_mask: As of `Batch`.
@@ -66,8 +66,27 @@ class Crops(NamedTuple):
     beforehand: dict[Wish, Tensor] | None = None
 
 
+def packed(crops: Crops) -> Crops:
+    """The same in half the bytes, for the way to a GPU: see `Crops`; what float16 or int8 cannot hold stays as it is.
+
+    An intensity moves by one part in 2,048 at most, an eighth of what the network's own bfloat16 takes from it.
+    """
+    images = [(image, image.half()) for image in crops.image]
+    maps = [(labels, labels.to(torch.int8)) for labels in crops.labels]
+    return crops._replace(
+        image=tuple(short if short.isfinite().all() else image for image, short in images),
+        labels=tuple(short if torch.equal(short.to(labels.dtype), labels) else labels for labels, short in maps),
+    )
+
+
+def _unpacked(crops: Crops) -> Crops:
+    image, labels = (part.float() for part in crops.image), (part.to(torch.int16) for part in crops.labels)
+    return crops._replace(image=tuple(image), labels=tuple(labels))
+
+
 def augmented(crops: Crops, geometry: Geometry, *, nearest: bool) -> Batch:
     """Apply what was drawn, on the device where the crops are; no gradient is recorded."""
+    crops = _unpacked(crops)
     with torch.no_grad():
         image, maps = augment(crops.image, crops.labels, crops.draw, geometry, nearest=nearest, weighted=crops.weighted)
     mask = _mask(crops, geometry)

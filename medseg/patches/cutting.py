@@ -15,7 +15,7 @@ from torch.utils.data import get_worker_info
 
 from medseg.errors import DataError, MedsegError
 from medseg.losses.beforehand import Wishes
-from medseg.patches.batch import Batch, Crops, with_maps
+from medseg.patches.batch import Batch, Crops, packed, with_maps
 from medseg.patches.draw import draw
 from medseg.patches.geometry import Geometry
 from medseg.patches.sample import APPEARANCE, WHERE, Schedule, Slot, place_patch
@@ -175,6 +175,7 @@ class TrainingCrops(TorchDataset[Any]):
         geometry: The grid.
         crop_size: Voxels that are cut: the patch and, if anything rotates, a margin.
         wishes: Maps of the labels that go with a batch.
+        packed: Whether they go to a GPU, see `medseg.patches.batch.packed`.
     """
 
     cases: Cases
@@ -184,6 +185,7 @@ class TrainingCrops(TorchDataset[Any]):
     geometry: Geometry
     crop_size: Shape
     wishes: Wishes | None = None
+    packed: bool = False
 
     def __len__(self) -> int:
         return self.schedule.steps
@@ -191,7 +193,8 @@ class TrainingCrops(TorchDataset[Any]):
     def __getitem__(self, number: int) -> Crops | MedsegError:
         """Cut one batch; what is wrong with a case is returned, for a worker could not raise it unharmed."""
         try:
-            return self.cut(*divmod(number, self.schedule.steps))
+            crops = self.cut(*divmod(number, self.schedule.steps))
+            return packed(crops) if self.packed else crops
         except MedsegError as error:
             return error
 

@@ -169,11 +169,12 @@ class VolumesDataModule(pl.LightningDataModule):
             seed=self.seed,
             oversample=self.oversample_foreground,
         )
-        dataset = TrainingCrops(cases, schedule, rank, self.settings, self.geometry, self._crop_size(), self.wishes)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        size, on_gpu = self._crop_size(), device.type == "cuda"
+        dataset = TrainingCrops(cases, schedule, rank, self.settings, self.geometry, size, self.wishes, packed=on_gpu)
         loading, order = self._load(), EpochOrder(self.steps_per_epoch)
         self._train_loader = case_loader(dataset, order, workers=loading.workers, ahead=loading.ahead)
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        if device.type == "cuda":
+        if on_gpu:
             self._train_loader.prepared = partial(beside, device=device, prepare=partial(self._ready, device))
         if self._resume is not None:
             self._train_loader.load_state_dict(self._resume)

@@ -15,7 +15,7 @@ import torch
 from support.toys import write_nifti
 
 from medseg.errors import DataError, UsageError
-from medseg.patches.batch import Batch, Crops
+from medseg.patches.batch import Batch, Crops, augmented, packed
 from medseg.patches.cutting import TrainingCrops
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.patches.loader import EpochOrder
@@ -435,3 +435,24 @@ def test_crops_are_what_the_loader_hands_over(store):
     crops = next(iter(loader))
     assert isinstance(crops, Crops)
     assert {tuple(image.shape[1:]) for image in crops.image} <= {loader.dataset.crop_size, PLAN.patch_size}
+
+
+def test_what_goes_to_a_gpu_has_half_the_bytes(store):
+    """Labels as they were, intensities to the 11 bits of float16; and a crop that float16 cannot hold as it was."""
+    dataset = module(store).train_dataloader().dataset
+    crops, geometry = dataset.cut(0, 0), dataset.geometry
+
+    def size(of):
+        return sum(part.numel() * part.element_size() for part in (*of.image, *of.labels))
+
+    assert size(packed(crops)) * 2 == size(crops)
+    still = crops.draw.moved()._replace(changes=((),) * len(crops.id))
+    plain, through = (augmented(one._replace(draw=still), geometry, nearest=True) for one in (crops, packed(crops)))
+    assert torch.equal(plain.labels, through.labels)
+    assert plain.labels.dtype == through.labels.dtype
+    torch.testing.assert_close(through.image, plain.image, rtol=2**-11, atol=2**-24)
+    large = crops._replace(
+        image=tuple(image * 1e6 for image in crops.image), labels=tuple(300 + x for x in crops.labels)
+    )
+    for one, other in zip((*packed(large).image, *packed(large).labels), (*large.image, *large.labels), strict=True):
+        assert one is other
