@@ -22,6 +22,7 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("torch.optim.SGD", {"momentum": 0.99, "nesterov": True}),  # nnU-Net's
     "adam": ("torch.optim.Adam", {}),
     "adamw": ("torch.optim.AdamW", {}),
+    "muon": ("medseg.training.muon.Muon", {}),  # for few steps
     "nadam": ("torch.optim.NAdam", {"decoupled_weight_decay": True}),
     "rmsprop": ("torch.optim.RMSprop", {}),
 }

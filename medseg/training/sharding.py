@@ -34,13 +34,14 @@ def shard(net: nn.Module, device: str) -> None:
     fully_shard(net, mesh=mesh)
 
 
-def require_shardable(*, averages: bool, learns: bool, compiles: bool) -> None:
+def require_shardable(*, averages: bool, learns: bool, compiles: bool, optimizer: str) -> None:
     """Refuse what does not go with parted weights.
 
     Args:
         averages: Whether averages of the weights are kept.
         learns: Whether the loss has numbers to learn.
         compiles: Whether the network is to be compiled.
+        optimizer: Its name.
 
     Raises:
         UsageError: One of them is asked for.
@@ -49,6 +50,8 @@ def require_shardable(*, averages: bool, learns: bool, compiles: bool) -> None:
         raise UsageError("averages cannot be kept of weights that are sharded", "Set model.ema to 0, or use ddp")
     if learns:
         raise UsageError("a loss with numbers to learn cannot be sharded", "Use strategy ddp, or another loss")
+    if optimizer == "muon":
+        raise UsageError("muon looks at whole kernels, which fsdp parts", "Set model.optimizer to adamw, or use ddp")
     if compiles:
         raise UsageError("model.compile true does not go with strategy fsdp", "Leave it at false, or use ddp")
 

@@ -306,7 +306,8 @@ class SegmentationTask(pl.LightningModule):
         if trainer is None or trainer.state.fn != "fit" or not self._sharded:
             return
         averages, compiles = bool(self.hparams["ema"]), self.hparams["compile"] is True
-        require_shardable(averages=averages, learns=bool([*self.loss.parameters()]), compiles=compiles)
+        learns, optimizer = bool([*self.loss.parameters()]), self.hparams["optimizer"]
+        require_shardable(averages=averages, learns=learns, compiles=compiles, optimizer=optimizer)
         shard(self.net, trainer.strategy.root_device.type)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
