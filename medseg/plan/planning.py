@@ -221,8 +221,9 @@ def _afford(budget: Budget | None, topology: Topology, batch: int, grid: _Grid) 
         if affordable.batch < batch:
             why = {"batch_size": f"{batch} patches would fit into the memory; the time allows fewer, see features."}
         topology, batch, told = affordable.topology, affordable.batch, f" {affordable.reason}"
-    first, most = topology.first_features, topology.most_features
-    return topology, batch, {**why, "features": f"Doubled at every stage from {first}, at most {most}.{told}"}
+    doubled = f"oubled at every stage from {topology.second_features or topology.first_features}"
+    begin = "D" if topology.second_features is None else f"{topology.first_features}, then d"
+    return topology, batch, {**why, "features": f"{begin}{doubled}, at most {topology.most_features}.{told}"}
 
 
 def _choose_normalisation(fingerprint: Fingerprint) -> tuple[tuple[Normalisation, ...], str]:

@@ -23,22 +23,29 @@ class Topology:
         strides: Per stage; the first keeps the resolution.
         kernels: Per stage; 1 along an axis that is still too coarse to mix.
         first_features: Channels of the first stage.
+        second_features: Channels of the second, which are doubled from there on; None for twice the first.
     """
 
     patch_size: Triple
     strides: tuple[Triple, ...]
     kernels: tuple[Triple, ...]
     first_features: int = FIRST_FEATURES
+    second_features: int | None = None
 
     @property
     def features(self) -> tuple[int, ...]:
-        """Channels per stage: doubled from the first, at most tenfold (320 after 32), or sixteenfold for pictures."""
-        return tuple(min(self.first_features * 2**stage, self.most_features) for stage in range(len(self.strides)))
+        """Channels per stage: doubled from the second, at most fivefold (320 after 64), or eightfold for pictures."""
+        deeper = (min(self._second * 2**stage, self.most_features) for stage in range(len(self.strides) - 1))
+        return (self.first_features, *deeper)
 
     @property
     def most_features(self) -> int:
         """Channels that no stage exceeds."""
-        return MOST_FEATURES[len(deep_axes(self.patch_size))] * self.first_features // FIRST_FEATURES
+        return MOST_FEATURES[len(deep_axes(self.patch_size))] * self._second // (2 * FIRST_FEATURES)
+
+    @property
+    def _second(self) -> int:
+        return self.second_features or 2 * self.first_features
 
     @property
     def multiple(self) -> Triple:

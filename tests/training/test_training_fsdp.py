@@ -65,6 +65,7 @@ def test_sharded_processes_train_the_same_weights_and_resume_from_an_ordinary_ch
     ("option", "value", "words"),
     [
         ("--model.ema", "0.9", "averages cannot be kept of weights that are sharded. Set model.ema to 0"),
+        ("--model.optimizer", "muon", "muon looks at whole kernels, which fsdp parts. Set model.optimizer to adamw"),
         ("--trainer.precision", "16-mixed", "does not support"),
         ("--model.compile", "true", "model.compile true does not go with strategy fsdp"),
     ],
