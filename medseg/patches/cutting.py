@@ -175,7 +175,7 @@ class TrainingCrops(TorchDataset[Any]):
         geometry: The grid.
         crop_size: Voxels that are cut: the patch and, if anything rotates, a margin.
         wishes: Maps of the labels that go with a batch.
-        packed: Whether they go to a GPU, see `medseg.patches.batch.packed`.
+        packed: Whether they go to a GPU that computes in 16 bits, see `medseg.patches.batch.packed`.
     """
 
     cases: Cases

@@ -171,7 +171,8 @@ class VolumesDataModule(pl.LightningDataModule):
         )
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         size, on_gpu = self._crop_size(), device.type == "cuda"
-        dataset = TrainingCrops(cases, schedule, rank, self.settings, self.geometry, size, self.wishes, packed=on_gpu)
+        short = on_gpu and self.trainer is not None and "16" in str(self.trainer.precision)
+        dataset = TrainingCrops(cases, schedule, rank, self.settings, self.geometry, size, self.wishes, packed=short)
         loading, order = self._load(), EpochOrder(self.steps_per_epoch)
         self._train_loader = case_loader(dataset, order, workers=loading.workers, ahead=loading.ahead)
         if on_gpu:
