@@ -14,7 +14,13 @@ from time import perf_counter
 
 from medseg.plan.topology import FIRST_FEATURES, Topology, topology_for
 
-ENOUGH_STEPS = 500
+ENOUGH_STEPS = 800
+"""What a budget should hold: on the hippocampus, in the time of 706 steps, networks and patches of which it held 316 or
+1,000 were worse (benchmarks/RESULTS.md, "A recipe for minutes")."""
+
+FEWEST_STEPS = 500
+"""With fewer a network has learnt little."""
+
 TRAINING_SHARE = 0.8  # of the minutes; reading, validation and checkpoints take the rest
 SMALLEST_BATCH = 2
 _SHRINKING = (
@@ -92,8 +98,8 @@ def within(budget: Budget, topology: Topology, batch: int, spacing_mm: tuple[flo
             break
     steps = int(budget.minutes * 60 * TRAINING_SHARE / taken)
     told = f"A step takes {taken:.2g} s here ({budget.machine}), so {budget.minutes:g} minutes hold about {steps} steps"
-    if steps < ENOUGH_STEPS:
-        told += f"; fewer than the {ENOUGH_STEPS} below which a network has learnt little, and nothing smaller is tried"
+    if steps < FEWEST_STEPS:
+        told += f"; with fewer than {FEWEST_STEPS} a network has learnt little, and nothing smaller is tried"
     if chosen != candidates[0]:
         told += ". What memory alone allows would be "
         told += f"{' x '.join(map(str, topology.patch_size))} voxels, {batch} at a time, from {FIRST_FEATURES} features"

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.patches.stitch import tile_starts
-from medseg.plan.budget import ENOUGH_STEPS
+from medseg.plan.budget import FEWEST_STEPS
 from medseg.space.volume import Shape
 from medseg.training.lightning import has_clock, time_spent
 
@@ -120,8 +120,8 @@ class TellFewSteps(Callback):
             return
         self._told = True
         per_step = (spent - self._began[1]) / (step - self._began[0])
-        if per_step > 0 and (steps := int(step + (1 - spent) / per_step)) < ENOUGH_STEPS:
+        if per_step > 0 and (steps := int(step + (1 - spent) / per_step)) < FEWEST_STEPS:
             rank_zero_info(
-                f"at this pace trainer.max_time holds about {steps} steps; with fewer than {ENOUGH_STEPS} a network "
+                f"at this pace trainer.max_time holds about {steps} steps; with fewer than {FEWEST_STEPS} a network "
                 "learns little: medseg plan DATASET --minutes N plans one that fits into N minutes on this machine"
             )

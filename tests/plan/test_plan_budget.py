@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from medseg.plan.budget import ENOUGH_STEPS, TRAINING_SHARE, Budget, timing, within, work
+from medseg.plan.budget import ENOUGH_STEPS, FEWEST_STEPS, TRAINING_SHARE, Budget, timing, within, work
 from medseg.plan.topology import topology_for
 
 SPACING = (1.0, 1.0, 1.0)
@@ -56,7 +56,7 @@ def test_a_step_that_takes_longer_than_its_multiplications_say_is_found_out():
 
 def test_what_no_network_can_do_is_said():
     choice, _ = chosen(1e7)
-    assert choice.steps < ENOUGH_STEPS
+    assert choice.steps < FEWEST_STEPS
     assert "nothing smaller is tried" in choice.reason
 
 
