@@ -43,6 +43,9 @@ def _compare_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--nets", nargs="+", default=[], metavar="NAME", help="networks (default: the config's)")
     parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[], metavar="N", help="train each once per seed (default: once)"
+    )
+    parser.add_argument(
         "--against",
         choices=("best", "first"),
         default="best",
@@ -58,21 +61,28 @@ def _compare(options: Options) -> int:
     from medseg.report.ranking import rank_runs
     from medseg.report.scores import doubts, require_same_references
 
-    _refuse(options, [*(["--model.loss"] if options.losses else []), *(["--model.net"] if options.nets else [])])
+    taken = {"--model.loss": options.losses, "--model.net": options.nets}
+    taken |= dict.fromkeys(("--seed_everything", "--data.seed"), options.seeds)
+    _refuse(options, [word for word, decided in taken.items() if decided])
     _require_own_folder(options.output)
-    jobs = comparison_jobs(_fit_words(options), options.losses, options.nets, options.output)
+    words = _fit_words(options)
+    jobs = comparison_jobs(words, options.losses, options.nets, options.output)
+    if options.seeds:
+        split = [*words, *_held_fast(check_fit(words).data, options.output)]
+        jobs = comparison_jobs(split, options.losses, options.nets, options.output, options.seeds)
     data, *_ = [check_fit(job.words, here=not options.slurm).data for job in jobs]  # the same for all
     ends, results, status = _trained_and_tested(options, jobs, data, [data.cases] * len(jobs))
     require_same_references([result.scores for result in results])
-    baseline = (
-        jobs[0].title if options.against == "first" and any(r.job.title == jobs[0].title for r in results) else None
-    )
+    rows: dict[str, list[Any]] = {}
+    for result in results:
+        rows.setdefault(result.job.compared, []).extend(result.scores.rows)
+    baseline = jobs[0].compared if options.against == "first" and jobs[0].compared in rows else None
     if results:
         comparison = JobComparison(
-            title=f"{len(jobs)} {'networks' if not options.losses else 'losses'} compared",
+            title=f"{len({job.compared for job in jobs})} {'networks' if not options.losses else 'losses'} compared",
             ends=ends,
             results=tuple(results),
-            rankings=rank_runs({result.job.title: result.scores.rows for result in results}, baseline=baseline),
+            rankings=rank_runs(rows, baseline=baseline),
             baseline=baseline,
             command=shlex.join(["medseg", *sys.argv[1:]]),
             config="".join(Path(config).read_text(encoding="utf-8") for config in options.config),
@@ -82,6 +92,18 @@ def _compare(options: Options) -> int:
         say("\n".join([*doubts([result.scores for result in results]), f"Written to {', '.join(map(str, files[:3]))}"]))
     print_failures(ends)
     return status
+
+
+def _held_fast(data: Any, output: Path) -> tuple[str, ...]:
+    """The words that keep the fold what it is, whatever the seed: the split in a file beside the runs."""
+    from medseg.machine.files import write_json
+
+    split = output / "split.json"
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(
+        split, [{"train": list(data.cases.train), "val": list(data.cases.val)}], remedy="Choose another --output"
+    )
+    return "--data.split", str(split), "--data.fold", "0"
 
 
 def _trained_and_tested(options: Options, jobs: Sequence[Any], data: Any, folds: Sequence[Any]) -> tuple[Any, Any, int]:

@@ -19,11 +19,14 @@ from medseg.experiments.comparison_page import (
     render_comparison,
 )
 from medseg.experiments.results import Result
+from medseg.experiments.trainings import TRAINING_HEADS, training_rows
 from medseg.machine.files import write_text
 from medseg.pictures.charts import cost_plot, curve_plot, standalone
 from medseg.report.ranking import MEAN
 from medseg.report.record import environment
 from medseg.report.rows import cells_of, columns
+
+_FACTS = ("loss", "net", "seed")
 
 
 def write_comparison(comparison: JobComparison, output: Path) -> tuple[Path, ...]:
@@ -42,12 +45,12 @@ def write_comparison(comparison: JobComparison, output: Path) -> tuple[Path, ...
 
 
 def write_comparison_csv(path: Path, results: Sequence[Result]) -> None:
-    """Write a row per job, case and organ: the job, its loss and network, then the columns of cases.csv."""
+    """Write a row per job, case and organ: the job, its loss, network and seed, then the columns of cases.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("job", "loss", "net", *columns()))
+    writer.writerow(("job", *_FACTS, *columns()))
     for result in results:
-        named = [result.job.run.name, *(result.job.facts.get(key, "") for key in ("loss", "net"))]
+        named = [result.job.run.name, *(result.job.facts.get(key, "") for key in _FACTS)]
         writer.writerows([*named, *cells_of(row)] for row in result.scores.rows)
     write_text(path, text.getvalue())
 
@@ -55,15 +58,15 @@ def write_comparison_csv(path: Path, results: Sequence[Result]) -> None:
 def _plots(comparison: JobComparison) -> dict[str, str]:
     order, dice = comparison.order, comparison.dice
     costs = {
-        result.job.title: (result.step_ms, dice[result.job.title])
+        result.job.compared: (result.step_ms, dice[result.job.compared])
         for result in order
-        if result.step_ms is not None and result.job.title in dice
+        if result.step_ms is not None and result.job.compared in dice
     }
     return {
         **{f"dice_{index}.svg": dice_plot(ranking) for index, ranking in enumerate(comparison.rankings)},
         "cost.svg": cost_plot(costs, x_name="ms per step", y_name="mean Dice"),
-        "curves_steps.svg": curve_plot({result.job.title: result.dice_by_step for result in order}, x_name="step"),
-        "curves_minutes.svg": curve_plot({r.job.title: r.dice_by_minute for r in order}, x_name="minutes"),
+        "curves_steps.svg": curve_plot({result.job.compared: result.dice_by_step for result in order}, x_name="step"),
+        "curves_minutes.svg": curve_plot({r.job.compared: r.dice_by_minute for r in order}, x_name="minutes"),
     }
 
 
@@ -77,6 +80,8 @@ def render_markdown(comparison: JobComparison, plots: Sequence[str] = ()) -> str
         parts.append(f"## {'Mean over organs' if ranking.organ == MEAN else ranking.organ}")
         parts.append(markdown_table(RANKING_HEADS, ranking_rows(ranking)))
         parts.append(f"![Mean Dice and 95 % interval, {ranking.organ}](dice_{index}.svg)")
+    if comparison.trainings:
+        parts += ["## One training beside another", markdown_table(TRAINING_HEADS, training_rows(comparison.trainings))]
     parts += ["## Cost", markdown_table(COST_HEADS, cost_rows(comparison))]
     shown = {
         "cost.svg": "Mean Dice over the cost of a step",

@@ -1,4 +1,4 @@
-"""One data set, one network, one seed, one budget, many losses: the jobs of a comparison."""
+"""One data set, one network, one budget, the same seeds, many losses: the jobs of a comparison."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from itertools import chain, count
 from pathlib import Path
 
 from medseg.errors import UsageError
-from medseg.experiments.job import Job
+from medseg.experiments.job import Job, seeded
 from medseg.losses.expression import parse
 
 _EPOCHS = (0, 1, 10, 100, 1000)
 """Where two weights that change with the epoch are held against each other."""
 
 
-def comparison_jobs(words: Sequence[str], losses: Sequence[str], nets: Sequence[str], output: Path) -> tuple[Job, ...]:
+def comparison_jobs(
+    words: Sequence[str], losses: Sequence[str], nets: Sequence[str], output: Path, seeds: Sequence[int] = ()
+) -> tuple[Job, ...]:
     """A job per loss, or per network and loss, none of which leaves the config's; nothing else differs between them.
+
+    With ``seeds`` one for each of them: they begin with other weights, and see other patches in another order. Which
+    cases are held back must not hang on the seed: ``words`` name a split.
 
     Raises:
         UsageError: There is nothing to compare, or one is given twice.
@@ -29,14 +34,17 @@ def comparison_jobs(words: Sequence[str], losses: Sequence[str], nets: Sequence[
     titles = [
         " · ".join(name for name in ((net if len(nets) > 1 or not loss else ""), loss) if name) for net, loss in pairs
     ]
-    for names in (nets, losses):
+    for names in (nets, losses, list(map(str, seeds))):
         _require_different(names)
     jobs: list[Job] = []
-    for title, (net, loss) in zip(titles, pairs, strict=True):
-        chosen = {"net": net, "loss": loss}
-        overrides = [part for name, value in chosen.items() if value for part in (f"--model.{name}", value)]
-        slug = _slug(title, [job.run.name for job in jobs])
-        jobs.append(Job(title, output / slug, (*words, *overrides), {k: v for k, v in chosen.items() if v}))
+    for title, (net, loss), seed in (
+        (*named, seed) for named in zip(titles, pairs, strict=True) for seed in map(str, seeds or [""])
+    ):
+        chosen = {"--model.net": net, "--model.loss": loss, "--seed_everything": seed, "--data.seed": seed}
+        overrides = [part for option, value in chosen.items() if value for part in (option, value)]
+        facts = {name: value for name, value in (("net", net), ("loss", loss), ("seed", seed)) if value}
+        name = seeded(title, seed)
+        jobs.append(Job(name, output / _slug(name, [job.run.name for job in jobs]), (*words, *overrides), facts))
     return tuple(jobs)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from medseg.experiments.results import Result
 from medseg.experiments.sweep import JobEnd
+from medseg.experiments.trainings import TRAINING_HEADS, Trainings, by_training, training_rows
 from medseg.pictures.charts import curve_plot, interval_plot
 from medseg.pictures.markup import Markup, element, together
 from medseg.pictures.page import Tile, bad, bullets, definitions, listing, page, scrolled, soft, table
@@ -46,13 +47,19 @@ class JobComparison:
 
     @property
     def order(self) -> tuple[Result, ...]:
-        """The results, best mean Dice first."""
+        """The first training of each loss or network, best mean Dice first."""
         ranks = {entry.title: entry.rank for entry in self.rankings[0].entries} if self.rankings else {}
-        return tuple(sorted(self.results, key=lambda result: ranks.get(result.job.title, len(self.results))))
+        firsts = {result.job.compared: result for result in reversed(self.results)}.values()
+        return tuple(sorted(firsts, key=lambda result: ranks.get(result.job.compared, len(self.results))))
+
+    @property
+    def trainings(self) -> tuple[Trainings, ...]:
+        """Of each loss or network, where there are several."""
+        return by_training(self.results, self.rankings[0].reference) if self.rankings else ()
 
     @property
     def dice(self) -> dict[str, float]:
-        """Title of a job -> its mean Dice over organs."""
+        """Title of a loss or network -> its mean Dice over organs, cases and trainings."""
         return {entry.title: entry.measures["dice"].mean for entry in self.rankings[0].entries} if self.rankings else {}
 
 
@@ -67,6 +74,7 @@ def render_comparison(comparison: JobComparison) -> str:
     chapters = [
         ("failed", "Jobs without a result", failures(comparison.ends)),
         ("overall", "Mean over organs", together(map(_chapter, overall))),
+        ("trainings", "One training beside another", _trainings(comparison)),
         *(
             (f"organ-{index}", ranking.organ, _chapter(ranking))
             for index, ranking in enumerate(organs if len(organs) > 1 else (), start=1)
@@ -96,8 +104,15 @@ def explanations(comparison: JobComparison) -> list[tuple[str, str]]:
     against = comparison.baseline or "the job with the highest mean"
     step = "Median over epochs of the median step, from batch to updated weights, without waiting for data."
     shared = "" if comparison.shared == 1 else f" {comparison.shared} jobs shared the machine."
+    several = bool(comparison.trainings)
+    chance = (
+        "One split. A loss whose change over trainings has an interval around 0 is not told apart from the reference, "
+        "whatever the test over cases says: of every case, that sees the mean of the trainings."
+        if several
+        else "One seed and one split: the intervals hold the chance of the cases, not that of another training."
+    )
     told = [
-        ("Same for all", "Data, network, seed, budget and held-out cases; the jobs differ in what names them only."),
+        ("Same for all", "Data, network, seeds, budget and held-out cases; the jobs differ in what names them only."),
         ("Dice, HD95, NSD", "Means over the held-out cases, on the grid of the source images."),
         ("Interval", "Percentile bootstrap over cases, 10,000 resamples, fixed seed."),
         ("Median change, higher / lower", f"Dice case by case against {against}."),
@@ -108,12 +123,13 @@ def explanations(comparison: JobComparison) -> list[tuple[str, str]]:
         ),
         (
             "What it does not say",
-            "One seed and one split: the intervals hold the chance of the cases, not that of another training. "
-            "A loss that needs another learning rate, or longer, is not shown at its best.",
+            f"{chance} A loss that needs another learning rate, or longer, is not shown at its best.",
         ),
         ("ms per step", step + shared),
         ("Peak memory", "Of a CUDA device its tensors, else all that was resident: interpreter, volumes and training."),
     ]
+    if several:
+        told.append(("Change over trainings", "Mean over seeds, each against the reference's; Student's t interval."))
     flattered = "It was chosen by the same cases, so its lead over the next is flattered a little."
     return told + ([("The best as reference", flattered)] if comparison.baseline is None else [])
 
@@ -138,9 +154,9 @@ def cost_rows(comparison: JobComparison) -> list[list[str]]:
     """A row per job under `COST_HEADS`, best first; empty where nobody measured it."""
     return [
         [
-            result.job.title,
+            result.job.compared,
             *("" if cost is None else f"{cost:.0f}" if cost >= 100 else f"{cost:.3g}" for cost in result.costs),
-            f"{comparison.dice[result.job.title]:.3f}" if result.job.title in comparison.dice else "",
+            f"{comparison.dice[result.job.compared]:.3f}" if result.job.compared in comparison.dice else "",
         ]
         for result in comparison.order
     ]
@@ -174,9 +190,14 @@ def _chapter(ranking: Ranking) -> Markup:
     return soft(said, element("b", ranking.reference), ".") + table(RANKING_HEADS, ranking_rows(ranking, bad)) + plot
 
 
+def _trainings(comparison: JobComparison) -> Markup:
+    trained = comparison.trainings
+    return table(TRAINING_HEADS, training_rows(trained)) if trained else Markup("")
+
+
 def _curves(results: Sequence[Result]) -> Markup:
-    by_step = curve_plot({result.job.title: result.dice_by_step for result in results}, x_name="step")
-    by_minute = curve_plot({result.job.title: result.dice_by_minute for result in results}, x_name="minutes")
+    by_step = curve_plot({result.job.compared: result.dice_by_step for result in results}, x_name="step")
+    by_minute = curve_plot({result.job.compared: result.dice_by_minute for result in results}, x_name="minutes")
     drawn = together(
         element("h3", heading) + scrolled(plot)
         for heading, plot in (("Over steps", by_step), ("Over minutes of training", by_minute))

@@ -45,6 +45,11 @@ class Job:
     data: JobData | None = None
 
     @property
+    def compared(self) -> str:
+        """What it is one training of: its title without the seed."""
+        return self.title.removesuffix(seeded("", self.facts.get("seed", "")))
+
+    @property
     def log(self) -> Path:
         """What its processes said."""
         return self.run / LOG
@@ -134,6 +139,16 @@ class Job:
         except OSError as error:
             remedy = "Check the path of the config"
             raise DataError(error.filename, f"cannot be read ({error.strerror})", remedy) from None
+
+
+def seeded(title: str, seed: str) -> str:
+    """The title of the training of one seed.
+
+    Example:
+        >>> seeded("dice", "1"), seeded("dice", "")
+        ('dice · seed 1', 'dice')
+    """
+    return f"{title} · seed {seed}" if seed else title
 
 
 def _read(run: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from rich.console import Console
-from scipy.stats import wilcoxon
+from scipy.stats import ttest_rel, wilcoxon
 
 from medseg.checkpoints.run import Run
 from medseg.errors import DataError, UsageError
@@ -28,6 +28,7 @@ from medseg.experiments.executors import ClusterExecutor, LocalExecutor, environ
 from medseg.experiments.job import LOCK, Job, State
 from medseg.experiments.results import Result, read_result
 from medseg.experiments.sweep import JobEnd, run_sweep
+from medseg.experiments.trainings import by_training, training_rows
 from medseg.machine.files import locked
 from medseg.metrics.cases import OrganScores
 from medseg.metrics.empty import Outcome
@@ -261,6 +262,16 @@ def test_networks_and_losses_are_crossed_in_folders_of_their_own(tmp_path):
     assert jobs[-1].words == ("--a", "1", "--model.net", "vnet", "--model.loss", "dice - focal")
 
 
+def test_each_loss_is_trained_once_per_seed(tmp_path):
+    jobs = comparison_jobs(("--a", "1"), ["dice", "focal"], [], tmp_path, [3, 5])
+    assert [job.title for job in jobs] == [f"{loss} · seed {seed}" for loss in ("dice", "focal") for seed in (3, 5)]
+    assert [job.compared for job in jobs] == ["dice", "dice", "focal", "focal"]
+    assert jobs[1].words == ("--a", "1", "--model.loss", "dice", "--seed_everything", "5", "--data.seed", "5")
+    assert len({job.run for job in jobs}) == 4
+    with pytest.raises(UsageError, match="'3' is given twice"):
+        comparison_jobs((), ["dice", "focal"], [], tmp_path, [3, 3])
+
+
 def row(case, organ, dice, outcome=Outcome.FOUND):
     numbers = dict.fromkeys(measures(), 0.0) | {"dice": float(dice), "hd95_mm": 10 * (1 - dice)}
     return CaseRow(case, organ, OrganScores(outcome, numbers))
@@ -349,6 +360,46 @@ def test_everything_is_written_and_says_what_failed(tmp_path):
     assert len(rows) == 3 * 2 * 20
     best = [float(row["dice"]) for row in rows if (row["job"], row["organ"]) == ("good", "liver")]
     assert best == pytest.approx(GOOD, rel=1e-5)
+
+
+def trained(title, seed, scores, tmp_path):
+    one = result(f"{title} · seed {seed}", scores, tmp_path)
+    return replace(one, job=replace(one.job, facts={"loss": title, "seed": str(seed)}))
+
+
+def test_the_chance_of_a_training_has_an_interval_of_its_own(tmp_path):
+    """SciPy's of the paired t test over seeds; a training without its pair takes no part."""
+    chance = {title: np.random.default_rng(number).normal(0, 0.01, 4) for number, title in enumerate(SCORES)}
+    results = [
+        trained(title, seed, {organ: values + shift for organ, values in SCORES[title].items()}, tmp_path)
+        for title, shifts in chance.items()
+        for seed, shift in enumerate(shifts if title != "worse" else shifts[:3])
+    ]
+    rows = {title: [row for one in results if one.job.compared == title for row in one.scores.rows] for title in SCORES}
+    rankings = rank_runs(rows, baseline="good")
+    assert [entry.cases for entry in rankings[0].entries] == [20] * 3
+    of = {one.title: one for one in by_training(results, "good")}
+    assert of["good"].change is of["good"].interval is None
+    mean = {title: np.mean([*SCORES[title].values()]) + chance[title] for title in SCORES}
+    for title, seeds in (("worse", 3), ("as good", 4)):
+        assert [*of[title].dice.values()] == pytest.approx(mean[title][:seeds])
+        tested = ttest_rel(mean[title][:seeds], mean["good"][:seeds]).confidence_interval(0.95)
+        assert of[title].interval == pytest.approx((tested.low, tested.high))
+        low, high = of[title].interval
+        assert training_rows([of[title]])[0][-1].endswith(" *") == (low > 0 or high < 0)
+    ends = tuple(JobEnd(one.job, None) for one in results)
+    comparison = JobComparison("3 losses", ends, tuple(results), rankings, "good", "medseg compare", "model: {}")
+    files = {path.name: path.read_text(encoding="utf-8") for path in write_comparison(comparison, tmp_path)}
+    for text in (files["report.html"], files["compare.md"]):
+        assert "One training beside another" in text
+        assert "t interval" in text
+        assert "One seed" not in text
+    assert {line["seed"] for line in csv.DictReader(files["compare.csv"].splitlines())} == {"0", "1", "2", "3"}
+    assert [one.job.compared for one in comparison.order] == [entry.title for entry in rankings[0].entries]
+
+
+def test_one_training_of_each_says_nothing_of_their_chance(tmp_path):
+    assert by_training([result(title, scores, tmp_path) for title, scores in SCORES.items()], "good") == ()
 
 
 def test_costs_and_curves_come_from_the_log_of_the_run(stand_in):

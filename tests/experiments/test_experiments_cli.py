@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from support.sweeps import jobs_in_this_process
 from support.toys import oblique_affine, toy_case, write_nifti, write_toy_dataset
 
@@ -86,6 +87,24 @@ def test_cross_validation_pools_every_case_once_and_predicts_with_all_folds(toy,
     assert main(words(toy, "cross-validate", output)) == 1
     assert "but the store was prepared with another plan" in capsys.readouterr().err
     (toy / "plan.kept").rename(toy / "store" / "plan.yaml")
+
+
+@pytest.mark.slow
+def test_seeds_change_the_training_and_not_the_cases(toy):
+    output = toy / "seeds"
+    with jobs_in_this_process():
+        assert main(words(toy, "compare", output, "--losses", "dice", "focal", "--seeds", "1", "2")) == 0
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("*/job.json"))]
+    assert [record["seed"] for record in records] == ["1", "2", "1", "2"]
+    assert len({json.dumps(record["data"], sort_keys=True) for record in records}) == 1
+    with (output / "compare.csv").open(newline="") as file:
+        dice = {
+            (line["loss"], line["seed"], line["case"], line["organ"]): line["dice"] for line in csv.DictReader(file)
+        }
+    assert len(dice) == 2 * 2 * 2 * 2
+    weights = [torch.load(path, weights_only=True)["state_dict"] for path in sorted(output.glob("*/*/last.ckpt"))]
+    assert len({float(sum(each.double().sum() for each in one.values())) for one in weights}) == 4
+    assert "One training beside another" in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_store_that_was_prepared_anew_meanwhile_is_noticed(toy):
