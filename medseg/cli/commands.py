@@ -120,7 +120,7 @@ def _left_right_option(parser: argparse.ArgumentParser) -> None:
 
 def _plan(options: Options) -> int:
     from medseg.datasets.case import read_dataset
-    from medseg.plan.budget import Budget, timing
+    from medseg.plan.budget import RECIPE, Budget, timing
     from medseg.plan.fingerprint import fingerprint
     from medseg.plan.plan import write_plan
     from medseg.plan.planning import make_plan
@@ -138,6 +138,8 @@ def _plan(options: Options) -> int:
     say(f"wrote {options.out}; edit it, then: {following}")
     if budget is not None:
         say(plan.reasons["features"])
+        recipe = " ".join(f"--{option} {value}" for option, value in RECIPE.items())
+        say(f"and in the end: medseg fit --data.store STORE --run RUN {recipe} --trainer.max_time {budget.clock}")
     if options.figures:
         from medseg.cli.pictures import write_pictures
 

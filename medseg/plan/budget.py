@@ -21,6 +21,16 @@ ENOUGH_STEPS = 800
 FEWEST_STEPS = 500
 """With fewer a network has learnt little."""
 
+RECIPE: dict[str, str | float] = {
+    "model.optimizer": "muon",
+    "model.lr": 0.004,
+    "model.schedule": "cosine",
+    "model.warmup": 0.02,
+    "model.ema": 0.99,
+    "trainer.gradient_clip_val": 1.0,
+}
+"""What a training of few steps is best told; as in ``configs/minutes.yaml``."""
+
 TRAINING_SHARE = 0.8  # of the minutes; reading, validation and checkpoints take the rest
 SMALLEST_BATCH = 2
 _SHRINKING = (
@@ -50,6 +60,20 @@ class Budget:
     minutes: float
     seconds_of: Timing
     machine: str
+
+    @property
+    def clock(self) -> str:
+        """As days:hours:minutes:seconds.
+
+        Example:
+            >>> Budget(90.5, lambda topology, batch: 1.0, "a test").clock
+            '00:01:30:30'
+        """
+        seconds, parts = round(60 * self.minutes), []
+        for size in (86_400, 3_600, 60, 1):
+            parts.append(seconds // size)
+            seconds %= size
+        return ":".join(f"{part:02d}" for part in parts)
 
     @property
     def seconds(self) -> float:

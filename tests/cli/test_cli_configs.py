@@ -111,3 +111,20 @@ def test_there_is_a_config_for_every_task_of_the_decathlon():
         yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["store"] for path in (CONFIGS / "msd").glob("*.yaml")
     }
     assert stores == {f"data/store/{name}" for name in TASKS}
+
+
+def test_what_a_plan_for_minutes_says_to_type_is_the_config_for_minutes_and_trains(toy_dataset, tmp_path, capsys):
+    place = tmp_path / "out"
+    assert main(["plan", str(toy_dataset), "--minutes", "0.2", "--out", str(place / "plan.yaml")]) == 0
+    said = capsys.readouterr().out.split("medseg fit ")[1].split()
+    options = dict(zip(said[::2], said[1::2], strict=True))
+    assert options.pop("--trainer.max_time") == "00:00:00:12"
+    config = yaml.safe_load((CONFIGS / "minutes.yaml").read_text(encoding="utf-8"))
+    for option, value in list(options.items())[2:]:
+        room, name = option.removeprefix("--").split(".")
+        assert str(config[room][name]) == value
+    assert main(["prepare", str(toy_dataset), "--plan", str(place / "plan.yaml"), "--out", str(place / "store")]) == 0
+    options |= {"--data.store": str(place / "store"), "--run": str(place / "run"), "--trainer.max_steps": "2"}
+    options |= {"--data.folds": "2", "--trainer.enable_progress_bar": "false"}
+    assert main(["fit", *(word for pair in options.items() for word in pair)]) == 0
+    assert (place / "run" / "checkpoints" / "last.ckpt").is_file()
