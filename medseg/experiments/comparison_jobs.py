@@ -37,9 +37,8 @@ def comparison_jobs(
     for names in (nets, losses, list(map(str, seeds))):
         _require_different(names)
     jobs: list[Job] = []
-    for title, (net, loss), seed in (
-        (*named, seed) for named in zip(titles, pairs, strict=True) for seed in map(str, seeds or [""])
-    ):
+    each = [*map(str, seeds)] or [""]
+    for title, (net, loss), seed in ((*named, s) for named in zip(titles, pairs, strict=True) for s in each):
         chosen = {"--model.net": net, "--model.loss": loss, "--seed_everything": seed, "--data.seed": seed}
         overrides = [part for option, value in chosen.items() if value for part in (option, value)]
         facts = {name: value for name, value in (("net", net), ("loss", loss), ("seed", seed)) if value}

@@ -41,7 +41,7 @@ def orthogonalized(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows
         step.diagonal().add_(first)
         so_far = step @ so_far
         gram = step @ gram @ step
-    found = so_far @ wide
+    found: Tensor = so_far @ wide
     return found if matrix.shape[0] <= matrix.shape[1] else found.T
 
 
@@ -83,18 +83,18 @@ class Muon(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        kernels = [(each, group) for group in self.param_groups for each in group["params"] if _is_kernel(each)]
-        gradients = [kernel.grad for kernel, _ in kernels]
-        for kernel, group in kernels:
-            self._turn(kernel, group)
+        weights = [(each, group) for group in self.param_groups for each in group["params"]]
+        kernels = [(*one, gradient) for one in weights if (gradient := _gradient_of_kernel(one[0])) is not None]
+        for kernel, group, gradient in kernels:
+            self._turn(kernel, gradient, group)
             kernel.grad = None  # AdamW has no part in it
         super().step()
-        for (kernel, _), gradient in zip(kernels, gradients, strict=True):
+        for kernel, _, gradient in kernels:
             kernel.grad = gradient
         return loss
 
-    def _turn(self, kernel: Tensor, group: dict[str, Any]) -> None:
-        state, gradient = self.state[kernel], kernel.grad
+    def _turn(self, kernel: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[kernel]
         if not state:
             # nobody but AdamW's `load_state_dict` asks for the step
             state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(kernel))
@@ -106,7 +106,8 @@ class Muon(torch.optim.AdamW):
         kernel.add_(orthogonalized(ahead).view_as(kernel), alpha=-group["lr"] * scale)
 
 
-def _is_kernel(weight: Tensor) -> bool:
-    if weight.grad is None or weight.ndim < 2:
-        return False
-    return min(len(weight), weight[0].numel()) >= _SMALLEST_RANK
+def _gradient_of_kernel(weight: Tensor) -> Tensor | None:
+    """None for what is no matrix, or too small a one, or was not trained in this step."""
+    if weight.ndim < 2 or min(len(weight), weight[0].numel()) < _SMALLEST_RANK:
+        return None
+    return weight.grad
