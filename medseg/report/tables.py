@@ -13,18 +13,28 @@ from medseg.errors import few
 from medseg.report.evaluate import Evaluation
 from medseg.report.summary import OrganSummary, Summary
 
+_LONGEST_NAME = 40  # letters in a line
+
 
 def console_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", names: int = 1) -> Table:
     """A table whose first columns are ``names``, which may fold, and the others numbers, which stand to the right."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column, head in enumerate(heads):
         if column < names:
-            table.add_column(head, overflow="fold", min_width=0 if column else 12)
+            table.add_column(head, overflow="fold", min_width=0 if column else 12, max_width=_LONGEST_NAME)
         else:
             table.add_column(head, justify="right", no_wrap=True)
     for cells in rows:
         table.add_row(*map(escape, cells))
     return table
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table as wide as its numbers are; where the terminal is narrower, it folds the lines, and none is cut."""
+    before, console.width = console.width, 1000  # rich clamps every other way of asking
+    console.width = max(before, table.__rich_measure__(console, console.options).maximum)
+    console.print(table)
+    console.width = before
 
 
 def summary_table(summary: Summary) -> Table:
@@ -57,10 +67,10 @@ def print_summary(evaluation: Evaluation, console: Console | None = None) -> Non
     """Print the table, then the first cases that failed and why, then where the files are."""
     console = console or Console()
     if evaluation.summary.cases:
-        console.print(summary_table(evaluation.summary))
+        print_table(console, summary_table(evaluation.summary))
     if evaluation.summary.datasets:
         heads, rows = dataset_cells(evaluation.summary)
-        console.print(console_table(heads, rows, title="Dice per dataset (cases that have the organ drawn)"))
+        print_table(console, console_table(heads, rows, title="Dice per dataset (cases that have the organ drawn)"))
     lines = []
     if evaluation.not_predicted:
         lines.append(f"{evaluation.not_predicted} further cases of the dataset were not predicted.")

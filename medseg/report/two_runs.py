@@ -12,7 +12,7 @@ from medseg.errors import DataError, UsageError, listed, meant
 from medseg.report.ranking import Ranking, rank_runs
 from medseg.report.rows import CaseRow
 from medseg.report.scores import doubts, read_scores, require_same_references
-from medseg.report.tables import console_table, tell
+from medseg.report.tables import console_table, print_table, tell
 
 FIRST, SECOND = "first", "second"
 
@@ -95,7 +95,7 @@ def print_comparison(comparison: RunComparison, console: Console | None = None, 
     heads = ("organ", "cases", FIRST, SECOND, "change [95 %]", "median", "higher", "lower", "p (Holm)")
     rankings = (*([comparison.mean] if len(comparison.organs) > 1 else []), *comparison.organs)
     rows = (_cells(ranking, comparison.measure) for ranking in rankings)
-    console.print(console_table(heads, rows, title=f"{comparison.measure}, second run against first"))
+    print_table(console, console_table(heads, rows, title=f"{comparison.measure}, second run against first"))
     changed = [
         (change.case, change.organ, f"{change.a:.3f}", f"{change.b:.3f}", f"{change.b - change.a:+.3f}")
         for change in comparison.changes[:most_changed]
@@ -103,7 +103,7 @@ def print_comparison(comparison: RunComparison, console: Console | None = None, 
     ]
     if changed:
         named = ("case", "organ", FIRST, SECOND, "change")
-        console.print(console_table(named, changed, title="Changed most", names=2))
+        print_table(console, console_table(named, changed, title="Changed most", names=2))
     told = [f"Only in the {whose}: {listed(names, most=20)}" for whose, names in comparison.only.items() if names]
     tell(console, *([] if changed else ["No case changed."]), *told, *comparison.doubts)
 

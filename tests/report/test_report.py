@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -335,6 +336,18 @@ def test_two_runs_are_compared_organ_by_organ(tmp_path):
     assert "Only in the second run: extra" in text
     assert "Only in the second run, organs: Spleen" in text
     assert "+0.000" not in text[text.index("Changed most") :]
+
+
+@pytest.mark.parametrize("width", [20, 80, 300])
+def test_no_number_is_cut_in_a_narrow_terminal(width, tmp_path):
+    organs = {"Anterior": {"one": 0.8, "two": 0.7}, "Posterior": {"one": 0.6, "two": 0.8}}
+    comparison = compare_runs(*(write_cases(tmp_path / name / "cases.csv", organs).parent for name in "ab"))
+    console = Console(record=True, width=width, file=io.StringIO())
+    print_comparison(comparison, console)
+    text = console.export_text()
+    assert "…" not in text
+    assert re.search(r"mean of organs +2 +0\.725 +0\.725 +\+0\.0000 \[\+0\.0000, \+0\.0000\] ", text)
+    assert console.width == width
 
 
 def test_a_published_table_is_held_against_a_run(tmp_path):
