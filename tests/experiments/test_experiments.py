@@ -412,7 +412,7 @@ def test_costs_and_curves_come_from_the_log_of_the_run(stand_in):
     assert found.summary.mean_dice == pytest.approx(0.65)
     write_comparison_csv(stand_in / "compare.csv", [found])
     write_rows(stand_in / "again.csv", found.scores.rows)
-    ours = [line.split(",", 3)[3] for line in (stand_in / "compare.csv").read_text().splitlines()]
+    ours = [line.split(",", 4)[4] for line in (stand_in / "compare.csv").read_text().splitlines()]
     assert ours == (stand_in / "again.csv").read_text().splitlines()
 
 
