@@ -21,8 +21,7 @@ from statistics import fmean
 
 import nibabel as nib
 import numpy as np
-from left_atrium import CONFIG
-from many_datasets import run
+from left_atrium import train
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, zoom
 
@@ -55,20 +54,9 @@ def main() -> None:
     heads = sorted((options.source / "training_label_maps").glob("*.nii.gz"))
     training = write(options.source, options.out / "training", heads[:-JUDGED])
     judged = write(options.source, options.out / "judged", heads[-JUDGED:])
-    place = options.out / f"{options.minutes}_minutes"
-    plan, store, checkpoint = place / "plan.yaml", place / "store", place / "run" / "checkpoints" / "last.ckpt"
-    place.mkdir(parents=True, exist_ok=True)
-    if not plan.is_file():
-        run(["plan", str(training), "--minutes", str(options.minutes), "--left-right", "swap", "--out", str(plan)])
-    run(["prepare", str(training), "--plan", str(plan), "--out", str(store)])
-    split, names = place / "split.json", [head.name.removesuffix(".nii.gz") for head in heads[:-JUDGED]]
-    split.write_text(json.dumps([{"train": names[1:], "val": names[:1]}]))
-    limit = ["--trainer.max_time", f"00:{options.minutes // 60:02d}:{options.minutes % 60:02d}:00"]
-    data = ["--data.store", str(store), "--data.split", str(split), "--run", str(place / "run")]
-    run(["fit", "--config", str(CONFIG), *data, *limit, *further])
-    run(["predict", "--ckpt", str(checkpoint), "--input", str(judged), "--all", "--output", str(place / "predicted")])
-    run(["evaluate", "--predictions", str(place / "predicted"), "--references", str(judged), "--output", str(place)])
-    tell(place / "cases.csv")
+    names = [head.name.removesuffix(".nii.gz") for head in heads[:-JUDGED]]
+    place, fold = options.out / f"{options.minutes}_minutes", {"train": names[1:], "val": names[:1]}
+    tell(train(training, judged, place, options.minutes, fold, further, ["--left-right", "swap"]))
 
 
 def write(source: Path, folder: Path, heads: list[Path]) -> Path:

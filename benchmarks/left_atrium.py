@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -40,21 +41,34 @@ def main() -> None:
     names = {part: (options.source / f"{part}.list").read_text().split() for part in ("train", "test")}
     training = write(options.source, options.out / f"labelled_{options.labelled}", names["train"][: options.labelled])
     judged = write(options.source, options.out / "judged", names["test"])
+    labelled = names["train"][: options.labelled]
     place = options.out / f"{options.labelled}_cases_{options.minutes}_minutes"
+    tell(train(training, judged, place, options.minutes, {"train": labelled[:-1], "val": labelled[-1:]}, further))
+
+
+def train(
+    training: Path,
+    judged: Path,
+    place: Path,
+    minutes: int,
+    fold: dict[str, list[str]],
+    further: Sequence[str],
+    planned: Sequence[str] = (),
+) -> Path:
+    """Plan, prepare, train within the minutes, predict, and score in ``place``: a row per case and organ."""
     plan, store, checkpoint = place / "plan.yaml", place / "store", place / "run" / "checkpoints" / "last.ckpt"
     place.mkdir(parents=True, exist_ok=True)
     if not plan.is_file():
-        run(["plan", str(training), "--minutes", str(options.minutes), "--out", str(plan)])
+        run(["plan", str(training), "--minutes", str(minutes), *planned, "--out", str(plan)])
     run(["prepare", str(training), "--plan", str(plan), "--out", str(store)])
     split = place / "split.json"
-    labelled = names["train"][: options.labelled]
-    split.write_text(json.dumps([{"train": labelled[:-1], "val": labelled[-1:]}]))
-    limit = ["--trainer.max_time", f"00:{options.minutes // 60:02d}:{options.minutes % 60:02d}:00"]
+    split.write_text(json.dumps([fold]))
+    limit = ["--trainer.max_time", f"00:{minutes // 60:02d}:{minutes % 60:02d}:00"]
     data = ["--data.store", str(store), "--data.split", str(split), "--run", str(place / "run")]
     run(["fit", "--config", str(CONFIG), *data, *limit, *further])
     run(["predict", "--ckpt", str(checkpoint), "--input", str(judged), "--all", "--output", str(place / "predicted")])
     run(["evaluate", "--predictions", str(place / "predicted"), "--references", str(judged), "--output", str(place)])
-    tell(place / "cases.csv")
+    return place / "cases.csv"
 
 
 def write(source: Path, folder: Path, names: list[str]) -> Path:

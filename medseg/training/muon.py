@@ -59,7 +59,7 @@ class Muon(torch.optim.AdamW):
         options: AdamW's, for the rest.
 
     Sources: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Liu et al. 2025,
-    arXiv:2502.16982, equation 4, for the scale.
+    arXiv:2502.16982, for the scale.
     """
 
     def __init__(
