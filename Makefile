@@ -5,20 +5,23 @@ TORCH ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint format docs clean
+.PHONY: demo test test-all test-rest lint format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/medseg demo --out demo
 
 # Code that is compiled once is there for every process that the tests start.
-test test-all: export PYTHONDONTWRITEBYTECODE =
+test test-all test-rest: export PYTHONDONTWRITEBYTECODE =
 
 # The tests of a file share the store and the run that they look at: one process has them all.
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadscope -m "not slow and not gpu"
 
-test-all: $(VENV)/.installed-test
-	MEDSEG_FULL_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadscope -m "not gpu"
+test-all: test test-rest
+
+# The cells of sweeps, the examples of properties and the slow tests that `make test` leaves out.
+test-rest: $(VENV)/.installed-test
+	MEDSEG_FULL_TESTS=rest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadscope -m "not gpu"
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

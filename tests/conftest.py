@@ -11,8 +11,8 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
-from hypothesis import settings
-from support import FULL, examples
+from hypothesis import is_hypothesis_test, settings
+from support import FULL, REST, examples
 from support.shapes import check_shapes_only
 from support.toys import write_toy_dataset
 
@@ -23,10 +23,12 @@ settings.load_profile("medseg")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what `sampled` does not choose."""
-    if FULL:
+    """Leave out what `sampled` does not choose, or for the `REST` what ran whole without it."""
+    if FULL and not REST:
         return
     chosen = sampled(items)
+    if REST:
+        chosen = {item.nodeid for item in items if item.nodeid not in chosen or _is_more_in_full(item)}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
     items[:] = [item for item in items if item.nodeid in chosen]
 
@@ -35,6 +37,11 @@ def pytest_collection_finish() -> None:
     """What was imported stays: the collector need not look at a million objects again and again."""
     gc.collect()
     gc.freeze()
+
+
+def _is_more_in_full(item: pytest.Item) -> bool:
+    """Whether it is slow, which nothing samples, or a property, of which a sample tries a few examples."""
+    return item.get_closest_marker("slow") is not None or is_hypothesis_test(getattr(item, "obj", None))
 
 
 def sampled(items: list[pytest.Item]) -> set[str]:

@@ -73,7 +73,10 @@ WANTS = {"export.md": "onnxruntime"}
 """What a page cannot be run without."""
 
 
-LONG = ("extending.md", "own-data.md", "pictures.md", "coming-from-nnunet.md", "choosing-a-loss.md", "fine-tuning.md")
+LONG = (
+    *("extending.md", "own-data.md", "pictures.md", "coming-from-nnunet.md", "choosing-a-loss.md", "fine-tuning.md"),
+    *("many-datasets.md", "export.md"),
+)
 """Pages with many trainings, which ``make test`` parses to the end of each command and ``make test-all`` runs."""
 
 

@@ -35,10 +35,10 @@ TRAINING_SHARE = 0.8  # of the minutes; reading, validation and checkpoints take
 SMALLEST_BATCH = 2
 _SHRINKING = (
     *((16, 64, 1.0), (16, 48, 1.0), (16, 48, 0.8), (16, 32, 0.8), (16, 32, 0.63)),
-    *((16, 32, 0.5), (8, 16, 0.5), (8, 16, 0.4)),
+    *((16, 32, 0.56), (16, 32, 0.5), (8, 16, 0.63), (8, 16, 0.56), (8, 16, 0.5), (8, 16, 0.4)),
 )
 """Features of the first and the second stage and the share of each edge of the patch: from the next to largest to the
-smallest. The first stage, at full resolution, has half of the multiplications: it is halved before all else."""
+smallest, in steps of about a factor of two at most, so that what is chosen uses half of the time or more. The first stage, at full resolution, has half of the multiplications: it is halved before all else."""
 _ROUNDS = 2  # of timed steps, after one that warms up
 _SMALLEST_EDGE = 16
 

@@ -15,7 +15,7 @@ import medseg.cli.info
 import medseg.report.html  # noqa: F401 - a command imports what it needs, which is not to be counted
 from medseg.cli import main
 
-FEW, MANY = 4, 32
+FEW, MANY = 4, 16
 GROWTH = MANY * math.log(MANY) / (FEW * math.log(FEW))  # names are sorted
 SLACK = 200  # calls that grow with something else: digits, layers of a cache, a table that is filled once
 

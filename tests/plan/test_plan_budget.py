@@ -41,6 +41,14 @@ def test_the_budget_holds_enough_steps_of_what_is_chosen(rate):
     assert f"about {choice.steps} steps" in choice.reason
 
 
+@pytest.mark.parametrize("patch", [(192, 128, 96), (128, 128, 128), (48, 64, 48)])
+def test_less_than_half_of_the_time_is_left_over(patch):
+    largest = topology_for(patch, SPACING)
+    for minutes in (5, 8, 13, 20, 30, 50, 80, 120):
+        choice = within(Budget(minutes, machine(2e10)[0], "a test"), largest, 2, SPACING)
+        assert choice.topology == largest or choice.steps <= 2.3 * ENOUGH_STEPS
+
+
 def test_more_time_never_gives_a_smaller_network():
     sizes = [
         work(one.topology, one.batch) for one in (chosen(3e10, minutes)[0] for minutes in (5.0, 15.0, 60.0, 600.0))

@@ -5,7 +5,9 @@ import os
 from hypothesis import settings
 
 FULL = bool(os.environ.get("MEDSEG_FULL_TESTS"))
-"""Set (by ``make test-all``), every cell of every sweep runs; else a sample of them."""
+"""Set, every cell of every sweep runs; else a sample of them."""
+REST = os.environ.get("MEDSEG_FULL_TESTS") == "rest"
+"""What ``make test`` leaves out runs and nothing else: the second half of ``make test-all``."""
 
 
 def examples(number: int) -> settings:

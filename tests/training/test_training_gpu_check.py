@@ -21,7 +21,7 @@ def check():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("stage", ROWS)
+@pytest.mark.parametrize("stage", [pytest.param(name, marks=[pytest.mark.slow] * (name == "learn")) for name in ROWS])
 def test_a_stage_of_the_check_fills_its_table(check, tmp_path_factory, stage):
     out = tmp_path_factory.getbasetemp() / "gpu_check"  # the stages share a store
     assert check.main([stage, "--out", str(out), "--device", "cpu", "--small"]) == 0
