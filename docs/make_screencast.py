@@ -35,18 +35,7 @@ COLUMNS, ROWS = 104, 26
 SHOWN_S, STEP_S = (1.6, 4.5, 4.0, 2.4), 0.25  # of each command, whatever it took
 LETTER, LINE, HEAD, SIZE = 15, 20, 32, (968, 568)  # pixels
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"
-CONFIG = """# a small network for a few minutes of one core
-data: {store: store, fold: 0, augmentation: light, batch_size: 2, steps_per_epoch: 40}
-model:
-  net: unet
-  net_options: {features: [16, 32, 64]}
-  loss: dice + cross_entropy
-  optimizer: adamw
-  lr: 0.003
-  schedule: cosine
-  ema: 0.95
-trainer: {max_steps: 5000, precision: auto, gradient_clip_val: 1.0}
-"""
+CONFIG = Path(__file__).parents[1] / "configs" / "msd" / "task04_hippocampus.yaml"
 PAGE_AT = (0, 760)  # where the two views of the page begin, pixels
 Moment = tuple[float, str]
 """Seconds since a command was typed, and what it had written by then."""
@@ -60,8 +49,9 @@ def record(dataset: Path, out: Path, budget: str, cases: int) -> None:
     training = [{key: str((dataset / name).resolve()) for key, name in entry.items()} for entry in listed]
     content = {key: told[key] for key in ("name", "modality", "labels")} | {"training": training}
     (out / "hippocampus" / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
-    (out / "small.yaml").write_text(CONFIG, encoding="utf-8")
-    fit = f"medseg fit --config small.yaml --run run --trainer.max_time {budget}"
+    config = CONFIG.read_text(encoding="utf-8").replace("data/store/Task04_Hippocampus", "store")
+    (out / "hippocampus.yaml").write_text(config, encoding="utf-8")
+    fit = f"medseg fit --config hippocampus.yaml --run run --trainer.max_time {budget}"
     commands = {
         "medseg prepare hippocampus --out store": "",
         fit: r"step \d+/\d+.*Dice 0",  # a validation has been told
@@ -178,7 +168,7 @@ def _screen(rows: tuple[str, ...], clock: float) -> Image.Image:
     image = Image.new("RGB", SIZE, "#1c1f24")
     pen, font = ImageDraw.Draw(image), ImageFont.truetype(FONT, LETTER)
     pen.rectangle((0, 0, SIZE[0], HEAD), fill="#31363f")
-    told = f"MRI of the hippocampus, one core of a busy machine, {int(clock // 60)}:{int(clock % 60):02d}"
+    told = f"MRI of the hippocampus on two CPU cores, {int(clock // 60)}:{int(clock % 60):02d}"
     pen.text((14, 7), told, "#aab2bf", font)
     for number, row in enumerate(rows):
         pen.text((14, HEAD + 8 + number * LINE), row, "#ffffff" if row.startswith("$ ") else "#c3c9d2", font)

@@ -25,7 +25,7 @@ def progress(title: str, total: int, console: Console | None = None) -> Iterator
         >>> import sys
         >>> with progress("scoring", 2, Console(file=sys.stdout)) as advance:
         ...     advance("liver_1")
-        1 of 2: liver_1
+        scoring 1 of 2: liver_1
     """
     console = console or Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -37,7 +37,7 @@ def progress(title: str, total: int, console: Console | None = None) -> Iterator
             nonlocal done
             done += 1
             if name:
-                console.print(f"{done} of {total}: {name}", highlight=False, markup=False, soft_wrap=True)
+                console.print(f"{title} {done} of {total}: {name}", highlight=False, markup=False, soft_wrap=True)
             bar.advance(row)
 
         yield advance

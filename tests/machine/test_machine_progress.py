@@ -16,11 +16,11 @@ def shown(**options):
 
 
 def test_a_file_gets_a_line_per_named_case_and_no_bar():
-    assert shown() == "1 of 2: [a]\n"
+    assert shown() == "predicting 1 of 2: [a]\n"
 
 
 def test_a_terminal_gets_both():
     said = shown(force_terminal=True)
-    assert "1 of 2: [a]" in said
+    assert "predicting 1 of 2: [a]" in said
     assert "predicting" in said
     assert "2/2" in said

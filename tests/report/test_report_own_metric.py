@@ -48,7 +48,7 @@ def score(output, *words):
 def test_it_is_a_column_a_measure_and_something_to_compare_by(place, capsys):
     assert score("before") == 0
     assert score("out", "--metric", "my_metric.size_similarity") == 0
-    assert capsys.readouterr().err.splitlines() == ["1 of 2: a", "2 of 2: b"] * 2
+    assert capsys.readouterr().err.splitlines() == ["scoring 1 of 2: a", "scoring 2 of 2: b"] * 2
     with (place / "out" / "cases.csv").open() as file:
         values = {row["case"]: float(row["size_similarity"]) for row in csv.DictReader(file)}
     assert values == pytest.approx({"a": 1 - 32 / 96, "b": 1.0}, rel=1e-5)
