@@ -172,8 +172,9 @@ def test_a_whole_fit_runs_on_cuda_and_no_step_waits_more_often_than_told(store, 
     monkeypatch.setattr(SegmentationTask, "on_train_batch_end", note)
     with warnings.catch_warnings(), shadow_cuda(pinned=True):
         warnings.simplefilter("ignore")  # Lightning's and torch's, of a card that they do not find
-        maps = ["--model.loss", "dice_ce_skeleton_recall"] if precision == "bf16-mixed" else []  # made by the loader
-        assert fit(store, tmp_path / "cuda", "gpu", "--trainer.precision", precision, *maps) == 0
+        more = ["--model.optimizer", "muon"] if precision != "32" else []
+        more += ["--model.loss", "dice_ce_skeleton_recall"] if precision == "bf16-mixed" else []  # maps of the loader
+        assert fit(store, tmp_path / "cuda", "gpu", "--trainer.precision", precision, *more) == 0
     assert len(steps) == 5
     for step in steps[1:-1]:  # the first looks at labels and logits
         assert sum(step.values()) <= WAITS_OF_A_STEP[precision], step
