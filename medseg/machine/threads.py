@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from threading import Thread
 from typing import TypeVar
 
 from medseg.machine.hardware import usable_cores
@@ -41,3 +43,35 @@ def in_threads(function: Callable[[Job], Answer], jobs: Iterable[Job]) -> list[A
         return [function(job) for job in todo]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, todo))
+
+
+def within(seconds: float, function: Callable[[], Answer]) -> Answer:
+    """What a function gives, if it gives anything in time.
+
+    A read from a dead disk never returns and cannot be ended. It has a thread of its own, which this process does not
+    wait for, neither here nor at its end.
+
+    Args:
+        seconds: To wait at most.
+        function: What may hang.
+
+    Raises:
+        TimeoutError: It has not come back.
+
+    Example:
+        >>> within(5.0, lambda: 1)
+        1
+    """
+    answer: Future[Answer] = Future()
+
+    def call() -> None:
+        try:
+            answer.set_result(function())
+        except BaseException as error:  # raised where it is waited for
+            answer.set_exception(error)
+
+    Thread(target=call, daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except FutureTimeout:  # another before Python 3.11
+        raise TimeoutError(f"no answer in {seconds:g} seconds") from None

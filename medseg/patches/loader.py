@@ -11,16 +11,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from medseg.errors import DataError, MedsegError
 from medseg.machine.hardware import usable_cores
-from medseg.machine.threads import share_cores
+from medseg.machine.threads import share_cores, within
 from medseg.patches.cutting import NO_CASE, Cases, TrainingCrops, WholeVolumes
 from medseg.patches.loading import AHEAD
 
 STALLED_S = 600.0
 """Seconds without a batch after which a file system is taken for dead."""
+
+LOOK_EVERY_S = 10.0
+"""Whether the workers live: the signal of a death can get lost, where it arrives in a destructor."""
 
 _ended_at_exit: weakref.WeakSet[Any] = weakref.WeakSet()
 """Worker processes that are sure to end with this one."""
@@ -113,13 +116,16 @@ class CaseLoader(DataLoader[Any]):
     def _next(self, batches: Iterator[Any]) -> Any:
         asked = time.perf_counter()
         try:
-            return next(batches, None)
-        except RuntimeError as error:
-            if "timed out" in str(error):
-                raise self._stalled() from error
-            if "DataLoader worker" not in str(error):
-                raise
-            raise self._lost(batches, str(error).splitlines()[0]) from error
+            while True:
+                try:
+                    return next(batches, None)
+                except RuntimeError as error:
+                    if "DataLoader worker" in str(error):
+                        raise self._lost(batches, str(error).splitlines()[0]) from error
+                    if "timed out" not in str(error):
+                        raise
+                    if time.perf_counter() - asked >= STALLED_S:
+                        raise _stalled(self.dataset) from error  # type: ignore[arg-type]  # ours
         finally:
             self.waited_s += time.perf_counter() - asked
 
@@ -135,11 +141,6 @@ class CaseLoader(DataLoader[Any]):
             "If memory ran out, lower data.workers or set data.cache to disk; data.workers 0 shows the cause",
         )
 
-    def _stalled(self) -> DataError:
-        cases: Cases = self.dataset.cases  # type: ignore[attr-defined]  # as above
-        problem = f"gave no batch in {self.timeout:.0f} seconds: its file system does not answer"
-        return DataError(cases.store, problem, "Look at that disk or its network, then go on with --ckpt_path last")
-
     def state_dict(self) -> dict[str, int]:
         """Which batch of which epoch comes next."""
         epoch = self.sampler.epoch if isinstance(self.sampler, EpochOrder) else 0
@@ -150,6 +151,30 @@ class CaseLoader(DataLoader[Any]):
         if isinstance(self.sampler, EpochOrder):
             self.sampler.interrupted = (state["epoch"], state["batch"])
             self.delivered = state["batch"]
+
+
+class _InTime(Dataset[Any]):
+    """A dataset that is read in this process, where no worker can be given up that reads from a dead disk."""
+
+    def __init__(self, dataset: TrainingCrops | WholeVolumes) -> None:
+        self.dataset = dataset
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return within(STALLED_S, partial(self.dataset.__getitem__, number))
+        except TimeoutError:
+            return _stalled(self.dataset)
+
+
+def _stalled(dataset: TrainingCrops | WholeVolumes) -> DataError:
+    problem = f"gave no batch in {STALLED_S:.0f} seconds: its file system does not answer"
+    return DataError(dataset.cases.store, problem, "Look at that disk or its network, then go on with --ckpt_path last")
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -187,7 +212,7 @@ def case_loader(
     if workers > 0:
         dataset.cases.reading = torch.full((workers,), -1).share_memory_()  # type: ignore[no-untyped-call]
     return CaseLoader(
-        dataset,
+        dataset if workers > 0 else _InTime(dataset),
         batch_size=None,
         collate_fn=_as_it_is,  # torch's own would make tensors of the host's arrays
         sampler=sampler,
@@ -195,7 +220,7 @@ def case_loader(
         pin_memory=pinned and torch.cuda.is_available(),
         persistent_workers=workers > 0,
         worker_init_fn=_begin_worker,
-        timeout=STALLED_S if workers > 0 else 0,
+        timeout=LOOK_EVERY_S if workers > 0 else 0,
         prefetch_factor=ahead if workers > 0 else None,
         # fork would copy the threads' locks of torch and blosc2 in whatever state they are
         multiprocessing_context="spawn" if workers > 0 else None,

@@ -38,7 +38,8 @@ _SHRINKING = (
     *((16, 32, 0.56), (16, 32, 0.5), (8, 16, 0.63), (8, 16, 0.56), (8, 16, 0.5), (8, 16, 0.4)),
 )
 """Features of the first and the second stage and the share of each edge of the patch: from the next to largest to the
-smallest, in steps of about a factor of two at most, so that what is chosen uses half of the time or more. The first stage, at full resolution, has half of the multiplications: it is halved before all else."""
+smallest, in steps of about a factor of two at most, so that what is chosen uses half of the time or more. The first
+stage, at full resolution, has half of the multiplications: it is halved before all else."""
 _ROUNDS = 2  # of timed steps, after one that warms up
 _SMALLEST_EDGE = 16
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from support.toys import write_nifti
+from torch.utils.data._utils import signal_handling
 
 from medseg.errors import DataError, UsageError
+from medseg.patches import loader
 from medseg.patches.batch import Batch, Crops, augmented, packed
 from medseg.patches.cutting import TrainingCrops
 from medseg.patches.datamodule import VolumesDataModule
@@ -350,23 +353,38 @@ def test_a_process_ends_though_its_loader_was_never_closed(store, tmp_path):
     assert "generator" in done.stdout
 
 
-def test_a_file_system_that_stalls_is_a_sentence(store):
-    def stalled():
-        raise RuntimeError("DataLoader timed out after 600 seconds")
-        yield
+def test_a_file_system_that_stalls_is_a_sentence(store, monkeypatch):
+    class Stalled:
+        asked = 0
 
+        def __next__(self):
+            self.asked += 1
+            monkeypatch.setattr(loader, "STALLED_S", 600.0 * (self.asked < 3))
+            raise RuntimeError("DataLoader timed out after 10 seconds")
+
+    stalled = Stalled()
     with pytest.raises(DataError, match=r"does not answer.*go on with --ckpt_path last"):
-        module(store).train_dataloader()._next(stalled())
+        module(store).train_dataloader()._next(stalled)
+    assert stalled.asked == 3
+
+
+def test_it_is_one_in_the_only_process_too(store, monkeypatch):
+    monkeypatch.setattr(loader, "STALLED_S", 0.1)
+    monkeypatch.setattr(TrainingCrops, "__getitem__", lambda self, number: threading.Event().wait())
+    with pytest.raises(DataError, match=r"rooms.* does not answer.*go on with --ckpt_path last"):
+        next(iter(module(store).train_dataloader()))
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_reported_with_its_cases(store):
-    from medseg.patches.loader import case_loader
-
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_killed_worker_is_reported_with_its_cases(store, monkeypatch, heard):
+    if not heard:  # as where the signal comes in a destructor
+        monkeypatch.setattr(loader, "LOOK_EVERY_S", 1.0)
+        monkeypatch.setattr(signal_handling, "_error_if_any_worker_fails", lambda: None)
     whole = module(store).train_dataloader().dataset
     deadly = Deadly(**{name: getattr(whole, name) for name in TrainingCrops.__dataclass_fields__})
     with pytest.raises(DataError, match=r"lost a loader worker over case_\d \(DataLoader worker"):
-        list(case_loader(deadly, EpochOrder(6), workers=1))
+        list(loader.case_loader(deadly, EpochOrder(6), workers=1))
 
 
 def test_partly_annotated_cases_carry_a_mask_that_follows_the_mirror(store, tmp_path):
