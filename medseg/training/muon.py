@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 _SMALLEST_RANK = 8
-"""Rows and columns below which a matrix, such as the last layer's, is left to Adam."""
+"""Rows and columns below which a matrix is left to Adam."""
 
 _POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 """Of one Newton-Schulz step, a x + b x^3 + c x^5 on every singular value; Jordan's, which is steep at 0."""
@@ -47,6 +47,9 @@ def orthogonalized(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows
 
 class Muon(torch.optim.AdamW):
     """Nesterov momentum, orthogonalized, for the kernels of convolutions; AdamW for everything else.
+
+    A network's last layers, see `mark_outputs`, are AdamW's too: a step that moves every class as far as another takes
+    a thousand of them to tell the background from 23 organs.
 
     A kernel ``(out, in, i, j, k)`` is the matrix ``(out, in i j k)``. Its step is scaled to the root mean square that
     AdamW's have, so that one learning rate serves both and is found where AdamW's is.
@@ -106,8 +109,18 @@ class Muon(torch.optim.AdamW):
         kernel.add_(orthogonalized(ahead).view_as(kernel), alpha=-group["lr"] * scale)
 
 
+def mark_outputs(net: nn.Module, classes: int) -> None:
+    """Have `Muon` leave the convolutions that give the logits, known by their ``classes`` channels, to AdamW."""
+    for module in net.modules():
+        weight = getattr(module, "weight", None)
+        if getattr(module, "out_channels", None) == classes and isinstance(weight, Tensor):
+            weight.gives_logits = True  # type: ignore[attr-defined]  # read below
+
+
 def _gradient_of_kernel(weight: Tensor) -> Tensor | None:
-    """None for what is no matrix, or too small a one, or was not trained in this step."""
+    """None for what is no matrix, or too small a one, or gives logits, or was not trained in this step."""
+    if getattr(weight, "gives_logits", False):
+        return None
     if weight.ndim < 2 or min(len(weight), weight[0].numel()) < _SMALLEST_RANK:
         return None
     return weight.grad

@@ -33,6 +33,7 @@ from medseg.training.beginning import take_over
 from medseg.training.callbacks import of_task
 from medseg.training.lightning import count_epochs_right, trainer_of
 from medseg.training.loss import Own, OwnLoss, judge, name_of, short_window, tell_of_short_epochs
+from medseg.training.muon import mark_outputs
 from medseg.training.optimise import FollowBudget, build_optimizer, find_optimizer, schedule_factor
 from medseg.training.pace import start_compiler
 from medseg.training.progress import foreign_bar
@@ -314,6 +315,7 @@ class SegmentationTask(pl.LightningModule):
         """The optimizer by name, its learning rate a function of the budget that is spent."""
         self._begin()
         options = self.hparams
+        mark_outputs(self.net, net_spec(self.plan).out_channels)
         optimizer = build_optimizer(
             options["optimizer"],
             self.parameters(),

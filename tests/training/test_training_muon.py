@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from medseg.training.muon import Muon, orthogonalized
+from medseg.nets import NetSpec, build_net, list_nets
+from medseg.training.muon import Muon, mark_outputs, orthogonalized
 from medseg.training.optimise import build_optimizer
 
 LINE = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9}
@@ -92,3 +93,17 @@ def test_state_makes_a_round_trip_and_goes_on_to_the_same_bits():
 def test_an_impossible_momentum_is_refused():
     with pytest.raises(ValueError, match="momentum is 1"):
         Muon([nn.Parameter(torch.ones(8, 8))], momentum=1)
+
+
+@pytest.mark.parametrize("name", sorted(set(list_nets()) - {"swin_unetr", "unetr"}))
+def test_layers_that_give_logits_are_adamws_however_many_classes(name):
+    spec = NetSpec(1, 11, (32, 32, 32), ((1, 1, 1), (2, 2, 2), (2, 2, 2)), ((3, 3, 3),) * 3, (8, 16, 32))
+    net = build_net(name, spec, {})
+    mark_outputs(net, 11)
+    optimizer = build_optimizer("muon", net.parameters(), lr=0.01, weight_decay=0.0, options={})
+    net(torch.randn(2, 1, 32, 32, 32)).sum().backward()
+    optimizer.step()
+    kept = {key: set(optimizer.state[weight]) for key, weight in net.named_parameters() if weight in optimizer.state}
+    weights = [key for key in kept if key.endswith("weight")]
+    assert "exp_avg" in kept["net.out_0.conv_out.weight" if name == "mednext" else weights[-1]]
+    assert sum("momentum" in state for state in kept.values()) > 3
