@@ -98,7 +98,9 @@ class Affordable:
     reason: str
 
 
-def within(budget: Budget, topology: Topology, batch: int, spacing_mm: tuple[float, float, float]) -> Affordable:
+def within(
+    budget: Budget, topology: Topology, batch: int, spacing_mm: tuple[float, float, float], classes: int = 2
+) -> Affordable:
     """The largest of some networks, patches and batches of which the budget holds `ENOUGH_STEPS` steps.
 
     Smaller ones are tried in a fixed order: fewer patches first, then fewer features, then smaller patches. The
@@ -109,8 +111,11 @@ def within(budget: Budget, topology: Topology, batch: int, spacing_mm: tuple[flo
         topology: What memory allows.
         batch: Likewise.
         spacing_mm: Edge lengths of a voxel.
+        classes: Background included; a first stage of fewer features than half of them tells them apart too late: of
+            24, on one patch of 23 structures of the brain, cross-entropy fell from 4.7 to 2.6 in 40 steps with 8
+            features, and from 3.7 to 0.8 with 16.
     """
-    candidates = list(_smaller(topology, batch, spacing_mm))
+    candidates = list(_smaller(topology, batch, spacing_mm, classes))
     last = candidates[-1]
     rate = budget.seconds_of(*last) / work(*last)
     for chosen in candidates:
@@ -130,12 +135,14 @@ def within(budget: Budget, topology: Topology, batch: int, spacing_mm: tuple[flo
     return Affordable(*chosen, steps, told + ".")
 
 
-def _smaller(topology: Topology, batch: int, spacing_mm: tuple[float, float, float]) -> Iterator[tuple[Topology, int]]:
+def _smaller(
+    topology: Topology, batch: int, spacing_mm: tuple[float, float, float], classes: int
+) -> Iterator[tuple[Topology, int]]:
     yield topology, batch
     while batch > SMALLEST_BATCH:
         batch = max(SMALLEST_BATCH, batch // 2)
         yield topology, batch
-    for first, second, share in _SHRINKING:
+    for first, second, share in (rung for rung in _SHRINKING if rung[0] >= min(16, classes / 2)):
         edges = [edge if edge <= _SMALLEST_EDGE else max(_SMALLEST_EDGE, edge * share) for edge in topology.patch_size]
         smaller = topology_for([round(edge) for edge in edges], spacing_mm) if share < 1 else topology
         yield replace(smaller, first_features=first, second_features=second), batch

@@ -92,7 +92,7 @@ def make_plan(
     classes = len(labels) + 1
     topology = _choose_topology(grid, classes, memory_gb)
     fits, batch_reason = _choose_batch(topology, grid, classes, memory_gb, len(fingerprint.cases))
-    topology, batch, afforded = _afford(budget, topology, fits, grid)
+    topology, batch, afforded = _afford(budget, topology, fits, grid, classes)
     normalisation, normalisation_reason = _choose_normalisation(fingerprint)
     mirror_axes, pairs, mirror_reason = choose_mirroring(dataset, grid.deep, swap=swap_sides)
     return Plan(
@@ -213,11 +213,13 @@ def _choose_batch(topology: Topology, grid: _Grid, classes: int, memory_gb: floa
     return batch, f"{reason}{limit}; never fewer than {SMALLEST_BATCH}."
 
 
-def _afford(budget: Budget | None, topology: Topology, batch: int, grid: _Grid) -> tuple[Topology, int, dict[str, str]]:
+def _afford(
+    budget: Budget | None, topology: Topology, batch: int, grid: _Grid, classes: int
+) -> tuple[Topology, int, dict[str, str]]:
     """What of this a budget of time can train, with the reasons of its features and, where it is smaller, its batch."""
     why, told = {}, ""
     if budget is not None:
-        affordable = within(budget, topology, batch, grid.spacing_mm)
+        affordable = within(budget, topology, batch, grid.spacing_mm, classes)
         if affordable.batch < batch:
             why = {"batch_size": f"{batch} patches would fit into the memory; the time allows fewer, see features."}
         topology, batch, told = affordable.topology, affordable.batch, f" {affordable.reason}"

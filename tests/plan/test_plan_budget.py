@@ -49,6 +49,12 @@ def test_less_than_half_of_the_time_is_left_over(patch):
         assert choice.topology == largest or choice.steps <= 2.3 * ENOUGH_STEPS
 
 
+def test_many_organs_are_not_told_apart_by_few_features():
+    budget = Budget(5.0, machine(1e8)[0], "a test")
+    assert within(budget, LARGE, 2, SPACING, classes=3).topology.first_features == 8
+    assert within(budget, LARGE, 2, SPACING, classes=24).topology.first_features == 16
+
+
 def test_more_time_never_gives_a_smaller_network():
     sizes = [
         work(one.topology, one.batch) for one in (chosen(3e10, minutes)[0] for minutes in (5.0, 15.0, 60.0, 600.0))
