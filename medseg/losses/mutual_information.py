@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812  torch's own alias
 from torch import Tensor
 
 from medseg.losses.comparison import Comparison
@@ -52,9 +51,9 @@ def region_mutual_information(x: Comparison, *, radius: int = 3, pool: int = 3) 
     weight = counted(x, 0)
     weight = x.probs.new_ones(1, 1, *x.shape[2:]) if weight is None else weight
     side = max(1, min(pool, min(x.shape[2:]) // radius))
-    average = F.avg_pool2d if len(x.shape) == 4 else F.avg_pool3d
-    blocks = [values if side == 1 else average(values, side) for values in (x.probs, x.onehot)]
-    v = _smallest(weight, side)
+    # pooling has no backward pass on CUDA that adds up in one order
+    blocks = [_blocks(values, side).mean(-1) for values in (x.probs, x.onehot)]
+    v = _blocks(weight, side).amin(-1)  # nothing counts of a block in which a voxel is ignored
     if min(v.shape[2:]) < radius:
         return x.probs.flatten(2).sum(2) * 0
     points = torch.cat([_neighbourhoods(values, radius) for values in blocks], 2).double()
@@ -68,11 +67,12 @@ def region_mutual_information(x: Comparison, *, radius: int = 3, pool: int = 3) 
     return torch.where(v.sum((2, 3)) > 0, values, 0 * values).to(x.dtype)
 
 
-def _smallest(weight: Tensor, side: int) -> Tensor:
-    """The least that a voxel of each block counts: nothing if one is ignored."""
-    if side == 1:
-        return weight
-    return -(F.max_pool2d if weight.ndim == 4 else F.max_pool3d)(-weight, side)
+def _blocks(maps: Tensor, side: int) -> Tensor:
+    """Give (b, c, *(s // side), side^d) of maps (b, c, *s); what is left over at the far edges is left out."""
+    axes = maps.ndim
+    for axis in range(2, axes):
+        maps = maps.unfold(axis, side, side)
+    return maps.flatten(axes)
 
 
 def _neighbourhoods(maps: Tensor, radius: int) -> Tensor:

@@ -33,7 +33,7 @@ DOOR = 2  # of every loss: the range of the labels, and whether the value is fin
 BESIDES = {  # waits of a loss beyond those, forward and backward, for the two samples of `example`
     "bce": 2, "combo": 2, "generalized_wasserstein_dice": 2, "topk_cross_entropy": 2, "dice_topk": 2,
     "hausdorff_dt": 2, "log_hausdorff_dt": 2, "boundary": 1, "weighted_hausdorff": 11, "shape_aware": 1,
-    "blob": 2, "cc_dice_ce": 1,
+    "blob": 2, "cc_dice_ce": 1, "ohem_cross_entropy": 1,
 }  # fmt: skip
 UNREPEATABLE = {"lovasz_softmax": {"cumsum"}, "lovasz_hinge": {"cumsum"}}  # as docs/resuming.md says
 WAITS_OF_A_STEP = {"32": 1, "bf16-mixed": 1, "16-mixed": 5}  # of `medseg fit` with everything on
