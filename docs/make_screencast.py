@@ -36,7 +36,7 @@ SHOWN_S, STEP_S = (1.6, 4.5, 4.0, 2.4), 0.25  # of each command, whatever it too
 LETTER, LINE, HEAD, SIZE = 15, 20, 32, (968, 568)  # pixels
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"
 CONFIG = Path(__file__).parents[1] / "configs" / "msd" / "task04_hippocampus.yaml"
-PAGE_AT = (0, 760)  # where the two views of the page begin, pixels
+PAGE_AT = (0, 900)  # where the two views of the page begin, pixels
 Moment = tuple[float, str]
 """Seconds since a command was typed, and what it had written by then."""
 
@@ -50,6 +50,7 @@ def record(dataset: Path, out: Path, budget: str, cases: int) -> None:
     content = {key: told[key] for key in ("name", "modality", "labels")} | {"training": training}
     (out / "hippocampus" / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     config = CONFIG.read_text(encoding="utf-8").replace("data/store/Task04_Hippocampus", "store")
+    config = config.replace("fold: 0,", "fold: 0, steps_per_epoch: 60,")  # a validation before Ctrl-C
     (out / "hippocampus.yaml").write_text(config, encoding="utf-8")
     fit = f"medseg fit --config hippocampus.yaml --run run --trainer.max_time {budget}"
     commands = {
