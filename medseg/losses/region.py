@@ -213,5 +213,7 @@ def mcc(x: Comparison, *, eps: float = 1e-5) -> PerClass:
     """
     tp, fp, fn, tn = x.sums("overlap")
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-    correlation = ratio(tp * tn - fp * fn, power(product.clamp_min(0) + eps, 0.5))
+    # a factor is 0 only where the numerator is: 1 / √ε would blow its rounding up to a gradient
+    root = torch.where(product > 0, power(product.clamp_min(0) + eps, 0.5), 0)
+    correlation = ratio(tp * tn - fp * fn, root)
     return torch.where((fp == 0) & (fn == 0), 0 * correlation, 1 - correlation)
