@@ -215,7 +215,7 @@ def test_what_is_bad_is_named_and_the_rest_is_done(folder, checkpoint, tmp_path,
     assert main([*words, "--device", "cpu"]) == 1
     captured = capsys.readouterr()
     lines = captured.err.strip().splitlines()
-    (said,) = [line for line in lines if not re.fullmatch(r"\d of \d: .+", line)]
+    (said,) = [line for line in lines if not re.fullmatch(r"predicting \d of \d: .+", line)]
     told = {line.partition(": ")[2] for line in lines if line != said}
     assert told >= {name.removesuffix(".nii.gz") for name in good}
     assert said.startswith("medseg: ")
