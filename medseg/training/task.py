@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 import medseg
-from medseg.checkpoints.checkpoint import Checkpoint, checked, sign, signature
+from medseg.checkpoints.checkpoint import WEIGHTS, Checkpoint, checked, sign, signature
 from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, MedsegError, listed
 from medseg.losses import build_loss
@@ -337,7 +337,8 @@ class SegmentationTask(pl.LightningModule):
         Raises:
             CheckpointError: It was trained on others, or is not one of ours.
         """
-        kept = checked(Path("--ckpt_path"), checkpoint)
+        taken: dict[str, Any] = {WEIGHTS: {}} if self._sharded else {}  # by Lightning, before it comes here
+        kept = checked(Path("--ckpt_path"), taken | checkpoint)
         kept.require_same_training(self.plan, self.hparams["optimizer"])
         self.last_scores = kept.scores
         self._start = ""
