@@ -314,8 +314,8 @@ class SegmentationTask(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer by name, its learning rate a function of the budget that is spent."""
         self._begin()
-        options = self.hparams
         mark_outputs(self.net, net_spec(self.plan).out_channels)
+        options = self.hparams
         optimizer = build_optimizer(
             options["optimizer"],
             self.parameters(),
@@ -337,8 +337,7 @@ class SegmentationTask(pl.LightningModule):
         Raises:
             CheckpointError: It was trained on others, or is not one of ours.
         """
-        taken: dict[str, Any] = {WEIGHTS: {}} if self._sharded else {}  # by Lightning, before it comes here
-        kept = checked(Path("--ckpt_path"), taken | checkpoint)
+        kept = checked(Path("--ckpt_path"), ({WEIGHTS: {}} if self._sharded else {}) | checkpoint)  # taken by Lightning
         kept.require_same_training(self.plan, self.hparams["optimizer"])
         self.last_scores = kept.scores
         self._start = ""
