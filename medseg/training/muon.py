@@ -48,8 +48,8 @@ def orthogonalized(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows
 class Muon(torch.optim.AdamW):
     """Nesterov momentum, orthogonalized, for the kernels of convolutions; AdamW for everything else.
 
-    A network's last layers, see `mark_outputs`, are AdamW's too: a step that moves every class as far as another takes
-    a thousand of them to tell the background from 23 organs.
+    A network's last layers, see `mark_outputs`, are AdamW's too: a training that turned them had found none of 23
+    organs after 750 steps (benchmarks/RESULTS.md).
 
     A kernel ``(out, in, i, j, k)`` is the matrix ``(out, in i j k)``. Its step is scaled to the root mean square that
     AdamW's have, so that one learning rate serves both and is found where AdamW's is.

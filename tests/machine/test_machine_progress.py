@@ -22,5 +22,5 @@ def test_a_file_gets_a_line_per_named_case_and_no_bar():
 def test_a_terminal_gets_both():
     said = shown(force_terminal=True)
     assert "predicting 1 of 2: [a]" in said
-    assert "predicting" in said
+    assert said.count("predicting") > 1
     assert "2/2" in said

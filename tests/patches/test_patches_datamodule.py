@@ -370,9 +370,11 @@ def test_a_file_system_that_stalls_is_a_sentence(store, monkeypatch):
 
 def test_it_is_one_in_the_only_process_too(store, monkeypatch):
     monkeypatch.setattr(loader, "STALLED_S", 0.1)
-    monkeypatch.setattr(TrainingCrops, "__getitem__", lambda self, number: threading.Event().wait())
+    answers = threading.Event()
+    monkeypatch.setattr(TrainingCrops, "__getitem__", lambda self, number: answers.wait())
     with pytest.raises(DataError, match=r"rooms.* does not answer.*go on with --ckpt_path last"):
         next(iter(module(store).train_dataloader()))
+    answers.set()
 
 
 @pytest.mark.slow
