@@ -23,7 +23,7 @@ STALLED_S = 600.0
 """Seconds without a batch after which a file system is taken for dead."""
 
 LOOK_EVERY_S = 10.0
-"""Whether the workers live: the signal of a death can get lost, where it arrives in a destructor."""
+"""Whether the workers live: where the signal of a death is lost, torch looks only when its time is out."""
 
 _ended_at_exit: weakref.WeakSet[Any] = weakref.WeakSet()
 """Worker processes that are sure to end with this one."""

@@ -380,7 +380,7 @@ def test_it_is_one_in_the_only_process_too(store, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("heard", [True, False])
 def test_a_killed_worker_is_reported_with_its_cases(store, monkeypatch, heard):
-    if not heard:  # as where the signal comes in a destructor
+    if not heard:  # the signal of its death
         monkeypatch.setattr(loader, "LOOK_EVERY_S", 1.0)
         monkeypatch.setattr(signal_handling, "_error_if_any_worker_fails", lambda: None)
     whole = module(store).train_dataloader().dataset
