@@ -356,7 +356,7 @@ class SegmentationTask(pl.LightningModule):
 
     @property
     def _sharded(self) -> bool:
-        return isinstance(self.trainer.strategy, ModelParallelStrategy)
+        return isinstance(getattr(trainer_of(self), "strategy", None), ModelParallelStrategy)
 
     def _annotated(self, batch: Batch) -> tuple[str, ...] | None:
         """The organs that were annotated in the one case of a batch, or None for all."""
