@@ -62,7 +62,7 @@ def draw(image: Volume, labels: Volume | None, dataset: Dataset, *, title: str) 
     """
     marked = None if labels is None else labels.array[0]
     if marked is not None and dataset.ignore is not None:
-        marked = np.where(marked == dataset.ignore, IGNORED, marked)
+        marked = np.where(marked == dataset.ignore, np.int64(IGNORED), marked)  # which a uint8 cannot hold
     return picture(
         image,
         marked,

@@ -58,6 +58,16 @@ def test_every_modality_has_a_row_and_ignored_voxels_are_named(toy_dataset):
     assert one_row[-24:].tolist() != draw(image, None, replace(dataset, modalities=("T1",)), title="x")[-24:].tolist()
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int16, np.int32, np.int64])
+def test_a_picture_does_not_depend_on_the_type_of_the_label_file(toy_dataset, kind):
+    dataset = read_dataset(toy_dataset)
+    image, labels = read_case(dataset.cases[3], dataset)
+    assert (labels.array == dataset.ignore).any()
+    stored = replace(labels, array=labels.array.astype(kind))
+    expected = replace(labels, array=np.where(labels.array == dataset.ignore, IGNORED, labels.array.astype(np.int64)))
+    assert (draw(image, stored, dataset, title="") == draw(image, expected, dataset, title="")).all()
+
+
 VOXELS = np.zeros((8, 10, 6), dtype=np.uint8)
 
 
