@@ -142,8 +142,9 @@ patch) come to it by themselves, and what an option leaves open is the plan's:
 
 ```yaml
 model:
-  net: residual_encoder
-  net_options: {deep_supervision: true}
+  net: segresnet
+  net_options: {width: 32}
+  deep_supervision: true
 ```
 
 `medseg compare --nets unet vnet` trains several alike and ranks them per organ; the dotted path of a class is
@@ -182,7 +183,7 @@ def networks() -> str:
         lines += ["", f"## {row['name']}", "", row["summary"], "", *row["use"], ""]
         lines += [f"* `{name}` = {knob['default']}: {knob['meaning']}" for name, knob in row["knobs"].items()]
         lines += ["", f"Paper: {row['paper']}"]
-    return "\n".join(lines).replace("``", "`") + "\n"
+    return re.sub("(?<!`)``(?!`)", "`", "\n".join(lines)) + "\n"
 
 
 PAGES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import runpy
@@ -23,9 +24,12 @@ from support.toys import toy_case, write_nifti, write_toy_dataset
 from medseg.cli import main
 from medseg.cli.main import LIGHTNING_COMMANDS, build_parser
 from medseg.losses import build_loss, catalogue
+from medseg.nets import catalogue as nets_catalogue
+from medseg.patches.datamodule import VolumesDataModule
 from medseg.phantom.phantom import write_phantom
 from medseg.phantom.recipes import recipe_for
 from medseg.plan.plan import Normalisation
+from medseg.training.task import SegmentationTask
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -214,6 +218,12 @@ def check_data(block):
     """YAML and JSON must be readable; one with a title is the file that later commands name."""
     content = yaml.safe_load(block.body)  # JSON is YAML
     assert isinstance(content, dict)
+    model, data = content.get("model") or {}, content.get("data") or {}
+    assert model.keys() <= inspect.signature(SegmentationTask).parameters.keys()
+    assert data.keys() <= inspect.signature(VolumesDataModule).parameters.keys()
+    nets = {row["name"]: row["knobs"] for row in nets_catalogue.rows()}
+    if model.get("net", "unet") in nets or "." not in model["net"]:
+        assert model.get("net_options", {}).keys() <= nets[model.get("net", "unet")].keys()
     if block.title:
         Path(block.title).parent.mkdir(parents=True, exist_ok=True)
         Path(block.title).write_text(block.body, encoding="utf-8")
@@ -233,6 +243,7 @@ def check_python(block, names, *, only_parsed):
         sys.path.remove(str(Path.cwd()))
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     "page",
     [pytest.param(page, marks=pytest.mark.slow) if page.name in LONG else page for page in PAGES],
@@ -240,6 +251,11 @@ def check_python(block, names, *, only_parsed):
 )
 def test_everything_on_the_page_runs(page, workplace, tmp_path, monkeypatch):
     read_to_the_end(page, workplace, tmp_path, monkeypatch, only_parsed=False)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_block_is_open_or_shut_by_two_ticks(page):
+    assert not re.search(r"^``(?!`)\w*$", page.read_text(encoding="utf-8"), re.M)
 
 
 @pytest.mark.parametrize("name", LONG)
@@ -347,6 +363,7 @@ def test_the_drawn_floors_are_those_of_the_house(page):
     assert drawn == {room: floor for room, floor in FLOORS.items() if room != "__main__"}
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("material", reason="pip install 'medseg[docs]'")
     built = subprocess.run(

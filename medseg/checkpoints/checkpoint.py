@@ -124,7 +124,8 @@ class Checkpoint:
     @property
     def trained_on(self) -> set[str]:
         """Traces of the cases that it was trained on, as `medseg.store.identity.traces` tells; empty if unknown."""
-        return set(self.origin.get("data", {}).get("trained_on", ()))
+        before = self.origin.get("data", {}).get("trained_on", ())  # where it was told before
+        return {*self.signature.get("trained_on", ()), *before}
 
     @property
     def steps(self) -> int:
@@ -152,8 +153,8 @@ class Checkpoint:
             remedy = "Go on from another one, or start from its weights with --model.init_from"
             raise CheckpointError(self.path, f"lacks {', '.join(lacking)}, which a training needs to go on", remedy)
 
-    def require_same_training(self, plan: Plan, optimizer: str) -> None:
-        """Refuse to go on with other labels or channels, or another optimizer.
+    def require_same_training(self, plan: Plan, optimizer: str | None) -> None:
+        """Refuse other labels or channels, or, where it is to be trained further, another optimizer.
 
         Raises:
             CheckpointError: It is of another.
@@ -167,7 +168,7 @@ class Checkpoint:
                     "To fine-tune on others, give it as --model.init_from instead",
                 )
         theirs = self.options.get("optimizer", optimizer)
-        if theirs != optimizer:
+        if optimizer is not None and theirs != optimizer:
             raise CheckpointError(
                 self.path,
                 f"holds the state of the optimizer {theirs}, the config asks for {optimizer}",
@@ -225,7 +226,13 @@ def _at(content: Any, entry: str) -> Any:
 
 
 def signature(
-    *, version: str, torch: str, scores: Mapping[str, float], peak_gib: float, flips: Iterable[int] | None
+    *,
+    version: str,
+    torch: str,
+    scores: Mapping[str, float],
+    peak_gib: float,
+    flips: Iterable[int] | None,
+    trained_on: Iterable[str] = (),
 ) -> dict[str, Any]:
     """What medseg says of a checkpoint that it writes, see `Checkpoint.signature`.
 
@@ -235,8 +242,9 @@ def signature(
         scores: Of the last validation.
         peak_gib: Most memory of the training.
         flips: The axes that training flips; None if nobody knows.
+        trained_on: `medseg.store.identity.traces` of the cases that its weights were ever trained on.
     """
-    told = {} if flips is None else {"flips": [*flips]}
+    told = {"trained_on": sorted(trained_on)} | ({} if flips is None else {"flips": [*flips]})
     return {"version": version, "torch": torch, "scores": dict(scores), "peak_gib": peak_gib, **told}
 
 
@@ -340,6 +348,7 @@ _LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "medseg.torch": ("text", _text, False),
     "medseg.scores": ("mapping of numbers", lambda value: _dict(value, _number), False),
     "medseg.peak_gib": ("number", _number, False),
+    "medseg.trained_on": ("list of texts", lambda value: _list(value, _text), False),
     "medseg.flips": ("list of axes", _axes, False),
     "medseg.as_nnunet": ("true or false", _flag, False),
     "medseg.imported": ("mapping of plain data", _plain_dict, False),

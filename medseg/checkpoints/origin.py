@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ def origin(
     *,
     config: Mapping[str, Any] | None = None,
     cases: Mapping[str, str],
-    trained_on: Iterable[str] = (),
 ) -> Origin:
     """Everything that decides how a training goes, beside the seed that is in the config.
 
@@ -38,16 +37,11 @@ def origin(
         plan: The plan as plain data.
         config: The config of the run as plain data, where there is one.
         cases: Case -> letters, as `medseg.store.identity.identity` tells; none where the data are no store.
-        trained_on: `medseg.store.identity.traces` of the cases that are trained on.
     """
     return {
         "plan": {name: _digest(value) for name, value in plan.items()},
         "config": {"digest": _digest(flat(config or {})), "values": flat(config or {})},
-        "data": {
-            "digest": _digest(sorted(cases.values())),
-            "cases": sorted(cases.values()),
-            "trained_on": sorted(trained_on),
-        },
+        "data": {"digest": _digest(sorted(cases.values())), "cases": sorted(cases.values())},
         "packages": versions(),
         "commits": {
             "medseg": commit(Path(__file__).parent, tracked="origin.py"),

@@ -119,7 +119,8 @@ def _scores(summary: Summary | None) -> str:
     rows = [heads, ("---", *["--:"] * (len(heads) - 1))]
     rows += [(name.replace("|", "\\|"), *_cells(organ)) for name, organ in summary.organs.items()]
     low, high = summary.mean_dice_ci95
-    rows.append(("mean", f"{summary.mean_dice:.3f}", f"{low:.3f}-{high:.3f}", "", "", "", ""))
+    interval = f"{low:.3f}-{high:.3f}" if summary.cases > 1 else ""
+    rows.append(("mean", f"{summary.mean_dice:.3f}", interval, "", "", "", ""))
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     told = f"Over {summary.counted}, mean and bootstrap interval of the mean."
     return f"{told}\n\n{table}\n\n* Which cases these are, and whether anything was chosen by them: {BLANK}"

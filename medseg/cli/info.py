@@ -57,7 +57,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "cleaning": _cleaning(kept),
         "trained": f"{kept.steps} steps, {kept.epochs} epochs",
         "scores": {name: round(score, 4) for name, score in kept.scores.items()},
-        **(_origin(kept.origin) if kept.origin else {}),
+        **(_origin(kept) if kept.origin else {}),
     }
 
 
@@ -71,11 +71,14 @@ def _imported(told: Mapping[str, Any]) -> dict[str, Any]:
     return {"imported from": f"{told['program']}, {further}"} if told else {}
 
 
-def _origin(origin: Mapping[str, Any]) -> dict[str, Any]:
+def _origin(kept: Checkpoint) -> dict[str, Any]:
     """Where it comes from; the whole config is in the file."""
+    origin, fold = kept.origin, kept.config.get("data.fold")
     commits = ", ".join(f"{of} {commit}" for of, commit in origin["commits"].items() if commit)
     return {
-        "data": f"{len(origin['data']['cases'])} cases, fingerprint {origin['data']['digest']}",
+        "data": f"{len(origin['data']['cases'])} cases, "
+        + ("" if fold is None else f"of which fold {fold} was held back from training, ")
+        + f"fingerprint {origin['data']['digest']}",
         "config": f"fingerprint {origin['config']['digest']}",
         "packages": ", ".join(f"{name} {version}" for name, version in origin["packages"].items()),
         "commits": commits or "of no repository",

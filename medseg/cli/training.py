@@ -19,15 +19,15 @@ from medseg.checkpoints.run import Run
 from medseg.cli.command import report_failures, say
 from medseg.cli.config import MedsegCLI
 from medseg.cli.reading import FOR_ONE_COMMAND
-from medseg.errors import DataError, InterruptionError, UsageError, listed
+from medseg.errors import InterruptionError, UsageError
 from medseg.machine.dotted import Trust
 from medseg.machine.hardware import keep_freed_memory
 from medseg.metrics.table import take_in
 from medseg.patches.datamodule import VolumesDataModule
-from medseg.plan.plan import Plan
 from medseg.segmenter import Segmenter
-from medseg.store.identity import identity, traces
+from medseg.store.identity import identity
 from medseg.store.store import Store
+from medseg.training.belonging import already_seen, require_same_data
 from medseg.training.failures import in_sentences
 from medseg.training.fit import Trainer, as_list, build_trainer, loggers, quieten, run_fit, usable
 from medseg.training.lightning import callbacks_of
@@ -150,7 +150,7 @@ def _finished(words: Sequence[str], command: str) -> _Finished:
     segmenter = Segmenter.from_checkpoint(checkpoint, Trust.of(options.trust))
     built = cli.built()
     data: VolumesDataModule = built.data
-    _require_same_labels(checkpoint.plan, data.plan, data.store)
+    require_same_data(checkpoint.plan, data, prepared=command == "validate")
     note = _on_training_cases(checkpoint, data, allowed=options.on_training_cases)
     chosen = {**vars(built.trainer), "default_root_dir": str(run.path), "enable_checkpointing": False}
     chosen["logger"] = loggers(chosen["logger"], run) if chosen["logger"] else False
@@ -175,29 +175,12 @@ def _on_training_cases(checkpoint: Checkpoint, data: VolumesDataModule, *, allow
     Raises:
         UsageError: There are some, and nobody allowed it.
     """
-    seen = checkpoint.trained_on
-    infos = [Store(data.store).info(case) for case in data.cases.val]
-    cases = [info.id for info in infos if seen & traces(info)]
+    note = already_seen(checkpoint.trained_on, data)
     before = {name: checkpoint.config.get(f"data.{name}") for name in ("fold", "folds", "seed")}
     moved = [name for name, value in before.items() if value is not None and value != getattr(data, name)]
-    if cases:
-        named = ", ".join(cases[:5]) + (", ..." if len(cases) > 5 else "")
-        note = f"{len(cases)} of these {len(infos)} cases were trained on ({named})"
-    elif moved and not seen:  # as in checkpoints of 0.1.0
+    if not note and moved and not checkpoint.trained_on:  # as in checkpoints of 0.1.0
         was = ", ".join(f"data.{name} was {before[name]} and is {getattr(data, name)}" for name in moved)
         note = f"cases may have been trained on: {was}"
-    else:
-        return ""
-    if not allowed:
+    if note and not allowed:
         raise UsageError(note, "Take the split that it was trained with, or allow it with --on_training_cases true")
     return note
-
-
-def _require_same_labels(trained: Plan, given: Plan, store: Path) -> None:
-    if trained.labels != given.labels or trained.modalities != given.modalities:
-        raise DataError(
-            store,
-            f"holds the labels {listed(given.organs)} of {', '.join(given.modalities)}, "
-            f"the checkpoint was trained on {listed(trained.organs)} of {', '.join(trained.modalities)}",
-            "Give the store that it was trained on",
-        )

@@ -20,6 +20,7 @@ from medseg.inference.resume import Record
 from medseg.machine.files import require_writable
 from medseg.machine.progress import Advance, progress
 from medseg.plan.plan import Plan
+from medseg.space.reading import ENDINGS
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +135,8 @@ def _shown(cases: int, console: Console | None) -> AbstractContextManager[Advanc
 
 
 def _require_apart(source: Path, cases: Mapping[str, tuple[Path, ...]], output: Path, plan: Plan) -> None:
+    if output.name.endswith(ENDINGS) and not output.is_dir():
+        raise UsageError(f"{output} is called as a file, and a folder of label files is written", "Name the folder")
     for case, files in cases.items():
         label = label_file(output, case, files, plan)
         target = os.path.realpath(label)  # unlike Path.resolve content with a link to itself

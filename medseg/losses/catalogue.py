@@ -7,7 +7,7 @@ import re
 import textwrap
 from typing import Any
 
-from medseg.errors import nearest
+from medseg.errors import UsageError, meant
 from medseg.losses import table
 from medseg.losses.knobs import SHARED, knob_type
 from medseg.losses.table import Row
@@ -60,7 +60,7 @@ def describe(name: str) -> str:
     """One loss's page as text: formula, when to use it, known trouble, what public code gets wrong, knobs, paper.
 
     Raises:
-        ValueError: If there is no such loss; the message names the nearest.
+        UsageError: There is no such loss; the message names the nearest.
 
     Example:
         >>> print(describe("jaccard").splitlines()[0])
@@ -68,8 +68,7 @@ def describe(name: str) -> str:
     """
     known = table.rows()
     if name not in known:
-        guess = nearest(name, list(known))
-        raise ValueError(f"there is no loss {name!r}. " + (f"Did you mean {guess!r}?" if guess else ""))
+        raise UsageError(f"there is no loss {name!r}{meant(name, known)}", "See medseg losses for all of them")
     row = known[name]
     parts = sections(row)
     lines = [f"{name} ({row.family}): {parts['summary']}", "", textwrap.indent(parts["equation"], "    ")]

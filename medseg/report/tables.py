@@ -48,7 +48,8 @@ def summary_table(summary: Summary) -> Table:
     if summary.mean_dice is not None and summary.mean_dice_ci95 is not None:
         table.add_section()
         low, high = summary.mean_dice_ci95
-        table.add_row("mean", f"{summary.mean_dice:.3f}", f"{low:.3f}-{high:.3f}", style="bold")
+        interval = f"{low:.3f}-{high:.3f}" if summary.cases > 1 else "-"
+        table.add_row("mean", f"{summary.mean_dice:.3f}", interval, style="bold")
     return table
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import WeightAveraging
@@ -36,15 +38,22 @@ class AveragedWeights(WeightAveraging):
         if stage == "fit":
             self._average_model = _Averages(pl_module, trainer.strategy.root_device, self.decay)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on with both; the averages are what is judged, where no training goes on."""
+        if trainer.state.fn == "fit":
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the averages into the network."""
-        super().on_validation_epoch_start(trainer, pl_module)
-        self._swapped = True
+        """In a training, put the averages into the network; after it they are there."""
+        if trainer.state.fn == "fit":
+            super().on_validation_epoch_start(trainer, pl_module)
+            self._swapped = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the trained weights back."""
-        self._swapped = False
-        super().on_validation_epoch_end(trainer, pl_module)
+        if self._swapped:
+            self._swapped = False
+            super().on_validation_epoch_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put the trained weights back, before anybody writes a checkpoint."""

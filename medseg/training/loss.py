@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.errors import UsageError
-from medseg.losses import Criterion, NonFiniteLogitsError
+from medseg.losses import Criterion, NonFiniteLogitsError, build_loss
 from medseg.losses.class_weights import class_weights, words_in
 from medseg.patches.batch import Batch, target_of
 from medseg.patches.datamodule import VolumesDataModule
+from medseg.plan.plan import Plan
 from medseg.space.labels import IGNORED
 from medseg.types import Levels, Logits
 
@@ -231,3 +232,14 @@ def _tell(task: LightningModule, weights: dict[str, list[float]]) -> None:
     if weights:
         task.hparams["class_weights"] = known = {**(task.hparams["class_weights"] or {}), **weights}
         task.loss.set_class_weights(known)  # type: ignore[operator, union-attr]  # a Criterion
+
+
+def build_task_loss(loss: str | Own, plan: Plan) -> Any:
+    """The loss of a task: a `medseg.losses.Criterion`, or a function that is called as one.
+
+    Raises:
+        ValueError: The expression is malformed.
+    """
+    if not isinstance(loss, str):
+        return OwnLoss(loss)
+    return build_loss(loss, mode=plan.mode, ignore_index=IGNORED, counts=[1] * plan.num_classes)

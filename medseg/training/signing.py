@@ -16,7 +16,7 @@ from medseg.checkpoints.checkpoint import Checkpoint, tell_origin
 from medseg.checkpoints.origin import Origin, differences, origin
 from medseg.errors import DataError
 from medseg.patches.datamodule import VolumesDataModule
-from medseg.store.identity import identity, traces
+from medseg.store.identity import identity
 from medseg.store.store import Store
 
 
@@ -44,20 +44,18 @@ class SignOrigin(Callback):
         data: VolumesDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
         self.store = Store(data.store)
         self.cases = identity(self.store)
-        seen = {trace for case in data.cases.train for trace in traces(self.store.info(case))}
-        self.origin = origin(data.plan.to_dict(), config=self.config, cases=self.cases, trained_on=seen)
+        self.origin = origin(data.plan.to_dict(), config=self.config, cases=self.cases)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Sign."""
         tell_origin(checkpoint, self.origin)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember what was trained on before; warn in one sentence of all that is not as it was."""
+        """Warn in one sentence of all that is not as it was."""
         kept = Checkpoint(Path("--ckpt_path"), checkpoint)
-        if kept.origin:  # which one of a trainer of one's own does not tell
-            self.origin["data"]["trained_on"] = sorted({*kept.trained_on, *self.origin["data"]["trained_on"]})
-            if told := differences(kept.origin, self.origin, self.cases):
-                rank_zero_warn(f"this run goes on under other circumstances: {'; '.join(told)}")
+        told = differences(kept.origin, self.origin, self.cases) if kept.origin else ()  # one's own trainer tells none
+        if told:
+            rank_zero_warn(f"this run goes on under other circumstances: {'; '.join(told)}")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the data of all processes.

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Bool, Integer
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 import medseg
-from medseg.checkpoints.checkpoint import WEIGHTS, Checkpoint, checked, sign, signature
+from medseg.checkpoints.checkpoint import WEIGHTS, checked, sign, signature
 from medseg.checkpoints.reading import read_checkpoint
-from medseg.errors import CheckpointError, MedsegError, listed
-from medseg.losses import build_loss
-from medseg.losses.expression import paths_in
+from medseg.errors import CheckpointError, MedsegError, UsageError, listed
 from medseg.machine.dotted import Trust
 from medseg.machine.hardware import peak_memory_bytes
 from medseg.metrics import PerOrganDice
@@ -30,9 +28,10 @@ from medseg.plan.plan import Plan
 from medseg.segmenter import Segmenter, class_values, lay_out, net_spec, require_same_kinds
 from medseg.space.labels import IGNORED
 from medseg.training.beginning import take_over
+from medseg.training.belonging import already_seen, data_of, require_same_data, require_trusted, traces_of
 from medseg.training.callbacks import of_task
 from medseg.training.lightning import count_epochs_right, trainer_of
-from medseg.training.loss import Own, OwnLoss, judge, name_of, short_window, tell_of_short_epochs
+from medseg.training.loss import Own, build_task_loss, judge, name_of, short_window, tell_of_short_epochs
 from medseg.training.muon import mark_outputs
 from medseg.training.optimise import FollowBudget, build_optimizer, find_optimizer, schedule_factor
 from medseg.training.pace import start_compiler
@@ -117,6 +116,7 @@ class SegmentationTask(pl.LightningModule):
         given_net, given_loss = net, loss
         net, loss = name_of(net), name_of(loss)
         self.save_hyperparameters(logger=False)  # config.yaml of the run already has them
+        self.hparams.update(net=net, loss=loss)  # a subclass may have handed on an object
         self.plan = Plan.from_dict(plan)
         self.net = self.build_net(net_spec(self.plan)) if isinstance(given_net, str) else given_net
         self.loss = build_task_loss(given_loss, self.plan)
@@ -129,6 +129,7 @@ class SegmentationTask(pl.LightningModule):
         self.membership: Tensor
         self.register_buffer("membership", torch.from_numpy(self.plan.membership).bool(), persistent=False)
         self.last_scores: dict[str, float] = {}  # of a validation before a resumed run's first
+        self.trained_on: set[str] = set()  # as a checkpoint tells it
         self._begun = False  # with other weights than those that the network is built with
         self._start: str | CheckpointError = ""  # what came of `init_from`
         self._frozen: list[nn.Module] = []  # whose running statistics stay
@@ -208,8 +209,19 @@ class SegmentationTask(pl.LightningModule):
         self.loss.set_epoch(self.current_epoch)
 
     def on_validation_start(self) -> None:
-        """Have the whole network in each process, which has cases of its own."""
+        """Have the whole network in each process, which has cases of its own; forget a validation that broke off."""
+        self._begin()
+        self.val_dice.reset()
         gather(self.net)
+
+    def on_test_start(self) -> None:
+        """Forget a validation that broke off."""
+        self._begin()
+        self.val_dice.reset()
+
+    def on_predict_start(self) -> None:
+        """Refuse to go on where the weights were to come from a file that cannot be read."""
+        self._begin()
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean over cases, per organ by name."""
@@ -237,14 +249,21 @@ class SegmentationTask(pl.LightningModule):
         return Segmenter(self, self.plan, self.hparams["overlap"], channels_last=False).segment(image)
 
     def setup(self, stage: str) -> None:
-        """Before training: take over weights, freeze some."""
-        if stage != "fit":
-            return
+        """Look at the data; take over weights; before training, freeze some."""
+        data = data_of(self)
+        if data is not None:
+            require_same_data(self.plan, data, prepared=stage != "test" or self.judges_tests)
+            if stage == "fit":
+                self.trained_on |= traces_of(data, data.cases.train)
+            elif stage != "predict" and (seen := already_seen(self.trained_on, data)):
+                rank_zero_warn(seen)
         if self.hparams["init_from"] is not None and not self._begun:
             try:
                 self._start = take_over(self, Path(self.hparams["init_from"]), net_spec(self.plan))
             except CheckpointError as error:  # which nobody misses where a checkpoint is about to be loaded
                 self._start = error
+        if stage != "fit":
+            return
         self._frozen = frozen_norms(self, self.hparams["freeze"] or ())
         self.train(self.training)
 
@@ -284,32 +303,35 @@ class SegmentationTask(pl.LightningModule):
 
         Raises:
             CheckpointError: It cannot be read, names what is not trusted, or does not fit.
+            UsageError: An option is unknown or wrong.
         """
         checkpoint = read_checkpoint(Path(checkpoint_path))
         require_trusted(checkpoint, Trust.of(trust), options)
         known = {name: value for name, value in checkpoint.options.items() if name in arguments_of(cls)}
+        if unknown := [name for name in options if name not in arguments_of(cls)]:
+            raise UsageError(
+                f"{cls.__name__} has no {listed(unknown)}", "Leave it out: all weights are read, and no code"
+            )
+        remedy = f"train again, or use the version that wrote it ({checkpoint.signature['version']})"
+        remedy = f"Correct what is given, or {remedy}" if options else remedy.capitalize()
         try:
             task = cls(**{**known, **options})
             require_same_kinds(task.state_dict(), checkpoint.state)
             task.load_state_dict(checkpoint.state)
         except (TypeError, ValueError, RuntimeError, KeyError, MedsegError) as error:
-            raise CheckpointError(
-                checkpoint.path,
-                f"does not fit this version of medseg ({error})",
-                f"Train again, or use the version that wrote it ({checkpoint.signature['version']})",
-            ) from None
-        task.last_scores = checkpoint.scores
+            given = f"the {listed(options)} that is given" if options else "this version of medseg"
+            raise CheckpointError(checkpoint.path, f"does not fit {given} ({error})", remedy) from None
+        task.last_scores, task.trained_on = checkpoint.scores, checkpoint.trained_on
         return task.to(map_location or "cpu")
 
     def configure_model(self) -> None:
         """Under the strategy ``fsdp``, for training: part the weights over the processes."""
-        trainer = trainer_of(self)
-        if trainer is None or trainer.state.fn != "fit" or not self._sharded:
+        if not self._fits or not self._sharded:
             return
         averages, compiles = bool(self.hparams["ema"]), self.hparams["compile"] is True
         learns, optimizer = bool([*self.loss.parameters()]), self.hparams["optimizer"]
         require_shardable(averages=averages, learns=learns, compiles=compiles, optimizer=optimizer)
-        shard(self.net, trainer.strategy.root_device.type)
+        shard(self.net, self.trainer.strategy.root_device.type)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer by name, its learning rate a function of the budget that is spent."""
@@ -332,14 +354,14 @@ class SegmentationTask(pl.LightningModule):
         return of_task(self.hparams) if self.trainer.training else []
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on only with the labels, channels and optimizer that the checkpoint was trained on.
+        """Take only what was trained on the same labels and channels, and go on only with the same optimizer.
 
         Raises:
             CheckpointError: It was trained on others, or is not one of ours.
         """
         kept = checked(Path("--ckpt_path"), ({WEIGHTS: {}} if self._sharded else {}) | checkpoint)  # taken by Lightning
-        kept.require_same_training(self.plan, self.hparams["optimizer"])
-        self.last_scores = kept.scores
+        kept.require_same_training(self.plan, self.hparams["optimizer"] if self._fits else None)
+        self.last_scores, self.trained_on = kept.scores, self.trained_on | kept.trained_on
         self._start = ""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -350,9 +372,14 @@ class SegmentationTask(pl.LightningModule):
             torch=torch.__version__.split("+")[0],
             scores=scores or self.last_scores,
             peak_gib=peak_memory_bytes(self.device) / 2**30,
-            flips=getattr(getattr(self.trainer, "datamodule", None), "flips", None),
+            flips=getattr(data_of(self), "flips", None),
+            trained_on=self.trained_on,
         )
         sign(checkpoint, signed)
+
+    @property
+    def _fits(self) -> bool:
+        return getattr(getattr(trainer_of(self), "state", None), "fn", "fit") == "fit"
 
     @property
     def _sharded(self) -> bool:
@@ -366,35 +393,7 @@ class SegmentationTask(pl.LightningModule):
         return tuple(organ for organ, known in zip(self.plan.organs, covered, strict=True) if known)
 
 
-def build_task_loss(loss: str | Own, plan: Plan) -> Any:
-    """The loss of a task: a `medseg.losses.Criterion`, or a function that is called as one.
-
-    Raises:
-        ValueError: The expression is malformed.
-    """
-    if not isinstance(loss, str):
-        return OwnLoss(loss)
-    return build_loss(loss, mode=plan.mode, ignore_index=IGNORED, counts=[1] * plan.num_classes)
-
-
 def judge_of(segmenter: Segmenter) -> SegmentationTask:
     """A task that validates a network, whatever it was trained with."""
     plan, net = segmenter.plan.to_dict(), segmenter.net
     return SegmentationTask(plan, net, overlap=segmenter.overlap, channels_last=segmenter.channels_last).eval()
-
-
-def require_trusted(checkpoint: Checkpoint, trust: Trust | None, replaced: Collection[str] = ()) -> None:
-    """Refuse a checkpoint whose options name something that nobody trusts, but for those that are replaced.
-
-    Raises:
-        CheckpointError: It does.
-    """
-    told = {name: value for name, value in checkpoint.options.items() if name not in replaced}
-    names = [str(told.get(name)) for name in ("net", "optimizer")]
-    losses = [str(told.get("loss")), *(told.get("study") or ())]
-    try:
-        paths = [path for loss in losses for path in paths_in(loss)]
-    except ValueError as error:
-        raise CheckpointError(checkpoint.path, f"cannot be read: {error}", "Use another checkpoint") from None
-    for path in [*(name for name in names if "." in name), *paths]:
-        (trust or Trust()).require(path, checkpoint.path)

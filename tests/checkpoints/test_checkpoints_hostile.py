@@ -120,6 +120,7 @@ def commands(path):
     }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_every_command_refuses_in_a_sentence_and_does_nothing(place, capsys, name):
     spoil, expected = HOSTILE[name]

@@ -103,6 +103,7 @@ def test_a_mistake_in_a_config_is_one_sentence(tmp_path, text, expected):
     assert re.search(expected, refusal("-c", written(tmp_path, "c.yaml", text)))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -63,7 +63,7 @@ def train_three_steps(path: Path, recipe: PhantomRecipe, folder: Path, *more: st
     return main(["fit", *words, *small, *more])
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(9)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_everything_is_built_from_a_config_and_three_steps_are_trained_on_its_phantom(path, tmp_path):
     recipe = phantom_of(path)
@@ -113,6 +113,7 @@ def test_there_is_a_config_for_every_task_of_the_decathlon():
     assert stores == {f"data/store/{name}" for name in TASKS}
 
 
+@pytest.mark.slow
 def test_what_a_plan_for_minutes_says_to_type_is_the_config_for_minutes_and_trains(toy_dataset, tmp_path, capsys):
     place = tmp_path / "out"
     assert main(["plan", str(toy_dataset), "--minutes", "0.2", "--out", str(place / "plan.yaml")]) == 0

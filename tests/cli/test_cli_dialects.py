@@ -26,6 +26,7 @@ def assert_same_labels(store, expected):
         np.testing.assert_array_equal(labels, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(4)
 @pytest.mark.parametrize("form", ["dicom-seg", "rtstruct"])
 def test_objects_of_dicom_train_as_label_maps_do(form, expected, tmp_path):

@@ -133,6 +133,7 @@ def test_a_model_card_has_the_numbers_of_the_report_and_blanks_for_the_rest(trai
         "not a medical device",
         "best.ckpt",
         "2 cases are few",
+        "4 cases, of which fold 0 was held back from training",
     ):
         assert told in text
     assert main(words) == 2  # blanks may have been filled in

@@ -141,6 +141,9 @@ REFUSED = [
     "cross-validate --config absent.yaml --output new",
     "compare --config absent.yaml --losses dice focal --output new",
     "verify nowhere --fix new",
+    "losses dcie",
+    "nets uent",
+    "info nowhere",
 ]
 
 
@@ -153,6 +156,7 @@ def place(tmp_path_factory):
     return folder
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("line", REFUSED)
 def test_what_is_refused_leaves_nothing_behind(line, place, monkeypatch, capsys):
     monkeypatch.chdir(place)

@@ -60,6 +60,7 @@ def series(request, tmp_path):
     return found
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("organs", [["liver"], ["left_kidney", "spleen"], ["Ångström"]])
 def test_organs_apart_are_written_as_numbers_to_the_same_voxels(series, organs, tmp_path):
     masks = written(series, "seg", tmp_path / "out.dcm", {organ: masks_of()[organ] for organ in organs})

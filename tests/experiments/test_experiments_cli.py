@@ -40,6 +40,7 @@ def words(toy, command, output, *more):
     return [command, *given, "--trainer.max_steps", "2", *more]
 
 
+@pytest.mark.slow
 def test_cross_validation_pools_every_case_once_and_predicts_with_all_folds(toy, capsys, monkeypatch):
     output = toy / "cv"
     images, labels = toy / "toy" / "imagesTs", output / "predicted"

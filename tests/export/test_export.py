@@ -129,6 +129,7 @@ def agrees(path: Path, checkpoint: Path, trust: Trust | None = None) -> None:
             assert float(expected.std()) > 1e-3, "the comparison would hold for anything"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form", ["onnx", pytest.param("pt2", marks=pytest.mark.slow)]
 )  # as an imported network is, in tests/nnunet

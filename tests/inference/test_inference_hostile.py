@@ -207,6 +207,7 @@ BAD = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("damage", BAD, ids=lambda f: f.__name__)
 def test_what_is_bad_is_named_and_the_rest_is_done(folder, checkpoint, tmp_path, capsys, damage):
     damage(folder)
@@ -252,6 +253,7 @@ def the_input_by_channels(tmp_path, folder):
         (below_a_file, 1, "cannot be written to"),
         (the_input, 2, "would overwrite"),
         (the_input_by_channels, 2, "would lie among the images"),
+        (lambda home, folder: home / "one.nii.gz", 2, "Name the folder"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -17,6 +17,7 @@ VALUES = Path(__file__).parents[3] / "shared" / "losses" / "values.json"
 TABLE = json.loads(VALUES.read_text(encoding="utf-8")) if VALUES.exists() else {"cases": {}, "values": []}
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.skipif(not VALUES.exists(), reason="the independent values lie beside the repository, not in it")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["f64", "f32"])
 @pytest.mark.parametrize("entry", TABLE["values"], ids=lambda v: f"{v['loss']}-{v['case']}")

@@ -236,7 +236,7 @@ def test_knobs_have_meanings():
 
 
 def test_an_unknown_page_names_the_nearest():
-    with pytest.raises(ValueError, match="Did you mean 'dice'"):
+    with pytest.raises(UsageError, match="did you mean 'dice'"):
         describe("dcie")
 
 

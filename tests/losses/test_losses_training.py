@@ -85,7 +85,7 @@ def train(expression, mode, steps=80):
     return before, worst_dice(net(images), target, mode)
 
 
-@pytest.mark.sweep(12)
+@pytest.mark.sweep(30)
 @pytest.mark.parametrize("row", rows().values(), ids=lambda row: row.name)
 def test_the_network_learns(row):
     assert row.alone == (row.name not in COMPANIONS)

@@ -113,6 +113,7 @@ OBJECTS = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", OBJECTS)
 def test_an_object_or_a_series_at_fault_is_named(name, place, capsys):
     damage, sentence = OBJECTS[name]

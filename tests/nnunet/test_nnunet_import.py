@@ -43,7 +43,7 @@ def labels_of(path, plan, *, mirror=False):
     return predictor.predict(Volume(voxels, random_affine(5, [1, -1, 1], [2, 0, 1], np.array([1.4, 1.6, 4.0]))))
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(9)
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("kind", PLANS)
 def test_a_network_that_went_to_nnunet_and_back_is_the_same(tmp_path, kind, net):
@@ -154,6 +154,7 @@ def test_plans_that_were_exchanged_are_followed_as_by_nnunet_and_said(tmp_path, 
     assert "trained by plans that differ from plans.json in spacing_mm: the latter are followed" in caplog.text
 
 
+@pytest.mark.slow
 def test_info_and_export_take_it_like_any_other(tmp_path, capsys):
     _, folder = exported(tmp_path)
     import_model(folder, tmp_path / "a.ckpt")

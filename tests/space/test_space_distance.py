@@ -114,6 +114,7 @@ def both_sides(mask: np.ndarray, spacing: tuple[float, ...] | None) -> np.ndarra
     return np.where(mask, euclidean_distance(~mask, spacing), euclidean_distance(mask, spacing))
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("spacing", [None, (2.0, 2.0, 2.0), (3.0, 0.8, 0.8)], ids=["voxels", "cubic", "anisotropic"])
 @pytest.mark.parametrize("method", ["scan", "sweep", "chosen"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])

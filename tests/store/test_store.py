@@ -293,6 +293,7 @@ def test_what_is_not_a_store(text, sentence, tmp_path):
         Store(tmp_path)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

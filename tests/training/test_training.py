@@ -85,7 +85,7 @@ def test_fine_tuning_takes_what_fits_and_resuming_refuses_other_labels(store, tm
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name in theirs and name not in heads)
     with pytest.raises(CheckpointError, match="init_from"):
         other.on_load_checkpoint(torch.load(tmp_path / "two_organs.ckpt", weights_only=True))
-    stranger = SegmentationTask(plan.to_dict(), net="vnet", init_from=str(tmp_path / "two_organs.ckpt"))
+    stranger = SegmentationTask(task.plan.to_dict(), net="vnet", init_from=str(tmp_path / "two_organs.ckpt"))
     with pytest.raises(CheckpointError, match="another network"):
         trainer_of().fit(stranger, data_of(store))
 

@@ -20,6 +20,7 @@ def check():
     del sys.modules["gpu_check"]
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("stage", [pytest.param(name, marks=[pytest.mark.slow] * (name == "learn")) for name in ROWS])
 def test_a_stage_of_the_check_fills_its_table(check, tmp_path_factory, stage):

@@ -148,6 +148,7 @@ def test_schedulers_of_a_subclass_are_its_own(store, kind):
     assert trainer.global_step == 4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Lightning, about its own finder
 def test_the_rate_that_was_found_is_the_one_that_is_trained_with(store, tmp_path):
     task = SegmentationTask(plan_of(store), **SMALL)

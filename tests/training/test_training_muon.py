@@ -95,6 +95,7 @@ def test_an_impossible_momentum_is_refused():
         Muon([nn.Parameter(torch.ones(8, 8))], momentum=1)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", sorted(set(list_nets()) - {"swin_unetr", "unetr"}))
 def test_layers_that_give_logits_are_adamws_however_many_classes(name):
     spec = NetSpec(1, 11, (32, 32, 32), ((1, 1, 1), (2, 2, 2), (2, 2, 2)), ((3, 3, 3),) * 3, (8, 16, 32))

@@ -90,6 +90,7 @@ def test_a_planted_fault_is_caught(kind):
     rehearse(Planted(lambda value, logits: value), "multiclass", waits=0)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", list_nets())
 def test_a_network_trains_on_cuda_without_a_wait_and_every_weight_has_a_gradient(name):
     torch.manual_seed(0)
@@ -127,6 +128,7 @@ def test_a_batch_is_augmented_on_cuda_as_on_the_cpu(preset):
         assert torch.equal(found.class_mask, expected.class_mask)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("classes", "mirror"), [(3, (0, 2)), (14, ())])
 def test_a_volume_is_predicted_on_cuda_as_on_the_cpu(classes, mirror):
     torch.manual_seed(0)
@@ -160,7 +162,7 @@ def fit(store, run, device, *more):
     return main(["fit", "--config", str(path), "--run", str(run), *more])
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("precision", WAITS_OF_A_STEP)
 def test_a_whole_fit_runs_on_cuda_and_no_step_waits_more_often_than_told(store, tmp_path, monkeypatch, precision):
     steps = []

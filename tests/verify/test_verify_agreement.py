@@ -260,7 +260,7 @@ def seen_and_prepared(root: Path, out: Path, capsys) -> tuple[int, list[dict], i
     return seen, problems, prepared, capsys.readouterr().err
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("name", TAKEN)
 def test_what_is_odd_and_whole_is_taken_by_both(name, tmp_path, capsys):
     root = write_toy_dataset(tmp_path)

@@ -155,6 +155,7 @@ def told_in_one_sentence(words: list[str], capsys, expected: str, status: int = 
     assert captured.err.rstrip().endswith(".")
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_used_is_named(name, tmp_path, capsys):
     damage, expected = REFUSED[name]
