@@ -61,6 +61,7 @@ print(*[name for name in ("pytorch_lightning", "lightning_fabric", "medseg.losse
 """
 
 
+@pytest.mark.slow
 def test_prediction_and_export_import_no_trainer_and_no_loss(tmp_path):
     write_nifti(tmp_path / "in" / "a.nii.gz", toy_case(0)[0], oblique_affine(0))
     path = write_checkpoint(tmp_path / "a.ckpt")

@@ -47,6 +47,7 @@ def test_bids_trains_as_label_maps_do(expected, tmp_path):
     assert_same_labels(tmp_path / "store", expected)
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("dialect", "raters"), [("lists", "mean"), ("nnunet", "majority"), ("folders", "mean"), ("bids", "majority")]

@@ -233,6 +233,7 @@ def test_jobs_side_by_side_share_cores_and_devices(stand_in, monkeypatch):
         LocalExecutor(0)
 
 
+@pytest.mark.slow
 def test_a_cluster_does_the_same(stand_in, tmp_path):
     """submitit's local executor stands in for SLURM."""
     pytest.importorskip("submitit")

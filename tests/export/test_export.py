@@ -186,6 +186,7 @@ def test_monai_builds_its_own_networks_without_medseg(tmp_path, name):
     assert ("medseg" in kinds) == ours
 
 
+@pytest.mark.slow
 def test_a_network_whose_first_layer_is_ours_is_built_by_medseg(tmp_path):
     plan = replace(PLAN, modalities=("a", "b", "c"), normalisation=(Normalisation(),) * 3)  # 3 does not divide 16
     definition, _ = define(model_at(untrained(tmp_path / "some.ckpt", "vnet", plan)))

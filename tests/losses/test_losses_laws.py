@@ -13,7 +13,7 @@ from medseg.losses import build_loss
 from medseg.losses.knobs import checked_knobs, knob_type
 from medseg.losses.table import Row, rows
 
-pytestmark = pytest.mark.sweep(8)
+pytestmark = pytest.mark.sweep(14)
 
 CELLS = [(row, mode) for row in rows().values() for mode in row.modes]
 DISTANCES = [(row, mode) for row, mode in CELLS if row.cost == "distance"]

@@ -95,6 +95,7 @@ def test_the_network_learns(row):
     assert after > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", ["boundary", "hausdorff_er", "skeleton_recall"])
 def test_what_needs_a_companion_does_not_learn_alone(name):

@@ -89,6 +89,7 @@ def test_a_copy_of_a_deeply_supervised_net_stands_on_its_own(name):
         torch.testing.assert_close(level, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", ["unet", "swin_unetr", "unetr", "anatomynet"])
 def test_nets_with_instance_norm_train_in_16_bits_on_channels_last_memory(name):

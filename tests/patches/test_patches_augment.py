@@ -294,6 +294,7 @@ def values_of(parameters, name):
     return np.array([c.values[name] for changes in parameters.changes for c in changes if name in c.values])
 
 
+@pytest.mark.slow
 def test_moves_and_flips_are_as_probable_as_asked():
     parameters = drawn(PRESETS["full"], GRIDS["cubes"], samples=4000)
     assert parameters.spatial.mean() == pytest.approx(1 - 0.8 * 0.8, abs=0.03)

@@ -469,6 +469,7 @@ def test_a_kill_at_any_moment_costs_only_what_was_in_flight(workers, toy_dataset
     assert finished.ids == store.ids
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_store_do_not_harm_each_other(toy_dataset, tmp_path, store):
     out = tmp_path / "shared"
     script = tmp_path / "script.py"
@@ -565,6 +566,7 @@ def test_workers_are_chosen_by_what_a_case_needs(toy_dataset, tmp_path, monkeypa
     assert 16 * voxels < asked[0] < 100 * voxels
 
 
+@pytest.mark.slow
 def test_workers_give_what_one_process_gives(toy_dataset, tmp_path, store):
     parallel = prepare(toy_dataset, tmp_path / "parallel", PLAN, workers=2)
     assert not multiprocessing.active_children()

@@ -65,6 +65,7 @@ def test_a_disk_that_is_full_at_any_byte_leaves_the_checkpoint_of_before(tmp_pat
     assert done.stdout.count("cannot be written (File too large); what it held before is whole") == 5
 
 
+@pytest.mark.slow
 def test_a_training_on_a_full_disk_ends_in_a_sentence_and_goes_on_later(store, run, tmp_path, monkeypatch, capsys):
     mine = shutil.copytree(run, tmp_path / "run")
     step = load(mine / "checkpoints" / "last.ckpt")["global_step"]

@@ -79,6 +79,7 @@ def test_a_second_ctrl_c_does_not_wait(store, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize(("signum", "array"), [*zip(REQUEUE, [False, True], strict=False)])
 def test_slurm_requeues_the_job_which_goes_on_by_itself(store, whole, tmp_path, monkeypatch, signum, array):

@@ -89,6 +89,7 @@ def work(rank, folder, run, processes, words):
     assert main([*fit(run), *words, *shared, "--trainer.strategy", "ddp"]) == 0
 
 
+@pytest.mark.slow
 @WARNS
 @pytest.mark.ddp
 def test_two_processes_with_half_the_batch_train_the_same_weights(folder):

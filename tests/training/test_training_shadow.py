@@ -128,7 +128,7 @@ def test_a_batch_is_augmented_on_cuda_as_on_the_cpu(preset):
         assert torch.equal(found.class_mask, expected.class_mask)
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize(("classes", "mirror"), [(3, (0, 2)), (14, ())])
 def test_a_volume_is_predicted_on_cuda_as_on_the_cpu(classes, mirror):
     torch.manual_seed(0)
