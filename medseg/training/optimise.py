@@ -125,33 +125,48 @@ class FollowBudget(LambdaLR):
         self._asked = [
             {name: value for name, value in group.items() if name != "params"} for group in _groups(optimizer)
         ]
+        self._asked_before = self._asked
         super().__init__(optimizer, lambda _: factor(agreed_budget(trainer)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: not what this run asks for."""
-        return {name: value for name, value in super().state_dict().items() if name != "_asked"}
+        """What a checkpoint keeps: also what its run has asked for."""
+        return {name: value for name, value in super().state_dict().items() if name != "_asked_before"}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on; know what was asked for then, of which a checkpoint of before tells nothing."""
+        asked = self._asked
+        super().load_state_dict(state_dict)
+        self._asked, self._asked_before = asked, state_dict.get("_asked", [{} for _ in asked])
 
     def take_up(self, lr: float) -> None:
         """Give an optimizer that was restored from a checkpoint the options and the rate that its run asks for now.
 
         A checkpoint brings its own: the rate at the end of its budget, which is not the one there in a longer budget,
-        and the decay or momentum of the config it was written under. Where nothing has changed, nothing changes.
+        and the decay or momentum of the config it was written under. What the config has not changed since stays as it
+        was restored: an optimizer may have a running number of its own among its options.
 
         Args:
             lr: The rate at its peak.
         """
         self.base_lrs = [lr for _ in self._asked]
-        for group, options, factor in zip(_groups(self.optimizer), self._asked, self.lr_lambdas, strict=True):
-            group.update({**options, "initial_lr": lr, "lr": lr * factor(self.last_epoch)})
+        asked = zip(self._asked, self._asked_before, strict=True)
+        for group, (now, before), factor in zip(_groups(self.optimizer), asked, self.lr_lambdas, strict=True):
+            changed = {name: value for name, value in now.items() if name not in before or before[name] != value}
+            group.update({**changed, "initial_lr": lr, "lr": lr * factor(self.last_epoch)})
 
 
 def budget_spent(trainer: pl.Trainer) -> float:
     """The share of the training budget that is spent, in [0, 1]: of steps, epochs or time, whichever is furthest.
 
     A budget of epochs is spent in epochs: how many steps an epoch has, and of how many batches a step consists, may
-    change on the way.
+    change on the way. Time counts no faster than ``min_steps`` and ``min_epochs``, for which a training goes on longer.
     """
-    spent = [time_spent(trainer)]
+    time = [time_spent(trainer)]
+    if trainer.min_steps:
+        time.append(trainer.global_step / trainer.min_steps)
+    if trainer.min_epochs:
+        time.append(epochs_done(trainer) / trainer.min_epochs)
+    spent = [min(time)]
     if trainer.max_steps > 0:
         spent.append(trainer.global_step / trainer.max_steps)
     if trainer.max_epochs is not None and trainer.max_epochs > 0:

@@ -53,7 +53,7 @@ def test_schedules_fall_from_one_and_warm_up_from_almost_nothing(schedule):
 
 
 class FakeTrainer(pl.Trainer):
-    global_step, max_steps, max_epochs, world_size = 0, -1, -1, 1
+    global_step, max_steps, max_epochs, min_steps, min_epochs, world_size = 0, -1, -1, None, None, 1
 
     def __init__(self, *, steps=0, total=-1, timer=None):
         self.global_step, self.max_steps = steps, total
@@ -68,6 +68,50 @@ def test_the_budget_is_steps_or_time_whichever_is_nearer_its_end():
     assert budget_spent(FakeTrainer(steps=25, total=100, timer=timer)) == pytest.approx(0.6)
     timer._offset = 600
     assert budget_spent(FakeTrainer(timer=timer)) == 1
+
+
+def test_time_counts_no_faster_than_the_steps_that_a_training_must_have():
+    timer, trainer = Timer(duration="00:00:01:40"), FakeTrainer(steps=3)
+    trainer.callbacks, trainer.min_steps, timer._offset = [timer], 40, 600
+    assert budget_spent(trainer) == 3 / 40
+    trainer.global_step = 40
+    assert budget_spent(trainer) == 1
+
+
+class Adaptive(torch.optim.SGD):
+    """As Prodigy, D-Adaptation and schedule-free do: running numbers of its own live in the group."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+        for group in self.param_groups:
+            group |= {"d": 1e-6, "k": 0}
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["k"], group["d"] = group["k"] + 1, 2 * group["d"]
+        return super().step(closure)
+
+
+def test_going_on_changes_of_an_optimizer_only_what_the_config_has_changed(tmp_path):
+    def built(**options):
+        optimizer = Adaptive([torch.nn.Parameter(torch.ones(1))], **{"lr": 1.0, "weight_decay": 0.1, **options})
+        return optimizer, FollowBudget(optimizer, schedule_factor("linear"), FakeTrainer(steps=25, total=100))
+
+    optimizer, scheduler = built()
+    scheduler.take_up(1.0)
+    optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.5  # by a schedule of somebody's own
+    torch.save([optimizer.state_dict(), scheduler.state_dict()], tmp_path / "kept")
+    state, told = torch.load(tmp_path / "kept", weights_only=True)
+    for before, decay in ((told, 0.2), ({name: value for name, value in told.items() if name != "_asked"}, 0.2)):
+        onward, schedule = built(weight_decay=0.2)
+        onward.load_state_dict(state)
+        schedule.load_state_dict(before)
+        schedule.take_up(2.0)
+        group = onward.param_groups[0]
+        assert (group["weight_decay"], group["lr"]) == (decay, 1.5)
+        if before is told:  # a checkpoint of an older version does not say what was asked for
+            assert (group["k"], group["d"], group["momentum"]) == (1, 2e-6, 0.5)
 
 
 class Constant(torch.utils.data.IterableDataset):
