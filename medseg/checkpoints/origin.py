@@ -19,8 +19,12 @@ MAY_DIFFER = (
     *("data.store", "data.workers", "data.cache", "data.split", "trainer.default_root_dir", "trainer.enable_"),
     *("trainer.max_", "trainer.min_", "trainer.logger", "trainer.log_every", "trainer.profiler", "trainer.limit_"),
     *("trainer.callbacks", "trainer.num_sanity", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    "seed_everything",
 )
-"""Beginnings of config keys that a resumed run may change without a word: places, budgets, machines, what is shown."""
+"""Beginnings of config keys that a resumed run may change without a word: places, budgets, machines, what is shown.
+
+The seed is the run's own, of which `medseg.training.steps.SeedSteps` tells.
+"""
 
 _SECONDS_FOR_GIT = 10
 

@@ -68,6 +68,10 @@ class StopEarly(EarlyStopping):
     def __init__(self, patience: int) -> None:
         super().__init__("val/dice", mode="max", patience=patience, check_on_train_epoch_end=False)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on, with the patience of this config."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to wait for what never comes.
 

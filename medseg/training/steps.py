@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from torch import nn
@@ -103,8 +103,10 @@ class SeedSteps(Callback):
         return {"seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the seed that the run began with."""
+        """Go on with the seed that the run began with; say so where this process was started with another."""
         self.seed = state_dict["seed"]
+        if self.seed != (now := torch.initial_seed()):
+            rank_zero_info(f"the steps draw by the seed that the run began with, {self.seed}, not by {now}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the seed that the process was started with, unless a checkpoint has told another."""
