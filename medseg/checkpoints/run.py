@@ -48,6 +48,10 @@ class Run:
 
     path: Path
 
+    def __fspath__(self) -> str:
+        """The folder: a run stands for it wherever a path is taken."""
+        return str(self.path)
+
     config = _Part("config.yaml")
     """The config of the training, with all defaults."""
 
@@ -79,6 +83,10 @@ class Run:
         """The run that a checkpoint was written by, if it lies where it was written."""
         return cls(Path(checkpoint).parent.parent)
 
+    def holds(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint lies in this folder."""
+        return checkpoint.parent.resolve().is_relative_to(self.path.resolve())
+
     def checkpoint(self, name: str | None = None) -> Path:
         """The checkpoint called ``best`` (the default) or ``last``, or any path.
 
@@ -92,7 +100,7 @@ class Run:
         problem = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
         remedy = "Train first, or name the folder of the run with --run"
         if path == self.best and self.last.is_file():
-            problem = "does not exist: no validation of this run has finished"
+            problem = "does not exist: no validation has finished in this folder"
             remedy = f"Take its last with --ckpt_path last, or by its path {self.last}"
         elif path == self.last and self.best.is_file():
             remedy = f"Take its best with --ckpt_path best, or by its path {self.best}"
@@ -120,7 +128,7 @@ def _members(folder: Path) -> list[Path]:
     listed = folder / ENSEMBLE
     if Run(folder).checkpoints.is_dir():
         return [Run(folder).checkpoint()]
-    remedy = "Give a .ckpt file, the folder of a run, or that of medseg cross-validate"
+    remedy = "Give a .ckpt file, the folder of a run, or that of a medseg cross-validate that has finished"
     try:
         members = read_json(listed)["checkpoints"]
         found = [folder / str(member) for member in members]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer
 
-from medseg.checkpoints.run import Run
+from medseg.checkpoints.run import checkpoints_in
 from medseg.errors import UsageError
 from medseg.inference.images import read_case_image
 from medseg.inference.predict import Predictor
@@ -17,11 +18,11 @@ from medseg.machine.dotted import Trust
 from medseg.space.volume import Volume
 
 
-def load(*checkpoints: str | Path, trust: Iterable[str] = (), **options: Any) -> Predictor:
+def load(*checkpoints: str | PathLike[str], trust: Iterable[str] = (), **options: Any) -> Predictor:
     """The trained network of a checkpoint or of a run's best one; of several, their average.
 
     Args:
-        checkpoints: Files, or folders of runs.
+        checkpoints: Files, or runs and cross-validations or their folders.
         trust: Dotted paths of your own networks, which a checkpoint may name; see `medseg.machine.dotted.Trust`.
         options: As in `medseg.inference.predict.Predictor.load`.
 
@@ -29,13 +30,12 @@ def load(*checkpoints: str | Path, trust: Iterable[str] = (), **options: Any) ->
         CheckpointError: One is missing, not ours, or does not fit the others.
         UsageError: The device is not there.
     """
-    files = [Run(Path(path)).checkpoint(None) if Path(path).is_dir() else Path(path) for path in checkpoints]
-    return Predictor.load(files, trust=Trust.of(trust), **options)
+    return Predictor.load(checkpoints_in([Path(path) for path in checkpoints]), trust=Trust.of(trust), **options)
 
 
 def predict(
     image: str | Path | Iterable[str | Path] | Volume | Float[np.ndarray, "..."],
-    predictor: Predictor | str | Path,
+    predictor: Predictor | str | PathLike[str],
     *,
     affine: Float[np.ndarray, "4 4"] | None = None,
 ) -> Integer[np.ndarray, "i j k"]:
@@ -44,7 +44,7 @@ def predict(
     Args:
         image: A file, a file per modality, a volume, or an array ``(i, j, k)`` or ``(m, i, j, k)`` in the units
             that the network was trained on, such as Hounsfield units.
-        predictor: What `load` gave, or a checkpoint.
+        predictor: What `load` gave, or what it takes.
         affine: Of an array: from voxels to millimetres, right-anterior-superior as in NIfTI.
 
     Raises:

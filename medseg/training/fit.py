@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,8 +11,10 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
@@ -178,7 +181,8 @@ def fit(
     pl.seed_everything(seed_everything, verbose=False)
     data = VolumesDataModule(**given["data"])
     task = SegmentationTask(data.plan.to_dict(), **given["model"])
-    config = {"seed_everything": seed_everything, **{part: _plain(given[part], *known[part]) for part in given}}
+    told = {**given, "model": {**given["model"], "net": task.hparams["net"]}}  # as its checkpoints call it
+    config = {"seed_everything": seed_everything, **{part: _plain(told[part], *known[part]) for part in told}}
     run_fit(Run(Path(run)), config, task, data, resume=resume, minutes=checkpoint_minutes, **given["trainer"])
     return Run(Path(run))
 
@@ -231,7 +235,7 @@ def train(
     """
     if trainer.strategy.root_device.type == "cpu" and task.hparams["net"] in list_nets():
         require_memory(task.net, data.plan, memory_bytes())
-    require_logged(trainer, task)
+    require_logged(trainer, task, data)
     share_cores(trainer.num_devices)
     if start.files is not None:
         start.files.hand_over(trainer.strategy)
@@ -244,7 +248,7 @@ def train(
         )
 
 
-def require_logged(trainer: pl.Trainer, task: SegmentationTask) -> None:
+def require_logged(trainer: pl.Trainer, task: SegmentationTask, data: VolumesDataModule) -> None:
     """Refuse to watch a number that will not be logged; of a task or a callback of one's own nobody knows.
 
     Raises:
@@ -254,7 +258,9 @@ def require_logged(trainer: pl.Trainer, task: SegmentationTask) -> None:
     known = ("medseg", "pytorch_lightning")
     if type(task) is not SegmentationTask or any(type(c).__module__.split(".")[0] not in known for c in callbacks):
         return
-    names = ["train/loss", "train/gradient_norm", "val/dice", *(f"val/dice/{organ}" for organ in task.plan.organs)]
+    organs, parts = task.plan.organs, sorted(set(data.datasets.values()))
+    names = ["train/loss", "train/gradient_norm", "val/dice", *(f"val/dice/{organ}" for organ in organs)]
+    names += [f"val/dice_by_dataset/{part}/{organ}" for part in parts for organ in organs]
     names += [f"time/{name}" for name in ("elapsed_s", "data_s", "compute_s", "compute_median_s")] + ["memory/peak_gib"]
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
@@ -353,7 +359,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def _plain(given: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
-    """The options of some classes with their defaults, as a config holds them; an object is its dotted path."""
+    """The options of some classes with their defaults, as a config holds them."""
     defaults = {
         name: parameter.default
         for kind in kinds
@@ -364,10 +370,19 @@ def _plain(given: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
 
 
 def _as_text(value: Any) -> Any:
+    """A value as a config says it; for an object, which none can, a text that none takes."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {str(name): _as_text(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_as_text(each) for each in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value if isinstance(value, str | int | float | None) else name_of(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, timedelta):
+        days, seconds = divmod(math.ceil(value.total_seconds()), 24 * 3600)
+        return f"{days:02}:{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    if isinstance(value, str | int | float | None):
+        return value
+    named = isinstance(value, type | FunctionType) and "<" not in value.__qualname__
+    return name_of(value) if named else f"{name_of(value)}, an object that was given in Python"
