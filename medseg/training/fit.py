@@ -38,7 +38,7 @@ from medseg.training.log import RunLog
 from medseg.training.loss import name_of
 from medseg.training.peers import explain_deaths
 from medseg.training.ranges import require_in_range
-from medseg.training.start import Start, find_start, taken
+from medseg.training.start import ChangeRun, Start, find_start, taken, without_searches
 from medseg.training.task import SegmentationTask
 
 PrecisionName = Literal["auto", 16, 32, "16", "32", "32-true", "16-mixed", "bf16-mixed"]
@@ -196,7 +196,7 @@ def run_fit(
     resume: str | None = None,
     **options: Any,
 ) -> None:
-    """Train into a run folder, which no other training has at the same time; nothing is written before it may begin.
+    """Train into a run folder, which no other training has at the same time; no file of it changes until it begins.
 
     Args:
         run: The folder.
@@ -210,9 +210,12 @@ def run_fit(
         MedsegError: The training cannot begin, or failed.
     """
     start = find_start(run, resume)
+    if start.checkpoint is not None:
+        options["callbacks"] = without_searches(as_list(options.get("callbacks")))
     trainer = build_trainer(run, config, first_step=start.step, **options)
     written = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    with taken(run, start, written) if trainer.is_global_zero and not rehearses(trainer) else nullcontext():
+    callbacks_of(trainer).append(ChangeRun(run, start, written))
+    with taken(run, start) if trainer.is_global_zero and not rehearses(trainer) else nullcontext():
         train(trainer, task, data, start)
 
 

@@ -45,10 +45,11 @@ class KeepCheckpoints(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.last = run.last
+        self._run = run
         self.seconds = 60 * minutes
         self._written = time.monotonic()
         self._step, self._best_step = 0, 0  # which the two files hold
-        self._at_home = False
+        self._at_home = self._has_best = False
 
     def kept_before(self, step: int) -> str:
         """The file with the weights as they were after so many steps or fewer, if there is one."""
@@ -94,15 +95,18 @@ class KeepCheckpoints(ModelCheckpoint):
             logger.save()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Learn whether the run goes on in its own folder."""
+        """Learn whether the run goes on in its own folder, and whether its best is there, in every process alike."""
         resumed = trainer.ckpt_path
-        self._at_home = resumed is not None and Path(resumed).resolve().parent == self.last.resolve().parent
+        self._at_home = resumed is not None and self._run.holds(Path(resumed))
+        self._has_best = bool(trainer.strategy.broadcast(self._run.best.is_file()))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Know the best score again, also where the folder was moved; in another run's folder there is none yet."""
+        """Know the best score again, also where the folder was moved; where its file is not, there is none yet."""
         if self._at_home:
             here, there = str(self.dirpath), str(state_dict.get("dirpath", self.dirpath))
             super().load_state_dict({name: _moved(value, there, here) for name, value in state_dict.items()})
+            if not self._has_best:
+                self.best_model_score, self.best_model_path, self.best_k_models = None, "", {}
 
 
 def _moved(value: Any, there: str, here: str) -> Any:

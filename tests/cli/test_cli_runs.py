@@ -128,11 +128,10 @@ def test_two_trainings_do_not_share_a_folder(home, tmp_path, capsys):
     from medseg.checkpoints.run import Run
     from medseg.training.start import Start, taken
 
-    with taken(Run(tmp_path / "run"), Start(), "first: true\n"):
+    with taken(Run(tmp_path / "run"), Start()):
         assert fit(home / "store", tmp_path / "run", *SHORT) == 1
         assert "another process" in capsys.readouterr().err
-        assert (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8") == "first: true\n"
-        assert not (tmp_path / "run" / "metrics.csv").exists()
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".training.lock"]
     assert fit(home / "store", tmp_path / "run", *SHORT) == 0
 
 
