@@ -84,8 +84,9 @@ class Run:
         return cls(Path(checkpoint).parent.parent)
 
     def holds(self, checkpoint: Path) -> bool:
-        """Whether a checkpoint lies in this folder."""
-        return checkpoint.parent.resolve().is_relative_to(self.path.resolve())
+        """Whether a checkpoint lies in this folder, parts of which may be links to other places."""
+        folder = checkpoint.parent.resolve()
+        return folder == self.checkpoints.resolve() or folder.is_relative_to(self.path.resolve())
 
     def checkpoint(self, name: str | None = None) -> Path:
         """The checkpoint called ``best`` (the default) or ``last``, or any path.

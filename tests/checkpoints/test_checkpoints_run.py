@@ -25,6 +25,17 @@ def test_best_is_meant_where_nothing_is_said(tmp_path):
     assert checkpoints_in([run.path, run.last]) == [run.best, run.last]
 
 
+def test_a_run_holds_what_lies_in_it_wherever_its_links_lead(tmp_path):
+    run, scratch = run_with(tmp_path / "run", "last.ckpt"), run_with(tmp_path / "scratch", "last.ckpt")
+    linked = Run(tmp_path / "linked")
+    linked.path.mkdir()
+    linked.checkpoints.symlink_to(scratch.checkpoints)
+    assert run.holds(tmp_path / "other" / ".." / "run" / "checkpoints" / "last.ckpt")
+    assert run.holds(run.path / "epochs" / "3.ckpt")
+    assert linked.holds(linked.last)
+    assert not run.holds(scratch.last)
+
+
 @pytest.mark.parametrize("asked", [None, "best"])
 def test_a_run_without_a_validation_offers_its_last(tmp_path, asked):
     run = run_with(tmp_path / "run", "last.ckpt")
