@@ -247,7 +247,7 @@ def _in_words(kind: Any) -> list[str]:
         return list(dict.fromkeys(phrase for part in of for phrase in _in_words(part)))
     if origin is dict:
         return ["a table {name: value}"]
-    if origin is not None and of:
+    if origin is not None and of and not isinstance(of[0], list):  # a function, which nobody writes there
         return [f"a list of {f'{len(of)} ' if origin is tuple else ''}{_in_words(of[0])[0].removeprefix('a ')}s"]
     return [f"a {kind.__name__}"] if isinstance(kind, type) else []
 

@@ -373,7 +373,7 @@ def _plain(given: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
 
 
 def _as_text(value: Any) -> Any:
-    """A value as a config says it; for an object, which none can, a text that none takes."""
+    """A value as a config says it; for an object, which none can, a table that none takes."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -388,4 +388,4 @@ def _as_text(value: Any) -> Any:
     if isinstance(value, str | int | float | None):
         return value
     named = isinstance(value, type | FunctionType) and "<" not in value.__qualname__
-    return name_of(value) if named else f"{name_of(value)}, an object that was given in Python"
+    return name_of(value) if named else {"given_in_python": name_of(value)}

@@ -156,7 +156,11 @@ def test_the_config_of_a_run_in_python_says_values_and_no_more_than_a_config_can
     assert (config["data"]["fold"], config["trainer"]["max_time"]) == (1, "01:01:00:02")
     assert main(["validate", "--run", str(run.path)]) == 0
     assert main(["fit", "--config", str(run.config), "--run", str(tmp_path / "again")]) == 2
-    assert "ModelCheckpoint, an object that was given in Python" in capsys.readouterr().err
+    assert "given_in_python" in capsys.readouterr().err
+    config["trainer"]["callbacks"], config["model"]["loss"] = None, {"given_in_python": "own.loss"}
+    run.config.write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(run.config), "--run", str(tmp_path / "again")]) == 2
+    assert "model.loss is" in capsys.readouterr().err
 
 
 def test_the_dice_of_a_dataset_may_be_watched(store):
