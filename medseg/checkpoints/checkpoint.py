@@ -191,10 +191,18 @@ def require_ours(path: Path, content: Any) -> dict[str, Any]:
 
 def organs_of(content: Mapping[str, Any]) -> list[str] | None:
     """The organs in the order of their classes, of a content that may be broken; None where it does not say."""
-    found: Any = content
-    for key in ("hyper_parameters", "plan", "labels"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return [str(organ) for organ in found] if isinstance(found, dict) else None
+    return _names(_at(content, "hyper_parameters.plan.labels"), dict)
+
+
+def modalities_of(content: Mapping[str, Any]) -> list[str] | None:
+    """The modalities in the order of the channels, of a content that may be broken; None where it does not say."""
+    return _names(_at(content, "hyper_parameters.plan.modalities"), list, tuple)
+
+
+def traces_of(content: Mapping[str, Any]) -> set[str]:
+    """As `Checkpoint.trained_on`, of a content that may be broken."""
+    told = (_names(_at(content, f"{entry}.trained_on"), list, tuple) for entry in ("medseg", "origin.data"))
+    return {trace for traces in told for trace in traces or ()}
 
 
 def checked(path: Path, content: Any, digest: str = "") -> Checkpoint:
@@ -216,6 +224,10 @@ def checked(path: Path, content: Any, digest: str = "") -> Checkpoint:
     made = Checkpoint(path, content, digest)
     _ = made.plan  # whether it is one
     return made
+
+
+def _names(found: Any, *kinds: type) -> list[str] | None:
+    return [str(name) for name in found] if isinstance(found, kinds) else None
 
 
 def _at(content: Any, entry: str) -> Any:

@@ -6,15 +6,41 @@ import hashlib
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from medseg.checkpoints.checkpoint import WEIGHTS, Checkpoint, checked, organs_of, require_ours
+from medseg.checkpoints.checkpoint import (
+    WEIGHTS,
+    Checkpoint,
+    checked,
+    modalities_of,
+    organs_of,
+    require_ours,
+    traces_of,
+)
 from medseg.checkpoints.facts import explained
 from medseg.errors import CheckpointError
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What a training can begin with, and as much as is known of it.
+
+    Attributes:
+        weights: Name -> weight.
+        organs: That it was trained on, in the order of its classes; None where it does not say.
+        modalities: In the order of its channels; None where it does not say.
+        trained_on: As `medseg.checkpoints.checkpoint.Checkpoint.trained_on`; empty where it does not say.
+    """
+
+    weights: dict[str, Tensor]
+    organs: list[str] | None
+    modalities: list[str] | None
+    trained_on: set[str]
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -72,22 +98,19 @@ def require_numbers(path: Path, weights: Mapping[str, Tensor]) -> None:
             )
 
 
-def own_weights(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str] | None]:
-    """The weights of a checkpoint of medseg to start from, of which nothing else is looked at.
+def own_beginning(path: Path, content: Any) -> Beginning:
+    """What a training can begin with in a checkpoint of medseg, of which nothing else is looked at.
 
     Args:
         path: Its file.
         content: What was read from it.
-
-    Returns:
-        The weights by name, and the organs that it was trained on in the order of its classes; None if it does not say.
 
     Raises:
         CheckpointError: It is no checkpoint of medseg, or its weights are no numbers.
     """
     kept = require_ours(path, content)[WEIGHTS]
     require_numbers(path, kept)
-    return kept, organs_of(content)
+    return Beginning(kept, organs_of(content), modalities_of(content), traces_of(content))
 
 
 def _digest(path: Path) -> str:

@@ -96,12 +96,24 @@ def organs_of(dataset: Mapping[str, Any]) -> list[str] | None:
         return None
 
 
+def modalities_of(dataset: Mapping[str, Any]) -> list[str] | None:
+    """The modalities of a dataset.json in the order of the channels; None where it cannot be followed."""
+    try:
+        return _channels(dataset)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _channels(dataset: Mapping[str, Any]) -> list[str]:
+    channels = dataset.get("channel_names") or dataset["modality"]
+    return [str(channels[key]) for key in sorted(channels, key=int)]
+
+
 def _plan(model: ModelFolder, found: Mapping[str, Any], mirror_axes: tuple[int, ...]) -> tuple[Plan, Architecture]:
     plans, dataset = model.plans, model.dataset
     flat = len(found["patch_size"]) == 2
     network = architecture_of(model.path, found)
-    channels = dataset.get("channel_names") or dataset["modality"]
-    modalities = tuple(str(channels[key]) for key in sorted(channels, key=int))
+    modalities = tuple(_channels(dataset))
     labels, order = _labels(dataset)
     spacing = [float(step) for step in found["spacing"]]
     if flat:

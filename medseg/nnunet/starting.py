@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from medseg.checkpoints.reading import require_numbers
+from medseg.checkpoints.reading import Beginning, require_numbers
 from medseg.errors import CheckpointError
 from medseg.nnunet.architecture import as_ours, counterpart
 from medseg.nnunet.folder import ModelFolder, read_pickle, table, trained_fold
-from medseg.nnunet.plans import organs_of, read_plan
+from medseg.nnunet.plans import modalities_of, organs_of, read_plan
 from medseg.plan.plan import Plan
 
 RES_ENC_L = {
@@ -57,10 +57,8 @@ def plan_in(path: Path) -> Plan:
     return read_plan(source, trained.configuration, trained.mirror_axes)[0]
 
 
-def weights_for(
-    path: Path, content: Mapping[str, Any], names: Iterable[str]
-) -> tuple[dict[str, Tensor], list[str] | None]:
-    """The weights of such a file under the names of our network.
+def beginning_for(path: Path, content: Mapping[str, Any], names: Iterable[str]) -> Beginning:
+    """What a training can begin with in such a file, its weights under the names of our network.
 
     Of nnssl's only the encoder is taken: what its decoder learned was not to segment.
 
@@ -70,8 +68,7 @@ def weights_for(
         names: Of the weights of the network that begins with them.
 
     Returns:
-        Name -> weight, of the names that have a counterpart there, whatever its shape; and the organs that it was
-        trained on in the order of its outputs, None where it does not say.
+        The weights of the names that have a counterpart there, whatever its shape; of its cases it does not say.
 
     Raises:
         CheckpointError: Its weights are no numbers.
@@ -90,8 +87,8 @@ def weights_for(
     named = {name: counterpart(name, 2 + max(steps), 1 + max(levels)) for name in ours}
     found_there = {name: as_ours(kept[theirs]) for name, theirs in named.items() if theirs in kept}
     arguments = content.get("init_args")
-    described = arguments.get("dataset_json") if isinstance(arguments, dict) else None
-    return found_there, organs_of(described) if isinstance(described, dict) else None
+    described = table(arguments.get("dataset_json") if isinstance(arguments, dict) else None)
+    return Beginning(found_there, organs_of(described), modalities_of(described), set())
 
 
 def _pretrained(adaptation: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Set
 
 from medseg.store.store import CaseInfo, Store
 
@@ -21,6 +22,11 @@ def identity(store: Store) -> dict[str, str]:
 def traces(info: CaseInfo) -> set[str]:
     """Letters per file of a case, which a checkpoint keeps of what it was trained on, however it was prepared."""
     return {trace(info.id, source.digest) for source in info.sources}
+
+
+def among(known: Set[str], store: Store, cases: Iterable[str]) -> list[str]:
+    """Those of some cases of a store of which a file is among the traces that a checkpoint keeps."""
+    return [case for case in cases if known & traces(store.info(case))]
 
 
 def trace(case: str, digest: str) -> str:

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medseg.checkpoints.reading import own_weights
+from medseg.checkpoints.reading import Beginning, own_beginning
 from medseg.errors import CheckpointError, listed
 from medseg.nets import NetSpec
 from medseg.nnunet.folder import read_pickle
-from medseg.nnunet.starting import is_foreign, weights_for
+from medseg.nnunet.starting import beginning_for, is_foreign
 
 
 def take_over(task: Any, path: Path, spec: NetSpec) -> str:
     """Start from the network of a checkpoint; what gives the organs starts afresh, or in their new order.
 
-    Weights that read the image are adapted to the number of modalities: each new one gets the mean of the old ones, in
-    such a share that an image of equal channels gives what it gave.
+    Weights that read the image follow the modalities by name. What is left of the old ones is dealt out evenly to those
+    that are new, so that an image of equal channels gives what it gave. The task learns which cases its weights know.
 
     Args:
         task: A `medseg.training.task.SegmentationTask`.
@@ -36,10 +36,12 @@ def take_over(task: Any, path: Path, spec: NetSpec) -> str:
     """
     once = {f"net.{name}" for name, _ in (*task.net.named_parameters(), *task.net.named_buffers())}
     state = {name: weight for name, weight in task.state_dict().items() if name in once}
-    kept, theirs = weights_to_start_from(path, state)
-    adapted = _adapted(kept, state, _longer(task, replace(spec, in_channels=spec.in_channels + 1)))
+    source = beginning_in(path, state)
+    kept, theirs = source.weights, source.organs
+    inputs = _longer(task, replace(spec, in_channels=2 * spec.in_channels))
+    adapted, notes = _by_modality(kept, state, inputs, source.modalities, list(task.plan.modalities))
     taken = {name: weight for name, weight in (kept | adapted).items() if weight.shape == state[name].shape}
-    ours, notes = list(task.plan.organs), []
+    ours = list(task.plan.organs)
     heads = _longer(task, replace(spec, out_channels=spec.out_channels + 1))
     heads = {name: axis for name, axis in heads.items() if name in taken and theirs not in (None, ours)}
     if sorted(theirs or ()) == sorted(ours):
@@ -48,44 +50,88 @@ def take_over(task: Any, path: Path, spec: NetSpec) -> str:
         notes += [f"the {len(heads)} of the last layer follow the organs by name"] * bool(heads)
     else:
         taken = {name: weight for name, weight in taken.items() if name not in heads}
-    notes += [f"{len(adapted)} are spread over {spec.in_channels} modalities"] * bool(adapted)
     if not taken:
         raise CheckpointError(
             path, "holds another network: none of its weights fit", "Start from one of the same net and net_options"
         )
     task.load_state_dict(taken, strict=False)
+    task.trained_on |= source.trained_on
     return _told(path, [*taken], [*state], notes, theirs if theirs and sorted(theirs) != sorted(ours) else None)
 
 
-def weights_to_start_from(path: Path, names: Iterable[str]) -> tuple[dict[str, Tensor], list[str] | None]:
-    """The weights of a checkpoint by the names of a network, whatever their shape, and its organs if it says them.
+def beginning_in(path: Path, names: Iterable[str]) -> Beginning:
+    """What a checkpoint holds, its weights by the names of a network, whatever their shape.
 
     Raises:
         CheckpointError: It cannot be read, or is none of medseg's, nnU-Net's or nnssl's.
     """
     content = read_pickle(path)
     if is_foreign(content):
-        return weights_for(path, content, names)
-    kept, organs = own_weights(path, content)
-    stems = {_stem(name): weight for name, weight in kept.items()}
-    return {name: stems[_stem(name)] for name in names if _stem(name) in stems}, organs
+        return beginning_for(path, content, names)
+    source = own_beginning(path, content)
+    stems = {_stem(name): weight for name, weight in source.weights.items()}
+    return replace(source, weights={name: stems[_stem(name)] for name in names if _stem(name) in stems})
 
 
-def _adapted(kept: Mapping[str, Tensor], state: Mapping[str, Tensor], inputs: Mapping[str, int]) -> dict[str, Tensor]:
-    """The weights that read the image, for another number of modalities."""
-    found = {}
+def _by_modality(
+    kept: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    inputs: Mapping[str, int],
+    theirs: list[str] | None,
+    ours: list[str],
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights that read the image, for other modalities or another order of them; and what is said of that."""
+    found: dict[str, Tensor] = {}
+    named: list[str] = []
     for name, axis in inputs.items():
-        if name in kept and name in state and _alike(kept[name], state[name], but=axis):
-            count = state[name].shape[axis]
-            spread = kept[name].sum(dim=axis, keepdim=True) / count
-            found[name] = spread.repeat_interleave(count, dim=axis)
-    return found
+        if name not in kept or not _alike(kept[name], state[name], but=axis):
+            continue
+        features = state[name].shape[axis] - len(ours)  # where the image joins others, it is the last of them
+        count = kept[name].shape[axis] - features
+        unnamed = theirs is None or not len(theirs) == len({*theirs}) == count
+        if count < 1 or (count == len(ours) if unnamed else theirs == ours):
+            continue
+        named = [f"channel {number}" for number in range(count)] if unnamed else theirs or []
+        before, image = kept[name].float().split([features, count], dim=axis)
+        mixed = torch.tensordot(image, _shares(named, ours), dims=([axis], [1])).movedim(-1, axis)
+        found[name] = torch.cat([before, mixed], dim=axis)
+    return found, [f"the {len(found)} that read the image {_told_of_modalities(named, ours)}"] * bool(found)
+
+
+def _told_of_modalities(theirs: list[str], ours: list[str]) -> str:
+    """What becomes of the modalities of another training.
+
+    Example:
+        >>> _told_of_modalities(["T1", "T2"], ["T1", "PD", "CT"])
+        'are of other modalities (T1, T2): T1 by name, the others spread over PD, CT'
+        >>> _told_of_modalities(["T1", "T2"], ["T2", "T1"])
+        'follow the modalities by name'
+    """
+    common, new = ([name for name in ours if (name in theirs) == known] for known in (True, False))
+    gone = [name for name in theirs if name not in ours]
+    told = [f"{listed(common)} by name"] * bool(common)
+    if new:
+        told += [f"{'the others ' * bool(common)}spread over {listed(new)}" if gone else f"{listed(new)} from zero"]
+    others = f"are of other modalities ({', '.join(theirs)}): {', '.join(told)}"
+    return others if new or gone else "follow the modalities by name"
+
+
+def _shares(theirs: list[str], ours: list[str]) -> Tensor:
+    """How much each modality of ours gets of each of theirs: all of its own, and if new, as much as any of the others.
+
+    Example:
+        >>> _shares(["T1", "T2"], ["T2", "T1"]).tolist(), _shares(["T1", "T2"], ["T1", "PD", "CT"]).tolist()
+        ([[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 0.5], [0.0, 0.5]])
+    """
+    part = 1 / max(1, sum(our not in theirs for our in ours))
+    rows = [[float(one == our) if our in theirs else part * (one not in ours) for one in theirs] for our in ours]
+    return torch.tensor(rows)
 
 
 def _alike(one: Tensor, other: Tensor, *, but: int) -> bool:
-    """Whether two shapes differ along one axis and no other."""
-    same = [a == b for a, b in zip(one.shape, other.shape, strict=False)]
-    return one.ndim == other.ndim and [axis for axis, equal in enumerate(same) if not equal] == [but]
+    """Whether two shapes differ along one axis at most."""
+    rest = [[size for axis, size in enumerate(weight.shape) if axis != but] for weight in (one, other)]
+    return one.ndim == other.ndim and rest[0] == rest[1]
 
 
 def _told(path: Path, taken: list[str], names: list[str], notes: list[str], others: list[str] | None) -> str:

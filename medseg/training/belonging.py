@@ -12,7 +12,7 @@ from medseg.losses.expression import paths_in
 from medseg.machine.dotted import Trust
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
-from medseg.store.identity import traces
+from medseg.store.identity import among, traces
 from medseg.store.store import GRID_FIELDS, Store, grid_of
 from medseg.training.lightning import trainer_of
 
@@ -67,8 +67,8 @@ def already_seen(trained_on: Set[str], data: VolumesDataModule) -> str:
         trained_on: As `medseg.checkpoints.checkpoint.Checkpoint.trained_on`.
         data: On which it is judged.
     """
-    store, judged = Store(data.store), data.cases.val
-    seen = [case for case in judged if trained_on & traces(store.info(case))] if trained_on else []
+    judged = data.cases.val
+    seen = among(trained_on, Store(data.store), judged) if trained_on else []
     return f"{len(seen)} of these {len(judged)} cases were trained on ({listed(seen)})" if seen else ""
 
 

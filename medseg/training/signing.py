@@ -18,6 +18,7 @@ from medseg.errors import DataError
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.store.identity import identity
 from medseg.store.store import Store
+from medseg.training.belonging import already_seen
 
 
 class UnequalDataError(DataError):
@@ -58,11 +59,14 @@ class SignOrigin(Callback):
             rank_zero_warn(f"this run goes on under other circumstances: {'; '.join(told)}")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the data of all processes.
+        """Warn of validation cases that the weights know; compare the data of all processes.
 
         Raises:
             UnequalDataError: In every process, when they differ.
         """
+        known: set[str] = pl_module.trained_on  # type: ignore[assignment]  # a `SegmentationTask`'s
+        if seen := already_seen(known, trainer.datamodule):  # type: ignore[attr-defined]  # set by Lightning's connector
+            rank_zero_warn(f"{seen}, by what the weights come from: val/dice is no measure of new cases")
         if trainer.world_size == 1:
             return
         mine = (socket.gethostname(), self.origin["data"]["digest"], len(self.cases), self.origin["plan"])

@@ -133,8 +133,7 @@ class SegmentationTask(pl.LightningModule):
         self._begun = False  # with other weights than those that the network is built with
         self._start: str | CheckpointError = ""  # what came of `init_from`
         self._frozen: list[nn.Module] = []  # whose running statistics stay
-        self._compiled = False
-        self._looked = False
+        self._compiled = self._looked = False
         self.judges_tests = True
         lay_out(self.net, channels_last=channels_last is not False)  # an old checkpoint may say "auto"
 

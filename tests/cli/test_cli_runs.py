@@ -12,6 +12,7 @@ from support.toys import write_toy_dataset
 from medseg.cli import main
 from medseg.cli.reading import FOR_ONE_COMMAND
 from medseg.store.prepare import prepare
+from medseg.training.task import SegmentationTask
 
 SHORT = ("--trainer.max_steps", "2", "--model.ema", "0")
 
@@ -78,6 +79,24 @@ def test_cases_that_were_trained_on_are_refused_or_told_in_the_report(home, tmp_
     assert main(["test", "--run", str(run), "--data.fold", "1", "--on_training_cases", "true"]) == 0
     assert "cases were trained on" in scored(capsys)
     assert "cases were trained on" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_cases_that_the_source_was_trained_on_count_as_trained_on(home, tmp_path, capsys):
+    def traces(run):
+        return set(load(run / "checkpoints" / "last.ckpt")["medseg"]["trained_on"])
+
+    source, tuned, again = home / "run" / "checkpoints" / "best.ckpt", tmp_path / "tuned", tmp_path / "again"
+    words = [*SHORT, "--trainer.max_steps", "1", "--data.fold"]
+    with pytest.warns(UserWarning, match=r"2 of these 2 cases were trained on \(toy_"):
+        assert fit(home / "store", tuned, *words, "1", "--model.init_from", str(source)) == 0
+    assert traces(tuned) > traces(home / "run")
+    assert main(["test", "--run", str(tuned)]) == 2
+    assert "2 of these 2 cases were trained on (toy_" in capsys.readouterr().err
+    third = str(tuned / "checkpoints" / "last.ckpt")
+    with pytest.warns(UserWarning, match="2 of these 2 cases"):
+        assert fit(home / "store", again, *words, "0", "--model.init_from", third) == 0
+    assert traces(again) == traces(tuned)
+    assert SegmentationTask.load_from_checkpoint(third).trained_on == traces(tuned)  # which a fit of its own would add
 
 
 def test_cleaning_is_not_chosen_on_cases_that_were_trained_on(home, tmp_path, capsys):

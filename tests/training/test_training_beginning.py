@@ -55,7 +55,7 @@ def test_other_labels_channels_and_depth_keep_what_fits_and_say_what_does_not(tm
     assert not [name for name in came if "output_block" in name]
     four = {"modalities": ("a", "b", "c", "d"), "normalisation": (Normalisation(),) * 4}
     task, said, _ = begun(path, replace(PLAN, **four))
-    assert "1 are spread over 4 modalities" in said
+    assert "the 1 that read the image are of other modalities (CT): spread over a, b, c, d" in said
     image = torch.randn(1, 1, 8, 16, 16)
     single, *_ = begun(path)
     with torch.no_grad():
@@ -70,6 +70,33 @@ def test_other_labels_channels_and_depth_keep_what_fits_and_say_what_does_not(tm
     _, said, came = begun(path, deeper)
     assert {name.split(".")[2] for name in came if "upsamples" in name} == {"1", "2"}  # those of its own levels
     assert "bottleneck, upsamples.0" in said
+
+
+@pytest.mark.parametrize("net", ["unet", "residual_encoder_unet", "anatomynet"])
+def test_weights_that_read_the_image_follow_the_modalities_by_name(tmp_path, net):
+    def task_on(*modalities, **options):
+        plan = replace(PLAN, modalities=modalities, normalisation=(Normalisation(),) * len(modalities))
+        task = SegmentationTask(plan.to_dict(), net=net, net_options=NETS.get(net), **options)
+        task.setup("fit")
+        return task.eval()
+
+    source, image = task_on("T1", "T2", "CT"), torch.randn(1, 3, 8, 16, 16)
+    hyper_parameters = {"plan": {"modalities": ["T1", "T2", "CT"], "labels": PLAN.labels}}
+    torch.save({"medseg": {}, "state_dict": source.state_dict(), "hyper_parameters": hyper_parameters}, tmp_path / "a")
+    zero = torch.zeros_like(image[:, :1])
+    t1, t2, ct = image.split(1, dim=1)
+    cases = {  # what one is given, what the source would have to be given for the same answer, and what is said
+        ("T2", "CT", "T1"): ([t2, ct, t1], [t1, t2, ct], "follow the modalities by name"),
+        ("T2", "PD", "T1"): ([t2, ct, t1], [t1, t2, ct], "(T1, T2, CT): T2, T1 by name, the others spread over PD"),
+        ("CT", "T2", "T1", "PD"): ([ct, t2, t1, t1], [t1, t2, ct], "CT, T2, T1 by name, PD from zero"),
+        ("T2",): ([t2], [zero, t2, zero], "(T1, T2, CT): T2 by name"),
+        ("a", "b"): ([t2, t2], [t2, t2, t2], "(T1, T2, CT): spread over a, b"),
+    }
+    for modalities, (given, theirs, said) in cases.items():
+        task = task_on(*modalities, init_from=str(tmp_path / "a"))
+        assert task._begin().endswith(said)
+        with torch.no_grad():
+            torch.testing.assert_close(task(torch.cat(given, 1)), source(torch.cat(theirs, 1)), rtol=1e-4, atol=1e-4)
 
 
 def test_an_encoder_of_nnssl_is_found_where_it_says(tmp_path):
