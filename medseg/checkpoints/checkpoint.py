@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from medseg.checkpoints.plain import not_plain, require_plain
 from medseg.errors import CheckpointError
 from medseg.plan.plan import Plan
 
@@ -261,8 +262,13 @@ def signature(
 
 
 def sign(content: dict[str, Any], signed: Mapping[str, Any]) -> None:
-    """Say in a checkpoint that medseg wrote it."""
+    """Say in a checkpoint that medseg wrote it, and can read it.
+
+    Raises:
+        UsageError: Somebody has put something into it that no checkpoint may hold.
+    """
     content["medseg"] = dict(signed)
+    require_plain(content)
 
 
 def tell_origin(content: dict[str, Any], origin: Mapping[str, Any]) -> None:
@@ -317,15 +323,8 @@ def _list(value: Any, fits: Callable[[Any], bool]) -> bool:
     return isinstance(value, (list, tuple)) and all(map(fits, value))
 
 
-def _plain(value: Any, depth: int = 16) -> bool:
-    """Numbers, texts and what is made of them; a pickle may hold a list that holds itself."""
-
-    def inner(item: Any) -> bool:
-        return depth > 0 and _plain(item, depth - 1)
-
-    if isinstance(value, (dict, list, tuple)):
-        return _dict(value, inner) or _list(value, inner)
-    return value is None or type(value) in (str, bool, int, float)
+def _plain(value: Any) -> bool:
+    return not any(True for _ in not_plain(value))
 
 
 def _rule(value: Any) -> bool:

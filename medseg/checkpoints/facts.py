@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ def read_facts(path: Path) -> Checkpoint:
     """A checkpoint with `Weights` in the place of its tensors.
 
     The file that ``torch.save`` writes is an archive whose ``data.pkl`` names the tensors and holds all else. Nothing
-    but dictionaries that keep their order and the recipes of tensors is understood, so no code in it can run.
+    but dictionaries that count or keep their order and the recipes of tensors is understood, so no code in it can run.
 
     Raises:
         CheckpointError: The file is missing, unreadable, holds code, or is no checkpoint of medseg.
@@ -82,8 +82,8 @@ def explained(path: Path, read: Callable[[], Any]) -> Any:
 class _PlainData(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """The few names that plain data and tensors need, none of torch's own."""
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
+        if module == "collections" and name in ("OrderedDict", "Counter"):
+            return {"OrderedDict": OrderedDict, "Counter": Counter}[name]
         if module == "torch._utils" and name.startswith("_rebuild_"):
             return _rebuild
         if module == "torch" and (name.endswith("Storage") or name in ("Size", "device")):

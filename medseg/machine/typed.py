@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import isclass
 from math import inf, isfinite
+from pathlib import Path
 from sys import float_info
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -46,7 +47,7 @@ def typed(value: Any, wanted: Any) -> Any:
         >>> typed([1, 2.0, 3], tuple[float, ...]), typed(2.0, int | None), typed("ct", Literal["ct", "mr"])
         ((1.0, 2.0, 3.0), 2, 'ct')
     """
-    origin, parts = get_origin(wanted), get_args(wanted)
+    value, origin, parts = _from_numpy(value), get_origin(wanted), get_args(wanted)
     if origin in (Union, types.UnionType):
         return _one_of(value, wanted, parts)
     if origin is Annotated and _is_number(value) and parts[1].low <= value <= parts[1].high:
@@ -105,14 +106,21 @@ def misspelt(what: str, word: object, legal: Sequence[str]) -> str:
 
 
 def to_plain(value: Any) -> Any:
-    """Tuples to lists, values to tables, all the way down."""
+    """Tuples and NumPy's arrays to lists, values to tables, paths to text, all the way down; others stay.
+
+    Example:
+        >>> to_plain({"a": (Path("b"), 1)})
+        {'a': ['b', 1]}
+    """
     if hasattr(value, "to_dict"):
         return value.to_dict()
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in value]
     if isinstance(value, dict):
         return {str(key): to_plain(item) for key, item in value.items()}
-    return value
+    return _from_numpy(value)
 
 
 def words(wanted: Any) -> str:
@@ -164,6 +172,11 @@ def _is_plain(value: Any, wanted: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _from_numpy(value: Any) -> Any:
+    """A number or an array of NumPy's as Python's own; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _same(value: Any) -> Any:

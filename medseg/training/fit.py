@@ -28,6 +28,7 @@ from medseg.checkpoints.run import Run
 from medseg.errors import UsageError, meant
 from medseg.machine.hardware import best_precision, memory_bytes
 from medseg.machine.threads import share_cores
+from medseg.machine.typed import to_plain
 from medseg.nets import list_nets
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.training.callbacks import of_run
@@ -170,13 +171,14 @@ def fit(
         Traceback (most recent call last):
         medseg.errors.UsageError: there is no option 'max_step', did you mean 'max_steps'. medseg fit --help lists them.
     """
-    given: dict[str, dict[str, Any]] = {"data": {"store": Path(store)}, "model": {}, "trainer": {}}
+    given: dict[str, dict[str, Any]] = {"data": {"store": str(store)}, "model": {}, "trainer": {}}
     known = {"data": (VolumesDataModule,), "model": (SegmentationTask,), "trainer": (Trainer, pl.Trainer)}
     legal = {name: part for part, kinds in known.items() for kind in kinds for name in signature(kind).parameters}
     for name, value in options.items():
         if name not in legal:
             raise UsageError(f"there is no option {name!r}{meant(name, legal)}", "medseg fit --help lists them")
-        given[legal[name]][name] = value
+        given[legal[name]][name] = to_plain(value)
+    seed_everything = to_plain(seed_everything)
     require_in_range({"checkpoint_minutes": checkpoint_minutes, "seed_everything": seed_everything, **given})
     pl.seed_everything(seed_everything, verbose=False)
     data = VolumesDataModule(**given["data"])

@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Callback
 
 from medseg.checkpoints.checkpoint import Checkpoint, tell_origin
 from medseg.checkpoints.origin import Origin, differences, origin
+from medseg.checkpoints.plain import require_plain
 from medseg.errors import DataError
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.store.identity import identity
@@ -41,8 +42,13 @@ class SignOrigin(Callback):
         self.origin: Origin
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look at the data, before a checkpoint is loaded that was written elsewhere."""
+        """Look at the data, before a checkpoint is loaded that was written elsewhere.
+
+        Raises:
+            UsageError: The hyperparameters are nothing that a checkpoint may hold.
+        """
         data: VolumesDataModule = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's connector
+        require_plain({of.CHECKPOINT_HYPER_PARAMS_KEY: dict(of.hparams) for of in (pl_module, data)})
         self.store = Store(data.store)
         self.cases = identity(self.store)
         self.origin = origin(data.plan.to_dict(), config=self.config, cases=self.cases)

@@ -21,6 +21,7 @@ from medseg.checkpoints.reading import read_checkpoint
 from medseg.errors import CheckpointError, MedsegError, UsageError, listed
 from medseg.machine.dotted import Trust
 from medseg.machine.hardware import peak_memory_bytes
+from medseg.machine.typed import to_plain
 from medseg.metrics import PerOrganDice
 from medseg.nets import NetSpec, build_net
 from medseg.patches.datamodule import Batch
@@ -68,8 +69,7 @@ class SegmentationTask(pl.LightningModule):
             are validated after every n-th, see `medseg.training.share.ShareTime`; 1 for every epoch.
         patience: Validations without a better ``val/dice`` after which training stops; None never stops early.
         init_from: A checkpoint of medseg, nnU-Net or nnssl whose network to start from, once, at the first step of all;
-            weights of another shape keep their initial values, and so do those of the last layer where the organs have
-            other names.
+            weights of another shape keep their initial values, and so does the last layer for other organs.
         freeze: Patterns of weights that stay as they are, such as ``net.*downsamples*``; running statistics among them.
         bad_steps: Steps in a row with a gradient that is NaN or infinite which are skipped before training stops.
         overlap: Share by which neighbouring windows overlap when a whole volume is predicted.
@@ -78,8 +78,7 @@ class SegmentationTask(pl.LightningModule):
         study: Losses whose value and gradient norms are recorded beside the training's own, ``[all]`` for every one;
             `medseg.training.study` says at what cost.
         study_every: Steps from one such record to the next.
-        class_weights: Numbers behind words for class weights in the loss, such as ``balanced``; from the training cases
-            if left out.
+        class_weights: Numbers behind words for class weights in the loss, such as ``balanced``; left out, the data's.
 
     Raises:
         UsageError: A name or a knob is unknown.
@@ -102,7 +101,7 @@ class SegmentationTask(pl.LightningModule):
         deep_supervision: bool = False,
         validation_share: float = 0.1,
         patience: int | None = None,
-        init_from: str | None = None,
+        init_from: str | Path | None = None,
         freeze: list[str] | None = None,
         bad_steps: int = 10,
         overlap: float = 0.5,
@@ -116,12 +115,14 @@ class SegmentationTask(pl.LightningModule):
         given_net, given_loss = net, loss
         net, loss = name_of(net), name_of(loss)
         self.save_hyperparameters(logger=False)  # config.yaml of the run already has them
-        self.hparams.update(net=net, loss=loss)  # a subclass may have handed on an object
+        self.hparams.update(
+            to_plain(self.hparams | {"net": net, "loss": loss})
+        )  # a subclass may have handed on objects
         self.plan = Plan.from_dict(plan)
         self.net = self.build_net(net_spec(self.plan)) if isinstance(given_net, str) else given_net
         self.loss = build_task_loss(given_loss, self.plan)
         if class_weights:
-            self.loss.set_class_weights(class_weights)
+            self.loss.set_class_weights(self.hparams["class_weights"])
         self.schedule_factor = schedule_factor(schedule, warmup=warmup)
         find_optimizer(optimizer)  # a misspelt name is answered before anything is built on it
         study_criteria(study or (), mode=self.plan.mode, ignore_index=IGNORED)  # and so is a misspelt loss

@@ -15,7 +15,7 @@ from medseg.checkpoints.run import Run
 from medseg.cli import info, main
 from medseg.errors import CheckpointError
 from medseg.plan.cleaning import rules_from_plain
-from medseg.training.beginning import weights_to_start_from
+from medseg.training.beginning import beginning_in
 from medseg.training.task import SegmentationTask
 
 pytestmark = pytest.mark.usefixtures("without_shape_checks")
@@ -137,7 +137,7 @@ def test_every_command_refuses_in_a_sentence_and_does_nothing(place, capsys, nam
     with pytest.raises(CheckpointError):
         SegmentationTask.load_from_checkpoint(path)
     with contextlib.suppress(CheckpointError):
-        weights_to_start_from(path, ["net.some"])
+        beginning_in(path, ["net.some"])
     assert path.read_bytes() == before
     assert sorted(place.rglob("*")) == there
     assert (place / "victim").read_text() == "precious"
