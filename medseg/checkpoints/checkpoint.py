@@ -82,9 +82,10 @@ class Checkpoint:
         return dict(self.signature.get("scores", {}))
 
     @property
-    def class_weights(self) -> dict[str, list[float]]:
-        """The numbers behind the words for class weights that the training began with, by word."""
-        return dict(self.options.get("class_weights") or {})
+    def counted(self) -> dict[str, list[float]]:
+        """Of the numbers behind words for class weights those that were counted, by word; all where it does not say."""
+        told = self.options.get("class_weights") or {}
+        return {word: numbers for word, numbers in told.items() if word in self.options.get("counted", told)}
 
     @property
     def loops(self) -> dict[str, Any]:
@@ -351,6 +352,7 @@ _LAYOUT: dict[str, tuple[str, Callable[[Any], bool], bool]] = {
     "hyper_parameters.channels_last": ("true, false or auto", lambda v: v == "auto" or _flag(v), True),
     "hyper_parameters.loss": ("text", _text, False),
     "hyper_parameters.class_weights": ("mapping of lists of numbers", lambda v: v is None or _dict(v, _numbers), False),
+    "hyper_parameters.counted": ("list of texts", lambda value: _list(value, _text), False),
     "hyper_parameters.study": ("list of texts", lambda value: value is None or _list(value, _text), False),
     "hyper_parameters.optimizer": ("name", _text, False),
     "hyper_parameters.schedule": ("name", _text, False),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.checkpoints.reading import Beginning, own_beginning
 from medseg.errors import CheckpointError, listed
 from medseg.nets import NetSpec
@@ -57,6 +58,18 @@ def take_over(task: Any, path: Path, spec: NetSpec) -> str:
     task.load_state_dict(taken, strict=False)
     task.trained_on |= source.trained_on
     return _told(path, [*taken], [*state], notes, theirs if theirs and sorted(theirs) != sorted(ours) else None)
+
+
+def remember(task: Any, checkpoint: Checkpoint, replaced: Collection[str]) -> None:
+    """Have a task that was built of a checkpoint know what its own training found out, and was not told.
+
+    Args:
+        task: A `medseg.training.task.SegmentationTask`.
+        checkpoint: Whose weights it has.
+        replaced: Its arguments that were given anew.
+    """
+    task.last_scores, task.trained_on = checkpoint.scores, checkpoint.trained_on
+    task.hparams["counted"] = [] if "class_weights" in replaced else [*checkpoint.counted]
 
 
 def beginning_in(path: Path, names: Iterable[str]) -> Beginning:

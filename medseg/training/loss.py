@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,15 +155,18 @@ class OwnLoss(nn.Module):
 
     Args:
         judge: See `Own`; a module's weights are trained with those of the network.
+        mode: What its labels mean, as `medseg.losses.Criterion` has it; it is not told.
     """
 
-    def __init__(self, judge: Own) -> None:
+    def __init__(self, judge: Own, mode: str = "multiclass") -> None:
         super().__init__()
         self.judge = judge
+        self.mode, self.ignore_index, self.epoch = mode, IGNORED, 0
         self.terms: dict[str, Tensor] = {}
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: it has no schedule."""
+        """Note it, for others: it has no schedule of its own."""
+        self.epoch = epoch
 
     def forward(
         self, logits: Tensor, target: Tensor, spacing_mm: Any = None, *, class_mask: Tensor | None = None
@@ -189,49 +192,60 @@ class OwnLoss(nn.Module):
 class WeighClasses(Callback):
     """Holds a loss against the data: refuses what it has no meaning for, and tells it the numbers behind its words.
 
-    Those are kept in the hyperparameters: in every checkpoint.
-
-    A resumed run goes on with those it began with, whatever cases have come since.
+    Numbers that were given count for more than all others. Of those that were counted, a run that goes on keeps what it
+    began with, whatever cases have come since; any other training counts its own. They stand in the hyperparameters,
+    and so in every checkpoint, beside those that were given; their words are under ``counted`` there.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look at the kind of targets, tell the loader what the loss asks for, count the voxels of the training cases.
+        """Look at the kind of targets, tell the loader what the loss asks for and the loss its numbers.
 
         Raises:
             UsageError: The loss cannot take such targets, or nobody can count the voxels.
         """
-        if stage == "fit":
-            datamodule = getattr(trainer, "datamodule", None)
-            require_targets(datamodule, pl_module.loss)
-            if isinstance(pl_module.loss, Criterion) and isinstance(datamodule, VolumesDataModule):
-                datamodule.wishes = pl_module.loss.wishes(datamodule.plan.num_classes)
-        options = pl_module.hparams
-        words = [word for word in words_in(options["loss"]) if word not in (options["class_weights"] or {})]
-        if not words:
+        if stage != "fit":
             return
-        count = getattr(getattr(trainer, "datamodule", None), "class_counts", None)
-        if count is None:
-            raise UsageError(
-                f"the loss weighs classes by {words[0]}, but no datamodule counts the voxels of the training cases",
-                "Give model.class_weights, as medseg.losses.class_weights tells them from your counts",
-            )
-        counts = count()
-        weights = {word: class_weights(counts, word) for word in words}
-        for word, numbers in weights.items():
-            told = ", ".join(f"{number:.4g}" for number in numbers)
-            rank_zero_info(f"class weights {word}, from {len(counts)} training cases: {told}")
-        _tell(pl_module, weights)
+        datamodule = getattr(trainer, "datamodule", None)
+        require_targets(datamodule, pl_module.loss)
+        if isinstance(pl_module.loss, Criterion) and isinstance(datamodule, VolumesDataModule):
+            datamodule.wishes = pl_module.loss.wishes(datamodule.plan.num_classes)
+        if trainer.ckpt_path is None:
+            _weigh(pl_module, datamodule, {})
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over what the run began with."""
-        _tell(pl_module, Checkpoint(Path("--ckpt_path"), checkpoint).class_weights)
+        """Tell the loss the numbers that the run began with."""
+        _weigh(pl_module, getattr(trainer, "datamodule", None), Checkpoint(Path("--ckpt_path"), checkpoint).counted)
 
 
-def _tell(task: LightningModule, weights: dict[str, list[float]]) -> None:
-    """Add to what the loss and the hyperparameters know."""
-    if weights:
-        task.hparams["class_weights"] = known = {**(task.hparams["class_weights"] or {}), **weights}
-        task.loss.set_class_weights(known)  # type: ignore[operator, union-attr]  # a Criterion
+def _weigh(task: LightningModule, datamodule: Any, before: Mapping[str, list[float]]) -> None:
+    """Tell a loss the numbers behind its words: those that were given, else those of before, else those counted now."""
+    options = task.hparams
+    given = {w: n for w, n in (options["class_weights"] or {}).items() if w not in options.get("counted", ())}
+    words = [word for word in words_in(options["loss"]) if word not in given]
+    counted = {word: before[word] for word in words if word in before}
+    counted |= _count(datamodule, [word for word in words if word not in before])
+    options["counted"] = words
+    if words:
+        options["class_weights"] = given | counted
+        task.loss.set_class_weights(given | counted)  # type: ignore[operator, union-attr]  # a Criterion
+
+
+def _count(datamodule: Any, words: list[str]) -> dict[str, list[float]]:
+    """The numbers of a datamodule's training cases behind some words, which are told."""
+    if not words:
+        return {}
+    count = getattr(datamodule, "class_counts", None)
+    if count is None:
+        raise UsageError(
+            f"the loss weighs classes by {words[0]}, but no datamodule counts the voxels of the training cases",
+            "Give model.class_weights, as medseg.losses.class_weights tells them from your counts",
+        )
+    counts = count()
+    weights = {word: class_weights(counts, word) for word in words}
+    for word, numbers in weights.items():
+        told = ", ".join(f"{number:.4g}" for number in numbers)
+        rank_zero_info(f"class weights {word}, from {len(counts)} training cases: {told}")
+    return weights
 
 
 def build_task_loss(loss: str | Own, plan: Plan) -> Any:
@@ -241,5 +255,5 @@ def build_task_loss(loss: str | Own, plan: Plan) -> Any:
         ValueError: The expression is malformed.
     """
     if not isinstance(loss, str):
-        return OwnLoss(loss)
+        return OwnLoss(loss, plan.mode)
     return build_loss(loss, mode=plan.mode, ignore_index=IGNORED, counts=[1] * plan.num_classes)

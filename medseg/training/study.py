@@ -25,6 +25,7 @@ from medseg.losses import Criterion, build_loss
 from medseg.losses.inputs import compare
 from medseg.losses.table import rows
 from medseg.machine.files import whole
+from medseg.training.loss import OwnLoss
 
 TABLE = "loss_study.csv"
 """Its name in the folder of a run."""
@@ -52,9 +53,10 @@ class Reading:
 class LossStudy(Callback):
     """Records the value and the gradient norms of many losses on the batches that a training sees.
 
-    Works on any module whose attribute ``loss`` is a `Criterion`; what that one is called with, the others are asked
-    about too (under deep supervision the finest level). Training itself is not changed by a bit. Learnable numbers of a
-    loss keep their initial values. In several processes each looks at its own batch and the first one writes.
+    Works on any module whose attribute ``loss`` is a `Criterion`, or `medseg.training.loss.OwnLoss`; what that one is
+    called with, the others are asked about too (under deep supervision the finest level). Training itself is not
+    changed by a bit. Learnable numbers of a loss keep their initial values. In several processes each looks at its own
+    batch and the first one writes.
 
     Args:
         losses: Expressions; ``"all"`` stands for every loss that has a meaning in the mode at hand.
@@ -205,9 +207,9 @@ def _norms(logits: Tensor, slope: Tensor | None, weights: Sequence[Tensor]) -> t
     return length, length * float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
 
-def _criterion_of(module: LightningModule) -> Criterion:
+def _criterion_of(module: LightningModule) -> Criterion | OwnLoss:
     criterion = getattr(module, "loss", None)
-    if not isinstance(criterion, Criterion):
+    if not isinstance(criterion, Criterion | OwnLoss):
         raise TypeError(f"{type(module).__name__}.loss is no Criterion: build it with medseg.losses.build_loss")
     return criterion
 

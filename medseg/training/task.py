@@ -28,7 +28,7 @@ from medseg.patches.datamodule import Batch
 from medseg.plan.plan import Plan
 from medseg.segmenter import Segmenter, class_values, lay_out, net_spec, require_same_kinds
 from medseg.space.labels import IGNORED
-from medseg.training.beginning import take_over
+from medseg.training.beginning import remember, take_over
 from medseg.training.belonging import already_seen, data_of, require_same_data, require_trusted, traces_of
 from medseg.training.callbacks import of_task
 from medseg.training.lightning import count_epochs_right, trainer_of
@@ -321,7 +321,7 @@ class SegmentationTask(pl.LightningModule):
         except (TypeError, ValueError, RuntimeError, KeyError, MedsegError) as error:
             given = f"the {listed(options)} that is given" if options else "this version of medseg"
             raise CheckpointError(checkpoint.path, f"does not fit {given} ({error})", remedy) from None
-        task.last_scores, task.trained_on = checkpoint.scores, checkpoint.trained_on
+        remember(task, checkpoint, options)
         return task.to(map_location or "cpu")
 
     def configure_model(self) -> None:

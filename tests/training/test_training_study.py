@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from medseg.errors import DataError
 from medseg.losses import build_loss, list_losses
 from medseg.losses.table import rows
+from medseg.training.loss import OwnLoss
 from medseg.training.study import TABLE, LossStudy, measure, read_study, study_criteria
 
 
@@ -154,6 +155,22 @@ def test_misuse_is_a_sentence(call, error, word, tmp_path):
     (tmp_path / TABLE).write_text("a,b\n1,2\n")
     with pytest.raises(error, match=word):
         call(tmp_path)
+
+
+def test_a_loss_of_ones_own_is_studied_beside_others(tmp_path):
+    module = Toy()
+    module.loss = OwnLoss(lambda logits, labels: nn.functional.cross_entropy(logits, labels, ignore_index=-1))
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    study = LossStudy(["cross_entropy"])
+    trainer = pl.Trainer(accelerator="cpu", max_steps=1, default_root_dir=tmp_path, callbacks=[study], **quiet)
+    trainer.fit(module, batches())
+    (reading,) = read_study(tmp_path)
+    assert reading.gradient_norm > 0
 
 
 def test_a_module_without_a_criterion_is_refused(tmp_path):

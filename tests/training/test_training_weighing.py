@@ -50,6 +50,31 @@ def test_weights_are_those_of_the_training_cases_and_stay(store, tmp_path, caplo
     assert resumed.hparams["class_weights"] == task.hparams["class_weights"]
 
 
+def test_numbers_that_were_counted_are_counted_anew_and_those_that_were_given_stay(store, tmp_path, caplog):
+    (data, task), (others, _) = parts_of(store), parts_of(store, folds=4, fold=1)
+    theirs = balanced_by_hand(store, others.cases.train)
+    fitting = trainer()
+    fitting.fit(task, data)
+    fitting.save_checkpoint(tmp_path / "counted.ckpt")
+    loaded = SegmentationTask.load_from_checkpoint(tmp_path / "counted.ckpt")
+    trainer().fit(loaded, others)
+    np.testing.assert_allclose(loaded.hparams["class_weights"]["balanced"], theirs)
+
+    given = {"balanced": np.array([1.0, 2.0, 3.0])}
+    logits, target = torch.randn(1, 3, 4, 4, 4), torch.randint(3, (1, 4, 4, 4))
+    other = SegmentationTask(task.plan.to_dict(), net_options={"features": [4, 8]}, loss=LOSS, class_weights=given)
+    expected = other.loss(logits, target)
+    caplog.clear()
+    resuming = trainer()
+    resuming.fit(other, data, ckpt_path=tmp_path / "counted.ckpt", weights_only=True)  # as it is told that they changed
+    assert other.loss(logits, target) == expected
+    resuming.save_checkpoint(tmp_path / "given.ckpt")
+    again = SegmentationTask.load_from_checkpoint(tmp_path / "given.ckpt")
+    trainer().fit(again, others)
+    assert again.hparams["class_weights"] == {"balanced": [1.0, 2.0, 3.0]}
+    assert "class weights balanced" not in caplog.text
+
+
 def test_a_training_that_nobody_can_count_asks_for_the_numbers(store):
     data, task = parts_of(store)
     with pytest.raises(UsageError, match=r"weighs classes by balanced.*class_weights"):
