@@ -70,8 +70,8 @@ def _compare(options: Options) -> int:
     if options.seeds:
         split = [*words, *_held_fast(check_fit(words).data, options.output)]
         jobs = comparison_jobs(split, options.losses, options.nets, options.output, options.seeds)
-    data, *_ = [check_fit(job.words, here=not options.slurm).data for job in jobs]  # the same for all
-    ends, results, status = _trained_and_tested(options, jobs, data, [data.cases] * len(jobs))
+    built, *_ = [check_fit(job.words, here=not options.slurm) for job in jobs]  # the same data for all
+    ends, results, status = _trained_and_tested(options, jobs, built, [built.data.cases] * len(jobs))
     require_same_references([result.scores for result in results])
     rows: dict[str, list[Any]] = {}
     for result in results:
@@ -106,19 +106,22 @@ def _held_fast(data: Any, output: Path) -> tuple[str, ...]:
     return "--data.split", str(split), "--data.fold", "0"
 
 
-def _trained_and_tested(options: Options, jobs: Sequence[Any], data: Any, folds: Sequence[Any]) -> tuple[Any, Any, int]:
+def _trained_and_tested(
+    options: Options, jobs: Sequence[Any], built: Any, folds: Sequence[Any]
+) -> tuple[Any, Any, int]:
     """What became of the jobs, each of a fold of the data; the results of those that have one; the exit status."""
-    from medseg.experiments.data import data_of, require_unchanged
+    from medseg.experiments.data import data_of, require_unchanged, start_of
     from medseg.experiments.results import read_result
     from medseg.experiments.sweep import run_sweep
     from medseg.store.identity import identity
     from medseg.store.store import Store
 
-    letters = identity(Store(data.store))
-    noted = [data_of(letters, data.plan, fold.train, fold.val) for fold in folds]
+    data, init_from = built.data, built.task.hparams["init_from"]
+    letters, start = identity(Store(data.store)), start_of(init_from)
+    noted = [data_of(letters, data.plan, fold.train, fold.val, start) for fold in folds]
     jobs = [replace(job, data=its) for job, its in zip(jobs, noted, strict=True)]
     ends = run_sweep(jobs, executor_of(options))
-    require_unchanged(data.store, letters)
+    require_unchanged(data.store, letters, init_from, start)
     results = [read_result(end.job) for end in ends if not end.failure]
     bad = len(results) < len(jobs) or any(result.scores.failures for result in results)
     return ends, results, int(bad)
@@ -142,12 +145,13 @@ def _cross_validate(options: Options) -> int:
     _refuse(options, ["--data.fold"])
     _require_own_folder(options.output)
     words = _fit_words(options)
-    data = check_fit(words, here=not options.slurm).data
+    built = check_fit(words, here=not options.slurm)
+    data = built.data
     _require_prediction_options(options, data.plan)
     jobs = fold_jobs(words, dict.fromkeys(options.folds or range(data.fold_count)), options.output)
     folds = [check_fit(job.words).data.cases for job in jobs]
     require_each_case_once([fold.val for fold in folds])
-    ends, results, status = _trained_and_tested(options, jobs, data, folds)
+    ends, results, status = _trained_and_tested(options, jobs, built, folds)
     if results:
         command = shlex.join(["medseg", *sys.argv[1:]])
         print_summary(pool_folds(results, ends, Store(data.store), options.output, command=command))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import DataError, listed
+from medseg.machine.files import digest_of
 from medseg.machine.typed import to_plain
 from medseg.plan.plan import Plan
 from medseg.store.identity import identity
@@ -22,11 +23,13 @@ class JobData:
         train: Case -> letters that change with its files and how it was prepared, as `medseg.store.identity` tells.
         held_out: The same of the cases that are tested.
         plan: The plan as plain data.
+        start: Digest of the file of ``model.init_from``; None where there is none, or nobody knows.
     """
 
     train: Mapping[str, str]
     held_out: Mapping[str, str]
     plan: Mapping[str, Any]
+    start: str | None = None
 
     def differs(self, now: JobData) -> str:
         """What is no longer as it was, for a sentence, with the names of the cases; empty if all is.
@@ -41,28 +44,44 @@ class JobData:
         changed = [case for case in both if there[case] != here[case]]
         moved = [case for case in both if case not in changed and (case in self.train) != (case in now.train)]
         fields = [name for name, value in now.plan.items() if self.plan.get(name) != value]
+        begun = (
+            ["the file of model.init_from"] if None not in (self.start, now.start) and self.start != now.start else []
+        )
         kinds = (
             ([case for case in here if case not in there], "is new", "are new"),
             ([case for case in there if case not in here], "is gone", "are gone"),
-            (changed, "was changed", "were changed"),
+            ([*changed, *begun], "was changed", "were changed"),
             (moved, "is in another part of the split", "are in another part of the split"),
             (fields, "of the plan was changed", "of the plan were changed"),
         )
         return ", ".join(f"{listed(cases)} {many if len(cases) > 1 else one}" for cases, one, many in kinds if cases)
 
 
-def data_of(letters: Mapping[str, str], plan: Plan, train: Sequence[str], held_out: Sequence[str]) -> JobData:
+def data_of(
+    letters: Mapping[str, str], plan: Plan, train: Sequence[str], held_out: Sequence[str], start: str | None = None
+) -> JobData:
     """The data of a training on some cases of a store, of whose letters `medseg.store.identity.identity` tells."""
     ours, theirs = ({case: letters[case] for case in cases} for cases in (train, held_out))
-    return JobData(ours, theirs, to_plain(plan))
+    return JobData(ours, theirs, to_plain(plan), start)
 
 
-def require_unchanged(store: Path, letters: Mapping[str, str]) -> None:
-    """Refuse results of trainings while which the store was prepared anew: its cases had other letters before.
+def start_of(init_from: str | None) -> str | None:
+    """What a `JobData` notes of the file that a training begins with; of one that is gone, nothing."""
+    return digest_of(Path(init_from)) if init_from and Path(init_from).is_file() else None
+
+
+def require_unchanged(store: Path, letters: Mapping[str, str], init_from: str | None, start: str | None) -> None:
+    """Refuse results of trainings while which their data became others.
+
+    Args:
+        store: Of all cases.
+        letters: That its cases had before.
+        init_from: The file that the trainings began with.
+        start: What `start_of` told of it before.
 
     Raises:
-        DataError: It was.
+        DataError: The store was prepared anew, or the file written anew.
     """
-    change = JobData(letters, {}, {}).differs(JobData(identity(Store(store)), {}, {}))
+    change = JobData(letters, {}, {}, start).differs(JobData(identity(Store(store)), {}, {}, start_of(init_from)))
     if change:
-        raise DataError(store, f"was prepared anew meanwhile: {change}", "Remove what is in --output, and run it again")
+        raise DataError(store, f"is not as it was before: {change}", "Remove what is in --output, and run it again")

@@ -158,12 +158,13 @@ def test_a_folder_of_other_settings_is_refused_before_anything_starts(stand_in, 
     assert len(calls(stand_in)) == 4
 
 
-BEFORE = JobData({"a": "1", "b": "2"}, {"c": "3"}, {"patch_size": [8, 8, 8]})
+BEFORE = JobData({"a": "1", "b": "2"}, {"c": "3"}, {"patch_size": [8, 8, 8]}, "weights")
 CHANGES = {
     "a was changed": JobData({"a": "9", "b": "2"}, {"c": "3"}, BEFORE.plan),
     "d is new": JobData({"a": "1", "b": "2", "d": "4"}, {"c": "3"}, BEFORE.plan),
     "c is gone": JobData({"a": "1", "b": "2"}, {}, BEFORE.plan),
     "b, c are in another part of the split": JobData({"a": "1", "c": "3"}, {"b": "2"}, BEFORE.plan),
+    "the file of model.init_from was changed": replace(BEFORE, start="others"),
     "patch_size of the plan was changed": JobData(BEFORE.train, BEFORE.held_out, {"patch_size": [8, 8, 4]}),
 }
 

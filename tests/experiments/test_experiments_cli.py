@@ -14,7 +14,7 @@ from medseg.checkpoints.run import checkpoints_in
 from medseg.cli import main
 from medseg.errors import DataError
 from medseg.experiments import trial
-from medseg.experiments.data import require_unchanged
+from medseg.experiments.data import require_unchanged, start_of
 from medseg.plan.plan import read_plan, write_plan
 from medseg.store.identity import identity
 from medseg.store.prepare import prepare
@@ -110,10 +110,26 @@ def test_seeds_change_the_training_and_not_the_cases(toy):
 
 def test_a_store_that_was_prepared_anew_meanwhile_is_noticed(toy):
     letters = identity(Store(toy / "store"))
-    require_unchanged(toy / "store", letters)
+    require_unchanged(toy / "store", letters, None, None)
     before = {case: kept for case, kept in letters.items() if case != "toy_0"} | {"lost": "", "toy_1": ""}
-    with pytest.raises(DataError, match=r"prepared anew meanwhile: toy_0 is new, lost is gone, toy_1 was changed"):
-        require_unchanged(toy / "store", before)
+    with pytest.raises(DataError, match=r"is not as it was before: toy_0 is new, lost is gone, toy_1 was changed"):
+        require_unchanged(toy / "store", before, None, None)
+
+
+def test_a_sweep_notes_what_its_trainings_begin_with(toy, tmp_path, monkeypatch, capsys):
+    source, noted = tmp_path / "source.ckpt", []
+
+    def stand_in(jobs, executor):
+        noted.extend(job.data.start for job in jobs)
+        source.write_bytes(b"other weights")
+        return []
+
+    monkeypatch.setattr("medseg.experiments.sweep.run_sweep", stand_in)
+    source.write_bytes(b"weights")
+    begun = words(toy, "compare", tmp_path / "sweep", "--losses", "dice", "focal", "--model.init_from", str(source))
+    assert main(begun) == 1
+    assert "is not as it was before: the file of model.init_from was changed" in capsys.readouterr().err
+    assert noted[0] == noted[1] != start_of(str(source))
 
 
 def rows_of(output):
