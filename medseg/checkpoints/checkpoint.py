@@ -228,7 +228,7 @@ def checked(path: Path, content: Any, digest: str = "") -> Checkpoint:
     return made
 
 
-def _names(found: Any, *kinds: type) -> list[str] | None:
+def _names(found: Any, *kinds: type[Any]) -> list[str] | None:
     return [str(name) for name in found] if isinstance(found, kinds) else None
 
 

@@ -105,7 +105,7 @@ def _by_modality(
         if count < 1 or (count == len(ours) if unnamed else theirs == ours):
             continue
         named = [f"channel {number}" for number in range(count)] if unnamed else theirs or []
-        before, image = kept[name].float().split([features, count], dim=axis)
+        before, image = kept[name].float().tensor_split([features], dim=axis)
         mixed = torch.tensordot(image, _shares(named, ours), dims=([axis], [1])).movedim(-1, axis)
         found[name] = torch.cat([before, mixed], dim=axis)
     return found, [f"the {len(found)} that read the image {_told_of_modalities(named, ours)}"] * bool(found)
