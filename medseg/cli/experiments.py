@@ -110,13 +110,14 @@ def _trained_and_tested(
     options: Options, jobs: Sequence[Any], built: Any, folds: Sequence[Any]
 ) -> tuple[Any, Any, int]:
     """What became of the jobs, each of a fold of the data; the results of those that have one; the exit status."""
-    from medseg.experiments.data import data_of, require_unchanged, start_of
+    from medseg.experiments.data import data_of, require_unchanged, require_unseen, start_of
     from medseg.experiments.results import read_result
     from medseg.experiments.sweep import run_sweep
     from medseg.store.identity import identity
     from medseg.store.store import Store
 
     data, init_from = built.data, built.task.hparams["init_from"]
+    require_unseen(Store(data.store), init_from, list(dict.fromkeys(case for fold in folds for case in fold.val)))
     letters, start = identity(Store(data.store)), start_of(init_from)
     noted = [data_of(letters, data.plan, fold.train, fold.val, start) for fold in folds]
     jobs = [replace(job, data=its) for job, its in zip(jobs, noted, strict=True)]

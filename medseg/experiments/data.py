@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import DataError, listed
+from medseg.checkpoints.facts import read_facts
+from medseg.errors import CheckpointError, DataError, UsageError, listed
 from medseg.machine.files import digest_of
 from medseg.machine.typed import to_plain
 from medseg.plan.plan import Plan
-from medseg.store.identity import identity
+from medseg.store.identity import among, identity
 from medseg.store.store import Store
 
 
@@ -68,6 +69,23 @@ def data_of(
 def start_of(init_from: str | None) -> str | None:
     """What a `JobData` notes of the file that a training begins with; of one that is gone, nothing."""
     return digest_of(Path(init_from)) if init_from and Path(init_from).is_file() else None
+
+
+def require_unseen(store: Store, init_from: str | None, held_out: Sequence[str]) -> None:
+    """Refuse trainings from weights that know the cases to test: each test would refuse them, when all is trained.
+
+    Raises:
+        UsageError: They were trained on some, by what their checkpoint says.
+    """
+    if not init_from:
+        return
+    try:
+        known = read_facts(Path(init_from)).trained_on
+    except CheckpointError:  # a file of others, or none: a training says which
+        return
+    if cases := among(known, store, held_out):
+        problem = f"{init_from}, to begin with, was trained on {len(cases)} of the cases to test ({listed(cases)})"
+        raise UsageError(problem, "Begin with weights of other cases, or leave --model.init_from out")
 
 
 def require_unchanged(store: Path, letters: Mapping[str, str], init_from: str | None, start: str | None) -> None:

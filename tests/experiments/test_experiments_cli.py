@@ -7,16 +7,18 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.prediction import write_checkpoint
 from support.sweeps import jobs_in_this_process
 from support.toys import oblique_affine, toy_case, write_nifti, write_toy_dataset
 
+from medseg.checkpoints.origin import origin
 from medseg.checkpoints.run import checkpoints_in
 from medseg.cli import main
 from medseg.errors import DataError
 from medseg.experiments import trial
 from medseg.experiments.data import require_unchanged, start_of
 from medseg.plan.plan import read_plan, write_plan
-from medseg.store.identity import identity
+from medseg.store.identity import identity, traces
 from medseg.store.prepare import prepare
 from medseg.store.store import Store
 
@@ -130,6 +132,16 @@ def test_a_sweep_notes_what_its_trainings_begin_with(toy, tmp_path, monkeypatch,
     assert main(begun) == 1
     assert "is not as it was before: the file of model.init_from was changed" in capsys.readouterr().err
     assert noted[0] == noted[1] != start_of(str(source))
+
+
+def test_a_sweep_from_weights_that_know_the_cases_to_test_is_refused_before_it_starts(toy, tmp_path, capsys):
+    content = torch.load(write_checkpoint(tmp_path / "source.ckpt"), weights_only=True)
+    seen = traces(Store(toy / "store").info("toy_1"))
+    torch.save(content | {"origin": origin({}, cases={}, trained_on=seen)}, tmp_path / "source.ckpt")
+    begun = words(toy, "cross-validate", tmp_path / "sweep", "--model.init_from", str(tmp_path / "source.ckpt"))
+    assert main(begun) == 2
+    assert "was trained on 1 of the cases to test (toy_1)" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
 
 
 def rows_of(output):
