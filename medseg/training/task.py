@@ -115,9 +115,7 @@ class SegmentationTask(pl.LightningModule):
         given_net, given_loss = net, loss
         net, loss = name_of(net), name_of(loss)
         self.save_hyperparameters(logger=False)  # config.yaml of the run already has them
-        self.hparams.update(
-            to_plain(self.hparams | {"net": net, "loss": loss})
-        )  # a subclass may have handed on objects
+        self.hparams.update(to_plain({**self.hparams, "net": net, "loss": loss}))  # a subclass may hand on objects
         self.plan = Plan.from_dict(plan)
         self.net = self.build_net(net_spec(self.plan)) if isinstance(given_net, str) else given_net
         self.loss = build_task_loss(given_loss, self.plan)
