@@ -27,12 +27,15 @@ Patches are augmented on the device they are trained on. Every random number dep
 only, so a resumed run goes on with the patch that would have come next. What moves voxels is joined to one
 interpolation, of image and labels alike; then come the changes of intensity, in the order in which they stand here.
 
-A config names a preset, or changes single settings of one (of `full`, if none is named):
+A config names a preset, or changes single settings of one (of `moderate`, the default, if none is named):
 
 ```yaml
 data:
-  augmentation: {preset: moderate, rotation_deg: 10, noise_probability: 0.2}
+  augmentation: {preset: light, rotation_probability: 0.2, rotation_deg: 10}
 ```
+
+A later config or the command line may do either: `--data.augmentation.rotation_deg 10` changes that setting of the
+preset that was named before; another preset has none of the changes to the first.
 
 The probability is that of a patch; from a range each patch or modality draws a number. `none` has nothing of all this;
 [Extending](extending.md) shows how to add one of your own.

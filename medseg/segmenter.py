@@ -212,7 +212,7 @@ def _flips(checkpoint: Checkpoint) -> tuple[int, ...] | None:
         return tuple(axis for axis in allowed if axis in told)
     group = "data.augmentation"
     settings = {key.removeprefix(group): value for key, value in checkpoint.config.items() if key.startswith(group)}
-    preset = str(settings.get("", settings.get(".preset", "full")))
+    preset = str(settings.get("", settings.get(".preset", "full")))  # which bare settings were those of, in 0.1.0
     if not settings or preset not in PRESETS:
         return None
     return allowed if settings.get(".mirror_probability", PRESETS[preset].mirror_probability) else ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -16,7 +17,7 @@ from pytorch_lightning.loggers import Logger
 
 from medseg.checkpoints.run import Run
 from medseg.cli.options import OWN, unknown
-from medseg.cli.reading import KNOBS_OF, PARTS, configs_in, merged, read_config
+from medseg.cli.reading import KNOBS_OF, NAMES, PARTS, configs_in, merged, named_in, read_config
 from medseg.errors import DataError, UsageError, nearest
 from medseg.machine.documents import parse_document
 from medseg.metrics.table import Element
@@ -83,16 +84,20 @@ class MedsegCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """What the configs say, merged, then what the command line says."""
         configs, words = configs_in(args)
-        config: dict[str, Any] = {}
+        config: dict[str, Any] = _named_by_default()
         for path in configs:
             config = merged(config, read_config(path))
+        before = config.get("model") or {}
         if self.command != "fit":
             config, words = _of_a_finished_run(self.command, config, words, given=bool(configs))
+        named, words = named_in(words)
+        config = merged(config, named)
         try:
             self.config = parser.parse_args(["--config", yaml.safe_dump(config), *words])
         except ArgumentError as error:
             raise explain(str(error), self.command, sorted(action.dest for action in parser._actions)) from None
-        _tell_replaced(config.get("model") or {}, self.config.as_dict().get("model", {}))
+        if self.command == "fit":
+            _tell_replaced(before, self.config.as_dict()["model"])
         if self.config.seed_everything is True:  # of which Lightning would make 0 with a warning, or another run's
             self.config.seed_everything = 0
         require_in_range(self.config.as_dict())
@@ -114,10 +119,16 @@ class MedsegCLI(LightningCLI):
             raise UsageError(str(error).rstrip(".?"), "Correct the config") from None
 
 
+def _named_by_default() -> dict[str, Any]:
+    """What the knobs of a config are those of, where it names nothing."""
+    told = {part: signature(GROUPS[part]).parameters for part in NAMES}
+    return {part: {name: told[part][name].default for name in names} for part, names in NAMES.items()}
+
+
 def _tell_replaced(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Say which knobs of a config are gone because the command line has written others in their place."""
-    for knobs, of in KNOBS_OF.items():
-        if before.get(knobs) and now[of] == before.get(of, now[of]) and set(before[knobs]) - set(now[knobs] or ()):
+    """Say which knobs of a config are gone: the command line has written or named others in their place."""
+    for knobs in KNOBS_OF:
+        if set(before.get(knobs) or ()) - set(now[knobs] or ()):
             rank_zero_info(f"model.{knobs} is {now[knobs]}: the command line replaces the config's {before[knobs]}")
 
 

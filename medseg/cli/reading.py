@@ -9,7 +9,7 @@ from typing import Any
 from medseg.checkpoints.origin import flat
 from medseg.checkpoints.run import Run
 from medseg.errors import DataError, UsageError
-from medseg.machine.documents import read_document
+from medseg.machine.documents import parse_document, read_document
 
 COMMANDS = ("fit", "validate", "test")
 PARTS = ("data", "model", "trainer")
@@ -18,6 +18,9 @@ FOR_ONE_COMMAND = ("config", "run", "ckpt_path", "weights_only")
 """What one command is told for itself; it stands in no run's config, where another command would read it."""
 
 KNOBS_OF = {"net_options": "net", "optimizer_options": "optimizer"}
+
+NAMES = {"model": tuple(KNOBS_OF.values()), "data": ("augmentation",)}
+"""What is named by a word and has knobs: those of another word mean nothing to it."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -65,6 +68,8 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         {'net': 'unet', 'net_options': {'features': [8], 'dropout': 0.1}}
         >>> merged({"net": "unet", "net_options": {"features": [8]}}, {"net": "vnet"})
         {'net': 'vnet'}
+        >>> merged({"augmentation": "light"}, {"augmentation": {"rotation_deg": 10}})
+        {'augmentation': {'preset': 'light', 'rotation_deg': 10}}
     """
     renamed = {
         knobs
@@ -74,8 +79,22 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: value for key, value in old.items() if key not in renamed}
     for key, value in new.items():
         before = found.get(key)
-        found[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+        if key == "augmentation":
+            found[key] = _augmentation(before, value)
+        else:
+            found[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
     return found
+
+
+def _augmentation(old: Any, new: Any) -> Any:
+    """Settings lie over the preset that was named, by a word or in their table; those of another preset are gone."""
+    if isinstance(new, str):
+        return {"preset": new, **old} if isinstance(old, dict) and "preset" not in old else new
+    before = {"preset": old} if isinstance(old, str) else old
+    if not isinstance(before, dict) or not isinstance(new, dict):
+        return new
+    renamed = "preset" in before and new.get("preset", before["preset"]) != before["preset"]
+    return new if renamed else merged(before, new)
 
 
 def configs_in(words: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -91,3 +110,40 @@ def configs_in(words: Sequence[str]) -> tuple[list[Path], list[str]]:
             raise UsageError("--config is empty", "Give the path of a file")
         configs.append(Path(value))
     return configs, rest
+
+
+def named_in(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What a command line says of `NAMES`, as a config would, and the other words.
+
+    Example:
+        >>> named_in(["--model.net=vnet", "--model.lr", "1", "--data.augmentation.blur.probability", "0.5"])
+        ({'model': {'net': 'vnet'}, 'data': {'augmentation': {'blur': {'probability': 0.5}}}}, ['--model.lr', '1'])
+    """
+    found: dict[str, Any] = {}
+    rest, left = [], iter(words)
+    for word in left:
+        option, equals, value = word.partition("=")
+        part, _, name = option.removeprefix("--").partition(".")
+        name, _, setting = name.partition(".")
+        if name not in NAMES.get(part, ()) or (setting and name != "augmentation"):
+            rest.append(word)
+            continue
+        if not equals and (value := next(left, "--")).startswith("--"):  # there is none, as the parser will say
+            rest += [word, value] if value != "--" else [word]
+            continue
+        found = merged(found, {part: {name: _set(setting, _typed(value)) if setting else _typed(value)}})
+    return found, rest
+
+
+def _set(key: str, value: Any) -> dict[str, Any]:
+    """One setting as a table; an augmentation of one's own is named by a path with dots."""
+    of, _, setting = key.rpartition(".")
+    return {of: {setting: value}} if of and not isinstance(value, dict) else {key: value}
+
+
+def _typed(text: str) -> Any:
+    """A value by the rule of a config; the text where it is none."""
+    try:
+        return parse_document(Path("value"), text)
+    except DataError:
+        return text

@@ -105,9 +105,13 @@ def _preset(name: str) -> Augmentation:
 
 PRESETS: dict[str, Augmentation] = {name: _preset(name) for name in _WHOLE_PRESETS}
 
+DEFAULT_PRESET = "moderate"
+
 
 def augmentation(strength: str | Mapping[str, Any] | Augmentation) -> Augmentation:
-    """Settings from a preset's name, or from values by key over a preset (key ``preset``, ``"full"`` if left out).
+    """Settings from a preset's name, or from values by key over the preset that the key ``preset`` names.
+
+    Without that key they lie over `DEFAULT_PRESET`.
 
     An augmentation of one's own is named by its dotted path, with its settings: ``{mine.speckle: {probability: 0.2}}``.
 
@@ -121,8 +125,10 @@ def augmentation(strength: str | Mapping[str, Any] | Augmentation) -> Augmentati
     """
     if isinstance(strength, Augmentation):
         return strength
+    if not isinstance(strength, str | Mapping):
+        raise ValueError(f"augmentation is {strength!r}, expected one of {', '.join(PRESETS)} or a table of settings")
     changes = {"preset": strength} if isinstance(strength, str) else dict(strength)
-    preset = str(changes.pop("preset", "full"))
+    preset = str(changes.pop("preset", DEFAULT_PRESET))
     if preset not in PRESETS:
         raise ValueError(misspelt("augmentation", preset, list(PRESETS)))
     return PRESETS[preset].but(**changes)

@@ -58,6 +58,41 @@ def test_the_knobs_of_what_is_named_anew_are_not_those_of_before():
     assert merged({"callbacks": [one]}, {"callbacks": [two]}) == {"callbacks": [two]}
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "both"),
+    [
+        ("light", {"rotation_deg": 10}, {"preset": "light", "rotation_deg": 10}),
+        ({"rotation_deg": 10}, "light", {"preset": "light", "rotation_deg": 10}),
+        ({"preset": "light", "rotation_deg": 10}, {"scale": 2}, {"preset": "light", "rotation_deg": 10, "scale": 2}),
+        ({"preset": "light", "rotation_deg": 10}, {"preset": "full", "scale": 2}, {"preset": "full", "scale": 2}),
+        ({"preset": "light", "rotation_deg": 10}, "light", "light"),
+        (
+            {"mine.speckle": {"std": 1}},
+            {"mine.speckle": {"probability": 1}},
+            {"mine.speckle": {"std": 1, "probability": 1}},
+        ),
+    ],
+)
+def test_settings_of_augmentation_lie_over_the_preset_that_is_named_and_no_other_has_them(before, after, both):
+    assert merged({"augmentation": before}, {"augmentation": after}) == {"augmentation": both}
+
+
+def test_what_the_command_line_names_is_merged_as_a_config_would_be(tmp_path, caplog):
+    knobs = {"net_options": {"features": [8]}, "optimizer": "adamw", "optimizer_options": {"lr": 0.1}}
+    config = written(tmp_path, "c.yaml", {"model": knobs, "data": {"augmentation": "light"}})
+    words = ["--data.augmentation.rotation_deg", "10", "--model.net=vnet", "--model.optimizer", "sgd"]
+    with caplog.at_level("INFO"):
+        options = told("-c", config, *words, "--model.optimizer_options.momentum", "0.5")
+    assert options.data.augmentation == {"preset": "light", "rotation_deg": 10}
+    assert options.model.net_options is None
+    assert options.model.optimizer_options == {"momentum": 0.5}
+    assert "model.net_options is None: the command line replaces the config's {'features': [8]}" in caplog.text
+    words = ["--data.augmentation.mine.speckle.probability", "0.5", "--model.optimizer", "adamw"]
+    options = told("-c", config, "-c", written(tmp_path, "d.yaml", {"data": {"augmentation": {}}}), *words)
+    assert options.data.augmentation == {"preset": "light", "mine.speckle": {"probability": 0.5}}
+    assert options.model.optimizer_options == {"lr": 0.1}
+
+
 def test_knobs_that_the_command_line_takes_away_are_named(tmp_path, caplog):
     config = written(tmp_path, "c.yaml", {"model": {"net_options": {"features": [8], "dropout": 0.1}}})
     with caplog.at_level("INFO"):

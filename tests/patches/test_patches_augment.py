@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ from support import examples
 
 from medseg.patches import intensity
 from medseg.patches.augment import augment, swapped
+from medseg.patches.datamodule import VolumesDataModule
 from medseg.patches.draw import draw
 from medseg.patches.geometry import Geometry, geometry_of
 from medseg.patches.interpolate import Places, PlanePlaces, smooth_field
 from medseg.patches.margin import crop_size
 from medseg.patches.moves import turned
-from medseg.patches.settings import PRESETS, augmentation
+from medseg.patches.settings import DEFAULT_PRESET, PRESETS, augmentation
 from medseg.patches.spatial import deform
 
 PATCH = (12, 16, 14)
@@ -463,7 +465,8 @@ def test_wrong_settings_are_answered_with_a_way_out(wrong, sentence):
 
 
 def test_settings_come_by_name_by_number_or_ready_made():
-    assert augmentation({}) == augmentation("full") == PRESETS["full"]
+    default = signature(VolumesDataModule).parameters["augmentation"].default
+    assert augmentation({}) == augmentation(default) == PRESETS[DEFAULT_PRESET]
     assert augmentation({"blur": {"probability": 1}}) == augmentation({"blur_probability": 1.0})
     assert augmentation(PRESETS["light"]) is PRESETS["light"]
     assert augmentation({"preset": "none", "scale": [0.5, 1], "scale_probability": 1}).scale == (0.5, 1.0)
