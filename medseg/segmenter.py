@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,7 +123,12 @@ class Segmenter:
         """Decide every voxel of one whole prepared volume ``(1, m, i, j, k)``, by overlapping windows.
 
         Logits are held for one window's depth of the volume only, so memory does not grow with classes times voxels.
+        The network decides in evaluation mode, without gradients, and is left in the mode that it was in.
         """
+        with _evaluating(self.net):
+            return self._segment(image)
+
+    def _segment(self, image: Image) -> Integer[Tensor, "1 i j k"] | Bool[Tensor, "1 c i j k"]:
         shape = tuple(image.shape[2:])
         exclusive, organs = self.plan.exclusive, self.plan.num_classes
         kind, leading = (torch.int16, (1,)) if exclusive else (torch.bool, (1, organs))
@@ -135,6 +141,19 @@ class Segmenter:
                 target = whole.narrow(axis - 3, where.start + first, part.shape[axis + 1])
                 target.copy_(self.decide(part[None]))
         return whole
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """No dropout, no statistics of batches, no gradients; afterwards each part is in its own mode: some are frozen."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def slabs_of(

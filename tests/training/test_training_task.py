@@ -42,6 +42,19 @@ def test_decisions_are_the_best_class_or_every_region_above_one_half():
     assert Segmenter(nn.Identity(), REGIONS).decide(logits[:, :2]).tolist() == [[[[[True]]], [[[False]]]]]
 
 
+def test_a_task_in_training_segments_as_one_that_is_not_and_goes_on_training():
+    task = task_of(PLAN, net_options={"features": [4, 8], "dropout": 0.5}, deep_supervision=True)
+    frozen = task.net.get_submodule("net.input_block.norm1").eval()
+    modes = [module.training for module in task.modules()]
+    image = torch.randn(1, 1, 20, 16, 16)
+    decided = task.segment(image)
+    assert modes == [module.training for module in task.modules()]
+    assert task.training
+    assert not frozen.training
+    assert torch.equal(decided, task.segment(image))
+    assert torch.equal(decided, task.eval().segment(image))
+
+
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES))
 def test_schedules_fall_from_one_and_warm_up_from_almost_nothing(schedule):
     factor = schedule_factor(schedule, warmup=0.1)
