@@ -29,6 +29,8 @@ from medseg.plan.plan import Plan
 from medseg.segmenter import Segmenter, slabs_of
 from medseg.space.volume import Volume
 
+_HALVES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -52,6 +54,7 @@ class Predictor:
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         rules: How finished labels are cleaned; not at all where empty.
         digests: Names of the checkpoints' contents, for `settings`.
+        precision: As Lightning names it; if left out, the best of the device.
 
     Raises:
         UsageError: The device is not there.
@@ -65,6 +68,7 @@ class Predictor:
         device: str = "auto",
         rules: Rules | None = None,
         digests: Sequence[str] = (),
+        precision: str | None = None,
     ) -> None:
         if not segmenters:
             raise ValueError("expected at least one trained network, got none")
@@ -75,7 +79,8 @@ class Predictor:
         self.digests = tuple(digests)
         if self.device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
             torch.backends.cudnn.benchmark = True  # windows have one size
-        self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(best_precision(self.device.type))
+        self.precision = precision
+        self.half = _HALVES.get(precision or best_precision(self.device.type))
 
     @classmethod
     def load(
@@ -124,7 +129,8 @@ class Predictor:
             UsageError: It is not there.
         """
         segmenters = [replace(segmenter, net=deepcopy(segmenter.net)) for segmenter in self.segmenters]
-        return Predictor(segmenters, mirror=self.mirror, device=device, rules=self.rules, digests=self.digests)
+        told: dict[str, Any] = {"rules": self.rules, "digests": self.digests, "precision": self.precision}
+        return Predictor(segmenters, mirror=self.mirror, device=device, **told)
 
     @property
     def plan(self) -> Plan:

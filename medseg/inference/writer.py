@@ -17,7 +17,9 @@ from medseg.store.store import Store
 
 
 class WritePredictions(Callback):
-    """Writes the label file of each case of a test loop, the one that `medseg predict --no-cleaning` would write.
+    """Writes the label file of each case of a test loop, in the precision of its trainer.
+
+    It is the one that `medseg predict --no-cleaning` would write, which takes the best precision of its device.
 
     The loop deals the cases to the processes; when it is over, each predicts its own from their files, for the store
     rounds intensities, as `medseg predict` does. A case that fails is kept in `failures`, the others go on.
@@ -52,6 +54,6 @@ class WritePredictions(Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Predict and write them."""
         cases = {case: tuple(map(Path, self.store.info(case).images)) for case in self._cases}
-        predictor = Predictor([self.segmenter], device=str(pl_module.device))
+        predictor = Predictor([self.segmenter], device=str(pl_module.device), precision=str(trainer.precision))
         console = self.console if trainer.is_global_zero else None
         self.failures = predict_files([predictor], cases, self.folder, console=console)

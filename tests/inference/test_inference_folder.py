@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -21,8 +22,10 @@ from medseg.inference.folder import predict_cases
 from medseg.inference.images import list_cases, read_case_image
 from medseg.inference.predict import Predictor
 from medseg.inference.resume import MANIFEST, Record
+from medseg.inference.writer import WritePredictions
 from medseg.machine.dotted import Trust
 from medseg.plan.cleaning import Rule
+from medseg.segmenter import Segmenter
 
 
 def named(**options):
@@ -285,3 +288,25 @@ def test_one_of_several_devices_that_fails_ends_all(images, tmp_path, monkeypatc
 def test_the_half_of_a_pair_of_devices_that_is_not_there_is_a_sentence():
     with pytest.raises(UsageError, match="no device 'cuda:7' here"):
         named().on("cuda:7")
+
+
+@pytest.mark.parametrize(("precision", "half"), [("32-true", False), ("bf16-mixed", True)])
+def test_a_test_predicts_in_the_precision_of_its_trainer(images, tmp_path, monkeypatch, precision, half):
+    asked = []
+
+    class Told(Brightness):
+        def forward(self, image):
+            asked.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(image)
+
+    best = "32-true" if half else "bf16-mixed"
+    monkeypatch.setattr("medseg.inference.predict.best_precision", lambda device: best)
+    segmenter = Segmenter(Told([0.0, 1.0, 2.0], [0.0, -1.0, -3.0]), PLAN)
+    files = SimpleNamespace(info=lambda case: SimpleNamespace(images=[images / f"{case}.nii.gz"]))
+    writing = WritePredictions(tmp_path / "out", files, segmenter)
+    writing.on_test_batch_end(None, None, None, SimpleNamespace(id=("case_1",)), 0)
+    trainer = SimpleNamespace(precision=precision, is_global_zero=True)
+    writing.on_test_epoch_end(trainer, SimpleNamespace(device=torch.device("cpu")))
+    assert not writing.failures
+    assert (tmp_path / "out" / "case_1.nii.gz").is_file()
+    assert set(asked) == {half}

@@ -44,7 +44,8 @@ def test_decisions_are_the_best_class_or_every_region_above_one_half():
 
 def test_a_task_in_training_segments_as_one_that_is_not_and_goes_on_training():
     task = task_of(PLAN, net_options={"features": [4, 8], "dropout": 0.5}, deep_supervision=True)
-    frozen = task.net.get_submodule("net.input_block.norm1").eval()
+    *_, frozen = task.net.modules()
+    frozen.eval()
     modes = [module.training for module in task.modules()]
     image = torch.randn(1, 1, 20, 16, 16)
     decided = task.segment(image)
