@@ -153,7 +153,7 @@ class VolumesDataModule(pl.LightningDataModule):
         return np.where(_class_masks(self.plan, infos), voxels @ self.plan.membership.T, np.nan)
 
     def train_dataloader(self) -> CaseLoader:
-        """Endless epochs of crops; `on_after_batch_transfer` makes patches of them."""
+        """Each pass is another epoch of crops; `on_after_batch_transfer` makes patches of them."""
         examined = self._look()
         cases = self._cases(examined.fold.train)
         infos = [examined.infos[case] for case in cases.ids]

@@ -32,6 +32,8 @@ _ended_at_exit: weakref.WeakSet[Any] = weakref.WeakSet()
 class EpochOrder(DistributedSampler[Any]):
     """The numbers of an epoch's batches; begins in the middle of the one epoch that was interrupted.
 
+    Lightning says by `set_epoch` which epoch it is; in a loop that says nothing each pass is the next one.
+
     A `DistributedSampler` only so that Lightning leaves it in place: the ranks' shares are the schedule's business.
     """
 
@@ -39,6 +41,18 @@ class EpochOrder(DistributedSampler[Any]):
         super().__init__(range(steps), num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]  # needs a length
         self.steps = steps
         self.interrupted: tuple[int, int] | None = None
+        self._begun = False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next pass is."""
+        super().set_epoch(epoch)
+        self._begun = False
+
+    def begin(self) -> int:
+        """Begin a pass over an epoch that has not been: the first of its batches."""
+        self.epoch += self._begun  # here and not in `__iter__`, which torch calls twice a pass where there are workers
+        self._begun = True
+        return self.first
 
     @property
     def first(self) -> int:
@@ -97,8 +111,7 @@ class CaseLoader(DataLoader[Any]):
     prepared: Callable[[Iterator[Any]], Iterator[Any]] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch promises its private iterator
-        first = self.sampler.first if isinstance(self.sampler, EpochOrder) else 0
-        self.delivered = first
+        self.delivered = self.sampler.begin() if isinstance(self.sampler, EpochOrder) else 0
         batches = super().__iter__()
         for process in getattr(batches, "_workers", ()):
             if process not in _ended_at_exit:  # those that stay alive between epochs come again

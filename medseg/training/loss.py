@@ -18,7 +18,7 @@ from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.errors import UsageError
 from medseg.losses import Criterion, NonFiniteLogitsError, build_loss
 from medseg.losses.class_weights import class_weights, words_in
-from medseg.patches.batch import Batch, target_of
+from medseg.patches.batch import Batch, Crops, target_of
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.space.labels import IGNORED
@@ -211,6 +211,16 @@ class WeighClasses(Callback):
             datamodule.wishes = pl_module.loss.wishes(datamodule.plan.num_classes)
         if trainer.ckpt_path is None:
             _weigh(pl_module, datamodule, {})
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Refuse crops, which nobody has made patches of.
+
+        Raises:
+            UsageError: The loader was given without its datamodule.
+        """
+        if isinstance(batch, Crops):
+            problem = "the trainer was given a loader of crops, of which only their datamodule makes patches"
+            raise UsageError(problem, "Give it the datamodule: trainer.fit(task, datamodule=data)")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Tell the loss the numbers that the run began with."""

@@ -288,7 +288,20 @@ def test_state_makes_a_round_trip_without_a_trainer(store):
     resumed.sampler.set_epoch(2)
     assert [crops.id for crops in resumed] == [crops.id for crops in tail]
     assert len(list(resumed)) == 6  # the interruption is over
+    resumed.sampler.set_epoch(2)
     assert head[0].id == next(iter(resumed)).id
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_pass_of_a_loop_of_ones_own_is_the_epoch_that_a_trainer_would_have_set(store, workers):
+    loader, told = module(store, workers=workers).train_dataloader(), module(store).train_dataloader()
+    passes = [[crops.draw.flips.tolist() for crops in loader] for _ in range(3)]
+    for epoch, own in enumerate(passes):
+        told.sampler.set_epoch(epoch)
+        assert own == [crops.draw.flips.tolist() for crops in told]
+    assert passes[0] != passes[1] != passes[2]
+    told.sampler.set_epoch(1)
+    assert passes[1] == [crops.draw.flips.tolist() for crops in told]
 
 
 def test_an_epoch_that_was_finished_is_not_begun_in_the_middle():

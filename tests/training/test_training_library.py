@@ -68,6 +68,13 @@ def test_load_predict_and_test_as_in_every_tutorial(store, trained):
     assert [(volume.shape[0], volume.ndim, int(volume.max()) <= 2) for volume in predicted] == [(1, 4, True)] * 2
 
 
+def test_loaders_without_their_datamodule_are_refused(store):
+    data = data_of(store)
+    with pytest.raises(UsageError, match=r"trainer\.fit\(task, datamodule=data\)"):
+        loaders = data.train_dataloader(), data.val_dataloader()
+        pl.Trainer(max_epochs=1, **QUIET).fit(SegmentationTask(plan_of(store), **SMALL), *loaders)
+
+
 class Passing(SegmentationTask):
     def __init__(self, plan, alpha: float = 0.5, **others):
         super().__init__(plan, **others)
