@@ -70,8 +70,8 @@ def test_load_predict_and_test_as_in_every_tutorial(store, trained):
 
 def test_loaders_without_their_datamodule_are_refused(store):
     data = data_of(store)
+    loaders = data.train_dataloader(), data.val_dataloader()
     with pytest.raises(UsageError, match=r"trainer\.fit\(task, datamodule=data\)"):
-        loaders = data.train_dataloader(), data.val_dataloader()
         pl.Trainer(max_epochs=1, **QUIET).fit(SegmentationTask(plan_of(store), **SMALL), *loaders)
 
 
