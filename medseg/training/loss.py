@@ -134,7 +134,8 @@ def tell_of_short_epochs(trainer: Trainer) -> None:
 
 
 Own = Callable[[Tensor, Tensor], Tensor]
-"""Logits (b, c, i, j, k) and labels (b, i, j, k), -1 where ignored, or maps (b, c, i, j, k) -> a scalar."""
+"""Logits (b, c, i, j, k) and labels (b, i, j, k) of int64, for overlapping regions maps (b, c, i, j, k) of float32,
+both -1 where ignored -> a scalar."""
 
 
 def name_of(given: Any) -> Any:
@@ -174,15 +175,23 @@ class OwnLoss(nn.Module):
         """Ask it, in float32.
 
         Raises:
-            UsageError: It answers with something else than a scalar, or organs of the batch are not annotated, which
-                it is not told.
+            UsageError: It does not take such arguments or answers with something else than a scalar, or organs of the
+                batch are not annotated, which it is not told.
         """
         if class_mask is not None and not bool(class_mask.all()):
             raise UsageError(
                 "not every case has all organs annotated, which a loss that is a plain function is not told",
                 "Name a loss of medseg, or register yours with medseg.losses.table.loss",
             )
-        value = self.judge(logits.float(), target)
+        target = target.long() if target.ndim < logits.ndim else target.float()  # as torch's own losses want them
+        try:
+            value = self.judge(logits.float(), target)
+        except NonFiniteLogitsError:
+            raise
+        except (AssertionError, IndexError, TypeError, ValueError) as error:
+            told = f"the loss {name_of(self.judge)} does not take logits {tuple(logits.shape)}"
+            told += f" with labels {tuple(target.shape)}, -1 where ignored ({str(error).rstrip('.')})"
+            raise UsageError(told, "Wrap it in a function of the two; MONAI's want labels[:, None]") from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise UsageError(f"the loss returned {found}", "Return a scalar tensor, such as a mean")

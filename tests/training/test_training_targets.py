@@ -5,10 +5,12 @@ import warnings
 
 import pytest
 import torch
+from monai.losses import DiceCELoss
 from support.dialects import write_rated
 from support.rehearsal import crops as rehearsed
 from support.shadow_cuda import CUDA, shadow_cuda, to_host
 from support.shadow_rules import LEDGER
+from torch import nn
 
 from medseg.cli import main
 from medseg.errors import UsageError
@@ -101,3 +103,19 @@ def test_a_loss_that_cannot_take_such_targets_is_refused():
     ):
         with pytest.raises(UsageError, match=sentence):
             require_targets(data, loss)
+
+
+def test_a_loss_of_ones_own_gets_labels_as_torch_wants_them():
+    logits, labels = torch.randn(2, 3, 4, 4, 4), torch.randint(0, 3, (2, 4, 4, 4), dtype=torch.int16)
+    expected = nn.functional.cross_entropy(logits, labels.long())
+    assert torch.equal(OwnLoss(nn.CrossEntropyLoss())(logits, labels), expected)
+    maps = (logits > 0).to(torch.int8)
+    expected = nn.functional.binary_cross_entropy_with_logits(logits, maps.float())
+    assert torch.equal(OwnLoss(nn.BCEWithLogitsLoss())(logits, maps), expected)
+
+
+@pytest.mark.parametrize("loss", [DiceCELoss(to_onehot_y=True, softmax=True), nn.CrossEntropyLoss()])
+def test_a_loss_of_ones_own_that_takes_other_arguments_is_answered_in_a_sentence(loss):
+    labels = torch.full((1, 4, 4, 4), -1, dtype=torch.int16)
+    with pytest.raises(UsageError, match=r"Loss does not take logits \(1, 3, 4, 4, 4\) .* want labels\[:, None\]"):
+        OwnLoss(loss)(torch.randn(1, 3, 4, 4, 4), labels)
