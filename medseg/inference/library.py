@@ -49,14 +49,17 @@ def predict(
 
     Raises:
         DataError: A file cannot be read, or has other modalities than the network was trained on.
-        UsageError: An array comes without its affine.
+        UsageError: An array comes without its affine, or has other axes or channels than the network takes.
     """
     network = predictor if isinstance(predictor, Predictor) else load(predictor)
     if isinstance(image, np.ndarray):
         if affine is None:
             raise UsageError("an array says nothing of where its voxels lie", "Give the affine of the image too")
         voxels = image[None] if image.ndim == 3 else image
-        image = Volume(np.asarray(voxels, dtype=np.float32), np.asarray(affine, dtype=np.float64))
+        try:
+            image = Volume(np.asarray(voxels, dtype=np.float32), np.asarray(affine, dtype=np.float64))
+        except ValueError as error:
+            raise UsageError(str(error), "Give an array (i, j, k) or (m, i, j, k)") from None
     if not isinstance(image, Volume):
         files = (image,) if isinstance(image, str | Path) else tuple(image)
         image = read_case_image(tuple(Path(file) for file in files), network.plan)

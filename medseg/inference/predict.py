@@ -152,7 +152,15 @@ class Predictor:
         return {"checkpoints": self.digests, "mirror": self.mirror, "cleaning": rules_to_plain(self.rules, self.plan)}
 
     def prepare(self, image: Volume) -> Prepared:
-        """Bring an image onto the plan's grid."""
+        """Bring an image onto the plan's grid.
+
+        Raises:
+            UsageError: It has other channels than the network was trained on.
+        """
+        found, wanted = len(image.array), self.plan.modalities
+        if found != len(wanted):
+            problem = f"the image has {found} channels, the network was trained on {len(wanted)} ({', '.join(wanted)})"
+            raise UsageError(problem, "Give one of the shape (m, i, j, k), with a channel for each")
         return Prepared(*to_plan_grid(image, self.plan))
 
     def predict(self, image: Volume) -> Integer[np.ndarray, "i j k"]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any, Literal
 
@@ -308,8 +309,11 @@ class _Examined:
 
 
 def _with_sizes(plan: Plan, batch_size: int | None, patch_size: tuple[int, int, int] | None) -> Plan:
-    sizes = {"batch_size": batch_size, "patch_size": patch_size}
-    chosen: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    chosen: dict[str, Any] = {}  # numbers of Python, for the plan goes into checkpoints
+    if batch_size is not None:
+        chosen["batch_size"] = index(batch_size)
+    if patch_size is not None:
+        chosen["patch_size"] = tuple(map(index, patch_size))
     return replace(plan, **chosen) if chosen else plan
 
 

@@ -13,6 +13,8 @@ from support import examples
 from support.grids import probabilities_from_plan_grid, sliding_window
 from support.prediction import PLAN, REGIONS, Brightness, affines, predictor, random_affine, smooth
 
+from medseg.errors import UsageError
+from medseg.inference.library import predict
 from medseg.inference.predict import Predictor, Prepared
 from medseg.inference.restore import restore
 from medseg.plan.grid import to_plan_grid
@@ -180,3 +182,15 @@ def test_orientation_by_nibabel(tmp_path):
     image = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
     corner = tuple(round(x) for x in np.argwhere(image.get_fdata() == 9).mean(axis=0))
     assert turned.get_fdata()[corner] == 5
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((2, 5, 6, 7), r"the image has 2 channels, the network was trained on 1 \(CT\)\. Give one of the shape \(m, i"),
+        ((6, 7), r"expected an array \(c, i, j, k\) .* got \(6, 7\)"),
+    ],
+)
+def test_an_array_of_another_shape_than_the_network_takes_is_answered_in_a_sentence(shape, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        predict(np.zeros(shape, np.float32), predictor(), affine=np.eye(4))

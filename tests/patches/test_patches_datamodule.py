@@ -315,6 +315,12 @@ def test_an_epoch_that_was_finished_is_not_begun_in_the_middle():
     assert list(order) == [10, 11, 12, 13, 14]
 
 
+def test_sizes_may_be_numbers_of_numpy(store):
+    data = module(store, batch_size=np.int64(3), patch_size=np.array([16, 16, 8]))
+    assert Plan.from_dict(data.plan.to_dict()) == module(store, batch_size=3, patch_size=(16, 16, 8)).plan
+    assert type(data.plan.batch_size) is int
+
+
 def copy_with_damage(store, tmp_path, data):
     """The same store, one training case cut short on disk."""
     damaged = tmp_path / "store"
