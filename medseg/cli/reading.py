@@ -116,15 +116,15 @@ def named_in(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """What a command line says of `NAMES`, as a config would, and the other words.
 
     Example:
-        >>> named_in(["--model.net=vnet", "--model.lr", "1", "--data.augmentation.blur.probability", "0.5"])
-        ({'model': {'net': 'vnet'}, 'data': {'augmentation': {'blur': {'probability': 0.5}}}}, ['--model.lr', '1'])
+        >>> named_in(["--model.net=vnet", "--trust", "model.net", "--data.augmentation.blur.probability", "0.5"])
+        ({'model': {'net': 'vnet'}, 'data': {'augmentation': {'blur': {'probability': 0.5}}}}, ['--trust', 'model.net'])
     """
     found: dict[str, Any] = {}
     rest, left = [], iter(words)
     for word in left:
         option, equals, value = word.partition("=")
-        part, _, name = option.removeprefix("--").partition(".")
-        name, _, setting = name.partition(".")
+        part, name, setting = (*option.split(".", 2), "", "")[:3]
+        part = part.removeprefix("--") if word.startswith("--") else ""
         if name not in NAMES.get(part, ()) or (setting and name != "augmentation"):
             rest.append(word)
             continue
