@@ -209,7 +209,8 @@ def _choose_batch(topology: Topology, grid: _Grid, classes: int, memory_gb: floa
     reason = f"{fits} patches fit into {memory_gb:g} GB"
     if batch == fits:
         return batch, reason + "."
-    limit = f"; 5 % of the dataset's voxels are {share} patches"
+    patches = f"{share} patch{'es' * (share > 1)}" if share else "less than a patch"
+    limit = f"; a step should see at most {LARGEST_SHARE:.0%} of the dataset's voxels, {patches}"
     return batch, f"{reason}{limit}; never fewer than {SMALLEST_BATCH}."
 
 
