@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import DataError
-from medseg.space.volume import Volume, same_place
+from medseg.space.volume import Volume, distance_in_voxels, same_place
+
+_SMALL_SHIFT = 1.0  # voxels; half of one comes of programs that disagree on what an origin is the place of
 
 
 def require_same_grid(path: Path, volume: Volume, reference_path: Path, reference: Volume) -> None:
@@ -24,11 +26,12 @@ def require_same_grid(path: Path, volume: Volume, reference_path: Path, referenc
         )
     if same_place(volume.affine, reference.affine, volume.shape):
         return
-    raise DataError(
-        path,
-        f"has another affine than {other}: {affine_difference(volume, reference)}",
-        "Resample it, or copy the affine if you know that only the header is wrong",
-    )
+    problem = f"has another affine than {other}: {affine_difference(volume, reference)}"
+    remedy = "Resample it, or copy the affine if you know that only the header is wrong"
+    if (apart := distance_in_voxels(volume.affine, reference.affine, volume.shape)) < _SMALL_SHIFT:
+        problem += f", {apart:.2g} of a voxel"
+        remedy = f"Look whether it fits {other} as it lies or with the other affine, then resample it or copy that affine"
+    raise DataError(path, problem, remedy)
 
 
 def affine_difference(volume: Volume, reference: Volume) -> str:

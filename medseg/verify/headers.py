@@ -10,11 +10,9 @@ import nibabel as nib
 import numpy as np
 
 from medseg.space.nifti import open_nifti, own_affine
-from medseg.space.volume import Affine, orientation_of, same_place, shear_degrees, spacing_of
+from medseg.space.volume import Affine, distance_in_voxels, orientation_of, shear_degrees, spacing_of
 
-ROUNDING_VOXELS = 0.5
-"""How far apart two affines may put a corner and still be one affine written with rounding."""
-
+_QUATERNION_VOXELS = 0.25  # near half a turn float32 leaves a quaternion 3e-4 radians, 0.2 of a voxel over 512
 _ZOOM = 0.01  # share by which pixdim may differ from the affine's edges
 _SHEAR_DEGREES = 0.5
 
@@ -44,7 +42,8 @@ def header_remarks(path: Path) -> Iterator[Remark]:
             told = True
             yield Remark("quaternion", "has a qform whose quaternion is longer than 1, which turns nothing", follows)
         else:
-            if not same_place(qform, affine, (*header.get_data_shape(), 1, 1, 1)[:3], ROUNDING_VOXELS):
+            apart = distance_in_voxels(qform, affine, (*header.get_data_shape(), 1, 1, 1)[:3])
+            if apart > _QUATERNION_VOXELS:
                 told = True
                 problem = f"has a qform ({_describe(qform)}) that disagrees with its sform ({_describe(affine)})"
                 yield Remark("two-affines", problem, follows)

@@ -25,12 +25,9 @@ from medseg.space.distance import nonzero_box
 from medseg.space.labels import IGNORED, cut_away, value_counts
 from medseg.space.nifti import NEARLY, LabelFile
 from medseg.space.reading import is_nifti, read_volume
-from medseg.space.volume import Affine, Shape, Volume, spacing_of
-from medseg.verify.headers import ROUNDING_VOXELS, header_remarks
+from medseg.space.volume import ROUNDING_VOXELS, Volume, distance_in_voxels
+from medseg.verify.headers import header_remarks
 from medseg.verify.rewriting import IN_ONE_FILE
-
-FORGIVEN_VOXELS = 0.05
-"""How far apart, as a fraction of a voxel, two grids may lie and still count as one; `read_case` agrees."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +207,7 @@ def _check_grid(path: Path, volume: Volume, reference: tuple[Path, Volume] | Non
             else "Export it on the same grid, for --fix mends that of NIfTI alone",
             repair="affine" if is_nifti(path) else "",
             like=like,
-            harmless=apart <= FORGIVEN_VOXELS,
+            harmless=True,
         )
         return
     try:
@@ -218,13 +215,6 @@ def _check_grid(path: Path, volume: Volume, reference: tuple[Path, Volume] | Non
     except DataError as error:
         kind = "shape" if volume.shape != image.shape else affine_difference(volume, image).split()[0]
         notes.add_error(kind, error)
-
-
-def distance_in_voxels(a: Affine, b: Affine, shape: Shape) -> float:
-    """How far apart two affines put the corners of a grid, as a fraction of the shortest edge of a voxel."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij")).reshape(3, -1)
-    displacement_mm = np.abs((a - b) @ np.vstack([corners, np.ones(corners.shape[1])]))[:3].max()
-    return float(displacement_mm / min(spacing_of(a)))
 
 
 def _inspect_label(

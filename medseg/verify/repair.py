@@ -19,9 +19,9 @@ from medseg.machine.files import whole
 from medseg.space.labels import integer_type
 from medseg.space.nifti import open_nifti, with_integers
 from medseg.space.reading import is_nifti, read_header, read_label_file
+from medseg.space.volume import ROUNDING_VOXELS, distance_in_voxels
 from medseg.verify.copying import Moves, copy_dataset
-from medseg.verify.headers import ROUNDING_VOXELS
-from medseg.verify.inspection import Problem, distance_in_voxels, inspect_case
+from medseg.verify.inspection import Problem, inspect_case
 from medseg.verify.rewriting import with_integers as with_integers_in_text
 from medseg.verify.verify import VerifyReport
 

@@ -131,12 +131,7 @@ FAULTS = {
         "toy_0.nii.gz of case toy_0",
     ),
     "leakage": (lambda r: copy(r, IMAGE, "imagesTs/toy_4.nii.gz"), "toy_4", "leakage", "training and test share it"),
-    "rounding": (
-        lambda r: change_label(r, np.copy, moved(origin=0.3)),
-        "toy_0",
-        "rounding",
-        "up to 0.2 of a voxel away from those of toy_0.nii.gz",
-    ),
+    "half a voxel": (lambda r: change_label(r, np.copy, moved(origin=0.75)), "toy_0", "origin", r"mm, 0\.5 of a voxel"),
 }
 
 

@@ -40,8 +40,8 @@ def shifted(case: int, mm: float) -> np.ndarray:
 
 def spoil(root: Path) -> None:
     """Case 0: floats and rounding; 1: rounding; 2: floats."""
-    write_nifti(root / LABEL, toy_case(0)[1].astype(np.float32) + np.float32(0.001), shifted(0, 0.3))
-    write_nifti(root / "labelsTr/toy_1.nii.gz", toy_case(1)[1], oblique_affine(1) + 0.01)
+    write_nifti(root / LABEL, toy_case(0)[1].astype(np.float32) + np.float32(0.001), shifted(0, 0.06))
+    write_nifti(root / "labelsTr/toy_1.nii.gz", toy_case(1)[1], oblique_affine(1) + 0.001)
     write_nifti(root / "labelsTr/toy_2.nii.gz", toy_case(2)[1].astype(np.float64), oblique_affine(2))
 
 
@@ -88,9 +88,10 @@ def flipped(root: Path) -> None:
 UNSOUND = {
     "another direction": flipped,
     "another shape": lambda r: write_nifti(r / LABEL, toy_case(0)[1][2:].astype(np.float64), oblique_affine(0)),
+    "half a voxel away": lambda r: write_nifti(r / LABEL, toy_case(0)[1].astype(np.float64), shifted(0, 0.75)),
     "another place": lambda r: write_nifti(r / LABEL, toy_case(0)[1].astype(np.float64), shifted(0, 40)),
     "values that nobody names": lambda r: write_nifti(
-        r / LABEL, toy_case(0)[1].astype(np.float64) * 3, shifted(0, 0.3)
+        r / LABEL, toy_case(0)[1].astype(np.float64) * 3, shifted(0, 0.06)
     ),
     "an image with NaN": lambda r: odd_nifti(r / IMAGE, np.full((24, 20, 12), np.nan, np.float32), oblique_affine(0)),
 }
@@ -140,7 +141,7 @@ def test_a_repair_keeps_geometry_unit_and_remarks(version, unit, length_mm, toy_
         own = affine @ oblique_affine(case)
         odd_nifti(toy_dataset / f"imagesTr/toy_{case}.nii.gz", toy_case(case)[0], own, version=version, xyzt_units=unit)
         voxels = toy_case(case)[1].astype(np.float32)
-        moved = affine @ shifted(case, 0.2 * (case == 1))
+        moved = affine @ shifted(case, 0.06 * (case == 1))
         odd_nifti(toy_dataset / f"labelsTr/toy_{case}.nii.gz", voxels, moved, version=version, forms=(0, 2), **kept)
     say(toy_dataset, test=[])
     made = mended(toy_dataset, tmp_path / "mended")
@@ -209,7 +210,7 @@ def test_links_are_followed_and_those_that_lead_nowhere_are_told(toy_dataset, tm
     assert len(made.done) == 3
     assert not (tmp_path / "mended/labelsTr").is_symlink()
     assert verify(tmp_path / "mended", workers=1).problems == ()
-    np.testing.assert_allclose(nib.load(tmp_path / "elsewhere/toy_0.nii.gz").affine, shifted(0, 0.3), atol=1e-5)
+    np.testing.assert_allclose(nib.load(tmp_path / "elsewhere/toy_0.nii.gz").affine, shifted(0, 0.06), atol=1e-5)
 
 
 def test_a_read_only_dataset_is_repaired_into_a_copy_that_can_be_written(toy_dataset, tmp_path):
