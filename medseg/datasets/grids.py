@@ -30,7 +30,9 @@ def require_same_grid(path: Path, volume: Volume, reference_path: Path, referenc
     remedy = "Resample it, or copy the affine if you know that only the header is wrong"
     if (apart := distance_in_voxels(volume.affine, reference.affine, volume.shape)) < _SMALL_SHIFT:
         problem += f", {apart:.2g} of a voxel"
-        remedy = f"Look whether it fits {other} as it lies or with the other affine, then resample it or copy that affine"
+        remedy = (
+            f"Look whether it fits {other} as it lies or with the other affine, then resample it or copy that affine"
+        )
     raise DataError(path, problem, remedy)
 
 

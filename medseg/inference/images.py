@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from medseg.datasets.case import counted, read_dataset, read_image
+from medseg.datasets.hounsfield import is_ct, unlike_window
 from medseg.datasets.names import by_channel, volumes
 from medseg.dicom.series import OddSeries, has_pydicom, sort_series
 from medseg.errors import DataError, listed
@@ -163,7 +164,25 @@ def read_case_image(files: tuple[Path, ...], plan: Plan) -> Volume:
     """
     image = read_image(files, plan.modalities)
     _require_plausible(files[0], image, plan)
+    remark_on_units(files[0], image, plan)
     return image
+
+
+def remark_on_units(name: object, image: Volume, plan: Plan) -> None:
+    """Log a warning where a CT cannot be in the unit of the training; it is segmented all the same.
+
+    Args:
+        name: What to call the image.
+        image: A channel per modality of the plan.
+        plan: Has the range of the organs' intensities.
+    """
+    for modality, channel, how in zip(plan.modalities, image.array, plan.normalisation, strict=True):
+        if is_ct(modality) and how.scheme == "ct" and (told := unlike_window(channel, how.lower, how.upper)):
+            _log.warning(
+                "%s may be no %s in the unit of the training, where organs have %g to %g: it has %s. "
+                "Look at its intensities before you trust its labels.",
+                *(name, modality, how.lower, how.upper, told),
+            )
 
 
 def _require_plausible(path: Path, image: Volume, plan: Plan) -> None:

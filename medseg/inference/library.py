@@ -12,7 +12,7 @@ from jaxtyping import Float, Integer
 
 from medseg.checkpoints.run import checkpoints_in
 from medseg.errors import UsageError
-from medseg.inference.images import read_case_image
+from medseg.inference.images import read_case_image, remark_on_units
 from medseg.inference.predict import Predictor
 from medseg.machine.dotted import Trust
 from medseg.space.volume import Volume
@@ -63,4 +63,6 @@ def predict(
     if not isinstance(image, Volume):
         files = (image,) if isinstance(image, str | Path) else tuple(image)
         image = read_case_image(tuple(Path(file) for file in files), network.plan)
+    elif len(image.array) == len(network.plan.modalities):  # what has other channels is refused below
+        remark_on_units("the image", image, network.plan)
     return network.predict(image)

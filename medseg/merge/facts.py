@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, UInt64
 from numpy.typing import NDArray
 
 from medseg.datasets.case import Case, Dataset, read_case
+from medseg.datasets.hounsfield import Spread, spread_of
 from medseg.errors import DataError
 from medseg.machine.crew import default_workers, run_tasks
 from medseg.merge.choices import SetChoice
@@ -26,9 +27,6 @@ from medseg.space.volume import Spacing, Volume
 GRID = 12
 """Cells along each axis of the coarse copy by which a volume is known again however it is stored."""
 
-QUANTILES = (0.5, 50.0, 99.5)  # percent
-_MOST = 200_000  # voxels of a channel that are ranked
-
 
 @dataclass(frozen=True, eq=False)
 class ChannelFacts:
@@ -38,13 +36,13 @@ class ChannelFacts:
         digest: Of the decoded voxels in the order of the body's axes; empty where all are equal.
         coarse: Means over a grid of `GRID`³ cells, their own mean taken away, of length 1; zero where all are equal.
         details: See `medseg.merge.details.details`.
-        quantiles: Intensities at `QUANTILES`.
+        spread: Of the intensities.
     """
 
     digest: str
     coarse: Float32[np.ndarray, " cells"]
     details: UInt64[np.ndarray, " details"]
-    quantiles: tuple[float, ...]
+    spread: Spread
 
 
 @dataclass(frozen=True)
@@ -130,13 +128,12 @@ def measure_case(task: tuple[Case, Dataset]) -> CaseFacts:
 
 
 def _channel(voxels: NDArray[np.float32]) -> ChannelFacts:
-    ranked = voxels.reshape(-1)[:: max(1, voxels.size // _MOST)]
-    quantiles = tuple(float(value) for value in np.percentile(ranked, QUANTILES))
+    spread = spread_of(voxels)
     if voxels.min() == voxels.max():
-        return ChannelFacts("", np.zeros(GRID**3, np.float32), np.zeros(0, np.uint64), quantiles)
+        return ChannelFacts("", np.zeros(GRID**3, np.float32), np.zeros(0, np.uint64), spread)
     digest = hashlib.blake2b(repr(voxels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(voxels).data)
-    return ChannelFacts(digest.hexdigest(), coarse(voxels), details(voxels), quantiles)
+    return ChannelFacts(digest.hexdigest(), coarse(voxels), details(voxels), spread)
 
 
 def coarse(voxels: Float[np.ndarray, "i j k"]) -> Float32[np.ndarray, " cells"]:

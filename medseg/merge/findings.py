@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.datasets.case import Dataset
+from medseg.datasets.hounsfield import AIR, NARROW, Spread, is_ct, odd_ones
 from medseg.datasets.sides import side_pairs
 from medseg.errors import listed
 from medseg.merge.choices import Choices, Twins, alike
@@ -26,8 +27,6 @@ _AT_ONCE = 1000  # cases that are held against all others
 FEW = 2  # cases; less is no evidence of how a set is
 _SIDED = 0.8  # share of cases in which an organ lies on one side, for a set to have it there
 _OFF_CENTRE_MM = 5.0
-_AIR_HU = -200.0  # a CT holds some voxels below it
-_SPREAD = 10.0  # times as wide a range of intensities: another unit
 _APART = 1.5  # times as large a voxel or field of view, with no case in between
 _VOLUME = 2.0  # times as large an organ: perhaps another one
 _ONE, _OTHER = 0.8, 0.5  # Dice of two masks of one volume that mean one organ, or two
@@ -163,25 +162,38 @@ def _volumes(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _units(evidence: Evidence) -> Iterator[Finding]:
-    """A modality whose intensities cannot be of one unit in all sets."""
+    """A modality whose intensities cannot be of one unit in all sets, or in all cases."""
     for name in evidence.choices.modalities:
         medians = {}
         for one, choice in evidence.choices.sets.items():
-            rows = [channel_of(choice, case, name).quantiles for case in evidence.of(one)]
-            medians[one] = np.median(rows, axis=0)
-        spreads = {one: float(rows[2] - rows[0]) for one, rows in medians.items() if rows[2] > rows[0]}
-        is_ct = name.casefold() == "ct"
-        warm = [one for one, rows in medians.items() if rows[0] >= _AIR_HU]
-        told = listed(f"{one} {rows[0]:.4g} to {rows[2]:.4g}" for one, rows in medians.items())
-        if is_ct and warm and len(warm) < len(medians):
+            rows = [channel_of(choice, case, name).spread for case in evidence.of(one)]
+            medians[one] = Spread(*np.median(rows, axis=0).tolist())
+        spreads = {one: rows.high - rows.low for one, rows in medians.items() if rows.high > rows.low}
+        warm = [one for one, rows in medians.items() if rows.low >= AIR]
+        told = listed(f"{one} {rows}" for one, rows in medians.items())
+        if is_ct(name) and warm and len(warm) < len(medians):
             problem = f"{name} holds no air in {listed(warm)}, as if 1024 had been added or it was clipped: {told}"
             yield Finding("units", problem, "Bring it to Hounsfield units, or leave that set out", stops=True)
-        elif spreads and max(spreads.values()) > _SPREAD * min(spreads.values()):
+        elif spreads and max(spreads.values()) > NARROW * min(spreads.values()):
             problem = f"{name} is measured in different units: 99 % of the voxels are {told}"
             remedy = (
-                "Bring them to one unit" if is_ct else "Nothing to do, as long as every case is normalised by itself"
+                "Bring them to one unit"
+                if is_ct(name)
+                else "Nothing to do, as long as every case is normalised by itself"
             )
-            yield Finding("units", problem, remedy, stops=is_ct)
+            yield Finding("units", problem, remedy, stops=is_ct(name))
+        elif is_ct(name):
+            yield from _odd_cases(evidence, name)
+
+
+def _odd_cases(evidence: Evidence, name: str) -> Iterator[Finding]:
+    """Cases whose CT cannot be in Hounsfield units, though that of most can."""
+    choices, members = evidence.choices.sets, evidence.members
+    found = odd_ones(
+        {one: channel_of(choices[members[one].set], case, name).spread for one, case in evidence.facts.items()}
+    )
+    for case, told in found.items():
+        yield Finding("units", f"{name} of {case} has {told}", "Look at it with medseg verify")
 
 
 def _geometry(evidence: Evidence) -> Iterator[Finding]:

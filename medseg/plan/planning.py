@@ -9,6 +9,7 @@ from math import floor, log10, prod
 import numpy as np
 
 from medseg.datasets.case import Dataset
+from medseg.datasets.hounsfield import is_ct
 from medseg.datasets.sides import side_pairs
 from medseg.errors import DataError
 from medseg.plan.budget import SMALLEST_BATCH, Budget, within
@@ -247,7 +248,7 @@ def _normalisation_of(fingerprint: Fingerprint, index: int, modality: str) -> tu
     named = {"nonorm": "none", "rescale_to_0_1": "rescale", "rgb_to_0_1": "rescale"}.get(modality.casefold())
     if named is not None:
         return Normalisation(named), "as the name of the channel asks."
-    if modality.casefold() == "ct":
+    if is_ct(modality):
         foreground = fingerprint.foreground(index)
         if foreground is None:
             raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from medseg.datasets.case import (
 )
 from medseg.datasets.drawn import agreed, read_drawn
 from medseg.datasets.grids import affine_difference, require_same_grid
+from medseg.datasets.hounsfield import Spread, is_ct, spread_of
 from medseg.errors import DataError, listed
 from medseg.space.distance import nonzero_box
 from medseg.space.labels import IGNORED, cut_away, value_counts
@@ -40,7 +42,7 @@ class Problem:
         kind: One word for machines: missing, unreadable, channels, shape, spacing, direction, origin, non-finite,
             constant, undeclared, unused, fractional, duplicate, leakage, impossible-spacing, unlabelled, weight,
             refused, died; and of less weight: float-labels, no-segment, rounding, no-foreground, cut-away, two-affines,
-            quaternion, pixdim, sheared, far-spacing, tie, unlisted, count.
+            quaternion, pixdim, sheared, far-spacing, units, tie, unlisted, count.
         problem: For people, as the end of a sentence that begins with the file.
         remedy: What to do.
         repair: How `medseg.verify.repair` would mend it: ``"affine"``, ``"integers"``, or empty if it cannot.
@@ -67,12 +69,14 @@ class Inspection:
         problems: What is wrong, file by file.
         digests: Hash of the voxels of every channel that is not constant, with its file.
         values: Values in the label, None where there is no readable label.
+        ct: Modality and spread of every channel that is a CT, with its file.
     """
 
     case: str
     problems: tuple[Problem, ...]
     digests: tuple[tuple[str, Path], ...] = ()
     values: frozenset[int] | None = None
+    ct: tuple[tuple[str, Spread, Path], ...] = ()
 
 
 @dataclass
@@ -143,7 +147,7 @@ def inspect_case(task: tuple[Case, Dataset]) -> Inspection:
     digests = tuple(pair for path, volume in images.items() for pair in _digests(path, volume))
     read = [frozenset(value_counts(one)) for one in drawn if one is not None]
     values = frozenset[int]().union(*read) if read else None
-    return Inspection(case.id, notes.settled(), digests, values)
+    return Inspection(case.id, notes.settled(), digests, values, tuple(_spreads_of_ct(images, dataset)))
 
 
 def _check_as_preparation_does(case: Case, dataset: Dataset, notes: _Notes) -> None:
@@ -296,6 +300,14 @@ def _check_cropping(
         problem = f"marks {listed(lost)} where every channel of the image is zero, which preparation crops away"
         remedy = "Correct the label or the image: nothing can be found there"
         notes.add(path, "cut-away", problem, remedy, harmless=True)
+
+
+def _spreads_of_ct(images: dict[Path, Volume], dataset: Dataset) -> Iterator[tuple[str, Spread, Path]]:
+    channels = [(channel, path) for path, volume in images.items() for channel in volume.array]
+    if len(channels) == len(dataset.modalities):
+        for modality, (channel, path) in zip(dataset.modalities, channels, strict=True):
+            if is_ct(modality) and np.isfinite(channel).all() and channel.min() < channel.max():
+                yield modality, spread_of(channel), path
 
 
 def _digests(path: Path, volume: Volume) -> list[tuple[str, Path]]:

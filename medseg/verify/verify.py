@@ -18,6 +18,7 @@ from rich.text import Text
 from medseg.datasets.agreement import odd_cases
 from medseg.datasets.case import Case, Dataset, Listing, counted, read_listing
 from medseg.datasets.files import why_absent
+from medseg.datasets.hounsfield import odd_ones, oddity
 from medseg.datasets.manifest import Manifest
 from medseg.errors import DataError, listed
 from medseg.machine.crew import default_workers, for_each_case
@@ -162,7 +163,8 @@ def verify(root: Path, *, workers: int | None = None) -> VerifyReport:
             problems.append(_failed(done.name, done.failure))
     problems = list(_with_remedies(listing, problems))
     problems += _duplicates(inspections, cases, {case.id for case in dataset.test})
-    problems.sort(key=lambda problem: problem.case)
+    problems += _units(file, sorted(inspections, key=lambda inspection: inspection.case))
+    problems.sort(key=lambda problem: (not problem.case, problem.case))
     problems += _unused_labels(file, dataset, inspections)
     problems += _others(file, dataset, inspections)
     problems += _unscaled(file, cases)
@@ -236,6 +238,29 @@ def _duplicate(this: tuple[str, Path], twin: tuple[str, Path], patients: dict[st
         return Problem(case, file, "duplicate", f"{problem}, the same patient's", "Remove one", harmless=True)
     remedy = 'Remove one, or name one patient for both under "patients" in dataset.json'
     return Problem(case, file, "duplicate", f"{problem}: folds would share it", remedy)
+
+
+def _units(file: Path, inspections: list[Inspection]) -> Iterator[Problem]:
+    """CT that cannot be in Hounsfield units: the cases in which it is so, or the dataset where most are so."""
+    for modality in dict.fromkeys(modality for one in inspections for modality, _, _ in one.ct):
+        ct = {one.case: (spread, path) for one in inspections for name, spread, path in one.ct if name == modality}
+        spreads = {case: spread for case, (spread, _) in ct.items()}
+        few = odd_ones(spreads)
+        for case, told in few.items():
+            spread, path = ct[case]
+            problem = f"is no {modality} as the others: it has {told} ({spread})"
+            remedy = "Bring it to Hounsfield units (the slope and intercept of its DICOM), unless it is so"
+            yield Problem(case, path, "units", problem, remedy, harmless=True)
+        odd = {case: told for case, spread in spreads.items() if (told := oddity(spread))}
+        if odd and not few:
+            case, told = next(iter(odd.items()))
+            others = [case for case in spreads if case not in odd]
+            problem = (
+                f"calls a channel {modality}, but {len(odd)} of {counted(len(spreads), 'case')} have no Hounsfield "
+            )
+            problem += f"units: {case} has {told} ({spreads[case]})" + (f"; {listed(others)} may" if others else "")
+            remedy = "Bring them to those units; if all are so on purpose, so must be whatever is predicted"
+            yield Problem("", file, "units", problem, remedy, harmless=True)
 
 
 def _unused_labels(file: Path, dataset: Dataset, inspections: list[Inspection]) -> Iterator[Problem]:

@@ -25,6 +25,7 @@ from medseg.inference.resume import MANIFEST, Record
 from medseg.inference.writer import WritePredictions
 from medseg.machine.dotted import Trust
 from medseg.plan.cleaning import Rule
+from medseg.plan.plan import Normalisation
 from medseg.segmenter import Segmenter
 
 
@@ -41,6 +42,17 @@ def images(tmp_path):
     for index, shape in enumerate([(13, 9, 8), (2, 3, 1), (10, 17, 6)]):
         write_nifti(tmp_path / "in" / f"case_{index}.nii.gz", smooth(shape, index)[0], oblique_affine(index))
     return tmp_path / "in"
+
+
+def test_a_ct_in_another_unit_and_a_label_map_are_predicted_with_a_warning(tmp_path, caplog):
+    plan = replace(PLAN, normalisation=(Normalisation("ct", -70.0, 260.0, 120.0, 40.0),))
+    image, labels = toy_case(0)
+    for name, voxels in {"sound": image, "raw": image + np.int16(1024), "labels": labels}.items():
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", voxels, oblique_affine(0))
+    assert len(predict_cases(predictor(plan), tmp_path / "in", tmp_path / "out").written) == 3
+    told = sorted(message for message in caplog.messages if "may be no CT in the unit of the training" in message)
+    assert [Path(message.split()[0]).name for message in told] == ["labels.nii.gz", "raw.nii.gz"]
+    assert "where organs have -70 to 260: it has a fifth of the voxels above 700" in told[1]
 
 
 def names(paths):

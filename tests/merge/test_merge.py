@@ -342,6 +342,17 @@ def test_what_would_poison_it_stops_it_until_accepted(tmp_path, capsys, change, 
     assert read_choices(tmp_path / "all/merge.yaml")[0].accept == (kind,)
 
 
+def test_a_single_case_in_another_unit_is_told_of(tmp_path):
+    labels = {"kidney_left": 1, "kidney_right": 2}
+    write_hospital(tmp_path / "a", labels, labels)
+    write_hospital(tmp_path / "b", labels, labels, (10, 11, 12))
+    write_hospital(tmp_path / "raw", labels, labels, (11,), offset=1024)
+    (tmp_path / "raw/imagesTr/case_11.nii.gz").replace(tmp_path / "b/imagesTr/case_11.nii.gz")
+    (found,) = [finding for finding in merge(tmp_path, "a", "b").findings if finding.kind == "units"]
+    assert found.problem.startswith("CT of b_case_11 has a fifth of the voxels above 700")
+    assert not found.stops
+
+
 def test_organs_without_a_side_in_their_name_show_a_mirror_too(tmp_path):
     labels = {"liver": 1, "spleen": 2}
     write_hospital(tmp_path / "a", labels, labels)

@@ -189,6 +189,23 @@ def test_the_number_of_processes_changes_nothing(toy_dataset):
     assert verify(toy_dataset, workers=1) == verify(toy_dataset, workers=2)
 
 
+def test_ct_in_another_unit_is_a_remark_on_the_case_or_where_all_are_so_on_the_dataset(toy_dataset):
+    def remarks() -> list[tuple[str, str]]:
+        report = verify(toy_dataset, workers=1)
+        assert report.ok
+        return [(problem.case, problem.problem) for problem in report.problems if problem.kind == "units"]
+
+    change_image(toy_dataset, lambda a: a + 1024, "imagesTr/toy_1.nii.gz")
+    ((case, told),) = remarks()
+    assert (case, "as if 1024 had been added" in told) == ("toy_1", True)
+    for part, number in (("Tr", 0), ("Tr", 2), ("Tr", 3), ("Ts", 4)):
+        change_image(toy_dataset, lambda a: a + 1024, f"images{part}/toy_{number}.nii.gz")
+    ((case, told),) = remarks()
+    assert (case, "5 of 5 cases have no Hounsfield units" in told) == ("", True)
+    change_json(toy_dataset, modality={"0": "MRI"})
+    assert remarks() == []
+
+
 HARMLESS = {
     "float labels": (lambda r: change_label(r, np.float32), "toy_0", "float-labels", "holds labels as float32"),
     "rounding": (lambda r: change_label(r, np.copy, moved(origin=0.01)), "toy_0", "rounding", "of a voxel away"),
