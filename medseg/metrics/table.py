@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,6 +100,12 @@ class MetricRow:
     def meaning(self) -> str:
         """The first sentence of its docstring, without the full stop."""
         return (inspect.getdoc(self.function) or "").split("\n\n")[0].rstrip(".")
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the most that medseg's own metrics can be: what an organ scores that is missed, or is right."""
+        ends = {"overlap": (0.0, 1.0), "distance": (0.0, math.inf)}
+        return ends.get(self.empty, (-math.inf, math.inf))
 
     def value(self, pair: OrganPair, options: Mapping[str, Any]) -> float:
         """The metric of an organ, an empty side decided as everywhere."""

@@ -7,10 +7,11 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg.errors import DataError
+from medseg.errors import DataError, listed
 from medseg.machine.files import write_text
 from medseg.metrics.cases import OrganScores
 from medseg.metrics.empty import Outcome
@@ -63,28 +64,29 @@ def read_rows(path: Path, measure: str = "", where: Mapping[str, str] | None = N
 
     Args:
         path: The file.
-        measure: The one measure that the table of somebody else, which lacks the outcomes, must have: there an organ
-            counts as found.
+        measure: The one measure that is asked for, and that the table of somebody else, which lacks the outcomes, must
+            have: there an organ counts as found.
         where: Column -> value of the rows that are meant; a table without that column has no others.
 
     Raises:
-        DataError: The file is missing, lacks a column, or holds something that is no number.
+        DataError: The file is missing, lacks a column, or holds something that is no number, or none that the measure
+            can be.
     """
-    try:
-        lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))  # Excel marks its UTF-8
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(path, f"cannot be read ({reason})", "Give the cases.csv that medseg evaluate wrote") from None
+    lines = read_table(path)
     if not lines:
         raise DataError(path, "holds no case", "Run medseg evaluate again")
     ours = _OURS
     if measure and "outcome" not in lines[0]:
-        ours = tuple(name for name in _OURS if name in lines[0]) or (_OURS[0],)
+        ours = tuple(name for name in _OURS if name in lines[0]) or (() if measure in lines[0] else (measure,))
         lines = [{**line, "outcome": Outcome.FOUND.value} for line in lines]
     lacking = [column for column in (*ours, *_WORDS) if column not in lines[0]]
     if lacking:
-        raise DataError(path, f"lacks the column {lacking[0]}", "Give the cases.csv that medseg evaluate wrote")
+        heads = [head for head in lines[0] if head and head != "outcome"]
+        remedy = "Give the cases.csv that medseg evaluate wrote"
+        remedy += f", or a table with commas between its columns case, organ and {measure}" if measure else ""
+        raise DataError(path, f"lacks the column {lacking[0]} (it has {listed(heads)})", remedy)
     lines = _meant(path, lines, where or {})
+    _require_possible(path, lines, [name for name in ours if name == measure or not measure])
     try:
         found = tuple(_row(line, [*ours, *_of_ones_own(lines)]) for line in lines)
     except (TypeError, ValueError) as error:
@@ -94,6 +96,40 @@ def read_rows(path: Path, measure: str = "", where: Mapping[str, str] | None = N
         remedy = "Run medseg evaluate again, or say which rows of a table of several programs are meant (--where)"
         raise DataError(path, f"scores {' of '.join(twice[::-1])} {count} times", remedy)
     return found
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The lines of a table as column -> cell; the columns of cases.csv are known however they are capitalised.
+
+    Raises:
+        DataError: The file is missing or no text.
+    """
+    try:
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))  # Excel marks its UTF-8
+        reader.fieldnames = _heads(reader.fieldnames or ())
+        return list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(path, f"cannot be read ({reason})", "Give the cases.csv that medseg evaluate wrote") from None
+
+
+def _heads(found: Sequence[str]) -> list[str]:
+    known = {name.casefold(): name for name in columns()}
+    meant = [known.get(head.strip().casefold(), head) for head in found]
+    return [one if meant.count(one) == 1 else head for one, head in zip(meant, found, strict=True)]
+
+
+def _require_possible(path: Path, lines: Sequence[dict[str, str]], measures: Sequence[str]) -> None:
+    """Refuse percentages, and numbers that stand for a case without a score; what is no number is told later."""
+    for measure in measures:
+        least, most = rows()[measure].range
+        for line in lines:
+            with suppress(TypeError, ValueError):
+                if (score := float(line[measure])) < least or score > most:
+                    problem = f"holds a {measure} of {score:g} ({line['organ']} of {line['case']})"
+                    remedy = "Divide percentages by 100" if score > most else "Leave out what has no score"
+                    expected = f"{least:g} to {most:g}" if math.isfinite(most) else f"{least:g} or more"
+                    raise DataError(path, f"{problem}, expected {expected}", remedy)
 
 
 def _meant(path: Path, lines: Sequence[dict[str, str]], where: Mapping[str, str]) -> list[dict[str, str]]:

@@ -44,7 +44,7 @@ def read_scores(path: Path, measure: str = "", where: Mapping[str, str] | None =
     Raises:
         DataError: A file is missing or cannot be read.
     """
-    table = Scores(path).cases if path.is_dir() else path
+    table = table_of(path)
     rows, summary = read_rows(table, measure, where or {}), Scores(table.parent).summary
     if not summary.is_file():
         return SavedScores(table, rows)
@@ -55,6 +55,11 @@ def read_scores(path: Path, measure: str = "", where: Mapping[str, str] | None =
         return SavedScores(table, rows, failures, dict(said.get("references", {})), surfaces)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(summary, f"cannot be read ({error})", "Remove it, and run the same command again") from None
+
+
+def table_of(path: Path) -> Path:
+    """The cases.csv of a folder; a file is it itself."""
+    return Scores(path).cases if path.is_dir() else path
 
 
 def require_same_references(several: Sequence[SavedScores]) -> None:

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from medseg.errors import DataError, UsageError, listed, meant
 from medseg.report.ranking import Ranking, rank_runs
-from medseg.report.rows import CaseRow
-from medseg.report.scores import doubts, read_scores, require_same_references
+from medseg.report.rows import CaseRow, read_table
+from medseg.report.scores import doubts, read_scores, require_same_references, table_of
 from medseg.report.tables import console_table, print_table, tell
 
 FIRST, SECOND = "first", "second"
@@ -58,9 +58,10 @@ def compare_runs(a: Path, b: Path, *, measure: str = "dice", where: Mapping[str,
         where: Of a table with rows of several programs, those that are meant: column -> value.
 
     Raises:
-        DataError: A file cannot be read, the two share no case, or scored one against different labels.
-        UsageError: The measure is unknown.
+        DataError: A file cannot be read, the two share no case or no organ, or scored one against different labels.
+        UsageError: The measure is unknown, or a column that no table has is to tell rows apart.
     """
+    _require_columns(where or {}, (a, b))
     scores = [read_scores(path, measure, where) for path in (a, b)]
     for one in scores:
         if measure not in (known := list(one.rows[0].scores.values)):
@@ -69,13 +70,37 @@ def compare_runs(a: Path, b: Path, *, measure: str = "dice", where: Mapping[str,
     first, second = ({(row.case, row.organ): row for row in one.rows} for one in scores)
     common = [key for key in first if key in second]
     if not common:
-        raise DataError(b, f"shares no case and organ with {a}", "Evaluate both runs on the same cases")
+        raise _nothing_shared(a, b, first, second)
     require_same_references(scores)
     rows = {FIRST: [first[key] for key in common], SECOND: [second[key] for key in common]}
     mean, *organs = rank_runs(rows, baseline=FIRST, measures=(measure,))
     changes = (CaseChange(*key, first[key].value(measure), second[key].value(measure)) for key in common)
     largest = sorted(changes, key=lambda change: (-abs(change.b - change.a), change.case, change.organ))
     return RunComparison(measure, mean, tuple(organs), tuple(largest), _only(first, second), doubts(scores))
+
+
+def _require_columns(where: Mapping[str, str], paths: Sequence[Path]) -> None:
+    """A word that no table has as a column would mean every row."""
+    if where:
+        heads = dict.fromkeys(
+            head for path in paths for line in read_table(table_of(path))[:1] for head in line if head
+        )
+        for column in where:
+            if column not in heads:
+                problem = f"--where: {column!r} is no column of {listed(paths)}{meant(column, heads)}"
+                raise UsageError(problem, f"Choose one of {', '.join(heads)}")
+
+
+def _nothing_shared(
+    a: Path, b: Path, first: Mapping[tuple[str, str], CaseRow], second: Mapping[tuple[str, str], CaseRow]
+) -> DataError:
+    (cases, organs), (their_cases, their_organs) = (
+        [dict.fromkeys(key[place] for key in run) for place in (0, 1)] for run in (first, second)
+    )
+    if cases.keys() & their_cases.keys():
+        problem = f"scores other organs than {a}: {listed(their_organs)}, there {listed(organs)}"
+        return DataError(b, problem, "Call them alike in both, if they are the same")
+    return DataError(b, f"shares no case with {a}", "Evaluate both runs on the same cases")
 
 
 def _only(first: Mapping[tuple[str, str], CaseRow], second: Mapping[tuple[str, str], CaseRow]) -> dict[str, list[str]]:

@@ -365,6 +365,8 @@ def test_a_published_table_is_held_against_a_run(tmp_path):
     theirs.write_text("\n".join(["program,case,organ,dice", *rows]))
     with pytest.raises(DataError, match="--where"):
         compare_runs(ours, theirs)
+    with pytest.raises(UsageError, match=r"'prog' is no column .*, did you mean 'program'"):
+        compare_runs(ours, theirs, where={"prog": "A"})
     with pytest.raises(DataError, match="Choose one of A, B"):
         compare_runs(ours, theirs, where={"program": "C"})
     with pytest.raises(UsageError, match="'hd95' is no column"):
@@ -439,5 +441,29 @@ def test_runs_without_a_common_case_and_measures_without_a_column(tmp_path):
     b = write_cases(tmp_path / "b.csv", {"liver": {"y": 1}})
     with pytest.raises(DataError, match="shares no case"):
         compare_runs(a, b)
+    c = write_cases(tmp_path / "c.csv", {"Leber": {"x": 1}})
+    with pytest.raises(DataError, match=r"scores other organs than .*: Leber, there liver"):
+        compare_runs(a, c)
     with pytest.raises(UsageError, match="did you mean 'dice'"):
         compare_runs(a, a, measure="dise")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("case,organ,dice\nx,liver,87.4\n", r"a dice of 87\.4 \(liver of x\), expected 0 to 1\. Divide percentages"),
+        ("case,organ,dice\nx,liver,-1\n", r"a dice of -1 .*, expected 0 to 1\. Leave out"),
+        ("case;organ;dice\nx;liver;0.8\n", r"it has case;organ;dice.*commas between its columns case, organ and dice"),
+    ],
+)
+def test_a_table_of_another_kind_is_refused(tmp_path, text, message):
+    ours = write_cases(tmp_path / "ours.csv", {"liver": {"x": 0.5}})
+    (tmp_path / "theirs.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        compare_runs(ours, tmp_path / "theirs.csv")
+
+
+def test_columns_are_known_however_they_are_capitalised(tmp_path):
+    ours = write_cases(tmp_path / "ours.csv", {"liver": {"x": 0.5}})
+    (tmp_path / "theirs.csv").write_text("Case, Organ,Dice,recall\nx,liver,0.75,75\n")
+    assert compare_runs(ours, tmp_path / "theirs.csv").changes[0].b == 0.75
