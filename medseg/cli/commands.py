@@ -29,6 +29,7 @@ from medseg.cli.merge import MERGE
 from medseg.cli.nnunet import IMPORT
 from medseg.cli.told import TOLD
 from medseg.errors import MedsegError, UsageError
+from medseg.machine.hardware import AUTO, PRECISIONS
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
@@ -231,6 +232,15 @@ def _predict_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:1; cuda:0,cuda:1 share the images (default: auto)"
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=AUTO,
+        help="of the network's arithmetic (default: auto, the fastest that the device is made for)",
+    )
+    parser.add_argument(
+        "--overlap", type=float, metavar="SHARE", help="of neighbouring windows (default: that of the checkpoint)"
+    )
     trust_option(parser)
 
 
@@ -251,6 +261,8 @@ def _predict(options: Options) -> int:
         device=device,
         cleaning=not options.no_cleaning,
         trust=Trust.of(options.trust),
+        precision=options.precision,
+        overlap=options.overlap,
     )
     outcome = predict_cases(
         [predictor, *map(predictor.on, others)],

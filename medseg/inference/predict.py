@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.checkpoints.reading import read_checkpoint
-from medseg.errors import CheckpointError, UsageError
+from medseg.errors import CheckpointError, UsageError, listed
 from medseg.inference.clean import clean
 from medseg.inference.restore import restore
 from medseg.machine.dotted import Trust
-from medseg.machine.hardware import best_precision
+from medseg.machine.hardware import AUTO, PRECISIONS, best_precision
 from medseg.patches.geometry import geometry_of
 from medseg.patches.stitch import Predict, mirrored
 from medseg.plan.cleaning import Rule, Rules, rules_from_plain, rules_to_plain
@@ -91,6 +91,8 @@ class Predictor:
         device: str = "auto",
         cleaning: bool = True,
         trust: Trust | None = None,
+        precision: str = AUTO,
+        overlap: float | None = None,
     ) -> Predictor:
         """Load checkpoints; those of an ensemble must share their plan, their cleaning rules and their flips.
 
@@ -100,13 +102,23 @@ class Predictor:
             device: See `Predictor`.
             cleaning: Whether to follow their cleaning rules.
             trust: The classes beyond medseg's own networks that they may name.
+            precision: One of `PRECISIONS`; ``"auto"`` is the best of the device.
+            overlap: Share by which neighbouring windows overlap; if left out, that of the first checkpoint.
 
         Raises:
             CheckpointError: One is missing, not ours, of another plan than the first, or its training diverged.
-            UsageError: Flips are asked for that training did not make.
+            UsageError: Flips are asked for that training did not make, or an option has no such value.
         """
+        if precision not in PRECISIONS:
+            raise UsageError(
+                f"there is no precision {precision!r} to predict in", f"Choose one of {listed(PRECISIONS)}"
+            )
+        if overlap is not None and not 0 <= overlap < 1:
+            raise UsageError(f"the overlap of windows is {overlap:g}", "Choose at least 0 and less than 1, such as 0.5")
         kept = [read_checkpoint(path) for path in checkpoints]
         segmenters = [Segmenter.from_checkpoint(one, trust) for one in kept]
+        if overlap is not None:
+            segmenters = [replace(segmenter, overlap=overlap) for segmenter in segmenters]
         for one in kept[1:]:
             if one.plan != kept[0].plan:
                 raise CheckpointError(
@@ -120,7 +132,13 @@ class Predictor:
                 )
         rules = rules_from_plain(kept[0].cleaning, kept[0].plan) if cleaning else {}
         flips = _flips_of(dict(zip(checkpoints, segmenters, strict=True)), mirror)
-        return cls(segmenters, mirror=flips, device=device, rules=rules, digests=[one.digest for one in kept])
+        digests = [one.digest for one in kept]
+        told: dict[str, Any] = {
+            "rules": rules,
+            "digests": digests,
+            "precision": None if precision == AUTO else precision,
+        }
+        return cls(segmenters, mirror=flips, device=device, **told)
 
     def on(self, device: str) -> Predictor:
         """The same on another device, with networks of its own.
@@ -149,7 +167,13 @@ class Predictor:
     @property
     def settings(self) -> dict[str, Any]:
         """Plain data that, with the image, decides the prediction."""
-        return {"checkpoints": self.digests, "mirror": self.mirror, "cleaning": rules_to_plain(self.rules, self.plan)}
+        return {
+            "checkpoints": self.digests,
+            "mirror": self.mirror,
+            "cleaning": rules_to_plain(self.rules, self.plan),
+            "precision": self.precision or AUTO,  # of which whoever says auto does not care
+            "overlap": self.segmenters[0].overlap,
+        }
 
     def prepare(self, image: Volume) -> Prepared:
         """Bring an image onto the plan's grid.

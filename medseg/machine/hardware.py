@@ -7,12 +7,16 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 if sys.platform != "win32":
     import resource
 
 Precision = Literal["bf16-mixed", "16-mixed", "32-true"]
+
+AUTO = "auto"
+PRECISIONS: tuple[str, ...] = (AUTO, *get_args(Precision))
+"""What one may ask for; ``auto`` is `best_precision`."""
 
 SHARED_MEMORY = "/dev/shm"
 """The folder of Linux in which torch's data workers leave what they have read."""

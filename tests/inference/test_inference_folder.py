@@ -55,6 +55,35 @@ def test_a_ct_in_another_unit_and_a_label_map_are_predicted_with_a_warning(tmp_p
     assert "where organs have -70 to 260: it has a fifth of the voxels above 700" in told[1]
 
 
+def test_precision_and_overlap_are_pinned_and_noted(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("medseg.inference.predict.best_precision", lambda device: "bf16-mixed")
+    path = write_checkpoint(tmp_path / "a.ckpt")
+    words = [
+        "predict",
+        "--ckpt",
+        str(path),
+        "--input",
+        str(images),
+        "--output",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
+    assert main(words) == main(words) == 0
+    assert "3 predictions" in (said := capsys.readouterr().out)
+    assert "(3 of them from before)" in said
+    for pinned in (["--precision", "32-true"], ["--overlap", "0.25"]):
+        assert main([*words, *pinned]) == 0
+        assert "from before" not in capsys.readouterr().out
+    pinned = Predictor.load([path], device="cpu", precision="32-true", overlap=0.25)
+    assert (pinned.half, pinned.segmenters[0].overlap) == (None, 0.25)
+    assert pinned.on("cpu").settings == pinned.settings
+    assert Predictor.load([path], device="cpu").half is torch.bfloat16
+    for told, sentence in (({"precision": "fp16"}, "Choose one of auto"), ({"overlap": 1.0}, "at least 0 and less")):
+        with pytest.raises(UsageError, match=sentence):
+            Predictor.load([path], **told)
+
+
 def names(paths):
     return [path.name for path in paths]
 
@@ -262,7 +291,8 @@ def test_the_cli_writes_what_was_asked(tmp_path, images, monkeypatch, capsys):
     monkeypatch.setattr(Predictor, "load", load)
     words = ["predict", "--ckpt", "x", "--input", str(images), "--output", str(tmp_path / "out"), "--no-cleaning"]
     assert main(words) == 0
-    assert seen == {"mirror": False, "device": "auto", "cleaning": False, "trust": Trust()}
+    asked = {"mirror": False, "device": "auto", "cleaning": False, "trust": Trust()}
+    assert seen == {**asked, "precision": "auto", "overlap": None}
     assert main(words) == 0
     assert "3 predictions" in (said := capsys.readouterr().out)
     assert "(3 of them from before)" in said
