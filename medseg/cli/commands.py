@@ -309,7 +309,7 @@ def _choose_cleaning(options: Options) -> int:
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", type=Path, required=True, help="folder of predicted label files")
     parser.add_argument("--references", type=Path, required=True, help="folder of reference labels, or a dataset")
-    parser.add_argument("--labels", type=Path, help="a dataset.json that names the labels")
+    parser.add_argument("--labels", type=Path, help="a dataset, or its dataset.json, that names the labels")
     parser.add_argument("--output", type=Path, required=True, help="folder for summary.json, cases.csv, report.html")
     parser.add_argument("--nsd_mm", "--tolerance", type=float, metavar="MM", help=NSD_MM)
     parser.add_argument("--surfaces", choices=("voxels", "areas"), default="voxels", help=SURFACES)
@@ -320,6 +320,7 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: Options) -> int:
     from rich.console import Console
 
+    from medseg.datasets.case import dataset_json
     from medseg.datasets.manifest import read_manifest
     from medseg.datasets.matching import read_references
     from medseg.metrics.table import take_in
@@ -329,7 +330,7 @@ def _evaluate(options: Options) -> int:
     from medseg.space.labels import others_value
 
     take_in(options.metric)
-    named = read_manifest(options.labels) if options.labels else None
+    named = read_manifest(dataset_json(options.labels)) if options.labels else None
     references = read_references(options.references)
     if named and named.others:
         references = replace(references, others=others_value(named.others, named.ignore))

@@ -168,7 +168,7 @@ def test_evaluate_names_the_organs(trained, tmp_path, capsys):
     shutil.copytree(trained / "toy" / "labelsTr", labels)
     (labels / "toy_3.nii.gz").unlink()  # its ignored voxels are no prediction
     folders = ["--predictions", str(labels), "--references", str(labels), "--output", str(tmp_path)]
-    assert main(["evaluate", *folders, "--labels", str(trained / "toy" / "dataset.json")]) == 0
+    assert main(["evaluate", *folders, "--labels", str(trained / "toy")]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert summary["organs"]["liver"]["dice"]["mean"] == 1
     assert summary["mean_dice"] == 1
