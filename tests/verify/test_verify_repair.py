@@ -297,7 +297,7 @@ def test_labels_of_other_formats_become_integers_under_the_header_that_they_had(
     header = NRRD if ending == "nrrd" else META
     for folder, voxels in (("images", image), ("labels", labels)):
         for case in "ab":
-            numbers = voxels + (ord(case) if folder == "images" else 0)
+            numbers = voxels + (ord(case) - ord("a") if folder == "images" else 0)
             big = order in ("big", "True")
             packed = PACKINGS[packing](numbers.astype(">f4" if big else "<f4").tobytes(order="F"))
             told = header.format(order=order, packing=packing, size=len(packed))
