@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import gcd
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,10 @@ def spread_of(voxels: NDArray[Any]) -> Spread:
 def sampled(voxels: NDArray[Any]) -> NDArray[Any]:
     """At most `_MOST` of the voxels, in a row."""
     row = voxels.reshape(-1)
-    return row[:: -(-row.size // _MOST) or 1]
+    step = max(1, -(-row.size // _MOST))
+    while gcd(step, voxels.shape[-1]) > 1:  # steps as long as an axis would see a single slice
+        step += 1
+    return row[::step]
 
 
 def is_ct(modality: str) -> bool:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from support.prediction import SHARED
 
-from medseg.datasets.hounsfield import Spread, odd_ones, oddity, spread_of, unlike_window
+from medseg.datasets.hounsfield import Spread, odd_ones, oddity, sampled, spread_of, unlike_window
 
 ABDOMEN = SHARED / "ct_abdomen"
 LIVER, LUNG = 5, 11
@@ -53,6 +53,11 @@ def test_another_unit_is_odd(scan, name):
 def test_scans_where_training_had_numbers_from_0_to_1_are_odd(scan):
     assert unlike_window(scan[0], 0.2, 0.9) == "next to no voxel in that range"
     assert unlike_window((scan[0] + 1100) / 2400, 0.2, 0.9) == ""
+
+
+def test_every_slice_is_sampled():
+    seen = sampled(np.broadcast_to(np.arange(20), (446, 446, 20)))
+    assert np.bincount(seen).min() > 0.9 * seen.size / 20
 
 
 def test_what_most_cases_are_sets_none_apart():
