@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from medseg.checkpoints import plain
 from support.shadow_rules import (
     COPIES,
     INDEXING,
@@ -381,6 +382,9 @@ def shadow_cuda(*, pinned: bool = False):
             mock.patch.object(torch.cuda, "get_rng_state", side_effect=lambda *_: torch.get_rng_state())
         )
         stack.enter_context(mock.patch.object(torch.Tensor, "record_stream", return_value=None))
+        stack.enter_context(
+            mock.patch.object(plain, "_TENSORS", plain._TENSORS | {f"{Shadow.__module__}.Shadow"})
+        )  # it pickles
         stack.enter_context(mock.patch.object(torch, "Generator", _AnyGenerator))
         stack.enter_context(mock.patch.object(torch, "autocast", _Autocast))
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))

@@ -135,7 +135,7 @@ def test_a_resumed_run_says_what_is_not_as_it_was(store, run, tmp_path, capsys):
         assert fit(store, mine, *EIGHT, *words) == 0
     assert main(["info", str(mine / "checkpoints" / "last.ckpt")]) == 0
     told = capsys.readouterr().out
-    assert "4 cases, fingerprint" in told
+    assert "4 cases, of which fold 0 was held back from training, fingerprint" in told
     assert f"torch {torch.__version__.split('+')[0]}" in told
 
 
