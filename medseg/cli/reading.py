@@ -142,8 +142,8 @@ def _set(key: str, value: Any) -> dict[str, Any]:
 
 
 def _typed(text: str) -> Any:
-    """A value by the rule of a config; the text where it is none."""
+    """A value by the rule of a config; the text where it is none, or nothing."""
     try:
-        return parse_document(Path("value"), text)
+        return parse_document(Path("value"), text) if text.strip() else text
     except DataError:
         return text
