@@ -19,9 +19,11 @@ test: $(VENV)/.installed-test
 
 test-all: test test-rest
 
-# The cells of sweeps, the examples of properties and the slow tests that `make test` leaves out.
+# The cells of sweeps, the examples of properties and the slow tests that `make test` leaves out; in the order of the
+# files, for the longest are in those with the fewest tests, which xdist would begin last.
 test-rest: $(VENV)/.installed-test
-	MEDSEG_FULL_TESTS=rest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadscope -m "not gpu"
+	MEDSEG_FULL_TESTS=rest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadscope --no-loadscope-reorder \
+		-m "not gpu"
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
