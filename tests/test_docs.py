@@ -243,7 +243,7 @@ def check_python(block, names, *, only_parsed):
         sys.path.remove(str(Path.cwd()))
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize(
     "page",
     [pytest.param(page, marks=pytest.mark.slow) if page.name in LONG else page for page in PAGES],

@@ -80,6 +80,7 @@ def test_a_checkpoint_alone_predicts_on_the_grid_of_the_image(trained, tmp_path)
     assert set(np.unique(written.dataobj)) <= {0, 1, 5}
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", ["ct_aorta_lps", "mr_lps", "ct"])
 def test_real_volumes_of_any_orientation_come_back_on_their_grid(trained, tmp_path, name):

@@ -71,6 +71,7 @@ def counts(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(3)
 @pytest.mark.parametrize("command", commands(Path()))
 def test_no_function_is_called_more_than_the_number_of_cases_allows(counts, command):

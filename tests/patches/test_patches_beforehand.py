@@ -63,6 +63,7 @@ def test_labels_that_are_moved_by_the_loader_are_those_of_the_device(number):
     assert all(torch.equal(found.beforehand[wish], again[wish]) for wish in again)
 
 
+@pytest.mark.slow
 def test_workers_make_the_maps_and_coarser_levels_read_them_as_they_read_labels(tmp_path):
     store = prepare(write_toy_dataset(tmp_path / "data"), tmp_path / "store", workers=1).path
     loss = build_loss("dice + skeleton_recall + blob", ignore_index=-1)

@@ -292,6 +292,7 @@ def test_state_makes_a_round_trip_without_a_trainer(store):
     assert head[0].id == next(iter(resumed)).id
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_each_pass_of_a_loop_of_ones_own_is_the_epoch_that_a_trainer_would_have_set(store, workers):
     loader, told = module(store, workers=workers).train_dataloader(), module(store).train_dataloader()

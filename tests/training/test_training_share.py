@@ -32,6 +32,7 @@ def validated(run):
         return [int(row["step"]) // 3 + 1 for row in csv.DictReader(file) if row["val/dice"]]
 
 
+@pytest.mark.slow
 def test_validations_are_seldom_where_they_cost_much_and_the_end_is_always_validated(store, tmp_path, monkeypatch):
     monkeypatch.setattr(share, "FEW_WINDOWS", 1)
     said = []
