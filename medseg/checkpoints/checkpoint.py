@@ -126,8 +126,7 @@ class Checkpoint:
     @property
     def trained_on(self) -> set[str]:
         """Traces of the cases that it was trained on, as `medseg.store.identity.traces` tells; empty if unknown."""
-        before = self.origin.get("data", {}).get("trained_on", ())  # where it was told before
-        return {*self.signature.get("trained_on", ()), *before}
+        return traces_of(self.content)
 
     @property
     def steps(self) -> int:
@@ -202,7 +201,7 @@ def modalities_of(content: Mapping[str, Any]) -> list[str] | None:
 
 
 def traces_of(content: Mapping[str, Any]) -> set[str]:
-    """As `Checkpoint.trained_on`, of a content that may be broken."""
+    """As `Checkpoint.trained_on`, of a content that may be broken; it used to stand in the origin."""
     told = (_names(_at(content, f"{entry}.trained_on"), list, tuple) for entry in ("medseg", "origin.data"))
     return {trace for traces in told for trace in traces or ()}
 
@@ -325,7 +324,7 @@ def _list(value: Any, fits: Callable[[Any], bool]) -> bool:
 
 
 def _plain(value: Any) -> bool:
-    return not any(True for _ in not_plain(value))
+    return next(not_plain(value), None) is None
 
 
 def _rule(value: Any) -> bool:

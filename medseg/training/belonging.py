@@ -54,8 +54,8 @@ def require_same_data(trained: Plan, data: VolumesDataModule, *, prepared: bool 
             )
 
 
-def traces_of(data: VolumesDataModule, cases: Iterable[str]) -> set[str]:
-    """What a checkpoint keeps of cases that were trained on, as `medseg.store.identity.traces` tells."""
+def known_by(data: VolumesDataModule, cases: Iterable[str]) -> set[str]:
+    """What a checkpoint keeps of cases that are trained on, as `medseg.store.identity.traces` tells."""
     store = Store(data.store)
     return {trace for case in cases for trace in traces(store.info(case))}
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import yaml
@@ -376,8 +375,6 @@ def _plain(given: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
 
 def _as_text(value: Any) -> Any:
     """A value as a config says it; for an object, which none can, a table that none takes."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
     if isinstance(value, Mapping):
         return {str(name): _as_text(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

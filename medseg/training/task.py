@@ -29,7 +29,7 @@ from medseg.plan.plan import Plan
 from medseg.segmenter import Segmenter, class_values, lay_out, net_spec, require_same_kinds
 from medseg.space.labels import IGNORED
 from medseg.training.beginning import remember, take_over
-from medseg.training.belonging import already_seen, data_of, require_same_data, require_trusted, traces_of
+from medseg.training.belonging import already_seen, data_of, known_by, require_same_data, require_trusted
 from medseg.training.callbacks import of_task
 from medseg.training.lightning import count_epochs_right, trainer_of
 from medseg.training.loss import Own, build_task_loss, judge, name_of, short_window, tell_of_short_epochs
@@ -252,15 +252,15 @@ class SegmentationTask(pl.LightningModule):
         if data is not None:
             require_same_data(self.plan, data, prepared=stage != "test" or self.judges_tests)
             if stage == "fit":
-                self.trained_on |= traces_of(data, data.cases.train)
-            elif stage != "predict" and (seen := already_seen(self.trained_on, data)):
-                rank_zero_warn(seen)
+                self.trained_on |= known_by(data, data.cases.train)
         if self.hparams["init_from"] is not None and not self._begun:
             try:
                 self._start = take_over(self, Path(self.hparams["init_from"]), net_spec(self.plan))
             except CheckpointError as error:  # which nobody misses where a checkpoint is about to be loaded
                 self._start = error
         if stage != "fit":
+            if data is not None and stage != "predict" and (seen := already_seen(self.trained_on, data)):
+                rank_zero_warn(seen)
             return
         self._frozen = frozen_norms(self, self.hparams["freeze"] or ())
         self.train(self.training)

@@ -116,6 +116,8 @@ def test_weights_to_start_from_are_there_before_any_training(store, averaged, tm
     expected = score(SegmentationTask.load_from_checkpoint(path), data_of(store))
     assert score(task_of(store, init_from=str(path)), data_of(store)) == expected
     assert score(task_of(store, init_from=str(path)), data_of(store), stage="test") == expected
+    with pytest.warns(UserWarning, match="2 of these 2 cases were trained on"):
+        score(task_of(store, init_from=str(path)), data_of(store, fold=1))
     for stage in ("validate", "test", "predict"):
         with pytest.raises(CheckpointError, match=r"none\.ckpt"):
             getattr(pl.Trainer(**QUIET), stage)(task_of(store, init_from=str(tmp_path / "none.ckpt")), data_of(store))
