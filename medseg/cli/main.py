@@ -38,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
         legal = [option for action in self._actions for option in action.option_strings]
         chosen = re.search(r"invalid choice: '([^']+)'", message)
         if chosen:
-            legal = [choice for action in self._actions for choice in action.choices or ()]
+            legal = [str(choice) for action in self._actions for choice in action.choices or ()]
         words = (
             [chosen.group(1)]
             if chosen

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.checkpoints.reading import read_checkpoint
-from medseg.errors import CheckpointError, UsageError, listed
+from medseg.errors import CheckpointError, UsageError
 from medseg.inference.clean import clean
 from medseg.inference.restore import restore
 from medseg.machine.dotted import Trust
-from medseg.machine.hardware import AUTO, PRECISIONS, best_precision
+from medseg.machine.hardware import AUTO, best_precision, precision_named
 from medseg.patches.geometry import geometry_of
 from medseg.patches.stitch import Predict, mirrored
 from medseg.plan.cleaning import Rule, Rules, rules_from_plain, rules_to_plain
@@ -102,17 +102,14 @@ class Predictor:
             device: See `Predictor`.
             cleaning: Whether to follow their cleaning rules.
             trust: The classes beyond medseg's own networks that they may name.
-            precision: One of `PRECISIONS`; ``"auto"`` is the best of the device.
+            precision: One of `medseg.machine.hardware.PRECISIONS`; ``"auto"`` is the best of the device.
             overlap: Share by which neighbouring windows overlap; if left out, that of the first checkpoint.
 
         Raises:
             CheckpointError: One is missing, not ours, of another plan than the first, or its training diverged.
             UsageError: Flips are asked for that training did not make, or an option has no such value.
         """
-        if precision not in PRECISIONS:
-            raise UsageError(
-                f"there is no precision {precision!r} to predict in", f"Choose one of {listed(PRECISIONS)}"
-            )
+        chosen = precision_named(precision)
         if overlap is not None and not 0 <= overlap < 1:
             raise UsageError(f"the overlap of windows is {overlap:g}", "Choose at least 0 and less than 1, such as 0.5")
         kept = [read_checkpoint(path) for path in checkpoints]
@@ -136,7 +133,7 @@ class Predictor:
         told: dict[str, Any] = {
             "rules": rules,
             "digests": digests,
-            "precision": None if precision == AUTO else precision,
+            "precision": None if chosen == AUTO else chosen,
         }
         return cls(segmenters, mirror=flips, device=device, **told)
 

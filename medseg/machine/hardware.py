@@ -9,14 +9,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from medseg.errors import UsageError, listed
+
 if sys.platform != "win32":
     import resource
 
 Precision = Literal["bf16-mixed", "16-mixed", "32-true"]
 
+PrecisionName = Literal["auto", 16, 32, "16", "32", "32-true", "16-mixed", "bf16-mixed"]
+"""What one may ask for, as Lightning names it; ``auto`` is `best_precision`."""
+
 AUTO = "auto"
-PRECISIONS: tuple[str, ...] = (AUTO, *get_args(Precision))
-"""What one may ask for; ``auto`` is `best_precision`."""
+PRECISIONS = tuple(dict.fromkeys(map(str, get_args(PrecisionName))))
+_IN_SHORT: dict[str, Precision] = {"16": "16-mixed", "32": "32-true"}
 
 SHARED_MEMORY = "/dev/shm"
 """The folder of Linux in which torch's data workers leave what they have read."""
@@ -41,6 +46,17 @@ def best_precision(accelerator: str = "auto") -> Precision:
     if accelerator in ("auto", "cpu") and cpu_multiplies_bf16():
         return "bf16-mixed"
     return "32-true"
+
+
+def precision_named(name: str | int) -> str:
+    """``"auto"`` or the `Precision` that one of `PRECISIONS` names.
+
+    Raises:
+        UsageError: It is none of them.
+    """
+    if str(name) not in PRECISIONS:
+        raise UsageError(f"there is no precision {name!r}", f"Choose one of {listed(PRECISIONS)}")
+    return _IN_SHORT.get(str(name), str(name))
 
 
 def cpu_multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

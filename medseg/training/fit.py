@@ -25,7 +25,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 
 from medseg.checkpoints.run import Run
 from medseg.errors import UsageError, meant
-from medseg.machine.hardware import best_precision, memory_bytes
+from medseg.machine.hardware import PrecisionName, best_precision, memory_bytes
 from medseg.machine.threads import share_cores
 from medseg.machine.typed import to_plain
 from medseg.nets import list_nets
@@ -41,7 +41,6 @@ from medseg.training.ranges import require_in_range
 from medseg.training.start import ChangeRun, Start, find_start, taken, without_searches
 from medseg.training.task import SegmentationTask
 
-PrecisionName = Literal["auto", 16, 32, "16", "32", "32-true", "16-mixed", "bf16-mixed"]
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 
 _DEFAULT_EPOCHS = 1000  # Lightning's and nnU-Net's

@@ -61,3 +61,24 @@ def test_a_misspelt_option_of_a_config_is_answered_with_the_meant_one(tmp_path, 
     config.write_text("trainer: {max_step: 3}\nmodel: {net_options: {anything: 1}}\n")
     assert main(["fit", "--config", str(config)]) == 2
     assert "'trainer.max_step', did you mean 'trainer.max_steps'" in capsys.readouterr().err
+
+
+def choices():
+    """Each command and option that has a list of choices."""
+    commands = next(action for action in build_parser()._actions if isinstance(action.choices, dict)).choices
+    for name, parser in commands.items():
+        for action in parser._actions:
+            if action.choices is not None:
+                yield pytest.param(name, action, id=f"{name}-{action.dest}")
+
+
+@pytest.mark.parametrize(("name", "action"), list(choices()))
+def test_a_choice_that_is_none_is_answered_with_those_there_are(name, action, capsys):
+    words = [name, *([action.option_strings[0]] if action.option_strings else []), "7seven"]
+    if action.type is int:
+        words[-1] = "777"
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert all(str(choice) in said for choice in action.choices)

@@ -75,6 +75,8 @@ def test_precision_and_overlap_are_pinned_and_noted(images, tmp_path, monkeypatc
     for pinned in (["--precision", "32-true"], ["--overlap", "0.25"]):
         assert main([*words, *pinned]) == 0
         assert "from before" not in capsys.readouterr().out
+    assert main([*words, "--precision", "32-true"]) == main([*words, "--precision", "32"]) == 0
+    assert "3 of them from before" in capsys.readouterr().out  # two names of one precision
     pinned = Predictor.load([path], device="cpu", precision="32-true", overlap=0.25)
     assert (pinned.half, pinned.segmenters[0].overlap) == (None, 0.25)
     assert pinned.on("cpu").settings == pinned.settings
