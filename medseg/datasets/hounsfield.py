@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.errors import listed
+
 AIR = -200.0
 """In Hounsfield units; only air and lungs lie below it."""
 
@@ -104,6 +106,35 @@ def unlike_window(voxels: NDArray[Any], lower: float, upper: float) -> str:
     if np.count_nonzero((few >= lower) & (few <= upper)) < few.size * _NEXT_TO_NONE:
         return "next to no voxel in that range"
     return ""
+
+
+def doubts(modality: str, spreads: Mapping[str, Spread]) -> dict[str, tuple[str, str]]:
+    """What is odd about CTs that lie side by side, and what to do.
+
+    Args:
+        modality: Name of the channel.
+        spreads: Of that channel, by case.
+
+    Returns:
+        The end of a sentence about each case that differs from most; about the dataset, under an empty name, where most
+        are odd or as many as not.
+    """
+    few = odd_ones(spreads)
+    if few:
+        remedy = "Bring it to Hounsfield units (the slope and intercept of its DICOM), unless it is so"
+        return {
+            case: (f"is no {modality} as the others: it has {told} ({spreads[case]})", remedy)
+            for case, told in few.items()
+        }
+    odd = {case: told for case, spread in spreads.items() if (told := oddity(spread))}
+    if not odd:
+        return {}
+    case, told = next(iter(odd.items()))
+    others = [case for case in spreads if case not in odd]
+    cases = "1 case" if len(spreads) == 1 else f"{len(spreads)} cases"
+    problem = f"calls a channel {modality}, but {len(odd)} of {cases} have no Hounsfield units: {case} has {told}"
+    problem += f" ({spreads[case]})" + (f"; {listed(others)} may" if others else "")
+    return {"": (problem, "Bring them to those units; if all are so on purpose, so must be whatever is predicted")}
 
 
 def odd_ones(spreads: Mapping[str, Spread]) -> dict[str, str]:

@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 from medseg.datasets.case import counted, read_dataset, read_image
-from medseg.datasets.hounsfield import is_ct, unlike_window
 from medseg.datasets.names import by_channel, volumes
 from medseg.dicom.series import OddSeries, has_pydicom, sort_series
 from medseg.errors import DataError, listed
+from medseg.plan.grid import foreign_unit
 from medseg.plan.plan import Plan
 from medseg.space.formats import is_dicom, is_dicom_folder
 from medseg.space.reading import ENDINGS, case_name, read_header
@@ -176,13 +176,8 @@ def remark_on_units(name: object, image: Volume, plan: Plan) -> None:
         image: A channel per modality of the plan.
         plan: Has the range of the organs' intensities.
     """
-    for modality, channel, how in zip(plan.modalities, image.array, plan.normalisation, strict=True):
-        if is_ct(modality) and how.scheme == "ct" and (told := unlike_window(channel, how.lower, how.upper)):
-            _log.warning(
-                "%s may be no %s in the unit of the training, where organs have %g to %g: it has %s. "
-                "Look at its intensities before you trust its labels.",
-                *(name, modality, how.lower, how.upper, told),
-            )
+    if told := foreign_unit(image, plan):
+        _log.warning("%s %s. Look at its intensities before you trust its labels.", name, told)
 
 
 def _require_plausible(path: Path, image: Volume, plan: Plan) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float64
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from medseg.datasets.split import Fold, folds, read_split
 from medseg.errors import DataError, MedsegError, UsageError, listed
@@ -28,7 +29,7 @@ from medseg.patches.loader import CaseLoader, EpochOrder, RankShare, case_loader
 from medseg.patches.loading import Loading, Sizes, decide
 from medseg.patches.margin import crop_size
 from medseg.patches.sample import Balance, Schedule, decks
-from medseg.patches.settings import Augmentation
+from medseg.patches.settings import Augmentation, without_effect
 from medseg.patches.settings import augmentation as named_settings
 from medseg.patches.shared import CAN_SHARE, SharedVolumes
 from medseg.plan.plan import Plan
@@ -96,6 +97,7 @@ class VolumesDataModule(pl.LightningDataModule):
         self.oversample_foreground, self.steps_per_epoch = oversample_foreground, steps_per_epoch
         self.balance = balance
         self.settings: Augmentation = named_settings(augmentation)
+        self._in_vain = without_effect(augmentation)
         self.plan: Plan = _with_sizes(plan_of(self.store), batch_size, patch_size)
         if organs is not None:
             _require_organs(self.plan, organs, self.store)
@@ -155,6 +157,8 @@ class VolumesDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> CaseLoader:
         """Each pass is another epoch of crops; `on_after_batch_transfer` makes patches of them."""
+        for told in self._in_vain:
+            rank_zero_warn(f"data.augmentation.{told}")
         examined = self._look()
         cases = self._cases(examined.fold.train)
         infos = [examined.infos[case] for case in cases.ids]

@@ -134,6 +134,32 @@ def augmentation(strength: str | Mapping[str, Any] | Augmentation) -> Augmentati
     return PRESETS[preset].but(**changes)
 
 
+def without_effect(strength: str | Mapping[str, Any] | Augmentation) -> list[str]:
+    """What a table of settings sets in vain, for it is of an augmentation that never happens: a clause each.
+
+    Example:
+        >>> without_effect({"preset": "light", "rotation_deg": 10})
+        ['rotation_deg does nothing while rotation_probability is 0']
+    """
+    if not isinstance(strength, Mapping):
+        return []
+    values = augmentation(strength)
+    asked = {
+        (row.name, setting)
+        for key, value in strength.items()
+        if key != "preset" and key not in WHOLE
+        for row, setting, _ in _meant(key, value)
+        if not isinstance(value, Mapping) or setting in value
+    }
+    never = [one.row for one in values.strengths if not one.probability and (one.row.name, "probability") not in asked]
+    return [
+        f"{key_of(row, setting)} does nothing while {key_of(row, 'probability')} is 0"
+        for row in never
+        for setting in row.settings
+        if (row.name, setting) in asked
+    ]
+
+
 def _meant(key: str, value: Any) -> list[tuple[AugmentationRow, str, Any]]:
     """The settings that a key of a config stands for, each with its value."""
     if isinstance(value, Mapping) or "." in key:

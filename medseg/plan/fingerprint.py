@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 import numpy as np
@@ -13,13 +14,16 @@ from numpy.typing import NDArray
 
 from medseg.datasets.agreement import odd_cases
 from medseg.datasets.case import Case, Dataset, read_case, read_weight
-from medseg.errors import DataError
+from medseg.datasets.hounsfield import Spread, doubts, is_ct, spread_of
+from medseg.errors import DataError, few
 from medseg.machine.crew import default_workers, run_tasks
 from medseg.space.distance import nonzero_box, voxel_size
 from medseg.space.labels import value_counts
 from medseg.space.nifti import Header
 from medseg.space.reading import is_flat, read_header
 from medseg.space.volume import Shape, Spacing, Volume
+
+_log = logging.getLogger(__name__)
 
 ORIENTATION = "RAS"
 QUANTILES = 2000  # of each case's foreground: enough for the 0.5 and 99.5 percentiles of all of them
@@ -56,6 +60,7 @@ class CaseFingerprint:
         intensities: One per modality; empty where the case has no foreground.
         voxels: Label value to its number of voxels, background 0 left out.
         square: Volume of a voxel over the product of its edges: below 1 where they are sheared.
+        ct: Modality to the spread of a channel that is a CT.
     """
 
     shape: Shape
@@ -64,6 +69,7 @@ class CaseFingerprint:
     intensities: tuple[Intensities, ...]
     voxels: dict[int, int]
     square: float = 1.0
+    ct: Mapping[str, Spread] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +169,7 @@ def fingerprint(dataset: Dataset, workers: int | None = None) -> Fingerprint:
     count = workers or default_workers(max((_peak_bytes(header, bare) for header in headers.values()), default=0))
     outcome = run_tasks(fingerprint_case, tasks, workers=count, title=f"measuring {dataset.name}")
     results = outcome.or_raise(labelled[0].images[0].parent)
+    _tell_units(tasks, results)
     unscaled = any(is_flat(path) for case in labelled for path in case.images)
     return Fingerprint(bare, {name: results[name] for name in sorted(results)}, unscaled)
 
@@ -191,6 +198,11 @@ def fingerprint_case(task: FingerprintTask) -> CaseFingerprint:
         intensities=tuple(_intensities(channel[mask]) for channel in image.array) if mask.any() else (),
         voxels=value_counts(values[mask]),
         square=voxel_size(image.steps_mm) / prod(image.spacing_mm),
+        ct={
+            modality: spread_of(channel)
+            for modality, channel in zip(task.dataset.modalities, image.array, strict=True)
+            if is_ct(modality)
+        },
     )
 
 
@@ -219,6 +231,15 @@ def _headers(tasks: Mapping[str, FingerprintTask]) -> dict[str, Header]:
         with suppress(DataError):
             found[name] = read_header(task.case.images[0])
     return found
+
+
+def _tell_units(tasks: Mapping[str, FingerprintTask], results: Mapping[str, CaseFingerprint]) -> None:
+    """Log what cannot be the Hounsfield units of a CT, for it moves the range that all of them are clipped to."""
+    for modality in dict.fromkeys(modality for one in results.values() for modality in one.ct):
+        found = doubts(modality, {case: one.ct[modality] for case, one in sorted(results.items())})
+        name = next(iter(tasks.values())).dataset.name
+        for line in few([f"{case or name} {problem}. {remedy}." for case, (problem, remedy) in found.items()]):
+            _log.warning("%s", line)
 
 
 def _require_possible(tasks: Mapping[str, FingerprintTask], headers: Mapping[str, Header]) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int16
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medseg.datasets.hounsfield import is_ct, unlike_window
 from medseg.plan.plan import Normalisation, Plan
 from medseg.space.distance import nonzero_box
 from medseg.space.labels import replaced, strangers
@@ -226,6 +227,20 @@ def _normalise_channel(
         target /= max(highest - lowest, 1e-8)
     else:
         target[...] = channel
+
+
+def foreign_unit(image: Volume, plan: Plan) -> str:
+    """The end of a sentence about an image with a CT that cannot be in the plan's unit; empty where nothing is odd.
+
+    Args:
+        image: A channel per modality of the plan, not normalised.
+        plan: Has the range of the organs' intensities.
+    """
+    for modality, channel, how in zip(plan.modalities, image.array, plan.normalisation, strict=True):
+        if is_ct(modality) and how.scheme == "ct" and (told := unlike_window(channel, how.lower, how.upper)):
+            window = f"where organs have {how.lower:g} to {how.upper:g}"
+            return f"may be no {modality} in the unit of the training, {window}: it has {told}"
+    return ""
 
 
 def _root_mean_square(values: NDArray[np.float32]) -> float:

@@ -19,7 +19,7 @@ from medseg.datasets.case import Case, Dataset, read_image, read_maps, read_weig
 from medseg.datasets.drawn import agreed
 from medseg.errors import DataError, MachineError, explained
 from medseg.machine.files import digest_of, whole, write_json
-from medseg.plan.grid import kept_box, labels_to_plan_grid, to_plan_grid, weight_to_plan_grid
+from medseg.plan.grid import foreign_unit, kept_box, labels_to_plan_grid, to_plan_grid, weight_to_plan_grid
 from medseg.plan.plan import Plan
 from medseg.space.labels import cut_away, value_counts
 from medseg.space.reading import parts_of
@@ -73,11 +73,13 @@ class StoredCase:
         folder: The name of its folder.
         cut_away: Organs of which the label has voxels where every channel is zero, in words; those are cropped away.
         too_small: Organs of which nothing is left, because they are smaller than the voxels of the plan.
+        unit: What `medseg.plan.grid.foreign_unit` says of the image.
     """
 
     folder: str
     cut_away: tuple[str, ...] = ()
     too_small: tuple[str, ...] = ()
+    unit: str = ""
 
 
 def prepare_case(task: CaseTask) -> StoredCase:
@@ -105,6 +107,7 @@ def prepare_case(task: CaseTask) -> StoredCase:
     except ValueError as error:
         remedy = "Correct spacing_mm in the plan, or the spacing in the file's header"
         raise DataError(task.case.images[0], str(error), remedy) from None
+    unit = foreign_unit(image, task.plan)
     del image  # as large as the result: let go before the labels are resampled
     labels = agreed(maps, task.dataset.ignore) if maps else None
     atoms = None if labels is None else labels_to_plan_grid(labels, task.plan, change)
@@ -129,10 +132,10 @@ def prepare_case(task: CaseTask) -> StoredCase:
     further = {"raters": raters, "weight": None if weight is None else weight_to_plan_grid(weight, change)}
     _write(final, array, atoms, info, task.plan, further)
     if labels is None:
-        return StoredCase(name)
+        return StoredCase(name, unit=unit)
     kept = kept_box(labels.array[0], change)
     cropped = cut_away(labels.array[0], kept, task.plan.labels)
-    return StoredCase(name, tuple(cropped), lost_organs(kept, info.voxels, task.plan))
+    return StoredCase(name, tuple(cropped), lost_organs(kept, info.voxels, task.plan), unit)
 
 
 def lost_organs(values: NDArray[np.integer[Any]], voxels: Mapping[int, int], plan: Plan) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 
 from medseg.datasets.case import Dataset, read_dataset
-from medseg.errors import DataError, MachineError, listed
+from medseg.errors import DataError, MachineError, few, listed
 from medseg.machine.crew import default_workers, run_tasks
 from medseg.machine.files import sweep, write_json
 from medseg.plan.adopt import adopt, differences, stale
@@ -65,7 +65,8 @@ def prepare(
         dataset = replace(dataset, cases=tuple(case for case in dataset.cases if case.id in cases))
     if plan is not None and adopting:
         plan = adopt(plan, dataset, swap_sides=swap_sides)
-    elif plan is None and not (out / "plan.yaml").is_file():
+    measured = plan is None and not (out / "plan.yaml").is_file()
+    if measured:
         plan = make_plan(fingerprint(dataset, workers), swap_sides=swap_sides)
     settled = _settle_plan(Path(dataset_root), dataset, out, plan)
     bare = replace(dataset, cases=(), test=())
@@ -78,14 +79,17 @@ def prepare(
         count = workers or default_workers(max(map(_peak_bytes, missing.values()), default=0))
         outcome = run_tasks(prepare_case, missing, workers=count, title=f"preparing {dataset.name}")
         prepared = outcome.or_raise(Path(dataset_root))
-        _tell_what_is_lost(prepared, settled)
+        _tell_oddities(prepared, settled, measured=measured)
         folders = done | {name: one.folder for name, one in prepared.items()}
         _finish(out, settled, dataset, folders)
     return Store(out)
 
 
-def _tell_what_is_lost(prepared: Mapping[str, StoredCase], plan: Plan) -> None:
-    """Two lines at most: what was cropped away, and what is too small for the plan's voxels."""
+def _tell_oddities(prepared: Mapping[str, StoredCase], plan: Plan, *, measured: bool) -> None:
+    """What was cropped away, what is too small for the plan's voxels, and CTs in another unit than the plan's.
+
+    Where the plan was just ``measured`` on these cases, that has told of the units.
+    """
     cropped = [f"{name}: {listed(one.cut_away)}" for name, one in sorted(prepared.items()) if one.cut_away]
     small = [f"{name}: {listed(one.too_small)}" for name, one in sorted(prepared.items()) if one.too_small]
     if cropped:
@@ -96,6 +100,8 @@ def _tell_what_is_lost(prepared: Mapping[str, StoredCase], plan: Plan) -> None:
             "organs have voxels in the label file but none at the plan's %s mm; a finer spacing_mm would keep them: %s"
         )
         _log.warning(problem, spacing, listed(small))
+    for line in () if measured else few([f"{name} {one.unit}" for name, one in sorted(prepared.items()) if one.unit]):
+        _log.warning("%s", line)
 
 
 def _is_foreign(out: Path) -> bool:

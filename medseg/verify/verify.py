@@ -18,7 +18,7 @@ from rich.text import Text
 from medseg.datasets.agreement import odd_cases
 from medseg.datasets.case import Case, Dataset, Listing, counted, read_listing
 from medseg.datasets.files import why_absent
-from medseg.datasets.hounsfield import odd_ones, oddity
+from medseg.datasets.hounsfield import doubts
 from medseg.datasets.manifest import Manifest
 from medseg.errors import DataError, listed
 from medseg.machine.crew import default_workers, for_each_case
@@ -244,23 +244,9 @@ def _units(file: Path, inspections: list[Inspection]) -> Iterator[Problem]:
     """CT that cannot be in Hounsfield units: the cases in which it is so, or the dataset where most are so."""
     for modality in dict.fromkeys(modality for one in inspections for modality, _, _ in one.ct):
         ct = {one.case: (spread, path) for one in inspections for name, spread, path in one.ct if name == modality}
-        spreads = {case: spread for case, (spread, _) in ct.items()}
-        few = odd_ones(spreads)
-        for case, told in few.items():
-            spread, path = ct[case]
-            problem = f"is no {modality} as the others: it has {told} ({spread})"
-            remedy = "Bring it to Hounsfield units (the slope and intercept of its DICOM), unless it is so"
-            yield Problem(case, path, "units", problem, remedy, harmless=True)
-        odd = {case: told for case, spread in spreads.items() if (told := oddity(spread))}
-        if odd and not few:
-            case, told = next(iter(odd.items()))
-            others = [case for case in spreads if case not in odd]
-            problem = (
-                f"calls a channel {modality}, but {len(odd)} of {counted(len(spreads), 'case')} have no Hounsfield "
-            )
-            problem += f"units: {case} has {told} ({spreads[case]})" + (f"; {listed(others)} may" if others else "")
-            remedy = "Bring them to those units; if all are so on purpose, so must be whatever is predicted"
-            yield Problem("", file, "units", problem, remedy, harmless=True)
+        found = doubts(modality, {case: spread for case, (spread, _) in ct.items()})
+        for case, (problem, remedy) in found.items():
+            yield Problem(case, ct[case][1] if case else file, "units", problem, remedy, harmless=True)
 
 
 def _unused_labels(file: Path, dataset: Dataset, inspections: list[Inspection]) -> Iterator[Problem]:

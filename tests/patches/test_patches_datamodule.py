@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -468,6 +469,25 @@ def test_cases_without_labels_are_left_out(store, tmp_path):
         info.write_text(json.dumps(json.loads(info.read_text(encoding="utf-8")) | {"label": None}))
     with pytest.raises(DataError, match="no case with a label"):
         module(bare).train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"preset": "light", "rotation_deg": 10}, ["rotation_deg does nothing while rotation_probability is 0"]),
+        ({"elastic": {"elastic_mm": 3.0}}, ["elastic_mm does nothing while elastic_probability is 0"]),
+        ({"preset": "light", "rotation_deg": 10, "rotation_probability": 0.2}, []),
+        ({"rotation_deg": 10, "scale_probability": 0, "scale": [0.9, 1.1]}, []),  # who says 0 knows
+        ({"elastic": {"elastic_mm": 3.0, "probability": 0.1}, "mirror_probability": 0.5}, []),
+        ("light", []),
+    ],
+)
+def test_a_setting_without_effect_is_told(store, asked, told):
+    loader = module(store, augmentation=asked)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        loader.train_dataloader()
+    assert [str(warning.message) for warning in heard] == [f"data.augmentation.{clause}" for clause in told]
 
 
 def test_crops_are_what_the_loader_hands_over(store):

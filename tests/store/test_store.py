@@ -157,6 +157,22 @@ def test_what_is_drawn_where_the_image_is_zero_is_told_with_its_reason(toy_datas
     assert "liver (270 of 432 voxels) where every channel of the image is zero" in report.problems[0].problem
 
 
+def test_a_ct_in_another_unit_is_told_whether_the_plan_is_made_or_given(toy_dataset, tmp_path, caplog):
+    path = toy_dataset / "imagesTr" / "toy_1.nii.gz"
+    image = nib.load(path)
+    write_nifti(path, np.asarray(image.dataobj) + np.int16(1024), image.affine)
+    made = prepare(toy_dataset, tmp_path / "made", workers=1)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("toy_1 is no CT as the others: it has a fifth of the voxels above 700")
+    for plan in (replace(made.plan, normalisation=PLAN.normalisation), None):  # the second time, that of the store
+        caplog.clear()
+        (tmp_path / "given" / "index.json").unlink(missing_ok=True)
+        shutil.rmtree(tmp_path / "given" / "cases", ignore_errors=True)
+        prepare(toy_dataset, tmp_path / "given", plan, workers=1)
+        (told,) = [record.getMessage() for record in caplog.records]
+        assert told.startswith("toy_1 may be no CT in the unit of the training, where organs have ")
+
+
 def test_a_case_without_a_label_is_kept_for_prediction(toy_dataset, tmp_path, monkeypatch):
     dataset = read_dataset(toy_dataset)
     cases = (dataset.cases[0], replace(dataset.cases[1], label=None))
