@@ -124,7 +124,16 @@ class Segmenter:
 
         Logits are held for one window's depth of the volume only, so memory does not grow with classes times voxels.
         The network decides in evaluation mode, without gradients, and is left in the mode that it was in.
+
+        Raises:
+            UsageError: The volume has another shape than this, or other channels than the plan's modalities.
         """
+        if image.ndim != 5 or tuple(image.shape[:2]) != (1, len(self.plan.modalities)):
+            raise UsageError(
+                f"expected a volume of the shape (1, {len(self.plan.modalities)}, i, j, k) with the channels "
+                f"{', '.join(self.plan.modalities)}, got {tuple(image.shape)}",
+                "Give one prepared volume at a time",
+            )
         with _evaluating(self.net):
             return self._segment(image)
 

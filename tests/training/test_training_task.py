@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Timer
 from torch import nn
 
+from medseg.errors import UsageError
 from medseg.machine.hardware import cpu_multiplies_bf16
 from medseg.patches.batch import target_of
 from medseg.plan.plan import Normalisation, Plan
@@ -54,6 +55,13 @@ def test_a_task_in_training_segments_as_one_that_is_not_and_goes_on_training():
     assert not frozen.training
     assert torch.equal(decided, task.segment(image))
     assert torch.equal(decided, task.eval().segment(image))
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+@pytest.mark.parametrize("shape", [(1, 2, 16, 16, 16), (2, 1, 16, 16, 16), (1, 16, 16, 16)])
+def test_a_volume_that_is_none_of_the_plans_is_a_sentence(shape):
+    with pytest.raises(UsageError, match=r"of the shape \(1, 1, i, j, k\) with the channels CT, got \("):
+        task_of(PLAN, net_options={"features": [4, 8]}).segment(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES))
