@@ -34,10 +34,11 @@ COPY medseg medseg
 RUN pip install ".[formats,export]"
 
 FROM debian:bookworm-20250520-slim
-# The compiler and Python's headers are what --model.compile needs, on the CPU and for Triton's launchers on GPUs.
+# The compiler and Python's headers are what --model.compile needs, on the CPU and for Triton's launchers on GPUs;
+# openssl is how torch tells headers apart.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends g++ python3 python3-dev \
+ && apt-get install --yes --no-install-recommends g++ openssl python3 python3-dev \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --create-home --uid 1000 medseg
 COPY --from=built /opt/medseg /opt/medseg
