@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,14 +89,14 @@ class Run:
         folder = checkpoint.parent.resolve()
         return folder == self.checkpoints.resolve() or folder.is_relative_to(self.path.resolve())
 
-    def checkpoint(self, name: str | None = None) -> Path:
+    def checkpoint(self, name: str | os.PathLike[str] | None = None) -> Path:
         """The checkpoint called ``best`` (the default) or ``last``, or any path.
 
         Raises:
             CheckpointError: There is none.
         """
         named = {None: self.best, "best": self.best, "last": self.last}
-        path = named.get(name) or Path(str(name))
+        path = Path(name) if isinstance(name, os.PathLike) else named.get(name) or Path(str(name))
         if path.is_file():
             return path
         problem = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"

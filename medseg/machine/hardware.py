@@ -55,7 +55,7 @@ def precision_named(name: str | int) -> str:
         UsageError: It is none of them.
     """
     if str(name) not in PRECISIONS:
-        raise UsageError(f"there is no precision {name!r}", f"Choose one of {listed(PRECISIONS)}")
+        raise UsageError(f"medseg does not compute in the precision {name!r}", f"Choose one of {listed(PRECISIONS)}")
     return _IN_SHORT.get(str(name), str(name))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import isclass
 from math import inf, isfinite
-from pathlib import Path
 from sys import float_info
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -109,13 +109,14 @@ def to_plain(value: Any) -> Any:
     """Tuples and NumPy's arrays to lists, values to tables, paths to text, all the way down; others stay.
 
     Example:
+        >>> from pathlib import Path
         >>> to_plain({"a": (Path("b"), 1)})
         {'a': ['b', 1]}
     """
     if hasattr(value, "to_dict"):
         return value.to_dict()
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, tuple | list):
         return [to_plain(item) for item in value]
     if isinstance(value, dict):

@@ -173,6 +173,8 @@ class _InTime(Dataset[Any]):
         self.dataset = dataset
 
     def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # whoever copies or unpickles asks before there is one
+            raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def __len__(self) -> int:

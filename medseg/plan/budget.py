@@ -174,7 +174,7 @@ def timing(channels: int, classes: int) -> tuple[Timing, str]:
 
     from medseg.losses import build_loss
     from medseg.machine.hardware import best_precision
-    from medseg.nets import NetSpec, build_net
+    from medseg.nets import NetSpec, build_net, keep_short_ones_whole
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = best_precision()
@@ -185,6 +185,7 @@ def timing(channels: int, classes: int) -> tuple[Timing, str]:
         spec = NetSpec(channels, classes, topology.patch_size, topology.strides, topology.kernels, topology.features)
         layout = torch.channels_last_3d  # as in training
         net = build_net("unet", spec).to(device, memory_format=layout).train()  # type: ignore[call-overload]
+        keep_short_ones_whole(net)
         image = torch.rand(batch, channels, *topology.patch_size, device=device).contiguous(memory_format=layout)
         labels = torch.randint(classes, (batch, *topology.patch_size), device=device)
         taken = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Set
+from typing import Any
 
 import pytorch_lightning as pl
 
@@ -10,6 +11,7 @@ from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.errors import CheckpointError, DataError, listed
 from medseg.losses.expression import paths_in
 from medseg.machine.dotted import Trust
+from medseg.machine.hardware import precision_named
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.plan.plan import Plan
 from medseg.store.identity import among, traces
@@ -23,6 +25,25 @@ def data_of(task: pl.LightningModule) -> VolumesDataModule | None:
     """The datamodule that a task is run on, in whatever trainer; None where it is given plain loaders."""
     data = getattr(trainer_of(task), "datamodule", None)
     return data if isinstance(data, VolumesDataModule) else None
+
+
+def trainable_data(task: Any, *, prepared: bool = True) -> VolumesDataModule | None:
+    """What `data_of` gives, held against the task, whose trainer computes in what images and losses stay in.
+
+    Args:
+        task: A `medseg.training.task.SegmentationTask`.
+        prepared: As `require_same_data` takes it.
+
+    Raises:
+        UsageError: The trainer converts weights, as ``64-true`` and ``bf16-true`` do.
+        DataError: As `require_same_data`.
+    """
+    trainer, data = trainer_of(task), data_of(task)
+    if trainer is not None:
+        precision_named(str(trainer.precision))
+    if data is not None:
+        require_same_data(task.plan, data, prepared=prepared)
+    return data
 
 
 def require_same_data(trained: Plan, data: VolumesDataModule, *, prepared: bool = True) -> None:

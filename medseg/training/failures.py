@@ -101,9 +101,11 @@ def explained(error: BaseException, plan: Plan, *, obituary: Callable[..., str] 
         return UsageError(f"the network cannot be compiled ({reason})", "Leave model.compile at false")
     if (
         isinstance(error, ValueError | RuntimeError | MisconfigurationException)
-        and _raised_in(error) in _SPEAK_FOR_THEMSELVES
+        and _raised_in(error).split(".")[0] in _SPEAK_FOR_THEMSELVES
     ):
         return UsageError(" ".join(text.split()).rstrip(".?"), "Correct the config")
+    if isinstance(error, ValueError | RuntimeError) and _raised_in(error).startswith("torch.optim"):
+        return UsageError(f"the optimizer cannot train this network ({' '.join(text.split())})", "Choose another one")
     if isinstance(error, RuntimeError | ConnectionError) and _LOST.search(text):
         return LostProcessError(obituary(patience_s=_MOURNING_S) if obituary else "")
     return None
@@ -146,11 +148,11 @@ def unusable_device(error: BaseException, options: Mapping[str, Any]) -> UsageEr
 
 
 def _raised_in(error: BaseException) -> str:
-    """The package whose code raised an error."""
+    """The module whose code raised an error."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0]
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
 
 
 def require_memory(net: nn.Module, plan: Plan, available: int) -> None:

@@ -179,8 +179,11 @@ def fit(
     seed_everything = to_plain(seed_everything)
     require_in_range({"checkpoint_minutes": checkpoint_minutes, "seed_everything": seed_everything, **given})
     pl.seed_everything(seed_everything, verbose=False)
-    data = VolumesDataModule(**given["data"])
-    task = SegmentationTask(data.plan.to_dict(), **given["model"])
+    try:
+        data = VolumesDataModule(**given["data"])
+        task = SegmentationTask(data.plan.to_dict(), **given["model"])
+    except ValueError as error:
+        raise UsageError(str(error).rstrip(".?"), "Correct the options") from None
     told = {**given, "model": {**given["model"], "net": task.hparams["net"]}}  # as its checkpoints call it
     config = {"seed_everything": seed_everything, **{part: _plain(told[part], *known[part]) for part in told}}
     run_fit(Run(Path(run)), config, task, data, resume=resume, minutes=checkpoint_minutes, **given["trainer"])

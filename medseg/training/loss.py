@@ -185,7 +185,8 @@ class OwnLoss(nn.Module):
             )
         target = target.long() if target.ndim < logits.ndim else target.float()  # as torch's own losses want them
         try:
-            value = self.judge(logits.float(), target)
+            with torch.autocast(logits.device.type, enabled=False):
+                value = self.judge(logits.float(), target)
         except NonFiniteLogitsError:
             raise
         except (AssertionError, IndexError, TypeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -102,14 +103,13 @@ def schedule_factor(name: str, *, warmup: float = 0.0) -> Schedule:
     if name not in SCHEDULES:
         problem = f"there is no schedule {name!r}{meant(name, SCHEDULES)}"
         raise UsageError(problem, f"Choose one of {', '.join(SCHEDULES)}")
-    shape = SCHEDULES[name]
+    return partial(_factor, name, warmup)  # which can be pickled, as a task then can
 
-    def factor(spent: float) -> float:
-        if spent < warmup:
-            return max(spent / warmup, 0.01)  # never quite zero: the first step must move
-        return shape(min(1.0, (spent - warmup) / (1 - warmup)))
 
-    return factor
+def _factor(name: str, warmup: float, spent: float) -> float:
+    if spent < warmup:
+        return max(spent / warmup, 0.01)  # never quite zero: the first step must move
+    return SCHEDULES[name](min(1.0, (spent - warmup) / (1 - warmup)))
 
 
 class FollowBudget(LambdaLR):

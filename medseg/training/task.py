@@ -23,13 +23,13 @@ from medseg.machine.dotted import Trust
 from medseg.machine.hardware import peak_memory_bytes
 from medseg.machine.typed import to_plain
 from medseg.metrics import PerOrganDice
-from medseg.nets import NetSpec, build_net
+from medseg.nets import NetSpec, build_net, keep_short_ones_whole
 from medseg.patches.datamodule import Batch
 from medseg.plan.plan import Plan
 from medseg.segmenter import Segmenter, class_values, lay_out, net_spec, require_same_kinds
 from medseg.space.labels import IGNORED
 from medseg.training.beginning import remember, take_over
-from medseg.training.belonging import already_seen, data_of, known_by, require_same_data, require_trusted
+from medseg.training.belonging import already_seen, data_of, known_by, require_trusted, trainable_data
 from medseg.training.callbacks import of_task
 from medseg.training.lightning import count_epochs_right, trainer_of
 from medseg.training.loss import Own, build_task_loss, judge, name_of, short_window, tell_of_short_epochs
@@ -247,12 +247,10 @@ class SegmentationTask(pl.LightningModule):
         return Segmenter(self, self.plan, self.hparams["overlap"], channels_last=False).segment(image)
 
     def setup(self, stage: str) -> None:
-        """Look at the data; take over weights; before training, freeze some."""
-        data = data_of(self)
-        if data is not None:
-            require_same_data(self.plan, data, prepared=stage != "test" or self.judges_tests)
-            if stage == "fit":
-                self.trained_on |= known_by(data, data.cases.train)
+        """Look at the trainer and the data; take over weights; before training, freeze some."""
+        data = trainable_data(self, prepared=stage != "test" or self.judges_tests)
+        if data is not None and stage == "fit":
+            self.trained_on |= known_by(data, data.cases.train)
         if self.hparams["init_from"] is not None and not self._begun:
             try:
                 self._start = take_over(self, Path(self.hparams["init_from"]), net_spec(self.plan))
@@ -262,6 +260,7 @@ class SegmentationTask(pl.LightningModule):
             if data is not None and stage != "predict" and (seen := already_seen(self.trained_on, data)):
                 rank_zero_warn(seen)
             return
+        keep_short_ones_whole(self.net)
         self._frozen = frozen_norms(self, self.hparams["freeze"] or ())
         self.train(self.training)
 

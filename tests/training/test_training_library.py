@@ -1,7 +1,9 @@
 """The task in a Lightning trainer of one's own: what every tutorial does works, and means what it says."""
 
+import copy
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -375,3 +377,51 @@ def test_processes_under_a_budget_of_time_follow_one_clock_to_the_last_bit(store
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert one["step"] == other["step"] > 1
     assert all(torch.equal(tensor, other["weights"][name]) for name, tensor in one["weights"].items())
+
+
+def voxels_counted(logits, labels):
+    """As published losses count: in a product that autocast would round to 8 bits."""
+    shares = logits.softmax(1)
+    counted = torch.einsum("bcijk,bcijk->bc", shares, torch.ones_like(shares))
+    assert (shares.dtype, counted.dtype) == (torch.float32, torch.float32)
+    return counted.std() / labels[0].numel()
+
+
+def test_a_loss_of_ones_own_is_asked_in_float32_whatever_the_network_computes_in(store):
+    trainer = fit(SegmentationTask(plan_of(store), **SMALL, loss=voxels_counted), store, precision="bf16-mixed")
+    assert trainer.global_step == 2
+
+
+def test_a_task_is_copied_and_pickled_and_data_copied_also_after_a_training(store):
+    task, data = SegmentationTask(plan_of(store), **SMALL), data_of(store)
+    pl.Trainer(max_epochs=1, **QUIET).fit(task, data)
+    for again in (copy.deepcopy(task), pickle.loads(pickle.dumps(task))):
+        assert same_weights(task, again)
+    assert next(iter(copy.deepcopy(data).train_dataloader())).id == next(iter(data_of(store).train_dataloader())).id
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_a_trainer_that_converts_the_weights_is_refused(store, precision):
+    with pytest.raises(UsageError, match=f"does not compute in the precision '{precision}'. Choose one of auto"):
+        fit(SegmentationTask(plan_of(store), **SMALL), store, precision=precision)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"optimizer": "torch.optim.SparseAdam"}, "the optimizer cannot train this network .*dense gradients"),
+        ({"loss": "uncertainty(dice, cross_entropy)"}, "Correct the options"),
+        ({"patch_size": [16, 16, 15]}, "Correct the options"),
+    ],
+)
+def test_what_cannot_be_trained_with_is_a_sentence_in_python_too(store, tmp_path, options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        training_fit(store, tmp_path / "run", **{**SMALL, "folds": 2, "max_steps": 2, "accelerator": "cpu", **options})
+
+
+def test_a_run_stands_for_its_folder_wherever_a_path_is_taken(store, tmp_path):
+    run = Run(tmp_path / "nowhere")
+    options = {**SMALL, "folds": 2, "max_steps": 2, "accelerator": "cpu"}
+    for wrong in ({"resume": run}, {"init_from": run}):
+        with pytest.raises(CheckpointError, match="nowhere does not exist"):
+            training_fit(store, tmp_path / "run", **options, **wrong)
