@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from medseg.checkpoints.facts import read_facts
 from medseg.checkpoints.run import Run, Scores
 from medseg.cli.info import describe_path
+from medseg.datasets.case import counted
 from medseg.errors import UsageError
-from medseg.machine.files import write_text
+from medseg.machine.files import read_json, write_text
 from medseg.report.rows import read_rows
 from medseg.report.summary import OrganSummary, Summary, summarise
 
@@ -77,7 +79,7 @@ def write_card(checkpoint: Path, scores: Path | None, out: Path) -> int:
     """
     if out.exists():  # with its blanks filled in, perhaps
         raise UsageError(f"{out} is there already", "Move it, or name another file with --out")
-    tested = Run(checkpoint).test
+    tested = (Run.holding(checkpoint) if checkpoint.is_file() else Run(checkpoint)).test
     card = render(checkpoint, scores or (tested.path if tested.cases.is_file() else None))
     write_text(out, card)
     return card.count(BLANK) - 1
@@ -93,23 +95,35 @@ def render(checkpoint: Path, scores: Path | None) -> str:
     Raises:
         DataError: One of them is missing or no such thing.
     """
-    facts = describe_path(checkpoint)
+    file = checkpoint if checkpoint.is_file() else Run(checkpoint).checkpoint()
+    facts = describe_path(file)
     summary = None if scores is None else summarise(read_rows(Scores(scores).cases))
+    remarks = [] if scores is None else _remarks(Scores(scores).summary, read_facts(file).steps)
     told = {key: value for key, value in facts.items() if key not in (*_MAKING, "what", "scores", "data")}
     return _TEMPLATE.format(
         name=f"{facts['network']} for {facts['organs']}",
         blank=BLANK,
         what=_bullets(told.items()),
-        file=checkpoint.name if checkpoint.is_file() else Run(checkpoint).checkpoint().name,
+        file=file.name,
         data=f"{facts['dataset']}: {facts.get('data', 'the checkpoint does not say how many cases')}",
-        scores=_scores(summary),
-        limits="\n".join(f"* {limit}" for limit in _limits(str(facts["organs"]), summary)),
+        scores="\n".join([_scores(summary), *(f"* {remark}" for remark in remarks)]),
+        limits="\n".join(f"* {limit}" for limit in [*_limits(str(facts["organs"]), summary), *remarks]),
         made=_bullets((key, facts[key]) for key in _MAKING if key in facts),
     )
 
 
 def _bullets(pairs: Iterable[tuple[str, object]]) -> str:
     return "\n".join(f"* {key}: {value}" for key, value in pairs)
+
+
+def _remarks(file: Path, steps: int) -> list[str]:
+    """What an evaluation says of its cases beside their scores, and whether it is of a checkpoint of other steps."""
+    known = read_json(file) if file.is_file() else {}
+    found = [str(known["note"])] if known.get("note") else []
+    found += [f"{counted(len(failed), 'case')} had no score" for failed in [known.get("failures")] if failed]
+    if known.get("steps", steps) != steps:
+        found.append(f"the scores are those of step {known['steps']}, this checkpoint is of step {steps}")
+    return found
 
 
 def _scores(summary: Summary | None) -> str:

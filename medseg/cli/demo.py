@@ -51,11 +51,15 @@ def demo(out: Path, minutes: float | None = None) -> int:
     with _chapter(console, f"3. medseg {shlex.join(fit)}"):
         run_lightning(fit)
     images, predictions = dataset / "imagesTs", scores.predictions
-    commands = (
-        f"medseg predict --ckpt {run.best} --input {images} --output {predictions}",
-        f"medseg evaluate --predictions {predictions} --references {dataset / 'labelsTs'}"
-        f" --labels {dataset / 'dataset.json'} --output {out}",
-    )
+    references, labels = dataset / "labelsTs", dataset / "dataset.json"
+    scored = ["--predictions", predictions, "--references", references, "--labels", labels, "--output", out]
+    commands = [
+        shlex.join(["medseg", *map(str, words)])
+        for words in (
+            ["predict", "--ckpt", run.best, "--input", images, "--output", predictions],
+            ["evaluate", *scored],
+        )
+    ]
     with _chapter(console, f"4. {commands[0]}"):
         outcome = predict_cases(Predictor.load([run.best]), images, predictions, console=console)
     with _chapter(console, f"5. {commands[1]}"):

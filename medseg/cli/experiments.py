@@ -157,7 +157,8 @@ def _cross_validate(options: Options) -> int:
         command = shlex.join(["medseg", *sys.argv[1:]])
         print_summary(pool_folds(results, ends, Store(data.store), options.output, command=command))
         write_ensemble(results, ends, options.output)
-        say(f"To segment with all of them: medseg predict --ckpt {options.output} --input IMAGES --output DIR")
+        ckpt = shlex.quote(str(options.output))
+        say(f"To segment with all of them: medseg predict --ckpt {ckpt} --input IMAGES --output DIR")
     if results and options.predict:
         status = max(status, _predict(options))
     print_failures(ends)

@@ -12,8 +12,8 @@ from typing import Any
 
 from medseg.checkpoints.checkpoint import Checkpoint
 from medseg.checkpoints.facts import read_facts
-from medseg.checkpoints.run import Run
-from medseg.errors import DataError
+from medseg.checkpoints.run import ENSEMBLE, Run, checkpoints_in
+from medseg.errors import DataError, listed
 from medseg.plan.cleaning import rules_from_plain
 from medseg.plan.plan import Plan
 
@@ -27,6 +27,9 @@ def describe_path(path: Path, net: str = "unet") -> dict[str, Any]:
     """
     if Run(path).checkpoints.is_dir():
         path = Run(path).checkpoint()
+    if (path / ENSEMBLE).is_file():
+        held = [one.as_posix() for one in checkpoints_in([path])]
+        raise DataError(path, f"holds {len(held)} checkpoints", f"Name one of them: {listed(held)}")
     if path.is_file() and path.suffix == ".ckpt":
         return _checkpoint(path)
     if (path / "medseg.json").is_file():

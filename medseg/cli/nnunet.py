@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from medseg.cli.command import Command, Options, say
@@ -28,8 +29,8 @@ def _run(options: Options) -> int:
     )
     for path in written:
         say(f"wrote {path}")
-    flips = " --tta" if flipped else ""
-    say(f"as nnU-Net predicts by default: medseg predict --ckpt {options.out}{flips} --input IMAGES --output LABELS")
+    how = f"--ckpt {shlex.quote(str(options.out))}{' --tta' if flipped else ''}"
+    say(f"as nnU-Net predicts by default: medseg predict {how} --input IMAGES --output LABELS")
     return 0
 
 

@@ -123,8 +123,8 @@ def test(words: Sequence[str]) -> int:
     status = report_failures(written.failures)
     trainer.strategy.barrier()  # the first process scores what all of them have written
     if trainer.is_global_zero:
-        cases, note = scored.data.cases.val, scored.note
-        evaluation = report_test(scored.run, store, cases, note=note, console=console, **scored.scoring)
+        about = {"note": scored.note, "steps": scored.steps}
+        evaluation = report_test(scored.run, store, scored.data.cases.val, about, console=console, **scored.scoring)
         status = max(status, evaluation.exit_status)
     trainer.strategy.barrier()
     return status
@@ -137,6 +137,7 @@ class _Finished:
     segmenter: Segmenter
     trainer: Trainer
     note: str
+    steps: int
     scoring: dict[str, Any]
 
 
@@ -166,7 +167,7 @@ def _finished(words: Sequence[str], command: str) -> _Finished:
         if checkpoint.cases and (moved := data_differs(checkpoint.cases, identity(Store(data.store)))):
             say(f"{data.store} is not as the store that it was trained on: {moved[0]}")
     scoring = {"tolerance_mm": options.nsd_mm, "element": options.surfaces} if command == "test" else {}
-    return _Finished(run, data, segmenter, trainer, note, scoring)
+    return _Finished(run, data, segmenter, trainer, note, checkpoint.steps, scoring)
 
 
 def _on_training_cases(checkpoint: Checkpoint, data: VolumesDataModule, *, allowed: bool) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from medseg.errors import MedsegError, UsageError
+from medseg.datasets.case import read_dataset
+from medseg.errors import DataError, MedsegError, UsageError
 from medseg.inference.belt import Belt, Work, explained, label_file
 from medseg.inference.images import find_cases
 from medseg.inference.objects import require_series
@@ -145,3 +146,15 @@ def _require_apart(source: Path, cases: Mapping[str, tuple[Path, ...]], output: 
     folders = {source, *(path.parent for files in cases.values() for path in files)} if not source.is_file() else ()
     if os.path.realpath(output) in map(os.path.realpath, folders):
         raise UsageError(f"the predictions would lie among the images of {source}", "Choose another --output")
+    _require_no_references(output)
+
+
+def _require_no_references(output: Path) -> None:
+    """Refuse a folder in which the dataset around it keeps its labels: their names are those of the predictions."""
+    for root in output.resolve().parents[:2]:
+        if (root / "dataset.json").is_file():
+            with suppress(DataError):  # one that cannot be read says nothing of its labels
+                labels = {case.label.parent for case in read_dataset(root).cases if case.label is not None}
+                if os.path.realpath(output) in map(os.path.realpath, labels):
+                    problem = f"{output} holds the labels of the dataset {root}, which predictions would overwrite"
+                    raise UsageError(problem, "Choose another --output")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from medseg import __version__
 from medseg.checkpoints.run import Scores
+from medseg.datasets.case import counted
 from medseg.datasets.matching import Failure, Pair, References, match, read_references
-from medseg.errors import DataError, UsageError, explaining
+from medseg.errors import DataError, UsageError, explaining, listed
 from medseg.machine.files import require_writable, write_json
 from medseg.machine.hardware import usable_cores
 from medseg.machine.progress import progress
@@ -25,6 +26,7 @@ from medseg.metrics.table import Element
 from medseg.report.rows import CaseRow, write_rows
 from medseg.report.scoring import ScoredCase, Scoring, score_pair, values_seen
 from medseg.report.summary import Summary, summarise
+from medseg.space.labels import values_of
 
 _Result = TypeVar("_Result")
 
@@ -43,6 +45,7 @@ class Evaluation:
         images: Case name -> image files, where known, for pictures.
         output: Folder of summary.json, cases.csv and report.html.
         digests: Case name -> digest of the reference it was scored against.
+        about: What else summary.json is to say, such as a ``note`` that cases were trained on.
     """
 
     scoring: Scoring
@@ -54,6 +57,7 @@ class Evaluation:
     images: Mapping[str, Path]
     output: Path
     digests: Mapping[str, str]
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def organs(self) -> Organs:
@@ -78,6 +82,7 @@ def evaluate(
     element: Element = "voxels",
     workers: int | None = None,
     images: Mapping[str, Path] | None = None,
+    about: Mapping[str, Any] | None = None,
     console: Console | None = None,
 ) -> Evaluation:
     """Score a folder of predictions and write summary.json and cases.csv; ``exit_status`` is 1 if a case failed.
@@ -96,6 +101,7 @@ def evaluate(
         element: As there.
         workers: Threads; None takes one per processor, at most 8.
         images: Case name -> image, for the pictures of the report.
+        about: See `Evaluation`.
         console: Where to show progress; None shows none.
 
     Raises:
@@ -112,7 +118,11 @@ def evaluate(
     named, pairs, unread = _named(organs or pool.organs, matched.pairs, ignore, workers)
     scoring = Scoring(dict(named), ignore, tolerance_mm, element, pool.others)
     scored, failed = _score_all(pairs, scoring, workers, console)
-    rows = tuple(replace(row, dataset=pool.datasets.get(row.case, "")) for row in _covered(scored, pool.annotated))
+    drawn = _drawn(pool, dict(named))
+    rows = tuple(replace(row, dataset=pool.datasets.get(row.case, "")) for row in _covered(scored, drawn))
+    if scored and not rows:
+        problem = f"says that none of {listed(dict(named))} is annotated in any of {counted(len(scored), 'case')}"
+        raise DataError(Path(predictions), problem, "Name the organs that are, with --labels")
     evaluation = Evaluation(
         scoring=scoring,
         rows=rows,
@@ -123,12 +133,27 @@ def evaluate(
         images={**pool.images, **(images or {})},
         output=output,
         digests={case: one.reference for case, one in scored.items()},
+        about=about or {},
     )
     write_evaluation(evaluation)
     return evaluation
 
 
-def _covered(scored: Mapping[str, ScoredCase], annotated: Mapping[str, Sequence[str]]) -> tuple[CaseRow, ...]:
+def _drawn(pool: References, organs: Organs) -> dict[str, set[str]]:
+    """Case -> the organs that its reference covers, where that is not all of them: those of which every value is drawn.
+
+    The organs may be others than the dataset's, which says by its own names what was drawn.
+    """
+    values = {name: {*values_of(organ)} for name, organ in pool.organs.items()}
+    known = set().union(*values.values())
+    found = {}
+    for case, names in pool.annotated.items():
+        undrawn = known - set().union(*(values.get(name, set()) for name in names))
+        found[case] = {name for name, organ in organs.items() if not undrawn & {*values_of(organ)}}
+    return found
+
+
+def _covered(scored: Mapping[str, ScoredCase], annotated: Mapping[str, Collection[str]]) -> tuple[CaseRow, ...]:
     """The rows of the organs that a case's reference covers."""
     rows = ((case, row) for case, one in scored.items() for row in one.rows)
     return tuple(row for case, row in rows if case not in annotated or row.organ in annotated[case])
@@ -210,6 +235,7 @@ def write_evaluation(evaluation: Evaluation) -> None:
         "surface_element": evaluation.scoring.element,
         "failures": [{"case": failure.case, "reason": failure.reason} for failure in evaluation.failures],
         "not_predicted": evaluation.not_predicted,
+        **evaluation.about,
         "references": dict(evaluation.digests),
         "medseg": __version__,
     }

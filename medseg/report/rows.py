@@ -64,9 +64,9 @@ def read_rows(path: Path, measure: str = "", where: Mapping[str, str] | None = N
 
     Args:
         path: The file.
-        measure: The one measure that is asked for, and that the table of somebody else, which lacks the outcomes, must
-            have: there an organ counts as found.
-        where: Column -> value of the rows that are meant; a table without that column has no others.
+        measure: The one measure that is asked for, and all that is read of the table of somebody else, which lacks
+            columns of ours: where it has none of our outcomes an organ counts as found.
+        where: Column -> value of the rows that are meant; a table where that column is missing or empty has no others.
 
     Raises:
         DataError: The file is missing, lacks a column, or holds something that is no number, or none that the measure
@@ -75,22 +75,21 @@ def read_rows(path: Path, measure: str = "", where: Mapping[str, str] | None = N
     lines = read_table(path)
     if not lines:
         raise DataError(path, "holds no case", "Run medseg evaluate again")
+    heads, foreign = [head for head in lines[0] if head], bool(measure) and not {*_OURS, *_WORDS} <= {*lines[0]}
     ours = _OURS
-    if measure and "outcome" not in lines[0]:
-        ours = tuple(name for name in _OURS if name in lines[0]) or (() if measure in lines[0] else (measure,))
+    if foreign:  # where it has others only, whoever asks says so
+        ours = () if measure not in lines[0] and {*_OURS} & {*lines[0]} else (measure,)
+    if foreign and not all(line.get("outcome") in [*Outcome] for line in lines):
         lines = [{**line, "outcome": Outcome.FOUND.value} for line in lines]
     lacking = [column for column in (*ours, *_WORDS) if column not in lines[0]]
     if lacking:
-        heads = [head for head in lines[0] if head and head != "outcome"]
         remedy = "Give the cases.csv that medseg evaluate wrote"
         remedy += f", or a table with commas between its columns case, organ and {measure}" if measure else ""
         raise DataError(path, f"lacks the column {lacking[0]} (it has {listed(heads)})", remedy)
     lines = _meant(path, lines, where or {})
     _require_possible(path, lines, [name for name in ours if name == measure or not measure])
-    try:
-        found = tuple(_row(line, [*ours, *_of_ones_own(lines)]) for line in lines)
-    except (TypeError, ValueError) as error:
-        raise DataError(path, f"holds a bad cell ({error})", "Run medseg evaluate again") from None
+    further = () if foreign else _of_ones_own(lines)
+    found = tuple(_row(path, line, [*ours, *further], foreign=foreign) for line in lines)
     (twice, count), *_ = Counter((row.case, row.organ) for row in found).most_common(1)
     if count > 1:
         remedy = "Run medseg evaluate again, or say which rows of a table of several programs are meant (--where)"
@@ -107,10 +106,16 @@ def read_table(path: Path) -> list[dict[str, str]]:
     try:
         reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))  # Excel marks its UTF-8
         reader.fieldnames = _heads(reader.fieldnames or ())
-        return list(reader)
+        lines = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(path, f"cannot be read ({reason})", "Give the cases.csv that medseg evaluate wrote") from None
+    for number, line in enumerate(lines, start=2):
+        if more := line.pop(None, None):
+            problem = f"has more cells in row {number} than columns, the last of them {more[-1]!r}"
+            raise DataError(path, problem, "Write numbers with a point, and text with commas in quotes")
+    cells = ({head: (cell or "").strip() for head, cell in line.items()} for line in lines)
+    return [line for line in cells if any(line.values())]
 
 
 def _heads(found: Sequence[str]) -> list[str]:
@@ -134,12 +139,14 @@ def _require_possible(path: Path, lines: Sequence[dict[str, str]], measures: Seq
 
 def _meant(path: Path, lines: Sequence[dict[str, str]], where: Mapping[str, str]) -> list[dict[str, str]]:
     """The rows with these values."""
-    found = list(lines)
+    found, asked = list(lines), ""
     for column, value in where.items():
-        values = dict.fromkeys(line[column] for line in lines if column in line)
+        values = dict.fromkeys(line[column] for line in found if line.get(column))
         if values and value not in values:
-            raise DataError(path, f"has no row whose {column} is {value!r}", f"Choose one of {', '.join(values)}")
-        found = [line for line in found if line.get(column, value) == value]
+            problem = f"has no row whose {column} is {value!r}{asked}"
+            raise DataError(path, problem, f"Choose one of {', '.join(values)}")
+        found = [line for line in found if not values or line[column] == value]
+        asked += f" and whose {column} is {value!r}" if values else ""
     return found
 
 
@@ -193,7 +200,11 @@ def _of_ones_own(lines: Sequence[dict[str, str]]) -> list[str]:
     return [name for name in others if all(number(line[name]) for line in lines)]
 
 
-def _row(line: dict[str, str], measures: Sequence[str]) -> CaseRow:
-    numbers = {measure: _finite(line[measure]) for measure in measures}
-    scores = OrganScores(Outcome(line["outcome"]), numbers)
+def _row(path: Path, line: dict[str, str], measures: Sequence[str], *, foreign: bool) -> CaseRow:
+    try:
+        numbers = {measure: _finite(line[measure]) for measure in measures}
+        scores = OrganScores(Outcome(line["outcome"]), numbers)
+    except ValueError as error:
+        problem = f"holds a bad cell for {line['organ'] or 'no organ'} of {line['case'] or 'no case'} ({error})"
+        raise DataError(path, problem, "Correct it" if foreign else "Run medseg evaluate again") from None
     return CaseRow(line["case"], line["organ"], scores, line.get("dataset") or "")

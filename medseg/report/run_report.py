@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from medseg.checkpoints.run import Run
@@ -31,19 +33,25 @@ def references_of(store: Store, cases: Sequence[str]) -> References:
     )
 
 
-def report_test(run: Run, store: Store, cases: Sequence[str], *, note: str = "", **scoring: Any) -> Evaluation:
-    """Score the predictions of `medseg test` against the source files, print the table, write report and note.
+def report_test(
+    run: Run, store: Store, cases: Sequence[str], about: Mapping[str, Any] = MappingProxyType({}), **scoring: Any
+) -> Evaluation:
+    """Score the predictions of `medseg test` against the source files, print the table, write the report.
 
+    The ``note`` in ``about``, which is as `medseg.report.evaluate.evaluate` takes it, is part of the report's title.
     How it is scored and shown is as `medseg.report.evaluate.evaluate` takes it.
     """
-    references, name = references_of(store, cases), store.plan.name
-    evaluation = evaluate(run.test.predictions, references, output=run.test.path, cases=cases, **scoring)
+    references, name, note = references_of(store, cases), store.plan.name, about.get("note")
+    evaluation = evaluate(run.test.predictions, references, output=run.test.path, cases=cases, about=about, **scoring)
     write_report(
         evaluation,
         run.report,
         run=run,
         plan=(store.path / "plan.yaml").read_text(encoding="utf-8"),
-        commands=(f"medseg fit --config {run.config} --run {run.path}", f"medseg test --run {run.path}"),
+        commands=tuple(
+            shlex.join(["medseg", *map(str, words)])
+            for words in (("fit", "--config", run.config, "--run", run.path), ("test", "--run", run.path))
+        ),
         title=f"{name}: {note}" if note else name,
     )
     print_summary(evaluation)

@@ -139,9 +139,38 @@ def test_a_model_card_has_the_numbers_of_the_report_and_blanks_for_the_rest(trai
         assert told in text
     assert main(words) == 2  # blanks may have been filled in
     assert card.read_text(encoding="utf-8") == text
+    best = trained / "run" / "checkpoints" / "best.ckpt"
+    assert main(["model-card", str(best), "--out", str(tmp_path / "best.md")]) == 0
+    assert (tmp_path / "best.md").read_text(encoding="utf-8") == text
     alone = shutil.copy(trained / "run" / "checkpoints" / "last.ckpt", tmp_path / "alone.ckpt")
     assert main(["model-card", str(alone), "--out", str(tmp_path / "other.md")]) == 0
     assert "None were given" in (tmp_path / "other.md").read_text(encoding="utf-8")
+
+
+def test_a_model_card_says_of_which_cases_and_of_which_checkpoint_its_scores_are(trained, tested, tmp_path):
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    words = ["test", "--run", str(run), "--on_training_cases", "true", "--data.fold", "1"]
+    assert main([*words, "--data.store", str(trained / "store")]) == 0
+    assert main(["model-card", str(run), "--out", str(tmp_path / "seen.md")]) == 0
+    assert (tmp_path / "seen.md").read_text(encoding="utf-8").count("of these 2 cases were trained on") == 2
+    summary = run / "test" / "summary.json"
+    known = json.loads(summary.read_text(encoding="utf-8"))
+    failures = [{"case": "toy_9", "reason": "gone"}]
+    summary.write_text(json.dumps({**known, "note": "", "steps": 3, "failures": failures}), encoding="utf-8")
+    assert main(["model-card", str(run), "--out", str(tmp_path / "stale.md")]) == 0
+    told = (tmp_path / "stale.md").read_text(encoding="utf-8")
+    assert "the scores are those of step 3, this checkpoint is of step 8" in told
+    assert "1 case had no score" in told
+
+
+def test_predictions_do_not_overwrite_the_labels_of_a_dataset(trained, tmp_path, capsys):
+    dataset = shutil.copytree(trained / "toy", tmp_path / "toy")
+    before = {path: path.read_bytes() for path in (dataset / "labelsTr").iterdir()}
+    checkpoint = str(trained / "run" / "checkpoints" / "best.ckpt")
+    words = ["predict", "--ckpt", checkpoint, "--input", str(dataset / "imagesTr"), "--output"]
+    assert main([*words, str(dataset / "labelsTr")]) == 2
+    assert "holds the labels of the dataset" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in (dataset / "labelsTr").iterdir()}
 
 
 def test_a_source_that_vanished_fails_its_own_test_case(trained, tested, tmp_path, capsys):

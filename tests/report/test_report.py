@@ -263,6 +263,42 @@ def test_a_part_of_a_dataset_may_be_predicted(toy_dataset, tmp_path):
     assert "3 further cases" in printed(evaluation)
 
 
+def test_what_was_drawn_is_known_by_value_where_organs_are_called_otherwise(toy_dataset, tmp_path):
+    content = json.loads((toy_dataset / "dataset.json").read_text())
+    content["annotated"] = {"toy_0": ["liver"]}
+    (toy_dataset / "dataset.json").write_text(json.dumps(content))
+    named = {"foie": 1, "rate": 5, "both": (1, 5)}
+    found = evaluate(toy_dataset / "labelsTr", toy_dataset, output=tmp_path / "a", organs=named)
+    rows = [row.organ for row in found.rows if row.case == "toy_0"]
+    assert rows == ["foie"]
+    assert len(found.rows) == 1 + 2 * 3  # a prediction with the ignored value of toy_3 is refused
+    content["annotated"] = {f"toy_{case}": ["liver"] for case in range(4)}
+    (toy_dataset / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="none of rate is annotated in any of 4 cases"):
+        evaluate(toy_dataset / "labelsTr", toy_dataset, output=tmp_path / "b", organs={"rate": 5})
+
+
+@pytest.mark.parametrize(
+    ("table", "options"),
+    [
+        ("case, organ, dice\na, liver, 0.5\n", {}),
+        ("case,organ,hd95_mm,dice\na,liver,inf,0.5\nb,liver,,0.5\n,,,\n", {}),
+        ("case,organ,dice,outcome\na,liver,0.5,good\n", {}),
+        ("case,organ,dice,dataset\na,liver,0.5,X\na,liver,0.7,Y\n", {"dataset": "X"}),
+        ("case,organ,dice,by,fold\na,liver,0.5,A,1\na,liver,0.6,A,2\na,liver,0.7,B,1\n", {"by": "A", "fold": "1"}),
+    ],
+)
+def test_a_table_of_others_is_read_for_the_measure_that_is_asked_for(tmp_path, table, options):
+    ours, theirs = tmp_path / "ours.csv", tmp_path / "theirs.csv"
+    write_cases(ours, {"liver": {"a": 0.5, "b": 0.5}})
+    ours.write_text(re.sub(r",0$", ",", ours.read_text(), flags=re.MULTILINE))  # cases of one dataset
+    theirs.write_text(table)
+    assert compare_runs(ours, theirs, where=options).mean.entry(SECOND).change.mean == 0
+    theirs.write_text("case,organ,dice,by,fold\na,liver,0.5,A,2\na,liver,0.7,B,1\n")
+    with pytest.raises(DataError, match=r"has no row whose fold is '2' and whose by is 'B'\. Choose one of 1\."):
+        compare_runs(ours, theirs, where={"by": "B", "fold": "2"})
+
+
 def test_organs_that_a_reference_does_not_cover_have_no_row(toy_dataset, tmp_path):
     description = json.loads((toy_dataset / "dataset.json").read_text(encoding="utf-8"))
     cases = sorted(path.name.removesuffix(".nii.gz") for path in (toy_dataset / "labelsTr").iterdir())
@@ -424,7 +460,8 @@ def line(dice):
         ("case,organ\n", "holds no case"),
         ("case,organ\na,liver\n", "lacks the column dice"),
         (",".join(columns()) + "\n" + ",".join("x" for _ in columns()) + "\n", "bad cell"),
-        (",".join(columns()) + "\n" + line("nan"), r"bad cell \(nan is no score\)"),
+        (",".join(columns()) + "\n" + line("nan"), r"bad cell for liver of a \(nan is no score\)"),
+        ("case,organ,dice\na,liver,0,85\n", "more cells in row 2 than columns, the last of them '85'"),
         ("\ufeff" + ",".join(columns()) + "\n" + line("0.5") + line("0.6"), "scores liver of a 2 times"),
     ],
 )
