@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -100,13 +100,11 @@ def evaluate(
         tolerance_mm: As in `medseg.report.scoring.Scoring`.
         element: As there.
         workers: Threads; None takes one per processor, at most 8.
-        images: Case name -> image, for the pictures of the report.
-        about: See `Evaluation`.
+        images: Case name -> image, for the pictures of the report; ``about`` as `Evaluation` has it.
         console: Where to show progress; None shows none.
 
     Raises:
-        DataError: A folder is missing or without NIfTI files, a dataset.json is at fault, the output cannot be written
-            to, or there are no organs.
+        DataError: A folder lacks NIfTI files, a dataset.json is at fault, it cannot be written, or there are no organs.
         UsageError: A tolerance is no length.
     """
     require_lengths(tolerance_mm)
@@ -118,11 +116,7 @@ def evaluate(
     named, pairs, unread = _named(organs or pool.organs, matched.pairs, ignore, workers)
     scoring = Scoring(dict(named), ignore, tolerance_mm, element, pool.others)
     scored, failed = _score_all(pairs, scoring, workers, console)
-    drawn = _drawn(pool, dict(named))
-    rows = tuple(replace(row, dataset=pool.datasets.get(row.case, "")) for row in _covered(scored, drawn))
-    if scored and not rows:
-        problem = f"says that none of {listed(dict(named))} is annotated in any of {counted(len(scored), 'case')}"
-        raise DataError(Path(predictions), problem, "Name the organs that are, with --labels")
+    rows = _covered(scored, pool, scoring.organs)
     evaluation = Evaluation(
         scoring=scoring,
         rows=rows,
@@ -135,8 +129,7 @@ def evaluate(
         digests={case: one.reference for case, one in scored.items()},
         about=about or {},
     )
-    write_evaluation(evaluation)
-    return evaluation
+    return write_evaluation(evaluation)
 
 
 def _drawn(pool: References, organs: Organs) -> dict[str, set[str]]:
@@ -153,10 +146,19 @@ def _drawn(pool: References, organs: Organs) -> dict[str, set[str]]:
     return found
 
 
-def _covered(scored: Mapping[str, ScoredCase], annotated: Mapping[str, Collection[str]]) -> tuple[CaseRow, ...]:
-    """The rows of the organs that a case's reference covers."""
+def _covered(scored: Mapping[str, ScoredCase], pool: References, organs: Organs) -> tuple[CaseRow, ...]:
+    """The rows of the organs that a case's reference covers, with the dataset that the case comes from.
+
+    Raises:
+        DataError: There are none of any case.
+    """
+    drawn = _drawn(pool, organs)
     rows = ((case, row) for case, one in scored.items() for row in one.rows)
-    return tuple(row for case, row in rows if case not in annotated or row.organ in annotated[case])
+    found = [(case, row) for case, row in rows if case not in drawn or row.organ in drawn[case]]
+    if scored and not found:
+        problem = f"is called annotated in {counted(len(scored), 'case')}, but with none of {listed(organs)}"
+        raise DataError(next(iter(pool.labels.values())).parent, problem, "Name the organs that are, with --labels")
+    return tuple(replace(row, dataset=pool.datasets.get(case, "")) for case, row in found)
 
 
 def _score_all(
@@ -227,8 +229,8 @@ def _each_case(
         return done
 
 
-def write_evaluation(evaluation: Evaluation) -> None:
-    """Write summary.json and cases.csv to its folder; each appears whole or not at all."""
+def write_evaluation(evaluation: Evaluation) -> Evaluation:
+    """Write summary.json and cases.csv to its folder, each whole or not at all; the same evaluation."""
     summary = {
         **evaluation.summary.as_json(),
         "tolerance_mm": evaluation.scoring.tolerance_mm,
@@ -242,3 +244,4 @@ def write_evaluation(evaluation: Evaluation) -> None:
     folder = Scores(evaluation.output)
     write_rows(folder.cases, evaluation.rows)
     write_json(folder.summary, summary)
+    return evaluation

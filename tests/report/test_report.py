@@ -274,8 +274,8 @@ def test_what_was_drawn_is_known_by_value_where_organs_are_called_otherwise(toy_
     assert len(found.rows) == 1 + 2 * 3  # a prediction with the ignored value of toy_3 is refused
     content["annotated"] = {f"toy_{case}": ["liver"] for case in range(4)}
     (toy_dataset / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="none of rate is annotated in any of 4 cases"):
-        evaluate(toy_dataset / "labelsTr", toy_dataset, output=tmp_path / "b", organs={"rate": 5})
+    with pytest.raises(DataError, match="is called annotated in 3 cases, but with none of both"):
+        evaluate(toy_dataset / "labelsTr", toy_dataset, output=tmp_path / "b", organs={"both": (1, 5)})
 
 
 @pytest.mark.parametrize(
