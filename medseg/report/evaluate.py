@@ -87,8 +87,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a folder of predictions and write summary.json and cases.csv; ``exit_status`` is 1 if a case failed.
 
-    Files are matched by case name. A case that cannot be scored (a file without its partner, another shape or affine,
-    an undeclared label value, a truncated file) is listed among the failures and the rest is done.
+    A case that cannot be scored (no partner of its name, another grid, an undeclared value) is listed as a failure.
 
     Args:
         predictions: Folder of label maps, or of 4D files with one mask per organ in the order of ``organs``.
@@ -100,7 +99,8 @@ def evaluate(
         tolerance_mm: As in `medseg.report.scoring.Scoring`.
         element: As there.
         workers: Threads; None takes one per processor, at most 8.
-        images: Case name -> image, for the pictures of the report; ``about`` as `Evaluation` has it.
+        images: Case name -> image, for the pictures of the report.
+        about: See `Evaluation`.
         console: Where to show progress; None shows none.
 
     Raises:
