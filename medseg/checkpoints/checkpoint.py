@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -150,9 +150,12 @@ class Checkpoint:
         """
         found = {name: self.content.get(name) for name in _TO_GO_ON}
         lacking = [name for name, kind in _TO_GO_ON.items() if not isinstance(found[name], kind) or found[name] == []]
+        remedy = "Go on from another one, or start from its weights with --model.init_from"
         if lacking:
-            remedy = "Go on from another one, or start from its weights with --model.init_from"
             raise CheckpointError(self.path, f"lacks {', '.join(lacking)}, which a training needs to go on", remedy)
+        for place, count in _counts(found["loops"], "loops"):
+            if type(count) is not int:
+                raise CheckpointError(self.path, f"has {count!r} for {place}, which is a number of steps", remedy)
 
     def require_same_training(self, plan: Plan, optimizer: str | None) -> None:
         """Refuse other labels or channels, or, where it is to be trained further, another optimizer.
@@ -281,6 +284,15 @@ _TO_GO_ON = {
     **{"hyper_parameters": dict, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list},
     **{"global_step": int, "epoch": int},
 }
+
+
+def _counts(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """What Lightning counts in its loops, with where it stands."""
+    for key, item in value.items() if isinstance(value, dict) else ():
+        if key in ("ready", "started", "processed", "completed"):
+            yield f"{place}.{key}", item
+        else:
+            yield from _counts(item, f"{place}.{key}")
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -303,6 +303,7 @@ def cut_short(path):
         (spoilt("medseg", "yes"), "was not written by medseg", None),
         (spoilt("optimizer_states", None), "lacks optimizer_states, which a training needs to go on", 0),
         (spoilt("global_step", None), "lacks global_step", 0),
+        (spoilt("loops", {"fit_loop": {"total": {"ready": "x"}}}), "has 'x' for loops.fit_loop.total.ready", 0),
         (spoilt("hyper_parameters", {"plan": {"labels": 3}}), "lacks hyper_parameters.net", 0),
     ],
 )
