@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.datasets.case import counted
 from medseg.errors import listed
 
 AIR = -200.0
@@ -131,9 +132,10 @@ def doubts(modality: str, spreads: Mapping[str, Spread]) -> dict[str, tuple[str,
         return {}
     case, told = next(iter(odd.items()))
     others = [case for case in spreads if case not in odd]
-    cases = "1 case" if len(spreads) == 1 else f"{len(spreads)} cases"
-    problem = f"calls a channel {modality}, but {len(odd)} of {cases} have no Hounsfield units: {case} has {told}"
-    problem += f" ({spreads[case]})" + (f"; {listed(others)} may" if others else "")
+    problem = (
+        f"calls a channel {modality}, but {len(odd)} of {counted(len(spreads), 'case')} have no Hounsfield units: "
+    )
+    problem += f"{case} has {told} ({spreads[case]})" + (f"; {listed(others)} may" if others else "")
     return {"": (problem, "Bring them to those units; if all are so on purpose, so must be whatever is predicted")}
 
 

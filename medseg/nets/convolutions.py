@@ -2,7 +2,7 @@
 
 Where an axis of the image is shorter than the kernel, oneDNN's gradient of the weights reads and writes beyond its
 memory: seen with torch 2.13 (oneDNN 3.12) on a processor with AVX512-BF16, from errors as large as the gradient to a
-process that aborts. Layers so small cost nothing in float32.
+process that aborts.
 """
 
 from __future__ import annotations

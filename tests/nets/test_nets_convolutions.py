@@ -78,9 +78,7 @@ def test_it_is_done_once_and_travels_with_the_network():
     assert list(net.state_dict()) == ["0.weight", "0.bias"]
 
 
-@pytest.mark.skipif(
-    not cpu_multiplies_bf16(), reason="this processor does not multiply bf16, so torch computes it itself"
-)
+@pytest.mark.skipif(not cpu_multiplies_bf16(), reason="this processor does not multiply bf16")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("unetr")) for name in list_nets()]
 )
