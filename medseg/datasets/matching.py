@@ -10,7 +10,7 @@ from medseg.datasets.case import read_dataset
 from medseg.datasets.drawn import Meaning
 from medseg.datasets.names import by_suffix, names_of, single, volumes
 from medseg.errors import DataError, listed
-from medseg.space.labels import LabelValue, others_value
+from medseg.space.labels import LabelValue, others_value, values_of
 from medseg.space.reading import ENDINGS
 
 
@@ -92,6 +92,19 @@ class References:
     def meaning(self) -> Meaning:
         """What the label files say."""
         return Meaning(self.organs, self.ignore, self.others)
+
+    def covered(self, organs: Mapping[str, LabelValue]) -> dict[str, set[str]]:
+        """Case -> the organs that its reference covers, where that is not all: those of which every value is drawn.
+
+        The organs may be others than the dataset's, which says by its own names what was drawn.
+        """
+        values = {name: {*values_of(organ)} for name, organ in self.organs.items()}
+        known = set().union(*values.values())
+        found = {}
+        for case, names in self.annotated.items():
+            undrawn = known - set().union(*(values.get(name, set()) for name in names))
+            found[case] = {name for name, organ in organs.items() if not undrawn & {*values_of(organ)}}
+        return found
 
     def pair(self, case: str, prediction: Path) -> Pair:
         """The reference of a case beside what was predicted of it."""

@@ -96,6 +96,7 @@ class _Examples:
     plan: Plan
 
     def __iter__(self) -> Iterator[Example]:
+        covered = self.references.covered(self.plan.labels)
         for pair in self.pairs:
             ours = self.references.meaning
             own = pair.meaning or Meaning(self.plan.labels, self.plan.ignore, self.plan.others_value)
@@ -108,5 +109,4 @@ class _Examples:
             reference = agreed(maps, self.references.ignore)
             require_same_grid(pair.prediction, prediction, pair.reference, reference)
             voxel_mm3 = abs(float(np.linalg.det(reference.affine[:3, :3])))
-            annotated = self.references.annotated.get(pair.case)
-            yield Example(pair.case, prediction.array[0], reference.array[0], voxel_mm3, annotated)
+            yield Example(pair.case, prediction.array[0], reference.array[0], voxel_mm3, covered.get(pair.case))

@@ -26,7 +26,6 @@ from medseg.metrics.table import Element
 from medseg.report.rows import CaseRow, write_rows
 from medseg.report.scoring import ScoredCase, Scoring, score_pair, values_seen
 from medseg.report.summary import Summary, summarise
-from medseg.space.labels import values_of
 
 _Result = TypeVar("_Result")
 
@@ -132,27 +131,13 @@ def evaluate(
     return write_evaluation(evaluation)
 
 
-def _drawn(pool: References, organs: Organs) -> dict[str, set[str]]:
-    """Case -> the organs that its reference covers, where that is not all of them: those of which every value is drawn.
-
-    The organs may be others than the dataset's, which says by its own names what was drawn.
-    """
-    values = {name: {*values_of(organ)} for name, organ in pool.organs.items()}
-    known = set().union(*values.values())
-    found = {}
-    for case, names in pool.annotated.items():
-        undrawn = known - set().union(*(values.get(name, set()) for name in names))
-        found[case] = {name for name, organ in organs.items() if not undrawn & {*values_of(organ)}}
-    return found
-
-
 def _covered(scored: Mapping[str, ScoredCase], pool: References, organs: Organs) -> tuple[CaseRow, ...]:
     """The rows of the organs that a case's reference covers, with the dataset that the case comes from.
 
     Raises:
         DataError: There are none of any case.
     """
-    drawn = _drawn(pool, organs)
+    drawn = pool.covered(organs)
     rows = ((case, row) for case, one in scored.items() for row in one.rows)
     found = [(case, row) for case, row in rows if case not in drawn or row.organ in drawn[case]]
     if scored and not found:

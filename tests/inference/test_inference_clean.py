@@ -259,6 +259,19 @@ def test_parts_over_what_is_left_out_count_as_was_said_of_it(tmp_path, folders, 
     assert choices["liver"].before == pytest.approx(1.0) or rule
 
 
+def test_what_a_reference_covers_is_known_by_value_where_its_dataset_has_other_names(checkpoint, folders):
+    """Of a the liver was drawn, of b the spleen: what is predicted of the liver in b says nothing of cleaning."""
+    names = {"background": 0} | {f"nom_{organ}": values for organ, values in PLAN.labels.items()}
+    dataset = folders[0].with_name("dataset")
+    shutil.copytree(folders[1], dataset / "labelsTr")
+    shutil.copytree(folders[1], dataset / "imagesTr")
+    cases = [{"image": f"imagesTr/{case}.nii.gz", "label": f"labelsTr/{case}.nii.gz"} for case in ("a", "b")]
+    drawn = {"a": ["nom_liver"], "b": ["nom_spleen"]}
+    content = {"modality": {"0": "MR"}, "labels": names, "training": cases, "annotated": drawn}
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    assert [*choose_cleaning([checkpoint], folders[0], dataset)["liver"].cases] == ["a"]
+
+
 def test_an_ensemble_of_one_mind_only(checkpoint, folders):
     shutil.copy(checkpoint, checkpoint.with_name("b.ckpt"))
     choose_cleaning([checkpoint], *folders)
