@@ -20,7 +20,7 @@ from medseg.training.log import RateLog, StepClock
 from medseg.training.loss import WeighClasses
 from medseg.training.peers import WatchPeers
 from medseg.training.progress import FitProgress
-from medseg.training.share import ShareTime, TellFewSteps
+from medseg.training.share import ShareTime, TellBudget
 from medseg.training.signing import SignOrigin
 from medseg.training.steps import SeedSteps, SkipBadSteps
 from medseg.training.study import LossStudy
@@ -63,7 +63,7 @@ def of_task(options: Mapping[str, Any]) -> list[Callback]:
         ValidateTheEnd(),  # before all that ask whether the training ends
         SkipBadSteps(options["bad_steps"]),  # before the clock: a step that is left out is computed all the same
         StepClock(),
-        TellFewSteps(),  # anywhere
+        TellBudget(),  # anywhere
         WeighClasses(),  # once, when training starts: classes are weighed by the voxels of all training cases
         *([AveragedWeights(decay=options["ema"])] if options["ema"] else ()),  # in place before a validation scores
         *([StopEarly(options["patience"])] if options["patience"] is not None else ()),  # decides before it is kept

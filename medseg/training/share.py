@@ -1,4 +1,4 @@
-"""How often a training is validated, so that most of the time it trains."""
+"""What the budget of a training is spent on: how often it is validated, and whether its steps are too few or many."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 
+from medseg.datasets.case import counted
 from medseg.patches.datamodule import VolumesDataModule
 from medseg.patches.stitch import tile_starts
 from medseg.plan.budget import FEWEST_STEPS
 from medseg.space.volume import Shape
-from medseg.training.lightning import has_clock, time_spent
+from medseg.training.lightning import has_clock
+from medseg.training.optimise import budget_spent
 
 PASSES_A_STEP = 3
 """Of a patch through the network: forward, and twice as much backward."""
@@ -23,6 +25,11 @@ FEW_WINDOWS = 64
 """So many are validated after every epoch, however short it is."""
 
 _STEPS_TO_JUDGE_BY = 10
+
+MANY_STEPS = 2500
+MANY_PASSES = 30
+"""From here on the hippocampus lost Dice with augmentation moderate and gained with strong, which is behind before
+(benchmarks/RESULTS.md, "More steps than it needs")."""
 
 LEAST_VALIDATIONS = 5
 """Of a training whose epochs are known: with fewer there would be no best one among several."""
@@ -100,13 +107,13 @@ def _most(trainer: Trainer, steps: int) -> int:
     return max(1, min(epochs) // LEAST_VALIDATIONS) if epochs else 10**9
 
 
-class TellFewSteps(Callback):
-    """Says, early and once, that a budget of time holds too few steps for a network of this size to learn."""
+class TellBudget(Callback):
+    """Says, early and once, that a budget holds too few steps to learn, or enough to learn the cases by heart."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to look."""
         self._began: tuple[int, float] | None = None
-        self._told = not has_clock(trainer)
+        self._told = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
@@ -114,14 +121,32 @@ class TellFewSteps(Callback):
         """Once the first steps are over, which are slower, see how many more there will be."""
         if self._told:
             return
-        step, spent = trainer.global_step, time_spent(trainer)
+        step, spent = trainer.global_step, budget_spent(trainer)
         if self._began is None or step < self._began[0] + _STEPS_TO_JUDGE_BY:
             self._began = self._began or ((step, spent) if step >= 1 else None)
             return
         self._told = True
         per_step = (spent - self._began[1]) / (step - self._began[0])
-        if per_step > 0 and (steps := int(step + (1 - spent) / per_step)) < FEWEST_STEPS:
-            rank_zero_info(
-                f"at this pace trainer.max_time holds about {steps} steps; with fewer than {FEWEST_STEPS} a network "
-                "learns little: medseg plan DATASET --minutes N plans one that fits into N minutes on this machine"
-            )
+        if per_step > 0 and (told := _wrong_with(round(step + (1 - spent) / per_step), trainer)):
+            rank_zero_info(told)
+
+
+def _wrong_with(steps: int, trainer: Trainer) -> str:
+    """What a training of so many steps should be told; mostly nothing."""
+    if has_clock(trainer) and steps < FEWEST_STEPS:
+        return (
+            f"at this pace trainer.max_time holds about {steps} steps; with fewer than {FEWEST_STEPS} a network "
+            "learns little: medseg plan DATASET --minutes N plans one that fits into N minutes on this machine"
+        )
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, VolumesDataModule):
+        return ""
+    patches = steps * trainer.accumulate_grad_batches * trainer.world_size * data.plan.batch_size
+    passes, cases = patches / len(data.cases.train), counted(len(data.cases.train), "case")
+    if steps < MANY_STEPS or passes < MANY_PASSES or data.unmoved <= 0.5:
+        return ""
+    return (
+        f"this training makes about {steps} steps, {passes:.0f} passes over {cases}, and {data.unmoved:.0%} of its "
+        f"patches are neither turned, scaled, bent nor flipped: from some {MANY_PASSES} passes on a network learns "
+        "cases by heart; --data.augmentation strong moves every patch"
+    )

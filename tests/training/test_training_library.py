@@ -313,7 +313,7 @@ def test_the_record_of_a_run_is_there_whatever_other_loggers_are(store, tmp_path
             "ValidateTheEnd",
             "SkipBadSteps",
             "StepClock",
-            "TellFewSteps",
+            "TellBudget",
         ),
         *("WeighClasses", "KeepCheckpoints", "StopOnRequest"),
     ]

@@ -51,3 +51,25 @@ def test_validations_are_seldom_where_they_cost_much_and_the_end_is_always_valid
 def test_a_share_is_a_share(store, tmp_path, capsys, value):
     assert fit(store, tmp_path / "run", "--model.validation_share", value) == 2
     assert "above 0 and at most 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_training_of_many_passes_over_patches_that_lie_still_is_told_so(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(share, "MANY_STEPS", 14)
+    monkeypatch.setattr(share, "MANY_PASSES", 15)
+    said = []
+    monkeypatch.setattr(share, "rank_zero_info", said.append)
+    small = ["--data.patch_size", "[16, 16, 8]", "--model.validation_share", "1", "--trainer.max_steps"]
+    assert fit(store, tmp_path / "many", *small, "15", "--data.augmentation", "moderate") == 0
+    assert [line.partition(":")[0] for line in said] == [
+        "this training makes about 15 steps, 15 passes over 2 cases, and 64% of its patches are neither turned, "
+        "scaled, bent nor flipped"
+    ]
+    assert fit(store, tmp_path / "strong", *small, "15", "--data.augmentation", "strong") == 0
+    assert fit(store, tmp_path / "full", *small, "15", "--data.augmentation", "full") == 0  # with its mirrors
+    assert fit(store, tmp_path / "few", *small, "13", "--data.augmentation", "moderate") == 0
+    assert len(said) == 1
+    monkeypatch.setattr(share, "FEWEST_STEPS", 10**9)
+    timed = [*small, "13", "--trainer.max_time", "00:01:00:00"]
+    assert fit(store, tmp_path / "timed", *timed) == 0
+    assert "at this pace trainer.max_time holds about 13 steps" in said[1]
