@@ -76,6 +76,14 @@ def above_zero(text: str) -> float:
     return number
 
 
+def minutes(text: str) -> float:
+    """A time of a second or more, as an option."""
+    number = above_zero(text)
+    if number * 60 < 1:
+        raise argparse.ArgumentTypeError(f"expected a second or more, got {60 * number:g} s")
+    return number
+
+
 def report_failures(failures: Sequence[Exception]) -> int:
     """A line for each of the first failures on the standard error; the exit status that follows."""
     for line in few([str(failure) for failure in failures]):

@@ -17,6 +17,7 @@ from medseg.cli.command import (
     above_zero,
     dataset_option,
     lines,
+    minutes,
     report_failures,
     say,
     show,
@@ -34,7 +35,7 @@ from medseg.machine.hardware import AUTO, PRECISIONS
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for all it makes (default: demo)")
-    parser.add_argument("--minutes", type=above_zero, help="time to train in (default: as the demo's config, under 5)")
+    parser.add_argument("--minutes", type=minutes, help="time to train in (default: as the demo's config, under 5)")
 
 
 def _demo(options: Options) -> int:
@@ -103,7 +104,7 @@ def _plan_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("plan.yaml"), help="the plan's file (default: plan.yaml)")
     parser.add_argument("--memory", type=above_zero, default=8.0, metavar="GB", help="accelerator memory (default: 8)")
     parser.add_argument(
-        "--minutes", type=above_zero, help="time to train in: measures this machine, and plans what can learn in it"
+        "--minutes", type=minutes, help="time to train in: measures this machine, and plans what can learn in it"
     )
     _left_right_option(parser)
     parser.add_argument("--figures", type=Path, metavar="DIR", help="write PNGs of a few cases and of patches")

@@ -95,6 +95,12 @@ def known(command: str) -> list[str]:
     return sorted({*OWN[command], *_OF_EVERY_COMMAND, *groups, *inner} - {"model.plan"})
 
 
+def switches() -> list[str]:
+    """The options of ``fit`` that are true or false, such as ``model.compile``."""
+    told = {f"{group}.{name}": default for group in PARTS for name, (default, _) in _parameters(group).items()}
+    return [name for name, default in told.items() if default in ("True", "False")]
+
+
 def unknown(key: str, command: str, legal: Sequence[str]) -> UsageError:
     """Say that there is no such option, and which was meant."""
     if command != "fit" and key.startswith("model."):

@@ -127,6 +127,12 @@ class VolumesDataModule(pl.LightningDataModule):
         return self.plan.mirror_axes if self.settings.mirror_probability > 0 else ()
 
     @property
+    def dataset_folder(self) -> Path | None:
+        """See `CaseInfo.dataset_folder`, of the first case."""
+        examined = self._look()
+        return examined.infos[examined.fold.train[0]].dataset_folder
+
+    @property
     def unmoved(self) -> float:
         """The share of training patches that nothing turns, scales, bends or flips."""
         moves = [one.probability for one in self.settings.strengths if one.row.spatial]

@@ -224,6 +224,8 @@ def _afford(
         affordable = within(budget, topology, batch, grid.spacing_mm, classes)
         if affordable.batch < batch:
             why = {"batch_size": f"{batch} patches would fit into the memory; the time allows fewer, see features."}
+        elif affordable.topology != topology:
+            why = {"batch_size": "As many as of the largest network that the memory holds; for the time, see features."}
         topology, batch, told = affordable.topology, affordable.batch, f" {affordable.reason}"
     doubled = f"oubled at every stage from {topology.second_features or topology.first_features}"
     begin = "D" if topology.second_features is None else f"{topology.first_features}, then d"

@@ -85,6 +85,12 @@ class CaseInfo:
     dataset: str = ""
     meaning: Meaning | None = None
 
+    @property
+    def dataset_folder(self) -> Path | None:
+        """The folder with the ``dataset.json`` that it was prepared from, None where that is gone or elsewhere."""
+        above = (parent for image in self.images for parent in Path(image).parents)
+        return next((parent for parent in above if (parent / "dataset.json").is_file()), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         meaning = None if self.meaning is None else self.meaning.to_dict()

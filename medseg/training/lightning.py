@@ -112,9 +112,18 @@ def count_steps_right(trainer: pl.Trainer) -> None:
 
 def time_spent(trainer: pl.Trainer) -> float:
     """The share of ``max_time`` that is spent by the clock of this process; 0 without such a budget."""
-    timer = next((callback for callback in callbacks_of(trainer) if isinstance(callback, Timer)), None)
-    duration: float | None = timer._duration if timer else None  # its public methods read the clock once each
+    timer, duration = _timer(trainer), time_budget_s(trainer)
     return timer.time_elapsed() / duration if timer and duration else 0.0
+
+
+def time_budget_s(trainer: pl.Trainer) -> float:
+    """Seconds of ``max_time``; 0 without such a budget."""
+    timer = _timer(trainer)
+    return float(timer._duration or 0) if timer else 0.0  # its public methods read the clock once each
+
+
+def _timer(trainer: pl.Trainer) -> Timer | None:
+    return next((callback for callback in callbacks_of(trainer) if isinstance(callback, Timer)), None)
 
 
 def ask_nobody_for_signals(trainer: pl.Trainer) -> None:
@@ -124,7 +133,7 @@ def ask_nobody_for_signals(trainer: pl.Trainer) -> None:
 
 def has_clock(trainer: pl.Trainer) -> bool:
     """Whether there is a budget of time."""
-    return any(isinstance(callback, Timer) for callback in callbacks_of(trainer))
+    return _timer(trainer) is not None
 
 
 def follow_all(averages: list[Tensor], weights: list[Tensor], share: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable
 
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -15,7 +16,7 @@ from medseg.patches.datamodule import VolumesDataModule
 from medseg.patches.stitch import tile_starts
 from medseg.plan.budget import FEWEST_STEPS
 from medseg.space.volume import Shape
-from medseg.training.lightning import has_clock
+from medseg.training.lightning import has_clock, time_budget_s, time_spent
 from medseg.training.optimise import budget_spent
 
 PASSES_A_STEP = 3
@@ -112,41 +113,65 @@ class TellBudget(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to look."""
-        self._began: tuple[int, float] | None = None
-        self._told = False
+        self._began: tuple[int, float, float] | None = None
+        self._judged = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
-        """Once the first steps are over, which are slower, see how many more there will be."""
-        if self._told:
+        """See how many steps there will be once the first, which are slower, are over, or a tenth of the time is."""
+        if self._judged:
             return
-        step, spent = trainer.global_step, budget_spent(trainer)
-        if self._began is None or step < self._began[0] + _STEPS_TO_JUDGE_BY:
-            self._began = self._began or ((step, spent) if step >= 1 else None)
+        step, time, budget = now = trainer.global_step, time_spent(trainer), budget_spent(trainer)
+        if self._began is None:
+            self._began = now if step >= 1 else None
             return
-        self._told = True
-        per_step = (spent - self._began[1]) / (step - self._began[0])
-        if per_step > 0 and (told := _wrong_with(round(step + (1 - spent) / per_step), trainer)):
+        done, time_before, budget_before = step - self._began[0], *self._began[1:]
+        if done >= _STEPS_TO_JUDGE_BY or (done and time >= time_before + 0.1):
+            self._judged = True
+            by_time, by_budget = step + _more(done, time_before, time), step + _more(done, budget_before, budget)
+            told = _too_few(by_time, trainer, "at this pace trainer.max_time holds about")
+            if told := told or _too_many(by_budget, trainer):
+                rank_zero_info(told)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say it now, where the time was over before anything could be judged."""
+        spent = not self._judged and time_spent(trainer) >= 1
+        if spent and (told := _too_few(trainer.global_step, trainer, "trainer.max_time held")):
             rank_zero_info(told)
 
 
-def _wrong_with(steps: int, trainer: Trainer) -> str:
-    """What a training of so many steps should be told; mostly nothing."""
-    if has_clock(trainer) and steps < FEWEST_STEPS:
-        return (
-            f"at this pace trainer.max_time holds about {steps} steps; with fewer than {FEWEST_STEPS} a network "
-            "learns little: medseg plan DATASET --minutes N plans one that fits into N minutes on this machine"
-        )
+def _more(steps: int, before: float, after: float) -> float:
+    """How many steps there will be, by what share of a budget was spent before and after the last so many."""
+    return steps * (1 - after) / (after - before) if after > before else math.inf
+
+
+def _too_few(steps: float, trainer: Trainer, held: str) -> str:
+    """What a budget of time should be told that holds so many steps; mostly nothing."""
+    if not has_clock(trainer) or steps >= FEWEST_STEPS:
+        return ""
+    data, minutes = getattr(trainer, "datamodule", None), time_budget_s(trainer) / 60
+    dataset = data.dataset_folder if isinstance(data, VolumesDataModule) else None
+    plan = shlex.join(
+        ["medseg", "plan", str(dataset or "DATASET"), "--minutes", f"{minutes:.3g}", "--out", "quick.yaml"]
+    )
+    return (
+        f"{held} {steps:.0f} steps; with fewer than {FEWEST_STEPS} a network learns little: {plan} chooses one for "
+        "that time on this machine, and says what to type next"
+    )
+
+
+def _too_many(steps: float, trainer: Trainer) -> str:
+    """What a training of so many steps should be told of its augmentation; mostly nothing."""
     data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, VolumesDataModule):
+    if not isinstance(data, VolumesDataModule) or not MANY_STEPS <= steps < math.inf:
         return ""
     patches = steps * trainer.accumulate_grad_batches * trainer.world_size * data.plan.batch_size
     passes, cases = patches / len(data.cases.train), counted(len(data.cases.train), "case")
-    if steps < MANY_STEPS or passes < MANY_PASSES or data.unmoved <= 0.5:
+    if passes < MANY_PASSES or data.unmoved <= 0.5:
         return ""
     return (
-        f"this training makes about {steps} steps, {passes:.0f} passes over {cases}, and {data.unmoved:.0%} of its "
+        f"this training makes about {steps:.0f} steps, {passes:.0f} passes over {cases}, and {data.unmoved:.0%} of its "
         f"patches are neither turned, scaled, bent nor flipped: from some {MANY_PASSES} passes on a network learns "
         "cases by heart; --data.augmentation strong moves every patch"
     )

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from medseg.plan.budget import ENOUGH_STEPS, FEWEST_STEPS, TRAINING_SHARE, Budget, timing, within, work
+from medseg.plan.budget import ENOUGH_STEPS, FEWEST_STEPS, TRAINING_SHARE, Budget, ladder, timing, within, work
 from medseg.plan.topology import topology_for
 
 SPACING = (1.0, 1.0, 1.0)
@@ -47,6 +47,19 @@ def test_less_than_half_of_the_time_is_left_over(patch):
     for minutes in (5, 8, 13, 20, 30, 50, 80, 120):
         choice = within(Budget(minutes, machine(2e10)[0], "a test"), largest, 2, SPACING)
         assert choice.topology == largest or choice.steps <= 2.3 * ENOUGH_STEPS
+
+
+@pytest.mark.parametrize("overhead", [0.02, 0.1, 0.5])
+def test_a_small_network_that_mostly_does_other_things_than_multiply_does_not_hide_larger_ones(overhead):
+    """Of which the budget holds enough steps: the next larger one than what is chosen does not fit."""
+    largest = topology_for((48, 64, 48), SPACING)
+    for minutes in (5, 13, 30, 80):
+        budget = Budget(minutes, machine(1e11, overhead=overhead)[0], "a test")
+        choice = within(budget, largest, 2, SPACING)
+        rungs = list(ladder(largest, 2, SPACING, 2))
+        at = rungs.index((choice.topology, choice.batch))
+        assert at == 0 or budget.seconds_of(*rungs[at - 1]) > budget.seconds
+        assert at == len(rungs) - 1 or choice.steps >= ENOUGH_STEPS
 
 
 def test_many_organs_are_not_told_apart_by_few_features():

@@ -1,12 +1,16 @@
 """How often a training is validated: a share of the time, counted and not measured."""
 
 import csv
+import shlex
 
 import pytest
+import pytorch_lightning as pl
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch_lightning.callbacks import Timer
 from support.runs import fit
 
+from medseg.cli import main
 from medseg.patches.stitch import tile_starts
 from medseg.training import share
 from medseg.training.share import count_windows, epochs_between
@@ -69,7 +73,32 @@ def test_a_training_of_many_passes_over_patches_that_lie_still_is_told_so(store,
     assert fit(store, tmp_path / "full", *small, "15", "--data.augmentation", "full") == 0  # with its mirrors
     assert fit(store, tmp_path / "few", *small, "13", "--data.augmentation", "moderate") == 0
     assert len(said) == 1
+
+
+@pytest.mark.slow
+def test_a_time_that_holds_too_few_steps_is_told_with_the_line_that_plans_for_it(store, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(share, "rank_zero_info", said.append)
     monkeypatch.setattr(share, "FEWEST_STEPS", 10**9)
-    timed = [*small, "13", "--trainer.max_time", "00:01:00:00"]
-    assert fit(store, tmp_path / "timed", *timed) == 0
-    assert "at this pace trainer.max_time holds about 13 steps" in said[1]
+    small = ["--data.patch_size", "[16, 16, 8]", "--trainer.limit_val_batches", "0", "--trainer.max_steps", "100000"]
+    assert fit(store, tmp_path / "run", *small, "--trainer.max_time", "00:00:00:06") == 0
+    (line,) = said
+    assert line.startswith("at this pace trainer.max_time holds about ")
+    words = shlex.split(line.partition("learns little: ")[2].partition(" chooses one")[0])
+    assert words == ["medseg", "plan", str(store.parent / "toy"), "--minutes", "0.1", "--out", "quick.yaml"]
+    monkeypatch.chdir(tmp_path)
+    assert main(words[1:]) == 0
+
+
+def test_a_time_that_is_over_before_anything_can_be_judged_is_told_too(monkeypatch):
+    said = []
+    monkeypatch.setattr(share, "rank_zero_info", said.append)
+    trainer = pl.Trainer(max_time="00:00:00:01", logger=False, accelerator="cpu", enable_checkpointing=False)
+    tell = share.TellBudget()
+    tell.on_fit_start(trainer, None)
+    timer = next(one for one in trainer.callbacks if isinstance(one, Timer))
+    monkeypatch.setattr(timer, "time_elapsed", lambda *_: 30.0)
+    tell.on_train_batch_end(trainer, None, None, None, 0)
+    tell.on_train_end(trainer, None)
+    assert "trainer.max_time held 0 steps" in said[0]
+    assert "medseg plan DATASET --minutes 0.0167" in said[0]
