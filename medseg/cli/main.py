@@ -105,7 +105,7 @@ GREETING = """medseg trains 3D segmentation networks on your own volumes, predic
   medseg losses, nets     what can be trained, and when to take it
   medseg --help           every command
 
-Nothing leaves this machine. It is no medical device."""
+Nothing leaves this machine, unless you ask for a logger that sends. It is no medical device."""
 
 
 def _run(words: list[str]) -> int:

@@ -353,7 +353,7 @@ def _examine(path: Path, fold: int, n: int, split: Path | None, seed: int) -> _E
         raise DataError(path, "holds no case with a label", "Prepare a dataset with labels")
     parted = folds(infos.values(), n, seed=seed) if split is None else read_split(split, infos.values())
     if not 0 <= fold < len(parted):
-        raise UsageError(f"there is no fold {fold}, only 0 to {len(parted) - 1}", "Choose another with --data.fold")
+        raise UsageError(f"there is no fold {fold}, only 0 to {len(parted) - 1}", "Choose one of these")
     return _Examined(infos, parted[fold], len(parted))
 
 

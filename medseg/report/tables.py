@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medseg.datasets.case import counted
 from medseg.errors import few
 from medseg.report.evaluate import Evaluation
 from medseg.report.summary import OrganSummary, Summary
@@ -76,9 +77,10 @@ def print_summary(evaluation: Evaluation, console: Console | None = None) -> Non
     if evaluation.not_predicted:
         lines.append(f"{evaluation.not_predicted} further cases of the dataset were not predicted.")
     if same := sum(pair.prediction.samefile(pair.reference) for pair in evaluation.pairs if pair.prediction.exists()):
-        lines.append(f"{same} predictions are the very files that they were scored against: that says nothing of them.")
+        predictions = counted(same, "prediction is the very file", "predictions are the very files")
+        lines.append(f"{predictions} scored against: that says nothing of quality.")
     if evaluation.failures:
-        lines.append(f"{len(evaluation.failures)} case{'s' * (len(evaluation.failures) != 1)} could not be scored:")
+        lines.append(f"{counted(len(evaluation.failures), 'case')} could not be scored:")
         lines += [f"  {line}" for line in few([f"{one.case}: {one.reason}." for one in evaluation.failures])]
     tell(console, *lines, f"Written to {evaluation.output}")
 

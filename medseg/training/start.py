@@ -6,7 +6,7 @@ import inspect
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -82,8 +82,8 @@ def find_start(run: Run, resume_from: str | None) -> Start:
 def taken(run: Run, start: Start) -> Iterator[None]:
     """Have a run folder for one training alone, in which nothing is changed; see `ChangeRun`.
 
-    The system lets go of the folder when the process ends, however that comes about. A folder that is made here is gone
-    again where the training was refused before its first number.
+    The system lets go of the folder when the process ends, however that comes about. The folders that are made here
+    are gone again where the training was refused before its first number.
 
     Args:
         run: The folder.
@@ -93,15 +93,18 @@ def taken(run: Run, start: Start) -> Iterator[None]:
         UsageError: Another training has begun and ended in the folder meanwhile.
         DataError: Another process trains in the folder, or it cannot be written.
     """
-    new = not run.path.exists()
+    made = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
     run.path.mkdir(parents=True, exist_ok=True)
     try:
         with locked(run.lock):
             _require_fresh(run, start.checkpoint)
             yield
     except MedsegError:
-        if new and not any(kept.is_file() for kept in (run.metrics, run.last, run.best)):
+        if made and not any(kept.is_file() for kept in (run.metrics, run.last, run.best)):
             shutil.rmtree(run.path, ignore_errors=True)
+            with suppress(OSError):  # another training has begun in one of them
+                for folder in made[1:]:
+                    folder.rmdir()
         raise
 
 

@@ -98,7 +98,7 @@ def test_references_that_are_scans_and_a_folder_given_twice_get_a_word(toy_datas
     assert "a scan, not a label map" in captured.out + captured.err
     assert len(captured.out) < 3000
     main([*line, str(labels)])
-    assert "4 predictions are the very files that they were scored against" in capsys.readouterr().out
+    assert "4 predictions are the very files scored against" in capsys.readouterr().out
 
 
 def test_scans_in_place_of_all_masks_are_one_row_a_file(toy_dataset, capsys):

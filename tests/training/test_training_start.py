@@ -77,6 +77,14 @@ def test_a_refused_attempt_to_go_on_leaves_every_file_as_it_was(store, run, othe
     assert content(run.path) == before
 
 
+def test_a_refused_training_leaves_no_folder_of_those_it_made(store, tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError, match="no weight is called"):
+        fit(store, Run(tmp_path / "mine" / "new" / "run"), **{**OPTIONS, "freeze": ["nothing*"]})
+    assert [*tmp_path.iterdir()] == [tmp_path / "mine"]
+    assert not [*(tmp_path / "mine").iterdir()]
+
+
 def test_a_kill_before_the_first_write_leaves_log_and_last_checkpoint_of_one_moment(store, run):
     assert (step_of(run.best), step_of(run.last), steps_in(run)) == (3, 5, [0, 1, 2, 3, 4])
     with pytest.raises(KilledError):
