@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from medseg.cli.command import Command, Options, say
 from medseg.cli.options import known, switches
 from medseg.cli.reading import COMMANDS
-from medseg.machine.hardware import AUTO, PRECISIONS
+from medseg.cli.words import words_of
+from medseg.machine.hardware import AUTO
 
 _LIKE_FIT = ("compare", "cross-validate")
 """They hand what is not theirs to ``medseg fit``."""
@@ -43,21 +44,12 @@ def _run(options: Options) -> int:
 
 
 def _words() -> Mapping[str, Sequence[str]]:
-    """What an option may be, where that is a word of ours: by its name, that of the command before it if need be."""
-    from medseg.losses import catalogue as losses
-    from medseg.nets import catalogue as nets
-    from medseg.patches.settings import PRESETS
-    from medseg.training.optimise import OPTIMIZERS, SCHEDULES
-
-    all_nets, all_losses = (tuple(row["name"] for row in one.rows()) for one in (nets, losses))
+    """What an option may be, where that is a word: by its name, that of the command before it if need be."""
     return {
         **dict.fromkeys(switches(), ("true", "false")),
-        **dict.fromkeys(("model.net", "net", "nets", "nets name"), all_nets),
-        **dict.fromkeys(("model.loss", "losses", "losses name"), all_losses),
-        "model.optimizer": tuple(OPTIMIZERS),
-        "model.schedule": tuple(SCHEDULES),
-        "data.augmentation": tuple(PRESETS),
-        "trainer.precision": (AUTO, *PRECISIONS),
+        **dict.fromkeys(("net", "nets", "nets name"), words_of("model.net")),
+        **dict.fromkeys(("losses", "losses name"), words_of("model.loss")),
+        **{option: words for option in known("fit") if (words := words_of(option))},
         "trainer.accelerator": (AUTO, "cpu", "gpu"),
     }
 

@@ -7,6 +7,7 @@ question for help are answered at once. What the options mean is decided by `med
 from __future__ import annotations
 
 import ast
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import medseg
+from medseg.checkpoints.origin import flat
 from medseg.cli.command import METRIC, NSD_MM, SURFACES, TRUST, say
 from medseg.cli.reading import PARTS, configs_in, merged, read_config
+from medseg.cli.words import last_values, require_word
 from medseg.errors import UsageError, nearest
 from medseg.machine.docstrings import arguments
 
@@ -77,6 +80,9 @@ def answer(words: Sequence[str]) -> bool:
         if command == "fit" or name in ("data", "trainer"):
             for key in [f"{name}.{inner}" for inner in value] if name in PARTS and value else [name]:
                 _require_known(key, command, legal)
+    if command == "fit" and "medseg.training" not in sys.modules:  # else its tables are at hand, which know all words
+        for option, value in (flat(said) | last_values(rest)).items():
+            require_word(option, value)
     return False
 
 

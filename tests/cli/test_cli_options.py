@@ -10,7 +10,12 @@ from medseg.cli.config import MedsegCLI
 from medseg.cli.main import build_parser
 from medseg.cli.options import OWN, known
 from medseg.cli.reading import COMMANDS
+from medseg.cli.words import require_word, words_of
+from medseg.losses import catalogue as losses
 from medseg.metrics.measures import DEFAULT_TOLERANCE_MM
+from medseg.nets import list_nets
+from medseg.patches.settings import PRESETS
+from medseg.training.optimise import OPTIMIZERS, SCHEDULES
 
 HELP = {"help", "h", "help-all", "c"}
 
@@ -38,6 +43,54 @@ def test_a_list_that_is_given_in_two_parts_is_the_whole_list():
 
 def test_the_tolerance_of_test_is_that_of_evaluate():
     assert OWN["test"]["nsd_mm"][0] == DEFAULT_TOLERANCE_MM
+
+
+def test_the_words_of_an_option_are_those_of_the_tables():
+    assert words_of("model.net") == tuple(list_nets())
+    assert words_of("model.loss") == tuple(sorted(row["name"] for row in losses.rows()))
+    assert words_of("model.optimizer") == tuple(OPTIMIZERS)
+    assert words_of("model.schedule") == tuple(SCHEDULES)
+    assert words_of("data.augmentation") == tuple(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("model.net", word) for word in ("unet", "my_nets.Plain", "monai.networks.nets.UNet")),
+        *(("model.loss", f"2 * mine.own + {word}") for word in ("dice", "linear(0, 1, epochs=5) * boundary")),
+        *(
+            ("model.loss", word)
+            for word in ("cross_entropy(weight=balanced)", "dice - ", "my file", "-increase(1)*dice")
+        ),
+        *(("model.optimizer", word) for word in ("torch.optim.SGD", "null", "muon")),
+        *(("data.augmentation", word) for word in ("strong", "{preset: light}", {"preset": "nonsense"}, None)),
+        *(("trainer.precision", word) for word in (16, "32", "auto", None)),
+    ],
+)
+def test_what_may_be_right_is_left_to_those_who_build_it(option, value):
+    require_word(option, value)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model.net", "unett"], "no network 'unett', did you mean 'unet'"),
+        (["--model.loss", "dice + 0.5 * focl(gamma=2)"], "no loss 'focl', did you mean 'focal'"),
+        (["--model.optimizer=adamv"], "no optimizer 'adamv', did you mean 'adamw'"),
+        (["--model.schedule", "cosinus"], "no schedule 'cosinus', did you mean 'cosine'"),
+        (["--data.augmentation", "moderat"], "no augmentation 'moderat', did you mean 'moderate'"),
+        (["--trainer.precision", "b16-mixed"], "no precision 'b16-mixed', did you mean 'bf16-mixed'"),
+        (["--config", "mine.yaml"], "no network 'vnett', did you mean 'vnet'"),
+    ],
+)
+def test_a_misspelt_word_is_answered_without_torch(tmp_path, words, told):
+    (tmp_path / "mine.yaml").write_text("model: {net: vnett, net_options: {net: unett}}")
+    code = "import sys; from medseg.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "fit", *words], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert told in done.stderr
+    assert done.stdout.split() == ["2", "False"]
 
 
 @pytest.mark.parametrize("words", [["fit", "--help"], ["fit", "--model.los", "dice"]])
