@@ -60,7 +60,7 @@ def test_the_words_of_an_option_are_those_of_the_tables():
         *(("model.loss", f"2 * mine.own + {word}") for word in ("dice", "linear(0, 1, epochs=5) * boundary")),
         *(
             ("model.loss", word)
-            for word in ("cross_entropy(weight=balanced)", "dice - ", "my file", "-increase(1)*dice")
+            for word in ("cross_entropy(weight=balanced)", "dice - ", "my file", "-increase(1)")
         ),
         *(("model.optimizer", word) for word in ("torch.optim.SGD", "null", "muon")),
         *(("data.augmentation", word) for word in ("strong", "{preset: light}", {"preset": "nonsense"}, None)),
@@ -76,7 +76,7 @@ def test_what_may_be_right_is_left_to_those_who_build_it(option, value):
     [
         (["--model.net", "unett"], "no network 'unett', did you mean 'unet'"),
         (["--model.loss", "dice + 0.5 * focl(gamma=2)"], "no loss 'focl', did you mean 'focal'"),
-        (["--model.optimizer=adamv"], "no optimizer 'adamv', did you mean 'adamw'"),
+        (["--model.optimizer=muonn"], "no optimizer 'muonn', did you mean 'muon'"),
         (["--model.schedule", "cosinus"], "no schedule 'cosinus', did you mean 'cosine'"),
         (["--data.augmentation", "moderat"], "no augmentation 'moderat', did you mean 'moderate'"),
         (["--trainer.precision", "b16-mixed"], "no precision 'b16-mixed', did you mean 'bf16-mixed'"),
