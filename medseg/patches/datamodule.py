@@ -58,9 +58,8 @@ class VolumesDataModule(pl.LightningDataModule):
             up to four, for a GPU up to eight. Fewer where shared memory is too small for what they would have ready.
         seed: Of the folds, the patches and their augmentation.
         oversample_foreground: Least share of each batch whose patches contain an organ.
-        augmentation: ``none``, ``light``, ``moderate`` (for minutes), ``strong`` (for hours: many passes over the
-            cases), ``full`` (nnU-Net's, for days), or a mapping of settings such as
-            ``{preset: moderate, rotation_deg: 10}``, see docs/augmentations.md.
+        augmentation: ``none``, ``light``, ``moderate`` (for minutes), ``full`` (nnU-Net's, for days), or a mapping of
+            settings such as ``{preset: moderate, rotation_deg: 10}``, see docs/augmentations.md.
         cache: ``memory`` keeps decoded volumes, once for all processes of a machine; ``disk`` never does; ``auto`` does
             when they fit into 40 % of the free memory.
         steps_per_epoch: Batches per epoch and device.

@@ -71,7 +71,7 @@ def _per_axis(
     return rng.uniform(*limits, size=(len(chosen), 3)).astype(np.float32)
 
 
-@augmentation(probability=0.2, channel_probability=0.5, presets=("full", "moderate", "strong"))
+@augmentation(probability=0.2, channel_probability=0.5, presets=("full", "moderate"))
 def blur(
     volume: Volume, *, blur_sigma_voxels: Drawn = Setting((0.5, 1.0), _POSITIVE, draws=_per_axis, neutral=1e-3)
 ) -> None:
@@ -83,7 +83,7 @@ def blur(
     _mix(volume, [_gaussian(size, sigma) for size, sigma in zip(volume.shape, blur_sigma_voxels, strict=True)])
 
 
-@augmentation(probability=0.15, presets=("full", "light", "moderate", "strong"))
+@augmentation(probability=0.15, presets=("full", "light", "moderate"))
 def brightness(volume: Volume, *, brightness: Drawn = _factor((0.75, 1.25))) -> None:
     r"""Multiplied: :math:`x \mapsto f x`.
 
@@ -93,7 +93,7 @@ def brightness(volume: Volume, *, brightness: Drawn = _factor((0.75, 1.25))) -> 
     volume.mul_(brightness)
 
 
-@augmentation(probability=0.15, presets=("full", "light", "moderate", "strong"))
+@augmentation(probability=0.15, presets=("full", "light", "moderate"))
 def contrast(volume: Volume, *, contrast: Drawn = _factor((0.75, 1.25))) -> None:
     r"""Pulled from or to the mean, :math:`x \mapsto \bar x + f (x - \bar x)`, within the old extremes.
 
@@ -119,7 +119,7 @@ def _share(
     return share
 
 
-@augmentation(probability=0.25, channel_probability=0.5, presets=("full", "moderate", "strong"))
+@augmentation(probability=0.25, channel_probability=0.5, presets=("full", "moderate"))
 def low_resolution(
     volume: Volume, *, low_resolution: Drawn = Setting((0.5, 1.0), Bounds(0, 1, above=True), _share, neutral=1.0)
 ) -> None:
@@ -170,7 +170,7 @@ def gamma_inverted(volume: Volume, *, gamma: Drawn = _factor((0.7, 1.5))) -> Non
     _bend(volume, gamma, inverted=True)
 
 
-@augmentation(probability=0.3, presets=("full", "moderate", "strong"))
+@augmentation(probability=0.3, presets=("full", "moderate"))
 def gamma(volume: Volume, *, gamma: Drawn = _factor((0.7, 1.5))) -> None:
     r"""A power of the intensities in [0, 1], :math:`u \mapsto u^\gamma`; mean and deviation stay as they were.
 

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from medseg.patches.augmentations import Bounds, Drawn, Field, Matrix, Range, Setting, augmentation
 from medseg.patches.geometry import Geometry
 
-_GENTLE = {"rotation_deg": 20.0, "rotation_in_plane_deg": 20.0}
-
 
 def rotation_reach(
     furthest_mm: NDArray[np.float64], geometry: Geometry, *, rotation_deg: float, rotation_in_plane_deg: float
@@ -27,7 +25,7 @@ def rotation_reach(
 
 @augmentation(
     probability=0.2,
-    presets={"full": {}, "moderate": _GENTLE, "strong": {**_GENTLE, "probability": 1.0}},
+    presets={"full": {}, "moderate": {"rotation_deg": 20.0, "rotation_in_plane_deg": 20.0}},
     reach=rotation_reach,
 )
 def rotation(
@@ -68,11 +66,7 @@ def scale_reach(furthest_mm: NDArray[np.float64], geometry: Geometry, *, scale: 
     return furthest_mm * np.where(in_plane(geometry), max(scale[1], 1.0), 1.0)
 
 
-@augmentation(
-    probability=0.2,
-    presets={"full": {}, "moderate": {"scale": (0.8, 1.2)}, "strong": {"scale": (0.8, 1.2), "probability": 1.0}},
-    reach=scale_reach,
-)
+@augmentation(probability=0.2, presets={"full": {}, "moderate": {"scale": (0.8, 1.2)}}, reach=scale_reach)
 def scale(
     rng: np.random.Generator, geometry: Geometry, *, scale: Drawn = Setting((0.7, 1.4), Bounds(above=True), neutral=1.0)
 ) -> Matrix:
@@ -91,7 +85,7 @@ def elastic_reach(
     return furthest_mm + 2 * elastic_mm * in_plane(geometry)
 
 
-@augmentation(probability=0.0, presets={"strong": {"elastic_mm": 2.0, "probability": 0.5}}, reach=elastic_reach)
+@augmentation(probability=0.0, reach=elastic_reach)
 def elastic(
     rng: np.random.Generator,
     geometry: Geometry,

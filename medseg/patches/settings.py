@@ -1,4 +1,4 @@
-"""How strongly patches are augmented: plain numbers, nnU-Net's by default, and five strengths by name."""
+"""How strongly patches are augmented: plain numbers, nnU-Net's by default, and four strengths by name."""
 
 from __future__ import annotations
 
@@ -94,8 +94,6 @@ _WHOLE_PRESETS: dict[str, dict[str, Any]] = {
     "light": {"mirror_probability": 0.0},
     # for minutes on a CPU: full strength and mirrors need many more steps before they pay
     "moderate": {"mirror_probability": 0.0, "label_interpolation": "nearest"},
-    # for so many passes over the cases that a network would learn them by heart: none is seen twice alike
-    "strong": {"mirror_probability": 0.0, "label_interpolation": "nearest"},
     "full": {},
 }
 

@@ -60,7 +60,7 @@ def test_the_words_of_an_option_are_those_of_the_tables():
         *(("model.loss", f"2 * mine.own + {word}") for word in ("dice", "linear(0, 1, epochs=5) * boundary")),
         *(("model.loss", word) for word in ("cross_entropy(weight=balanced)", "dice - ", "my file", "-increase(1)")),
         *(("model.optimizer", word) for word in ("torch.optim.SGD", "null", "muon")),
-        *(("data.augmentation", word) for word in ("strong", "{preset: light}", {"preset": "nonsense"}, None)),
+        *(("data.augmentation", word) for word in ("full", "{preset: light}", {"preset": "nonsense"}, None)),
         *(("trainer.precision", word) for word in (16, "32", "auto", None)),
     ],
 )
