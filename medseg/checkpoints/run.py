@@ -116,8 +116,10 @@ def checkpoints_in(paths: Sequence[Path]) -> list[Path]:
         paths: Checkpoints, run folders (their best), or folders of a cross-validation (the best of each fold).
 
     Raises:
-        CheckpointError: A folder is neither a run nor a cross-validation.
+        CheckpointError: One is not there, or a folder is neither a run nor a cross-validation.
     """
+    if gone := next((path for path in paths if not path.exists()), None):
+        raise missing(gone)
     return [checkpoint for path in paths for checkpoint in (_members(path) if path.is_dir() else [path])]
 
 

@@ -68,6 +68,19 @@ def test_what_may_be_right_is_left_to_those_who_build_it(option, value):
     require_word(option, value)
 
 
+def told_without_torch(folder, words):
+    """What the standard error says of a command that is refused, before torch is imported."""
+    code = "import sys; from medseg.cli import main; print(main(sys.argv[1:]) > 0, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("words", [["predict", "--input", ".", "--output", "out", "--ckpt"], ["info"]])
+def test_a_misspelt_path_is_answered_without_torch(tmp_path, words):
+    assert "nowhere.ckpt does not exist" in told_without_torch(tmp_path, [*words, "nowhere.ckpt"])
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -82,12 +95,7 @@ def test_what_may_be_right_is_left_to_those_who_build_it(option, value):
 )
 def test_a_misspelt_word_is_answered_without_torch(tmp_path, words, told):
     (tmp_path / "mine.yaml").write_text("model: {net: vnett, net_options: {net: unett}}")
-    code = "import sys; from medseg.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "fit", *words], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert told in done.stderr
-    assert done.stdout.split() == ["2", "False"]
+    assert told in told_without_torch(tmp_path, ["fit", *words])
 
 
 @pytest.mark.parametrize("words", [["fit", "--help"], ["fit", "--model.los", "dice"]])
