@@ -155,8 +155,16 @@ model:
 
 The numbers below are for one plan: one channel, three classes, two patches of 128 x 128 x 128 voxels, six stages of
 32, 64, 128, 256, 320 and 320 channels, strides of 2 and kernels of 3, in float32. The memory is what a training step
-with SGD is expected to take, by the tensors that it keeps (`medseg.nets.estimate` says how well that holds).
+with SGD is expected to take, by the tensors that it keeps (`medseg.nets.estimate` says how well that holds). The time of a
+training step, beside that of the `unet`, is of one core of a CPU and a patch of 64 x 64 x 64 voxels
+(`benchmarks/network_step.py`); on a GPU nobody has measured it.
 """
+
+_STEP = {
+    **{"anatomynet": 0.55, "attention_unet": 1.1, "mednext": 2.9, "residual_encoder_unet": 1.8, "segresnet": 1.7},
+    **{"swin_unetr": 3.1, "unet": 1.0, "unetr": 0.7, "vnet": 1.3},
+}
+"""Measured by ``benchmarks/network_step.py``: AMD EPYC, float32, torch 2.13.0+cpu, processor time beside other work."""
 
 _PLAN = NetSpec(
     in_channels=1,
@@ -171,7 +179,11 @@ _PLAN = NetSpec(
 def networks() -> str:
     """The whole of docs/networks.md."""
     rows, deep = catalogue.rows(), deeply_supervised_nets()
-    lines = [NETWORKS, "| network | parameters in millions | memory in GiB | deep supervision |", "|---|--:|--:|---|"]
+    lines = [
+        NETWORKS,
+        "| network | parameters in millions | memory in GiB | a step, of the unet's | deep supervision |",
+    ]
+    lines += ["|---|--:|--:|--:|---|"]
     for row in rows:
         with torch.device("cpu" if row["name"] == "swin_unetr" else "meta"):  # MONAI's reads a value as it is built
             network = build_net(row["name"], _PLAN)
@@ -180,6 +192,7 @@ def networks() -> str:
             f"[`{row['name']}`](#{row['name']})",
             f"{cost.parameters / 1e6:.1f}",
             f"{cost.training_bytes / 2**30:.1f}",
+            f"{_STEP[row['name']]:g}",
         ]
         lines.append(f"| {' | '.join(cells)} | {'yes' if row['name'] in deep else 'no'} |")
     for row in rows:

@@ -14,6 +14,7 @@ from medseg.datasets.case import Dataset, read_dataset
 from medseg.datasets.sides import side_pairs
 from medseg.errors import DataError
 from medseg.plan.adopt import adopt, stale
+from medseg.plan.budget import Budget, work
 from medseg.plan.fingerprint import CaseFingerprint, Fingerprint, Intensities, fingerprint
 from medseg.plan.plan import Normalisation, read_plan, write_plan
 from medseg.plan.planning import make_plan
@@ -270,6 +271,19 @@ def test_more_memory_never_shrinks_the_patch():
 def test_a_budget_too_small_for_anything_still_answers():
     plan = make_plan(a_fingerprint(CUBES), 1e-9)
     assert (plan.batch_size, plan.patch_size) == (2, (1, 1, 1))
+
+
+def test_where_time_shrinks_the_network_alone_the_batch_says_whose_it_is():
+    """Two patches are the least, of the largest network too: what fits into the memory would be more of the chosen."""
+    large = a_fingerprint((((256, 256, 256), (1.0, 1.0, 1.0)),) * 20)
+
+    def seconds_of(topology, batch):
+        return work(topology, batch) / 1e10
+
+    memory, time = make_plan(large), make_plan(large, budget=Budget(10.0, seconds_of, "a test"))
+    assert time.batch_size == memory.batch_size == 2
+    assert time.features != memory.features
+    assert time.reasons["batch_size"].startswith("As many as of the largest network")
 
 
 def test_an_edit_names_what_it_leaves_behind():
