@@ -155,8 +155,8 @@ model:
 
 The numbers below are for one plan: one channel, three classes, two patches of 128 x 128 x 128 voxels, six stages of
 32, 64, 128, 256, 320 and 320 channels, strides of 2 and kernels of 3, in float32. The memory is what a training step
-with SGD is expected to take, by the tensors that it keeps (`medseg.nets.estimate` says how well that holds). The time of a
-training step, beside that of the `unet`, is of one core of a CPU and a patch of 64 x 64 x 64 voxels
+with SGD is expected to take, by the tensors that it keeps (`medseg.nets.estimate` says how well that holds). The time
+of a training step, beside that of the `unet`, is of one core of a CPU and a patch of 64 x 64 x 64 voxels
 (`benchmarks/network_step.py`); on a GPU nobody has measured it.
 """
 
@@ -179,11 +179,8 @@ _PLAN = NetSpec(
 def networks() -> str:
     """The whole of docs/networks.md."""
     rows, deep = catalogue.rows(), deeply_supervised_nets()
-    lines = [
-        NETWORKS,
-        "| network | parameters in millions | memory in GiB | a step, of the unet's | deep supervision |",
-    ]
-    lines += ["|---|--:|--:|--:|---|"]
+    heads = ("network", "parameters in millions", "memory in GiB", "a step, of `unet`'s", "deep supervision")
+    lines = [NETWORKS, f"| {' | '.join(heads)} |", "|---|--:|--:|--:|---|"]
     for row in rows:
         with torch.device("cpu" if row["name"] == "swin_unetr" else "meta"):  # MONAI's reads a value as it is built
             network = build_net(row["name"], _PLAN)
