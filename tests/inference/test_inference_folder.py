@@ -291,7 +291,8 @@ def test_the_cli_writes_what_was_asked(tmp_path, images, monkeypatch, capsys):
         return named()
 
     monkeypatch.setattr(Predictor, "load", load)
-    words = ["predict", "--ckpt", "x", "--input", str(images), "--output", str(tmp_path / "out"), "--no-cleaning"]
+    (ckpt := tmp_path / "x.ckpt").touch()
+    words = ["predict", "--ckpt", str(ckpt), "--input", str(images), "--output", str(tmp_path / "out"), "--no-cleaning"]
     assert main(words) == 0
     asked = {"mirror": False, "device": "auto", "cleaning": False, "trust": Trust()}
     assert seen == {**asked, "precision": "auto", "overlap": None}
