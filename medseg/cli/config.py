@@ -164,7 +164,8 @@ def _of_a_finished_run(
         if not of.config.is_file():
             if run:
                 problem = "holds no config.yaml" if of.path.is_dir() else "does not exist"
-                raise UsageError(f"{of.path} is no run: it {problem}", "Name with --run the folder that medseg fit trained in")
+                remedy = "Name with --run the folder that medseg fit trained in"
+                raise UsageError(f"{of.path} is no run: it {problem}", remedy)
             raise UsageError(f"{command} needs the run it is about", "Name its folder with --run, or give a --config")
         config = read_config(of.config)
         words = [*words, *([] if run else ["--run", str(of.path)])]
