@@ -157,10 +157,8 @@ def _too_few(steps: float, trainer: Trainer, held: str) -> str:
     plan = shlex.join(
         ["medseg", "plan", str(dataset or "DATASET"), "--minutes", f"{minutes:.3g}", "--out", "quick.yaml"]
     )
-    return (
-        f"{held} {steps:.0f} steps; with fewer than {FEWEST_STEPS} a network learns little: {plan} chooses one for "
-        "that time on this machine, and says what to type next"
-    )
+    holds = f"{held} {counted(round(steps), 'step')}; with fewer than {FEWEST_STEPS} a network learns little"
+    return f"{holds}: {plan} chooses one for that time on this machine, and says what to type next"
 
 
 def _too_many(steps: float, trainer: Trainer) -> str:
