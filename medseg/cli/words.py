@@ -13,7 +13,7 @@ from pathlib import Path
 
 import medseg
 from medseg.errors import UsageError, meant
-from medseg.machine.hardware import PRECISIONS
+from medseg.machine.hardware import PRECISIONS, precision_named
 
 _FILED = {"model.net": ("nets", "net"), "model.loss": ("losses", "loss")}
 """Option -> the package and the decorator that file a function under its own name."""
@@ -24,8 +24,6 @@ _LISTED = {
     "data.augmentation": ("patches/settings.py", "_WHOLE_PRESETS"),
 }
 """Option -> the module and the table whose keys they are."""
-
-_CALLED = {"model.net": "network", "trainer.precision": "precision"}
 
 
 @cache
@@ -55,14 +53,19 @@ def require_word(option: str, value: object) -> None:
     Raises:
         UsageError: It is; the nearest legal one is given.
     """
-    legal = words_of(option) if isinstance(value, str | int) else ()
+    if not isinstance(value, str | int) or value == "null":
+        return
+    if option == "trainer.precision":
+        precision_named(value)
+        return
+    legal = words_of(option)
     names = _losses_in(str(value)) if option == "model.loss" else [str(value)]
     for name in names if legal else ():
-        if name not in legal and name != "null" and name.replace("-", "_").isidentifier():
-            noun = _CALLED.get(option, option.rpartition(".")[2])
+        if name not in legal and name.isidentifier():
+            noun = "network" if option == "model.net" else option.rpartition(".")[2]
             remedy = f"Choose one of {', '.join(legal)}" if len(legal) < 12 else "medseg losses lists them"
-            own = "" if option == "trainer.precision" else "; what you wrote yourself takes its dotted path"
-            raise UsageError(f"there is no {noun} {name!r}{meant(name, legal)}", remedy + own)
+            problem = f"there is no {noun} {name!r}{meant(name, legal)}"
+            raise UsageError(problem, f"{remedy}; what you wrote yourself takes its dotted path")
 
 
 def _losses_in(text: str) -> list[str]:

@@ -39,8 +39,9 @@ _SHRINKING = (
     *((16, 32, 0.56), (16, 32, 0.5), (8, 16, 0.63), (8, 16, 0.56), (8, 16, 0.5), (8, 16, 0.4)),
 )
 """Features of the first and the second stage and the share of each edge of the patch: from the next to largest to the
-smallest, in steps of a factor of 2.4 at most, so that what is chosen uses four tenths of the time or more. The first
-stage, at full resolution, has half of the multiplications: it is halved before all else."""
+smallest, in steps of about a factor of two, so that what is chosen uses nearly half of the time or more; patches that
+strides divide into few sizes, small or of thick slices, have steps of up to five. The first stage, at full resolution,
+has half of the multiplications: it is halved before all else."""
 _ROUNDS = 2  # of timed steps, after one that warms up
 _SMALLEST_EDGE = 16
 

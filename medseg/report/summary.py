@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, UInt16
 
+from medseg.datasets.case import counted
 from medseg.metrics.empty import Outcome
 from medseg.report.rows import CaseRow, by_case, by_dataset, measures, organs_of
 
@@ -100,7 +101,7 @@ class Summary:
             >>> Summary({}, 1, None, None).counted
             '1 case'
         """
-        return f"{self.cases} case{'s' * (self.cases != 1)}"
+        return counted(self.cases, "case")
 
     def as_json(self) -> dict[str, Any]:
         """Give plain data for `json.dumps`, free of NaN."""

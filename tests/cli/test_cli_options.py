@@ -89,7 +89,7 @@ def test_a_misspelt_path_is_answered_without_torch(tmp_path, words):
         (["--model.optimizer=muonn"], "no optimizer 'muonn', did you mean 'muon'"),
         (["--model.schedule", "cosinus"], "no schedule 'cosinus', did you mean 'cosine'"),
         (["--data.augmentation", "moderat"], "no augmentation 'moderat', did you mean 'moderate'"),
-        (["--trainer.precision", "b16-mixed"], "no precision 'b16-mixed', did you mean 'bf16-mixed'"),
+        (["--trainer.precision", "b16-mixed"], "does not compute in the precision 'b16-mixed'. Choose one of auto"),
         (["--config", "mine.yaml"], "no network 'vnett', did you mean 'vnet'"),
     ],
 )
